@@ -1,0 +1,1 @@
+"""The two-stream model, its layers, its fixed positions and its arithmetic cost."""

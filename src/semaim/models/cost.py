@@ -1,0 +1,51 @@
+"""What a model costs: parameters and floating-point operations per image.
+
+Counts matrix products only (a multiplication and an addition are two operations), attention as if dense, which is the
+convention of torch's FlopCounterMode and of published figures.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from semaim.models.aim import AIM
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Parameters, and floating-point operations per image."""
+
+    encoder_parameters: int
+    parameters: int
+    encode: int  # the encoder without mask: evaluation, and the semantic pass
+    predict: int  # both streams and the head, forward
+    training_step: int  # forward and backward, and the semantic pass if the order needs a map
+
+
+def cost(model: AIM, needs_map: bool) -> Cost:
+    """Count analytically, from the sizes alone (so a model on the meta device will do).
+
+    The backward pass counts twice the forward pass, except for the patch embedding, whose input needs no gradient.
+    """
+    dim, patches = model.embed_dim, model.grid[0] * model.grid[1]
+    linear = {name: p.numel() for name, p in model.named_parameters() if p.ndim >= 2 and name != "cls_token"}
+
+    def weights(prefix: str) -> int:
+        return sum(size for name, size in linear.items() if name.startswith(prefix))
+
+    embed = 2 * patches * weights("patch_embed.")
+
+    def content(tokens: int) -> int:
+        return 2 * tokens * weights("blocks.") + len(model.blocks) * 4 * tokens * tokens * dim
+
+    query = 2 * patches * weights("query_blocks.") + len(model.query_blocks) * 4 * patches * patches * dim
+    encode = embed + content(patches + 1)
+    predict = embed + content(patches) + query + 2 * patches * weights("prediction_head.")
+    encoder = ("patch_embed.", "cls_token", "blocks.", "norm.")
+    return Cost(
+        encoder_parameters=sum(p.numel() for name, p in model.named_parameters() if name.startswith(encoder)),
+        parameters=sum(p.numel() for p in model.parameters()),
+        encode=encode,
+        predict=predict,
+        training_step=3 * predict - embed + (encode if needs_map else 0),
+    )

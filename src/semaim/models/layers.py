@@ -1,0 +1,126 @@
+"""Attention and the two kinds of transformer block.
+
+Shapes: B images, L queries (patches in prediction order), N tokens, D width, H heads, K = D / H.
+
+References: pre-norm ViT block (Dosovitskiy et al. 2021, equations 2-3); two-stream attention (Yang et al. 2019, XLNet,
+section 2.3) in the image form of SAIM (arXiv 2212.01610) and SemAIM (arXiv 2312.10457, section 3).
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from timm.layers import Mlp, drop_path
+from torch import Tensor, nn
+
+LAYER_NORM_EPS = 1e-6
+
+
+def attend(q_BHLK: Tensor, k_BHNK: Tensor, v_BHNK: Tensor, causal: bool) -> Tensor:
+    """Scaled dot-product attention: the one place where the mask of either stream is chosen.
+
+    Tokens come sorted by prediction order, so "see only what was predicted before" is the plain causal mask and no mask
+    tensor exists.
+
+    Returns:
+        (B, L, D), heads merged.
+    """
+    out_BHLK = F.scaled_dot_product_attention(q_BHLK, k_BHNK, v_BHNK, is_causal=causal)
+    return out_BHLK.transpose(1, 2).flatten(2)
+
+
+class SelfAttention(nn.Module):
+    """Attention of tokens among themselves."""
+
+    def __init__(self, dim: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+
+    def heads(self, x_BND: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values, each (B, H, N, K)."""
+        q, k, v = self.qkv(x_BND).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        return q, k, v
+
+    def forward(self, x_BND: Tensor, causal: bool) -> Tensor:
+        return self.proj(attend(*self.heads(x_BND), causal=causal))
+
+
+class CrossAttention(nn.Module):
+    """Attention of queries to context tokens, with separate projections."""
+
+    def __init__(self, dim: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.q = nn.Linear(dim, dim)
+        self.k = nn.Linear(dim, dim)
+        self.v = nn.Linear(dim, dim)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, query_BLD: Tensor, context_BND: Tensor, causal: bool) -> Tensor:
+        q, k, v = (
+            linear(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+            for linear, x in ((self.q, query_BLD), (self.k, context_BND), (self.v, context_BND))
+        )
+        return self.proj(attend(q, k, v, causal=causal))
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block of the content stream."""
+
+    def __init__(self, dim: int, num_heads: int, mlp_ratio: float, drop_path: float) -> None:
+        super().__init__()
+        self.drop_path = drop_path
+        self.norm1 = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
+        self.attn = SelfAttention(dim, num_heads)
+        self.norm2 = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio))
+
+    def forward(self, x_BND: Tensor, causal: bool, stochastic: bool) -> Tensor:
+        """One block; `stochastic` applies drop path (the semantic pass never does)."""
+        x_BND = x_BND + drop_path(self.attn(self.norm1(x_BND), causal), self.drop_path, stochastic)
+        return x_BND + drop_path(self.mlp(self.norm2(x_BND)), self.drop_path, stochastic)
+
+    def forward_with_attention(self, x_BND: Tensor) -> tuple[Tensor, Tensor]:
+        """The unmasked block, and how its first token attends to the others, averaged over heads.
+
+        Queries, keys and values are computed once and serve both; only the one row of the attention matrix is built.
+
+        Returns:
+            tokens (B, N, D) and attention (B, N - 1).
+        """
+        q, k, v = self.attn.heads(self.norm1(x_BND))
+        row_BHN = (q[:, :, :1].float() * q.shape[-1] ** -0.5 @ k.float().transpose(-1, -2)).softmax(-1)[:, :, 0]
+        x_BND = x_BND + self.attn.proj(attend(q, k, v, causal=False))
+        return x_BND + self.mlp(self.norm2(x_BND)), row_BHN.mean(1)[:, 1:]
+
+
+class QueryBlock(nn.Module):
+    """Block of the query stream: cross-attention to the content stream. Its norm1 serves queries and context alike."""
+
+    def __init__(self, dim: int, num_heads: int, mlp_ratio: float, drop_path: float) -> None:
+        super().__init__()
+        self.drop_path = drop_path
+        self.norm1 = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
+        self.attn = CrossAttention(dim, num_heads)
+        self.norm2 = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio))
+
+    def forward(self, query_BLD: Tensor, context_BLD: Tensor, stochastic: bool) -> Tensor:
+        read_BLD = self.attn(self.norm1(query_BLD), self.norm1(context_BLD), causal=True)
+        query_BLD = query_BLD + drop_path(read_BLD, self.drop_path, stochastic)
+        return query_BLD + drop_path(self.mlp(self.norm2(query_BLD)), self.drop_path, stochastic)
+
+
+def xavier_init(module: nn.Module) -> None:
+    """Xavier-uniform weights (a convolution seen as the linear layer it is on a patch) and zero biases."""
+    if isinstance(module, nn.Linear | nn.Conv2d):
+        nn.init.xavier_uniform_(module.weight.view(module.weight.shape[0], -1))
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+def gather_rows(x_BLD: Tensor, index_BK: Tensor) -> Tensor:
+    """Rows of each image's matrix: out[b, k] = x[b, index[b, k]]."""
+    return torch.gather(x_BLD, 1, index_BK[..., None].expand(-1, -1, x_BLD.shape[-1]))

@@ -1,0 +1,207 @@
+"""Prediction orders: one small class per order.
+
+Shapes: B images, L = h * w patches of a grid (h, w), raster index i = row * w + column. Every permutation returns
+`order_BL`, long: order[b, t] is the raster index of the patch predicted at step t.
+
+An order is written as a priority per patch (smallest first); equal priorities are put in random order, so the result is
+always strict: no two patches are predicted at the same step. All randomness of an image comes from one row of uniform
+noise, which lets several processes draw the same orders as one process would (`Permutation.order`).
+
+References: SemAIM (arXiv 2312.10457), section 3.2; SAIM (arXiv 2212.01610) for the random order. The authors' code
+crosses two names: its `raster` is the boustrophedon and its `zigzag` the plain row order. Here they mean what the field
+means by them.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+from semaim.errors import UserError
+
+Grid = tuple[int, int]
+
+
+class Permutation(ABC):
+    """An order of patches. Subclasses define `priority`."""
+
+    needs_map = False  # True: the order follows a semantic map, which the caller must compute
+
+    @abstractmethod
+    def priority(self, grid: Grid, noise_BK: Tensor, semantic_map_BL: Tensor | None) -> Tensor:
+        """Priority of each patch, small first.
+
+        Args:
+            grid: rows and columns.
+            noise_BK: uniform in [0, 1), K = L + 1. Columns 0..L-1 break ties; column L is free for the order's own use.
+            semantic_map_BL: the map, if `needs_map`.
+
+        Returns:
+            (B, L), or (L,) when it is the same for every image.
+        """
+
+    def order(self, grid: Grid, noise_BK: Tensor, semantic_map_BL: Tensor | None = None) -> Tensor:
+        """The order as a pure function of its noise: (B, L), long. See `__call__` for the arguments."""
+        if self.needs_map and semantic_map_BL is None:
+            raise UserError(f"{type(self).__name__} follows a semantic map: pass semantic_map_BL")
+        patches = grid[0] * grid[1]
+        if semantic_map_BL is not None and semantic_map_BL.shape != (len(noise_BK), patches):
+            raise UserError(
+                f"the semantic map has shape {tuple(semantic_map_BL.shape)}, expected {(len(noise_BK), patches)} "
+                f"(images, patches of a {grid[0]}x{grid[1]} grid)"
+            )
+        priority_BL = self.priority(grid, noise_BK, semantic_map_BL).expand(len(noise_BK), -1)
+        shuffled_BL = noise_BK[:, :patches].argsort(dim=1, stable=True)
+        return shuffled_BL.gather(1, priority_BL.gather(1, shuffled_BL).argsort(dim=1, stable=True))
+
+    def __call__(
+        self,
+        grid: Grid,
+        batch_size: int,
+        semantic_map_BL: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Draw an order for each image.
+
+        Args:
+            grid: rows and columns of patches (h, w).
+            batch_size: B.
+            semantic_map_BL: needed by the orders that follow a map, ignored by the others.
+            generator: source of randomness, on any device; torch's global one by default.
+
+        Returns:
+            order (B, L), long, on the map's device if there is a map, else on the generator's.
+
+        Raises:
+            UserError: if a needed map is missing or does not fit the grid.
+        """
+        device = generator.device if generator is not None else torch.device("cpu")
+        noise_BK = torch.rand(batch_size, noise_columns(grid), generator=generator, device=device)
+        if semantic_map_BL is not None:
+            noise_BK = noise_BK.to(semantic_map_BL.device)
+        return self.order(grid, noise_BK, semantic_map_BL)
+
+
+def noise_columns(grid: Grid) -> int:
+    """K, the uniform numbers an order may use per image: one per patch to break ties and one more."""
+    return grid[0] * grid[1] + 1
+
+
+def coordinates(grid: Grid, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Row and column of each patch, two long tensors (L,)."""
+    index_L = torch.arange(grid[0] * grid[1], device=device)
+    return index_L // grid[1], index_L % grid[1]
+
+
+def square_rings(grid: Grid, centre_row_B1: Tensor, centre_column_B1: Tensor) -> Tensor:
+    """Square ring of each patch around a centre: 0 the innermost, 3 the outermost.
+
+    Three nested windows of 1/7, 3/7 and 5/7 of each side (2, 6 and 10 patches at 14), per axis [c - size/2, c + size/2)
+    around the centre c, shifted to stay inside the grid; a patch belongs to the smallest window that holds it, else to
+    the outermost ring. Computed in integers, in units of 1/14 patch. (The authors' table agrees at 14x14 except that
+    there row and column 13 lie in no window and the windows of the centres 2 and 11 are off by one.)
+
+    Args:
+        centre_row_B1, centre_column_B1: centres in units of half a patch, long.
+
+    Returns:
+        (B, L), long.
+    """
+    rows_L, columns_L = coordinates(grid, centre_row_B1.device)
+    ring_BL = torch.full((len(centre_row_B1), len(rows_L)), 3, device=rows_L.device)
+    for ring, sevenths in ((2, 5), (1, 3), (0, 1)):
+        inside_BL = torch.ones_like(ring_BL, dtype=torch.bool)
+        for position_L, centre_B1, side in ((rows_L, centre_row_B1, grid[0]), (columns_L, centre_column_B1, grid[1])):
+            size = 2 * sevenths * side
+            start_B1 = (7 * centre_B1 - size // 2).clamp(0, 14 * side - size)
+            inside_BL &= (start_B1 <= 14 * position_L) & (14 * position_L < start_B1 + size)
+        ring_BL = torch.where(inside_BL, ring, ring_BL)
+    return ring_BL
+
+
+def _rings_around(grid: Grid, patch_B: Tensor) -> Tensor:
+    """Square rings around one patch per image, given by raster index."""
+    return square_rings(grid, 2 * (patch_B // grid[1])[:, None], 2 * (patch_B % grid[1])[:, None])
+
+
+class Raster(Permutation):
+    """Row by row, as iGPT and ViT-iGPT. (The authors' code calls this order `zigzag`.)"""
+
+    def priority(self, grid: Grid, noise_BK: Tensor, semantic_map_BL: Tensor | None) -> Tensor:
+        return torch.arange(grid[0] * grid[1], device=noise_BK.device)
+
+
+class Zigzag(Permutation):
+    """Row by row with the odd rows reversed, the boustrophedon. (The authors' code calls this order `raster`.)"""
+
+    def priority(self, grid: Grid, noise_BK: Tensor, semantic_map_BL: Tensor | None) -> Tensor:
+        rows_L, columns_L = coordinates(grid, noise_BK.device)
+        return rows_L * grid[1] + torch.where(rows_L % 2 == 0, columns_L, grid[1] - 1 - columns_L)
+
+
+class Stochastic(Permutation):
+    """Uniformly random, another order for every image (SAIM)."""
+
+    def priority(self, grid: Grid, noise_BK: Tensor, semantic_map_BL: Tensor | None) -> Tensor:
+        return torch.zeros(grid[0] * grid[1], device=noise_BK.device)
+
+
+class Center2Out(Permutation):
+    """Random inside square rings around the centre of the image, innermost ring first."""
+
+    def priority(self, grid: Grid, noise_BK: Tensor, semantic_map_BL: Tensor | None) -> Tensor:
+        # The centre is side / 2 patches from the border: `side` in units of half a patch.
+        row, column = (torch.tensor([[side]], device=noise_BK.device) for side in grid)
+        return square_rings(grid, row, column)
+
+
+class Out2Center(Center2Out):
+    """Random inside square rings around the centre of the image, outermost ring first."""
+
+    def priority(self, grid: Grid, noise_BK: Tensor, semantic_map_BL: Tensor | None) -> Tensor:
+        return -super().priority(grid, noise_BK, semantic_map_BL)
+
+
+class StochasticCenter(Permutation):
+    """Random inside square rings around a random patch of each image, innermost ring first."""
+
+    def priority(self, grid: Grid, noise_BK: Tensor, semantic_map_BL: Tensor | None) -> Tensor:
+        patches = grid[0] * grid[1]
+        # float32 noise just below 1 times the number of patches can round up to that number
+        patch_B = (noise_BK[:, patches] * patches).long().clamp(max=patches - 1)
+        return _rings_around(grid, patch_B)
+
+
+class Attention(Permutation):
+    """By the semantic map itself, high first: the "similarity order"."""
+
+    needs_map = True
+
+    def priority(self, grid: Grid, noise_BK: Tensor, semantic_map_BL: Tensor | None) -> Tensor:
+        assert semantic_map_BL is not None
+        return -semantic_map_BL
+
+
+class AttentionGuided(Permutation):
+    """Random inside square rings around the most semantic patch, innermost ring first."""
+
+    needs_map = True
+
+    def priority(self, grid: Grid, noise_BK: Tensor, semantic_map_BL: Tensor | None) -> Tensor:
+        assert semantic_map_BL is not None
+        return _rings_around(grid, semantic_map_BL.argmax(1))
+
+
+class AttentionCenter(Permutation):
+    """By Euclidean distance to the most semantic patch, near first, equal distances in random order (SemAIM)."""
+
+    needs_map = True
+
+    def priority(self, grid: Grid, noise_BK: Tensor, semantic_map_BL: Tensor | None) -> Tensor:
+        assert semantic_map_BL is not None
+        rows_L, columns_L = coordinates(grid, noise_BK.device)
+        centre_B1 = semantic_map_BL.argmax(1, keepdim=True)
+        # Squared distances are integers, so equal distances are exactly equal.
+        return (rows_L - centre_B1 // grid[1]) ** 2 + (columns_L - centre_B1 % grid[1]) ** 2

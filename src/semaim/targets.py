@@ -1,0 +1,106 @@
+"""What is predicted per patch, and the loss against it.
+
+Shapes: B images, C channels, L patches, P target channels. Targets and losses are raster-indexed.
+Source: SemAIM (arXiv 2312.10457), sections 3.1 and 3.3; normalised pixels: MAE (arXiv 2111.06377), section 3.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from semaim.errors import UserError
+
+
+class Pixels:
+    """The pixels of each patch of the blurred image, optionally normalised per patch.
+
+    Args:
+        patch_size: pixels per side of a patch.
+        blur_kernel_size: side of the Gaussian kernel in pixels, odd; 0 for no blur.
+        blur_sigma: standard deviation of the Gaussian in pixels.
+        norm_pix: normalise each patch by its mean and unbiased variance (+ 1e-6).
+        loss: "l2" (squared difference) or "l1" (absolute difference), mean over the patch's channels.
+    """
+
+    def __init__(
+        self,
+        patch_size: int,
+        blur_kernel_size: int = 9,
+        blur_sigma: float = 1.0,
+        norm_pix: bool = True,
+        loss: Literal["l1", "l2"] = "l2",
+    ) -> None:
+        if blur_kernel_size and (blur_kernel_size < 0 or blur_kernel_size % 2 == 0):
+            raise UserError(f"target.blur_kernel_size={blur_kernel_size} must be odd, or 0 for no blur")
+        if blur_kernel_size and blur_sigma <= 0:
+            raise UserError(f"target.blur_sigma={blur_sigma} must be positive")
+        if loss not in ("l1", "l2"):
+            raise UserError(f"target.loss={loss} is unknown: choose l1 or l2")
+        self.patch_size = patch_size
+        self.blur_kernel_size = blur_kernel_size
+        self.blur_sigma = blur_sigma
+        self.norm_pix = norm_pix
+        self.loss_kind = loss
+
+    @property
+    def channels(self) -> int:
+        """P: three colours per pixel of a patch."""
+        return 3 * self.patch_size**2
+
+    def __call__(self, images_BCHW: Tensor) -> Tensor:
+        """Targets (B, L, P), float32, of normalised images; channel last inside a patch (row, column, colour)."""
+        with torch.no_grad(), torch.autocast(images_BCHW.device.type, enabled=False):
+            target_BLP = patchify(self.blur(images_BCHW.float()), self.patch_size)
+            if not self.norm_pix:
+                return target_BLP
+            mean_BL1 = target_BLP.mean(-1, keepdim=True)
+            variance_BL1 = target_BLP.var(-1, keepdim=True)
+            return (target_BLP - mean_BL1) / (variance_BL1 + 1e-6).sqrt()
+
+    def blur(self, images_BCHW: Tensor) -> Tensor:
+        """Gaussian blur of each colour channel with zero padding; the identity for kernel size 0."""
+        if not self.blur_kernel_size:
+            return images_BCHW
+        radius = self.blur_kernel_size // 2
+        offsets = torch.arange(-radius, radius + 1, dtype=torch.float64)
+        line = (-(offsets**2) / (2 * self.blur_sigma**2)).exp()
+        line = (line / line.sum()).to(images_BCHW)
+        channels = images_BCHW.shape[1]
+        rows = line.view(1, 1, -1, 1).expand(channels, 1, -1, 1)
+        columns = line.view(1, 1, 1, -1).expand(channels, 1, 1, -1)
+        blurred = F.conv2d(images_BCHW, rows, padding=(radius, 0), groups=channels)
+        return F.conv2d(blurred, columns, padding=(0, radius), groups=channels)
+
+    def loss(self, prediction_BLP: Tensor, target_BLP: Tensor) -> Tensor:
+        """Loss per patch (B, L), float32: mean over channels of the squared or absolute difference."""
+        difference_BLP = prediction_BLP.float() - target_BLP.float()
+        return (difference_BLP.square() if self.loss_kind == "l2" else difference_BLP.abs()).mean(-1)
+
+
+class Features:
+    """Features of a teacher, compared by direction.
+
+    Args:
+        channels: P, the width of the teacher's tokens.
+    """
+
+    def __init__(self, channels: int = 512) -> None:
+        self.channels = channels
+
+    def loss(self, prediction_BLP: Tensor, target_BLP: Tensor) -> Tensor:
+        """Loss per patch (B, L), float32: squared distance of the L2-normalised vectors, 2 - 2 cos."""
+        prediction_BLP = F.normalize(prediction_BLP.float(), dim=-1)
+        target_BLP = F.normalize(target_BLP.float(), dim=-1)
+        return (prediction_BLP - target_BLP).square().sum(-1)
+
+
+def patchify(images_BCHW: Tensor, patch_size: int) -> Tensor:
+    """Cut images into patches, channel last inside a patch: (B, L, P) with P = patch_size^2 * C."""
+    batch, channels, height, width = images_BCHW.shape
+    h, w = height // patch_size, width // patch_size
+    patches = images_BCHW.reshape(batch, channels, h, patch_size, w, patch_size)
+    return patches.permute(0, 2, 4, 3, 5, 1).reshape(batch, h * w, patch_size**2 * channels)
