@@ -34,7 +34,9 @@ def semantic_map(tokens_BND: Tensor, kind: Literal["cls", "gap"] = "cls") -> Ten
     elif kind == "gap":
         global_B1D = patches_BLD.mean(1, keepdim=True)
     else:
-        raise UserError(f"semantic map {kind!r} is unknown: choose cls or gap (self needs the encoder, see SemanticMap)")
+        raise UserError(
+            f"semantic map {kind!r} is unknown: choose cls or gap (self needs the encoder, see SemanticMap)"
+        )
     return F.cosine_similarity(global_B1D, patches_BLD, dim=-1).softmax(-1)
 
 

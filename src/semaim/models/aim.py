@@ -3,8 +3,8 @@
 Shapes: B images, C channels, (h, w) grid, L = h * w patches, N = 1 + L tokens, D width, P target channels.
 `order_BL[b, t]` is the raster index of the patch predicted at step t.
 
-References: SAIM (arXiv 2212.01610), SemAIM (arXiv 2312.10457, section 3). Parameter names are those of the authors' code,
-so that their checkpoints load without renaming.
+References: SAIM (arXiv 2212.01610), SemAIM (arXiv 2312.10457, section 3). Parameter names are those of the authors'
+code, so that their checkpoints load without renaming.
 """
 
 from __future__ import annotations
@@ -67,10 +67,20 @@ class AIM(nn.Module):
         super().__init__()
         self.image_size = pair(image_size)
         self.patch_size = patch_size
-        self.out_channels = out_channels
-        self.mlp_ratio = mlp_ratio
         self.activation_checkpointing = activation_checkpointing
         _check_sizes(self.image_size, patch_size, embed_dim, depth, num_heads, query_depth, head)
+        # What decides the shapes and the meaning of the weights; stored in checkpoints.
+        self.architecture = {
+            "out_channels": out_channels,
+            "image_size": self.image_size,
+            "patch_size": patch_size,
+            "embed_dim": embed_dim,
+            "depth": depth,
+            "num_heads": num_heads,
+            "query_depth": query_depth,
+            "mlp_ratio": mlp_ratio,
+            "head": head,
+        }
         self.grid = (self.image_size[0] // patch_size, self.image_size[1] // patch_size)
         self.read_every = depth // query_depth
 
@@ -158,7 +168,13 @@ class AIM(nn.Module):
 
 
 def _check_sizes(
-    image_size: tuple[int, int], patch_size: int, embed_dim: int, depth: int, num_heads: int, query_depth: int, head: str
+    image_size: tuple[int, int],
+    patch_size: int,
+    embed_dim: int,
+    depth: int,
+    num_heads: int,
+    query_depth: int,
+    head: str,
 ) -> None:
     if patch_size < 1 or any(side < patch_size or side % patch_size for side in image_size):
         raise UserError(

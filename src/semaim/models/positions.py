@@ -12,7 +12,7 @@ from semaim.errors import UserError
 
 
 def _sincos_1d(positions_L: Tensor, dim: int) -> Tensor:
-    """Sines then cosines of the positions at dim/2 geometrically spaced frequencies (Vaswani et al. 2017, section 3.5)."""
+    """Sines, then cosines, at dim/2 geometrically spaced frequencies (Vaswani et al. 2017, section 3.5)."""
     frequencies = 10000.0 ** -(torch.arange(dim // 2, dtype=torch.float64) / (dim // 2))
     angles = positions_L[:, None] * frequencies
     return torch.cat([angles.sin(), angles.cos()], dim=1)

@@ -1,0 +1,132 @@
+"""Checkpoints: written atomically with a checksum, the newest intact one found again, nothing executed on loading.
+
+A folder of checkpoints holds `step_00000120.pt` and beside each `step_00000120.pt.sha256`, in the format of the
+sha256sum command. The checksum is written first, then the checkpoint appears by a rename: one without checksum is not ours.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import logging
+import pickle
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from semaim.errors import UserError
+from semaim.files import HashingWriter, atomic, sha256, write_text
+
+log = logging.getLogger(__name__)
+FORMAT = 1
+State = dict[str, Any]
+
+
+def _checksum_file(path: Path) -> Path:
+    return path.with_name(path.name + ".sha256")
+
+
+def save(folder: Path, step: int, state: State) -> Path:
+    """Write the checkpoint of a step.
+
+    Raises:
+        UserError: if it cannot be written (no space left, say); the older checkpoints are untouched.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for left_over in folder.glob("*.tmp"):  # of a process that was killed while saving
+        left_over.unlink(missing_ok=True)
+    path = folder / f"step_{step:08d}.pt"
+    try:
+        with atomic(path) as file:
+            writer = HashingWriter(file)
+            torch.save({"format": FORMAT, "step": step, **state}, writer)
+            write_text(_checksum_file(path), f"{writer.hash.hexdigest()}  {path.name}\n")
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+        if not path.exists():
+            _checksum_file(path).unlink(missing_ok=True)
+        full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
+        reason = "there is no space left on the device" if full else str(error)
+        older = list_steps(folder)
+        kept = f"the last good checkpoint is {older[-1][1]}" if older else "there is no older checkpoint"
+        raise UserError(
+            f"could not write checkpoint {path}: {reason}; {kept}. Make room, then run the same command again"
+        ) from error
+    return path
+
+
+def list_steps(folder: Path) -> list[tuple[int, Path]]:
+    """Steps and paths of a folder's checkpoints, oldest first."""
+    found = [(re.fullmatch(r"step_(\d+)\.pt", path.name), path) for path in folder.glob("step_*.pt")]
+    return sorted((int(match[1]), path) for match, path in found if match)
+
+
+def prune(folder: Path, keep: int, is_milestone: Callable[[int], bool]) -> None:
+    """Delete all checkpoints but the newest `keep` and the milestones."""
+    for step, path in list_steps(folder)[:-keep]:
+        if not is_milestone(step):
+            path.unlink()
+            _checksum_file(path).unlink(missing_ok=True)
+
+
+def newest(folder: Path) -> State | None:
+    """The newest intact checkpoint of a folder, or None if there is none at all.
+
+    A damaged one (truncated, flipped bits, no checksum) is reported in the log and passed over for the one before.
+
+    Raises:
+        UserError: if there are checkpoints but none is intact.
+    """
+    damaged = []
+    for _, path in reversed(list_steps(folder)):
+        checksum_file = _checksum_file(path)
+        written = checksum_file.read_text().split()[:1] if checksum_file.exists() else []
+        if written == [sha256(path)]:
+            return load(path)
+        damaged.append(path.name)
+        log.warning("checkpoint %s is damaged (its checksum does not match); trying the one before", path)
+    if damaged:
+        raise UserError(
+            f"every checkpoint in {folder} is damaged ({', '.join(damaged)}): move that folder away to start anew"
+        )
+    return None
+
+
+def load(path: Path) -> State:
+    """Read a checkpoint file of any origin without executing anything in it.
+
+    Raises:
+        UserError: if there is no such file, it is no checkpoint, or it holds objects whose loading would run code.
+    """
+    if not path.is_file():
+        raise UserError(f"checkpoint={path} does not exist")
+    try:
+        # MAE, SAIM and SemAIM store their command line, a plain record of options.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        blocked = re.search(r"(?:Unsupported global: GLOBAL|Unsupported class|GLOBAL) (\S+)", str(error))
+        if blocked:
+            raise UserError(
+                f"checkpoint={path} was not loaded: it is not made of plain tensors and numbers, and loading it would "
+                f"run code ({blocked[1]}). If you trust it, save its state dict anew with torch.save"
+            ) from error
+        raise UserError(f"checkpoint={path} is not a checkpoint, or is damaged") from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError, TypeError, IndexError) as error:
+        raise UserError(f"checkpoint={path} is not a checkpoint, or is damaged ({type(error).__name__})") from error
+    if not isinstance(state, dict):
+        raise UserError(f"checkpoint={path} holds a {type(state).__name__}, not a checkpoint")
+    return state
+
+
+def fingerprint(path: Path) -> str | None:
+    """What changes when a checkpoint, or the newest one of a run folder, does; None if there is none."""
+    if path.is_dir():
+        steps = list_steps(path / "checkpoints")
+        return fingerprint(steps[-1][1]) if steps else None
+    if not path.is_file():
+        return None
+    checksum = _checksum_file(path)
+    return checksum.read_text().split()[0] if checksum.exists() else f"{path.stat().st_size}-{path.stat().st_mtime_ns}"

@@ -1,0 +1,257 @@
+"""Which images make up which step, and their loading.
+
+Which images a step sees is a pure function of (seed, step), and the augmentation of an image one of (seed, epoch,
+index). So training continues in the middle of an epoch with no loader state to save, the workers' number changes nothing, and
+several processes see together what one process would.
+
+Shapes: B images of one micro-batch of one process.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from semaim.data.sources import ImageSet
+from semaim.data.transforms import Transform
+from semaim.errors import UserError
+from semaim.seeding import derive_seed, seeded
+
+log = logging.getLogger(__name__)
+UNREADABLE = (OSError, SyntaxError, ValueError)  # what Pillow raises on broken files
+
+
+@dataclass
+class Batch:
+    """Images of one micro-batch.
+
+    Attributes:
+        images_BCHW: normalised images.
+        labels_B: long, -1 where unlabelled.
+        index_B: long, positions in the data set.
+        first_row: place of the first image in the step's whole batch; the others follow it.
+        unreadable: name and reason of each image that was passed over.
+    """
+
+    images_BCHW: Tensor
+    labels_B: Tensor
+    index_B: Tensor
+    first_row: int
+    unreadable: list[tuple[str, str]]
+
+    def pin_memory(self) -> Batch:
+        self.images_BCHW = self.images_BCHW.pin_memory()
+        self.labels_B = self.labels_B.pin_memory()
+        return self
+
+    def to(self, device: torch.device) -> Batch:
+        self.images_BCHW = self.images_BCHW.to(device, non_blocking=True)
+        self.labels_B = self.labels_B.to(device, non_blocking=True)
+        return self
+
+
+@dataclass(frozen=True)
+class Item:
+    """One image of a step: what a worker is asked for."""
+
+    index: int
+    epoch: int
+    row: int
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """Which images each step of training sees, on each process.
+
+    Args:
+        dataset_size: images in the data set.
+        batch_size: images per optimizer step, over all processes and micro-batches.
+        seed: the run's seed.
+        rank, world_size: this process among all.
+        accumulate: micro-batches per step.
+
+    Raises:
+        UserError: if the batch is larger than the data set or does not divide evenly.
+    """
+
+    dataset_size: int
+    batch_size: int
+    seed: int
+    rank: int = 0
+    world_size: int = 1
+    accumulate: int = 1
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1 or self.batch_size > self.dataset_size:
+            raise UserError(
+                f"trainer.batch_size={self.batch_size} images per step, but the data set has {self.dataset_size}: "
+                f"choose a batch between 1 and that"
+            )
+        if self.batch_size % (self.world_size * self.accumulate):
+            raise UserError(
+                f"trainer.batch_size={self.batch_size} must be divisible by processes x trainer.accumulate = "
+                f"{self.world_size} x {self.accumulate}"
+            )
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Whole batches in the data set; the images of an incomplete last batch wait for the next epoch's shuffle."""
+        return self.dataset_size // self.batch_size
+
+    @property
+    def micro_batch_size(self) -> int:
+        """Images per micro-batch of one process."""
+        return self.batch_size // (self.world_size * self.accumulate)
+
+    def micro_batches(self, step: int) -> list[list[Item]]:
+        """The micro-batches of this process at a step."""
+        epoch, in_epoch = divmod(step, self.steps_per_epoch)
+        shuffled = _shuffled(self.seed, epoch, self.dataset_size)
+        size = self.micro_batch_size
+        batches = []
+        for micro in range(self.accumulate):
+            first = (micro * self.world_size + self.rank) * size
+            rows = range(first, first + size)
+            start = in_epoch * self.batch_size
+            batches.append([Item(int(shuffled[start + row]), epoch, row) for row in rows])
+        return batches
+
+
+@lru_cache(maxsize=2)
+def _shuffled(seed: int, epoch: int, size: int) -> Tensor:
+    generator = torch.Generator().manual_seed(derive_seed(seed, "shuffle", epoch))
+    return torch.randperm(size, generator=generator)
+
+
+class TrainingImages(Dataset[Any]):
+    """Augmented images; an unreadable one is replaced by the next readable one of the set."""
+
+    MAX_IN_A_ROW = 100
+
+    def __init__(self, images: ImageSet, transform: Transform, seed: int) -> None:
+        self.images = images
+        self.transform = transform
+        self.seed = seed
+
+    def __getitem__(self, item: Item) -> tuple[Tensor, int, int, int, list[tuple[str, str]]]:
+        unreadable = []
+        for offset in range(self.MAX_IN_A_ROW):
+            index = (item.index + offset) % len(self.images)
+            try:
+                image = self.images.read(index)
+            except UNREADABLE as error:
+                unreadable.append((self.images.name(index), str(error)))
+                continue
+            with seeded(derive_seed(self.seed, "augmentation", item.epoch, item.index)):
+                return self.transform(image), self.images.label(index), index, item.row, unreadable
+        raise UserError(f"{self.MAX_IN_A_ROW} images in a row cannot be read, the last because of: {unreadable[-1]}")
+
+
+class EvaluationImages(Dataset[Any]):
+    """Images without augmentation, by index; an unreadable one yields no tensor and is left out of the batch."""
+
+    def __init__(self, images: ImageSet, transform: Transform, indices: Sequence[int]) -> None:
+        self.images = images
+        self.transform = transform
+        self.indices = indices
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, row: int) -> tuple[Tensor | None, int, int, int, list[tuple[str, str]]]:
+        index = self.indices[row]
+        try:
+            return self.transform(self.images.read(index)), self.images.label(index), index, row, []
+        except UNREADABLE as error:
+            return None, self.images.label(index), index, row, [(self.images.name(index), str(error))]
+
+
+def collate(samples: Sequence[tuple[Tensor | None, int, int, int, list[tuple[str, str]]]]) -> Batch:
+    """Samples of either data set to a batch."""
+    read = [s for s in samples if s[0] is not None]
+    return Batch(
+        images_BCHW=torch.stack([s[0] for s in read if s[0] is not None]) if read else torch.empty(0),
+        labels_B=torch.tensor([s[1] for s in read], dtype=torch.long),
+        index_B=torch.tensor([s[2] for s in read], dtype=torch.long),
+        first_row=samples[0][3],
+        unreadable=[entry for s in samples for entry in s[4]],
+    )
+
+
+class UnreadableImages:
+    """Counts and names the images that cannot be read; too many end the run.
+
+    Args:
+        limit: distinct images per process that may be unreadable.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.names: set[str] = set()
+
+    def note(self, batch: Batch) -> None:
+        """Log each unreadable image of a batch once.
+
+        Raises:
+            UserError: when there are more than the limit.
+        """
+        for name, reason in batch.unreadable:
+            if name not in self.names:
+                self.names.add(name)
+                log.warning("unreadable image %d, passed over: %s (%s)", len(self.names), name, reason)
+        if len(self.names) > self.limit:
+            raise UserError(
+                f"{len(self.names)} images cannot be read, more than data.max_unreadable={self.limit}; they are named "
+                f"in the log, the last is {name}. Repair or remove them, or raise data.max_unreadable"
+            )
+
+
+def _quiet_worker(_: int) -> None:
+    """Workers leave signals to their parent, which stops them, and use one thread each."""
+    for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    torch.set_num_threads(1)
+
+
+def usable_cpus() -> int:
+    """CPUs this process may run on."""
+    return len(os.sched_getaffinity(0))
+
+
+def _loader(dataset: Dataset[Any], num_workers: int, pin_memory: bool, **how: Any) -> DataLoader[Any]:
+    workers = min(num_workers, usable_cpus())
+    return DataLoader(
+        dataset,
+        num_workers=workers,
+        collate_fn=collate,
+        pin_memory=pin_memory,
+        worker_init_fn=_quiet_worker,
+        prefetch_factor=4 if workers else None,
+        generator=torch.Generator(),  # else the loader would draw from, and so disturb, the global generator
+        **how,
+    )
+
+
+def training_batches(
+    dataset: TrainingImages, plan: StepPlan, steps: range, num_workers: int, pin_memory: bool
+) -> Iterator[Batch]:
+    """The micro-batches of the given steps in order, loaded ahead by one set of workers over all epochs."""
+    sampler = (items for step in steps for items in plan.micro_batches(step))
+    return iter(_loader(dataset, num_workers, pin_memory, batch_sampler=sampler))
+
+
+def evaluation_batches(
+    dataset: EvaluationImages, batch_size: int, num_workers: int, pin_memory: bool
+) -> Iterator[Batch]:
+    """The images in order, once each."""
+    return iter(_loader(dataset, num_workers, pin_memory, batch_size=batch_size))

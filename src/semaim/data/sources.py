@@ -1,0 +1,239 @@
+"""Where images come from: embedded, downloaded by torchvision, or folders of files.
+
+A source is a function that returns `Splits`. It checks what it finds and says what is wrong with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from PIL import Image
+
+from semaim.errors import UserError
+
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+UNLABELLED = -1
+
+
+class ImageSet(Protocol):
+    """Images that can be read one by one, in any process."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, index: int) -> Image.Image:
+        """The image in RGB. Raises OSError, SyntaxError or ValueError if it cannot be decoded."""
+        ...
+
+    def label(self, index: int) -> int:
+        """Class number, or UNLABELLED."""
+        ...
+
+    def name(self, index: int) -> str:
+        """What a person would look for to find this image."""
+        ...
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The sets of a data source.
+
+    Attributes:
+        train: what pretraining sees; labels may be missing.
+        labelled: training images with labels (the bank of a k-NN), or None.
+        val: held-out images with labels, or None.
+        classes: names of the classes.
+    """
+
+    train: ImageSet
+    labelled: ImageSet | None
+    val: ImageSet | None
+    classes: Sequence[str]
+
+
+class ArrayImages:
+    """Images held in memory: uint8 (n, height, width, 3)."""
+
+    def __init__(self, images_NHWC: np.ndarray[Any, Any], labels: Sequence[int], title: str) -> None:
+        self.images_NHWC = np.ascontiguousarray(images_NHWC, dtype=np.uint8)
+        self.labels = np.asarray(labels, dtype=np.int64)
+        self.title = title
+
+    def __len__(self) -> int:
+        return len(self.images_NHWC)
+
+    def read(self, index: int) -> Image.Image:
+        return Image.fromarray(self.images_NHWC[index])
+
+    def label(self, index: int) -> int:
+        return int(self.labels[index])
+
+    def name(self, index: int) -> str:
+        return f"{self.title}[{index}]"
+
+
+class FileImages:
+    """Images in files, decoded when read."""
+
+    def __init__(self, root: Path, files: Sequence[str], labels: Sequence[int] | None) -> None:
+        self.root = root
+        self.files = np.asarray(files)  # one block of memory: forked workers do not copy it page by page
+        self.labels = None if labels is None else np.asarray(labels, dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def read(self, index: int) -> Image.Image:
+        with Image.open(self.name(index)) as image:
+            return image.convert("RGB")
+
+    def label(self, index: int) -> int:
+        return UNLABELLED if self.labels is None else int(self.labels[index])
+
+    def name(self, index: int) -> str:
+        return str(self.root / str(self.files[index]))
+
+
+def digits(side: int = 32, val_fraction: float = 0.2) -> Splits:
+    """scikit-learn's 1797 handwritten digits (8x8 grey), enlarged; a fixed stratified part is held out.
+
+    Args:
+        side: pixels per side after bicubic enlargement.
+        val_fraction: share of images held out for evaluation.
+    """
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    data = load_digits()
+    grey = (data.images * (255.0 / 16.0)).astype(np.uint8)
+    large = [np.asarray(Image.fromarray(g).resize((side, side), Image.Resampling.BICUBIC)) for g in grey]
+    images_NHWC = np.stack(large)[..., None].repeat(3, axis=-1)
+    train, val = train_test_split(
+        np.arange(len(grey)), test_size=val_fraction, stratify=data.target, random_state=0, shuffle=True
+    )
+    train_set = ArrayImages(images_NHWC[train], data.target[train], "digits/train")
+    val_set = ArrayImages(images_NHWC[val], data.target[val], "digits/val")
+    return Splits(train_set, train_set, val_set, [str(n) for n in range(10)])
+
+
+def _torchvision_set(make: Callable[[], Any], name: str, root: str) -> Any:
+    """Build a torchvision data set, turning its many ways to be absent into one message."""
+    try:
+        return make()
+    except (OSError, RuntimeError) as error:  # URLError is an OSError
+        raise UserError(
+            f"{name} is neither complete in data.root={root} nor could it be downloaded ({error}). On a machine with a "
+            f"network run the same command with data.download=true, then copy the folder here"
+        ) from error
+
+
+def cifar10(root: str, download: bool) -> Splits:
+    """CIFAR-10: 50,000 training and 10,000 test images of 32x32 in 10 classes."""
+    from torchvision.datasets import CIFAR10
+
+    def part(train: bool) -> ArrayImages:
+        data = _torchvision_set(lambda: CIFAR10(root, train=train, download=download), "CIFAR-10", root)
+        return ArrayImages(data.data, data.targets, f"cifar10/{'train' if train else 'test'}")
+
+    train = part(True)
+    classes = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+    return Splits(train, train, part(False), classes)
+
+
+def stl10(root: str, download: bool) -> Splits:
+    """STL-10 (96x96): 100,000 unlabelled and 5,000 labelled training images, 8,000 test images in 10 classes."""
+    from torchvision.datasets import STL10
+
+    def part(split: str) -> ArrayImages:
+        data = _torchvision_set(lambda: STL10(root, split=split, download=download), "STL-10", root)
+        return ArrayImages(data.data.transpose(0, 2, 3, 1), data.labels, f"stl10/{split}")
+
+    classes = ["airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck"]
+    return Splits(part("train+unlabeled"), part("train"), part("test"), classes)
+
+
+def image_folders(root: str, layout: Literal["auto", "classes", "flat"] = "auto") -> Splits:
+    """Folders of image files.
+
+    `root/train/<class>/*.jpg` and `root/val/<class>/*.jpg` (ImageNet's layout); or `root/<class>/*.jpg` without
+    held-out images; or images without labels directly in `root` (or `root/train`).
+
+    Args:
+        root: the folder.
+        layout: "classes" takes each sub-folder as a class, "flat" takes every image at any depth without labels, "auto"
+            looks: images lying directly in the folder mean flat.
+
+    Raises:
+        UserError: if the folder is missing, holds no image, mixes both layouts, or train and val differ in classes.
+    """
+    folder = Path(root).expanduser()
+    if not folder.is_dir():
+        raise UserError(f"data.root={root} is not a folder: set data.root to the folder that holds the images")
+    train_folder = folder / "train" if (folder / "train").is_dir() else folder
+    val_folder = folder / "val" if train_folder != folder and (folder / "val").is_dir() else None
+    if layout not in ("auto", "classes", "flat"):
+        raise UserError(f"data.source.layout={layout} is unknown: choose auto, classes or flat")
+    if layout == "auto":
+        layout = _look(train_folder)
+    if layout == "flat":
+        files = sorted(str(p.relative_to(train_folder)) for p in train_folder.rglob("*") if _is_image(p))
+        if not files:
+            raise UserError(_no_images(train_folder))
+        return Splits(FileImages(train_folder, files, None), None, None, [])
+    train, classes = _labelled(train_folder)
+    if val_folder is None:
+        return Splits(train, train, None, classes)
+    val, val_classes = _labelled(val_folder)
+    if val_classes != classes:
+        different = sorted(set(classes) ^ set(val_classes))
+        raise UserError(
+            f"{train_folder} and {val_folder} must hold the same classes; {len(different)} differ: {different[:5]}"
+        )
+    return Splits(train, train, val, classes)
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in EXTENSIONS and path.is_file()
+
+
+def _no_images(folder: Path) -> str:
+    return (
+        f"{folder} holds no image ({', '.join(EXTENSIONS)}). Expected <class>/<image> below it, or "
+        f"train/<class>/<image> and val/<class>/<image>, or images without labels directly in it (data.root)"
+    )
+
+
+def _look(folder: Path) -> Literal["classes", "flat"]:
+    """Which layout a folder has."""
+    loose = next((p for p in folder.iterdir() if _is_image(p)), None)
+    classes = [p.name for p in folder.iterdir() if p.is_dir()]
+    if loose is not None and classes:
+        raise UserError(
+            f"{folder} holds both images ({loose.name}, ...) and folders ({sorted(classes)[0]}, ...): say which layout "
+            f"is meant with data.source.layout=classes or data.source.layout=flat"
+        )
+    if loose is None and not classes:
+        raise UserError(_no_images(folder))
+    return "classes" if loose is None else "flat"
+
+
+def _labelled(folder: Path) -> tuple[FileImages, list[str]]:
+    """The images of each class folder, sorted, at any depth below it."""
+    classes = sorted(p.name for p in folder.iterdir() if p.is_dir())
+    files: list[str] = []
+    labels: list[int] = []
+    empty = []
+    for number, name in enumerate(classes):
+        found = sorted(str(p.relative_to(folder)) for p in (folder / name).rglob("*") if _is_image(p))
+        files += found
+        labels += [number] * len(found)
+        if not found:
+            empty.append(name)
+    if not files:
+        raise UserError(_no_images(folder))
+    if empty:
+        raise UserError(f"{len(empty)} class folders of {folder} hold no image: {empty[:5]}; remove or fill them")
+    return FileImages(folder, files, labels), classes

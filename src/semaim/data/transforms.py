@@ -1,0 +1,58 @@
+"""Image transforms: PIL image in, normalised float tensor (3, height, width) out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms import InterpolationMode, v2
+
+from semaim.models.aim import pair
+
+Transform = Callable[[Image.Image], Tensor]
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+def _to_normalised(mean: Sequence[float], std: Sequence[float]) -> list[Callable[..., object]]:
+    return [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean=list(mean), std=list(std))]
+
+
+def pretraining(
+    image_size: int | tuple[int, int],
+    scale: Sequence[float] = (0.2, 1.0),
+    flip: float = 0.5,
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
+) -> Transform:
+    """Random resized crop (bicubic) and horizontal flip: the augmentation of MAE and SemAIM's pretraining.
+
+    Args:
+        image_size: pixels after the crop.
+        scale: range of the crop's share of the image's area.
+        flip: probability of a horizontal flip.
+        mean, std: colour normalisation.
+    """
+    crop = v2.RandomResizedCrop(pair(image_size), scale=tuple(scale), interpolation=InterpolationMode.BICUBIC)
+    return v2.Compose([crop, v2.RandomHorizontalFlip(flip), *_to_normalised(mean, std)])
+
+
+def evaluation(
+    image_size: int | tuple[int, int],
+    crop_ratio: float = 0.875,
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
+) -> Transform:
+    """Resize (bicubic) and centre crop: 256 then 224 at the default ratio.
+
+    Args:
+        image_size: pixels after the crop.
+        crop_ratio: the crop's side over the resized image's shorter side.
+        mean, std: colour normalisation.
+    """
+    size = pair(image_size)
+    shorter = round(max(size) / crop_ratio)
+    resize = v2.Resize(shorter, interpolation=InterpolationMode.BICUBIC)
+    return v2.Compose([resize, v2.CenterCrop(size), *_to_normalised(mean, std)])

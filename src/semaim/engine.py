@@ -1,0 +1,359 @@
+"""The one training loop, used by every task that trains.
+
+Shapes: B images of one micro-batch of this process.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+from timm.utils.model_ema import ModelEmaV3
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from semaim import checkpoint
+from semaim.data import ImageData
+from semaim.data.loading import Batch, StepPlan, UnreadableImages, training_batches
+from semaim.errors import Interrupted, NonFiniteError, UserError
+from semaim.files import read_json, write_json
+from semaim.optimizers import Optimization, set_lr
+from semaim.progress import Line, duration
+from semaim.run_context import Run
+from semaim.seeding import StepNoise
+from semaim.training_state import TrainingState, compile_blocks, wrap
+
+log = logging.getLogger(__name__)
+PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16, "float32": torch.float32}
+
+
+class TrainingTask(Protocol):
+    """What the loop asks of a task."""
+
+    model: nn.Module
+    data: ImageData
+    optimizer: Optimization
+
+    def loss(self, batch: Batch, state: TrainingState, noise: StepNoise) -> Tensor:
+        """Loss of each image, (B,), with gradient."""
+        ...
+
+    def evaluate(self, state: TrainingState, epoch: int, last: bool, run: Run) -> dict[str, float]:
+        """Metrics after an epoch (0: before training); empty if none are due."""
+        ...
+
+
+class Trainer:
+    """Settings of the loop.
+
+    Args:
+        epochs: passes over the training images; they also set the length of the schedule.
+        warmup_epochs: epochs of linear warm-up.
+        batch_size: images per optimizer step, over all processes and micro-batches.
+        accumulate: micro-batches per step; more of them need less memory.
+        clip_grad: largest norm of the gradient; null for no clipping.
+        precision: "auto" (bf16 where the device has it, else float32), "bf16", "fp16" (with loss scaling) or "float32".
+        compile: compile the transformer blocks with torch.compile.
+        ema: keep a moving average of the weights.
+        ema_decay: its decay at the start and at the end of its ramp.
+        ema_ramp_epochs: epochs of the linear ramp.
+        max_steps: end after so many steps, on the schedule of the full length; null for the full length.
+        log_every_steps: steps between journal entries.
+        save_every_epochs: epochs between checkpoints.
+        save_every_steps: steps between checkpoints, besides; null for none.
+        keep_checkpoints: newest checkpoints that are kept.
+        milestone_every_epochs: checkpoints of these epochs are kept for good; null for none.
+    """
+
+    def __init__(
+        self,
+        epochs: int,
+        warmup_epochs: float,
+        batch_size: int,
+        accumulate: int,
+        clip_grad: float | None,
+        precision: Literal["auto", "bf16", "fp16", "float32"],
+        compile: bool,
+        ema: bool,
+        ema_decay: tuple[float, float],
+        ema_ramp_epochs: float,
+        max_steps: int | None,
+        log_every_steps: int,
+        save_every_epochs: int,
+        save_every_steps: int | None,
+        keep_checkpoints: int,
+        milestone_every_epochs: int | None,
+    ) -> None:
+        if epochs < 1 or warmup_epochs < 0 or warmup_epochs > epochs:
+            raise UserError(
+                f"trainer.epochs={epochs} must be positive and trainer.warmup_epochs={warmup_epochs} within"
+            )
+        if precision not in ("auto", *PRECISIONS):
+            raise UserError(f"trainer.precision={precision} is unknown: choose auto, bf16, fp16 or float32")
+        positive = {
+            "accumulate": accumulate,
+            "log_every_steps": log_every_steps,
+            "save_every_epochs": save_every_epochs,
+            "save_every_steps": save_every_steps,
+            "keep_checkpoints": keep_checkpoints,
+            "milestone_every_epochs": milestone_every_epochs,
+            "max_steps": max_steps,
+            "clip_grad": clip_grad,
+        }
+        for name, value in positive.items():
+            if value is not None and value <= 0:
+                raise UserError(f"trainer.{name}={value} must be positive")
+        self.epochs = epochs
+        self.warmup_epochs = warmup_epochs
+        self.batch_size = batch_size
+        self.accumulate = accumulate
+        self.clip_grad = clip_grad
+        self.precision = precision
+        self.compile = compile
+        self.ema = ema
+        self.ema_decay = ema_decay
+        self.ema_ramp_epochs = ema_ramp_epochs
+        self.max_steps = max_steps
+        self.log_every_steps = log_every_steps
+        self.save_every_epochs = save_every_epochs
+        self.save_every_steps = save_every_steps
+        self.keep_checkpoints = keep_checkpoints
+        self.milestone_every_epochs = milestone_every_epochs
+
+    def dtype(self, device: torch.device) -> torch.dtype:
+        """The precision of matrix products on a device."""
+        if self.precision != "auto":
+            return PRECISIONS[self.precision]
+        has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if has_bf16 else torch.float32
+
+    def ema_decay_at(self, epoch: float) -> float:
+        """Decay of the moving average: linear between its two values over the ramp."""
+        start, end = self.ema_decay
+        return start + (end - start) * min(1.0, epoch / self.ema_ramp_epochs) if self.ema_ramp_epochs else end
+
+
+@dataclass
+class StepReport:
+    """What one step says of itself: loss (mean over all images), gradient norm before clipping, seconds."""
+
+    loss: float
+    grad_norm: float
+    lr: float
+    seconds: float
+    waited: float
+    stop: bool
+
+
+def fit(task: TrainingTask, trainer: Trainer, run: Run) -> TrainingState:
+    """Train to the end, from wherever the run folder's newest checkpoint left off.
+
+    Raises:
+        Interrupted: after a signal, with everything saved.
+        NonFiniteError: before a step whose loss or gradient is not finite.
+        UserError: for settings that do not fit, damaged checkpoints, a full disk or too many unreadable images.
+    """
+    processes, device = run.processes, run.processes.device
+    plan = StepPlan(len(task.data.source.train), trainer.batch_size, run.seed,
+                    processes.rank, processes.world_size, trainer.accumulate)  # fmt: skip
+    per_epoch, total = plan.steps_per_epoch, trainer.epochs * plan.steps_per_epoch
+    last = min(total, trainer.max_steps or total)
+    state = prepare(task, trainer, run)
+    evaluate(task, state, run, per_epoch, last)
+    unreadable = UnreadableImages(task.data.max_unreadable)
+    images = task.data.training(run.seed)
+    batches = training_batches(images, plan, range(state.step, last), task.data.num_workers, device.type == "cuda")
+    report = Report(trainer, plan, run, state.step, last)
+    task.model.train()
+    while state.step < last:
+        lr = task.optimizer.lr(state.step, trainer.batch_size, round(trainer.warmup_epochs * per_epoch), total)
+        step = train_step(task, trainer, state, batches, unreadable, run, lr)
+        if state.ema is not None:
+            state.ema.decay = trainer.ema_decay_at(state.step / per_epoch)
+            state.ema.update(task.model)
+        state.step, state.loss = state.step + 1, step.loss
+        report.step(state.step, step)
+        if step.stop or state.step == last or due(state.step, per_epoch, trainer):
+            save(state, trainer, run, per_epoch)
+        if step.stop and state.step < last:
+            raise Interrupted(f"stopped by {run.stop.name or 'a signal to another process'} after step {state.step}")
+        evaluate(task, state, run, per_epoch, last)
+    return state
+
+
+def train_step(
+    task: TrainingTask,
+    trainer: Trainer,
+    state: TrainingState,
+    batches: Iterator[Batch],
+    unreadable: UnreadableImages,
+    run: Run,
+    lr: float,
+) -> StepReport:
+    """One optimizer step: micro-batches forward and backward, one look at the result, then the update."""
+    device, started, waited = run.processes.device, time.perf_counter(), 0.0
+    dtype = trainer.dtype(device)
+    noise = StepNoise(run.seed, state.step, trainer.batch_size)
+    losses: list[tuple[Batch, Tensor]] = []
+    state.optimizer.zero_grad(set_to_none=True)
+    for micro in range(trainer.accumulate):
+        asked = time.perf_counter()
+        batch = next(batches)
+        waited += time.perf_counter() - asked
+        unreadable.note(batch)
+        batch = batch.to(device)
+        ddp = state.forward if isinstance(state.forward, DistributedDataParallel) else None
+        with ddp.no_sync() if ddp and micro + 1 < trainer.accumulate else nullcontext():
+            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+                loss_B = task.loss(batch, state, noise)
+            state.scaler.scale(loss_B.mean() / trainer.accumulate).backward()
+        losses.append((batch, loss_B.detach()))
+    state.scaler.unscale_(state.optimizer)
+    parameters = [p for p in task.model.parameters() if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    loss = torch.stack([loss_B.mean() for _, loss_B in losses]).mean() / run.processes.world_size
+    # The one exchange between processes, and the one wait for the device, of a step.
+    seen = torch.stack([loss, norm / run.processes.world_size, torch.tensor(float(run.stop.requested), device=device)])
+    loss_value, norm_value, stop = run.processes.sum(seen).tolist()
+    scaled = state.scaler.is_enabled()  # fp16 expects an overflow now and then: the scaler skips that update
+    if not math.isfinite(loss_value) or not (math.isfinite(norm_value) or (scaled and state.scaler.get_scale() >= 1)):
+        raise not_finite(task, state, run, losses, loss_value, norm_value)
+    if trainer.clip_grad is not None:
+        torch.nn.utils.clip_grads_with_norm_(parameters, trainer.clip_grad, norm)
+    set_lr(state.optimizer, lr)
+    state.scaler.step(state.optimizer)
+    state.scaler.update()
+    return StepReport(loss_value, norm_value, lr, time.perf_counter() - started, waited, stop > 0)
+
+
+def not_finite(
+    task: TrainingTask, state: TrainingState, run: Run, losses: list[tuple[Batch, Tensor]], loss: float, norm: float
+) -> NonFiniteError:
+    """The error for a step that must not be taken, with the images of the step in a file beside the journal."""
+    source = task.data.source.train
+    mine = [
+        {"image": source.name(int(index)), "loss": float(value)}
+        for batch, loss_B in losses
+        for index, value in zip(batch.index_B, loss_B, strict=True)
+    ]
+    images = [image for process in run.processes.gather(mine) for image in process]
+    guilty = [image["image"] for image in images if not math.isfinite(image["loss"])]
+    file = run.folder.path / f"not_finite_step_{state.step:08d}.json"
+    if run.processes.is_main:
+        write_json(file, {"step": state.step, "loss": loss, "grad_norm": norm, "images": images})
+    saved = checkpoint.list_steps(run.folder.checkpoints)
+    what = f"the loss of {len(guilty)} images ({', '.join(guilty[:3])})" if guilty else "the gradient"
+    return NonFiniteError(
+        f"{what} is not finite at step {state.step}; training stopped before the update, and the last good checkpoint "
+        f"is {saved[-1][1] if saved else 'none yet'}. All images of the step are in {file}. Look at them; if they are "
+        f"sound, lower optimizer.base_lr or set trainer.precision=float32"
+    )
+
+
+def prepare(task: TrainingTask, trainer: Trainer, run: Run) -> TrainingState:
+    """Networks and optimizer on their device, continued from the newest checkpoint if there is one."""
+    device = run.processes.device
+    task.model.to(device)
+    ema = ModelEmaV3(task.model, decay=trainer.ema_decay[0]) if trainer.ema else None
+    if trainer.compile:
+        compile_blocks(task.model)
+    scaler = torch.amp.GradScaler(device.type, enabled=trainer.dtype(device) == torch.float16)
+    state = TrainingState(task.model, wrap(task.model, run.processes), ema, task.optimizer.build(task.model), scaler)
+    saved = checkpoint.newest(run.folder.checkpoints)
+    if saved is not None:
+        state.load_state_dict(saved, run.processes)
+        log.info("continuing after step %d", state.step)
+    return state
+
+
+def evaluate(task: TrainingTask, state: TrainingState, run: Run, per_epoch: int, last: int) -> None:
+    """Evaluate where the task wants it: at the start, after epochs, at the end; once at each step."""
+    if state.step % per_epoch and state.step != last:
+        return
+    done: dict[str, dict[str, float]] = run.processes.broadcast(evaluations(run))
+    if str(state.step) in done:
+        return
+    metrics = task.evaluate(state, state.step // per_epoch, state.step == last, run)
+    task.model.train()
+    run.log(state.step, metrics)
+    if run.processes.is_main and metrics:
+        write_json(run.folder.path / "evaluations.json", done | {str(state.step): metrics})
+
+
+def evaluations(run: Run) -> dict[str, dict[str, float]]:
+    """Metrics of the evaluations made so far, by step."""
+    return read_json(run.folder.path / "evaluations.json") or {}
+
+
+def due(step: int, per_epoch: int, trainer: Trainer) -> bool:
+    """Whether a checkpoint is due after a step."""
+    by_epoch = step % (per_epoch * trainer.save_every_epochs) == 0
+    return by_epoch or (trainer.save_every_steps is not None and step % trainer.save_every_steps == 0)
+
+
+def save(state: TrainingState, trainer: Trainer, run: Run, per_epoch: int) -> Path | None:
+    """Save a checkpoint (all processes take part, the first writes) and delete those no longer kept."""
+    content = state.state_dict(run.processes) | {"config": run.config}
+    if not run.processes.is_main:
+        return None
+    path = checkpoint.save(run.folder.checkpoints, state.step, content)
+    every = trainer.milestone_every_epochs
+    checkpoint.prune(
+        run.folder.checkpoints,
+        trainer.keep_checkpoints,
+        lambda step: every is not None and step % (per_epoch * every) == 0,
+    )
+    run.folder.set_status("running", step=state.step)
+    return path
+
+
+class Report:
+    """Tells the journal and the person at the keyboard how training goes."""
+
+    def __init__(self, trainer: Trainer, plan: StepPlan, run: Run, first: int, last: int) -> None:
+        self.trainer = trainer
+        self.plan = plan
+        self.run = run
+        self.first = first
+        self.last = last
+        self.line = Line(run.processes.is_main, every=trainer.log_every_steps)
+        self.mean_seconds = 0.0
+
+    def step(self, done: int, step: StepReport) -> None:
+        """After a step: `done` steps are behind us."""
+        here = done - self.first
+        # The first step is slow for reasons that do not come again; then a moving average.
+        keep = 0.0 if here <= 2 else 0.95
+        self.mean_seconds = keep * self.mean_seconds + (1 - keep) * step.seconds
+        left = (self.last - done) * self.mean_seconds
+        rate = self.trainer.batch_size / self.mean_seconds
+        waiting = step.waited / step.seconds
+        if here in (1, 10) and left > 0:
+            when = "its first step" if here == 1 else "its first steps"
+            log.info("judging by %s, the remaining %d steps take about %s", when, self.last - done, duration(left))
+        epoch = done / self.plan.steps_per_epoch
+        text = (
+            f"epoch {epoch:.2f}/{self.trainer.epochs}  step {done}/{self.last}  loss {step.loss:.4f}  "
+            f"lr {step.lr:.2e}  grad norm {step.grad_norm:.2f}  {rate:.0f} images/s  data wait {waiting:.0%}  ETA {duration(left)}"
+        )
+        self.line.update(text, last=done == self.last or step.stop)
+        if done % self.trainer.log_every_steps == 0 or done == self.last:
+            self.run.log(done, self.metrics(epoch, step, rate, waiting))
+
+    def metrics(self, epoch: float, step: StepReport, rate: float, waiting: float) -> dict[str, Any]:
+        """What goes to the journal."""
+        return {
+            "train/loss": step.loss,
+            "train/lr": step.lr,
+            "train/grad_norm": step.grad_norm,
+            "train/epoch": epoch,
+            "train/images_per_second": rate,
+            "train/data_wait": waiting,
+        }

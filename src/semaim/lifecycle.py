@@ -1,0 +1,160 @@
+"""A run from opening its folder to its last word."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from semaim import distributed, progress, provenance
+from semaim.checkpoint import fingerprint
+from semaim.distributed import Processes
+from semaim.errors import Interrupted, UserError
+from semaim.files import read_json, write_json
+from semaim.journal import Journal, Status
+from semaim.run_context import Run
+from semaim.runfolder import RunFolder
+from semaim.seeding import derive_seed
+from semaim.stopping import StopRequest
+
+log = logging.getLogger("semaim")
+
+
+def execute(cfg: DictConfig, config: dict[str, Any], overrides: Sequence[str]) -> float:
+    """Run the composed configuration.
+
+    Args:
+        cfg: the configuration, for building objects.
+        config: the same, resolved, in plain types.
+        overrides: what the command line said, for the name of the next command.
+
+    Returns:
+        the value of the task's metric.
+    """
+    stop = StopRequest()
+    try:
+        processes = distributed.start(config["device"])
+        progress.show_logs(processes.is_main)
+        folder = RunFolder(Path(config["run_dir"]))
+        if (result := _stored_result(folder, config)) is not None:
+            folder.settle_config(config)
+            log.info("this run is finished already (%s)", folder.path)
+            _tell_result(result)
+            return result[folder.status()["metric"]]
+        if config["seed"] < 0:
+            raise UserError(f"seed={config['seed']} must not be negative")
+        torch.manual_seed(derive_seed(config["seed"], "weights"))
+        task = instantiate(cfg.task)
+        torch.manual_seed(derive_seed(config["seed"], "process", processes.rank))
+        with _opened(folder, cfg, config, processes, stop) as (run, tracking):
+            started = time.monotonic()
+            result = task.run(run)
+            if processes.is_main:
+                folder.set_status("finished", metric=task.metric, result=result, asked=_asked(config))
+    finally:
+        distributed.stop()
+        stop.restore()
+    if processes.is_main:
+        log.info("finished in %s", progress.duration(time.monotonic() - started))
+        _tell_result(result)
+        _tell_next(folder, tracking.how_to_look(), task.next_commands(folder.path, overrides))
+    return result[task.metric]
+
+
+def _asked(config: dict[str, Any]) -> dict[str, Any]:
+    """What makes a finished run unfinished when it changes: the steps asked for, and the checkpoint it is about."""
+    trainer, checkpoint = config.get("trainer") or {}, config.get("checkpoint")
+    return {
+        "max_steps": trainer.get("max_steps"),
+        "checkpoint": fingerprint(Path(checkpoint)) if checkpoint else None,
+    }
+
+
+def _stored_result(folder: RunFolder, config: dict[str, Any]) -> dict[str, float] | None:
+    """The result of this run, if it is finished."""
+    status = folder.status()
+    finished = status.get("state") == "finished" and status["asked"] == _asked(config)
+    return status["result"] if finished else None
+
+
+@contextmanager
+def _opened(
+    folder: RunFolder, cfg: DictConfig, config: dict[str, Any], processes: Processes, stop: StopRequest
+) -> Iterator[tuple[Run, Any]]:
+    """The run folder locked, its journal open and tracked, and its status true however the run ends.
+
+    All processes enter together: what the first one finds wrong with the folder ends them all.
+    """
+    tracking = instantiate(cfg.tracking)
+    journal = None
+    problem: str | None = None
+    if processes.is_main:
+        try:
+            folder.lock()
+            folder.settle_config(config)
+            _note_start(folder, processes)
+        except UserError as error:
+            problem = str(error)
+    if (problem := processes.broadcast(problem)) is not None:
+        raise UserError(problem)
+    run = Run(folder, config, processes, config["seed"], stop, journal)
+    if not processes.is_main:
+        yield run, tracking
+        return
+    handler = logging.FileHandler(folder.path / "run.log")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    log.addHandler(handler)
+    log.info("run folder: %s", folder.path)
+    run.journal = Journal(folder.journal)
+    run.journal.status("RUNNING")
+    folder.set_status("running")
+    status: Status = "FAILED"
+    try:
+        tracking.start(folder, run.journal)
+        yield run, tracking
+        status = "FINISHED"
+    except BaseException as error:
+        stopped = isinstance(error, Interrupted | KeyboardInterrupt)
+        status = "KILLED" if stopped else "FAILED"
+        folder.set_status("interrupted" if stopped else "failed", error=str(error) or type(error).__name__)
+        log.info("the run ends as %s: %s", status, str(error) or type(error).__name__)
+        raise
+    finally:
+        run.journal.status(status)
+        tracking.finish()
+        run.journal.close()
+        log.removeHandler(handler)
+        handler.close()
+        folder.unlock()
+
+
+def _note_start(folder: RunFolder, processes: Processes) -> None:
+    """Add this start to environment.json, and warn if the code is not that of the first start."""
+    path = folder.path / "environment.json"
+    starts = (read_json(path) or {"starts": []})["starts"]
+    now = provenance.describe(processes.device, processes.world_size)
+    if starts and any(starts[0][key] != now[key] for key in ("commit", "dirty", "semaim")):
+        log.warning("the code has changed since this run began: commit %s%s then, %s%s now",
+                    starts[0]["commit"], " (modified)" if starts[0]["dirty"] else "",
+                    now["commit"], " (modified)" if now["dirty"] else "")  # fmt: skip
+    write_json(path, {"starts": [*starts, now]})
+
+
+def _tell_result(result: dict[str, float]) -> None:
+    width = max(len(name) for name in result)
+    for name, value in result.items():
+        log.info("  %-*s  %s", width, name, f"{value:.2f}" if abs(value) >= 1 else f"{value:.4g}")
+
+
+def _tell_next(folder: RunFolder, look: str | None, commands: dict[str, str]) -> None:
+    """Where the run is, and what to type next."""
+    log.info("the run is in %s", folder.path)
+    for purpose, command in (({"look at it": look} if look else {}) | commands).items():
+        log.info("  %-13s %s", purpose + ":", command)

@@ -1,0 +1,66 @@
+"""The runner: `python -m semaim.run`. Composes the configuration, opens the run, builds the task, runs it.
+
+Exit codes: 0 done; 2 a mistake in what was asked, with one message; 3 a loss that was not finite; 75 stopped by a
+signal with everything saved (the same command continues); 1 a fault of the program, with its traceback.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from semaim.command_line import CONF, check_overrides, explain
+from semaim.errors import Interrupted, NonFiniteError
+from semaim.runfolder import run_name
+
+log = logging.getLogger(__name__)
+EXIT_MISTAKE, EXIT_NOT_FINITE, EXIT_INTERRUPTED = 2, 3, 75
+
+
+def _name_of_this_run(named_after: Sequence[str]) -> str:
+    hydra_config = HydraConfig.get()
+    return run_name(hydra_config.runtime.choices, named_after, hydra_config.overrides.task)
+
+
+OmegaConf.register_new_resolver("semaim.run_name", _name_of_this_run, replace=True)
+
+
+@hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")
+def main(cfg: DictConfig) -> float:
+    """One run; the value of the task's metric."""
+    overrides = list(HydraConfig.get().overrides.task)
+    check_overrides(overrides, cfg)
+    config: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    from semaim.lifecycle import execute  # torch is loaded only once the configuration is sound
+
+    return execute(cfg, config, overrides)
+
+
+def command_line() -> int:
+    """Run, and turn every way to end into a message and an exit code."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us instead of ending in Hydra's own report
+    try:
+        main()
+    except Interrupted as stopped:
+        print(f"{stopped}; everything is saved, and the same command continues", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except KeyboardInterrupt:
+        print("interrupted at once; the same command continues from the last checkpoint", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if (message := explain(error)) is None:
+            raise
+        print(f"error: {message}", file=sys.stderr)
+        return EXIT_NOT_FINITE if isinstance(error, NonFiniteError) else EXIT_MISTAKE
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(command_line())

@@ -1,0 +1,62 @@
+"""Deliver to MLflow what a run could not: `python -m semaim.sync <run folder> [...] [--uri URI]`.
+
+Safe to repeat and to run while the run is running; what was delivered is stored once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from semaim.errors import UserError
+from semaim.journal import Journal
+from semaim.runfolder import RunFolder
+from semaim.tracking import Delivery
+
+
+def sync(path: Path, uri: str | None) -> int:
+    """Deliver one run folder; a run whose process is gone without a word is marked KILLED first.
+
+    Returns:
+        number of metric points sent.
+
+    Raises:
+        UserError: if it is no run folder or the store is out of reach.
+    """
+    if not (path / "config.yaml").is_file():
+        raise UserError(f"{path} is not a run folder: it has no config.yaml")
+    folder = RunFolder(path)
+    status = folder.status()
+    if status.get("state") == "running" and not folder.is_locked():
+        journal = Journal(folder.journal)
+        journal.status("KILLED")
+        journal.close()
+        folder.set_status("interrupted", step=status.get("step"), error="the process was killed")
+    delivery = Delivery(folder, uri)
+    try:
+        return delivery.deliver()
+    except UserError:
+        raise
+    except Exception as error:  # MLflow and what lies below it raise many kinds
+        raise UserError(f"MLflow at {delivery.state['uri']} does not take the metrics of {path}: {error}") from error
+
+
+def main() -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(prog="python -m semaim.sync", description=__doc__)
+    parser.add_argument("folders", nargs="+", type=Path, help="run folders, such as runs/*")
+    parser.add_argument("--uri", help="another MLflow store than the one the run was started with")
+    arguments = parser.parse_args()
+    for path in arguments.folders:
+        try:
+            points = sync(path, arguments.uri)
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+        print(f"{path}: {points} metric points delivered")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

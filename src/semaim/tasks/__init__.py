@@ -1,0 +1,1 @@
+"""What a run can do: pretrain a model, or evaluate one."""

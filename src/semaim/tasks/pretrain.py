@@ -1,0 +1,146 @@
+"""Autoregressive pretraining: order the patches, predict each from those before it, compare with the target.
+
+Shapes: B images, L patches, P target channels. Source: SemAIM (arXiv 2312.10457), section 3.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from semaim import engine
+from semaim.data import ImageData
+from semaim.data.loading import Batch
+from semaim.errors import UserError
+from semaim.interop import load_model, load_weights
+from semaim.models.aim import AIM
+from semaim.models.cost import cost
+from semaim.optimizers import Optimization, scaled_lr
+from semaim.permutations import Permutation, noise_columns
+from semaim.progress import count
+from semaim.run_context import Run
+from semaim.seeding import StepNoise
+from semaim.semantics import SemanticMap
+from semaim.targets import Pixels
+from semaim.tasks.knn import NearestNeighbours
+from semaim.training_state import TrainingState
+
+log = logging.getLogger(__name__)
+
+
+class Pretraining:
+    """The task.
+
+    Args:
+        model: makes the model, given the target's channels.
+        permutation: the order of patches.
+        semantic_map: what an order that needs a map follows.
+        target: what is predicted.
+        optimizer: optimizer and learning rates.
+        data: images.
+        trainer: settings of the loop.
+        online_knn: k-NN evaluation before, during and after training; null for none.
+        knn_every_epochs: epochs between those during training; null for none but the first and the last.
+        checkpoint: weights to start from (what `load_model` takes); null to start from random ones.
+    """
+
+    metric = "loss"
+
+    def __init__(
+        self,
+        model: Callable[..., AIM],
+        permutation: Permutation,
+        semantic_map: SemanticMap,
+        target: Pixels,
+        optimizer: Optimization,
+        data: ImageData,
+        trainer: engine.Trainer,
+        online_knn: NearestNeighbours | None,
+        knn_every_epochs: int | None,
+        checkpoint: str | None,
+    ) -> None:
+        self.model: AIM = model(out_channels=target.channels)
+        self.permutation = permutation
+        self.semantic_map = semantic_map
+        self.target = target
+        self.optimizer = optimizer
+        self.data = data
+        self.trainer = trainer
+        self.online_knn = online_knn
+        self.knn_every_epochs = knn_every_epochs
+        if checkpoint is not None:
+            load_weights(self.model, load_model(checkpoint).state_dict(), Path(checkpoint))
+        if self.model.image_size != data.image_size or self.model.patch_size != target.patch_size:
+            raise UserError(
+                f"model ({self.model.image_size[0]}x{self.model.image_size[1]} in patches of {self.model.patch_size}), "
+                f"data ({data.image_size[0]}x{data.image_size[1]}) and target (patches of {target.patch_size}) must agree: "
+                f"change data.image_size and data.patch_size, which the others follow"
+            )
+        if semantic_map.source == "ema" and permutation.needs_map and not trainer.ema:
+            raise UserError("semantic_map.source=ema needs the moving average: set trainer.ema=true")
+
+    def run(self, run: Run) -> dict[str, float]:
+        """Pretrain to the end; the last loss and the k-NN accuracies before and after."""
+        self._announce(run)
+        state = engine.fit(self, self.trainer, run)
+        evaluations = engine.evaluations(run)
+        result = {"loss": state.loss}
+        for when, step in (("before", "0"), ("after", str(state.step))):
+            result |= {f"{name}_{when}": value for name, value in evaluations.get(step, {}).items()}
+        return result
+
+    def next_commands(self, folder: Path, overrides: Sequence[str]) -> dict[str, str]:
+        """What a person may want to type after this run."""
+        data = " ".join(o for o in overrides if o.split("=")[0].split(".")[0] == "data")
+        return {
+            "evaluate": f"python -m semaim.run task=knn checkpoint={folder} {data}".rstrip(),
+            "larger model": f"python -m semaim.run model=aim_small {data}".rstrip(),
+        }
+
+    def loss(self, batch: Batch, state: TrainingState, noise: StepNoise) -> Tensor:
+        """Loss of each image, (B,): the mean over its patches."""
+        images_BCHW = batch.images_BCHW
+        grid = self.model.grid
+        noise_BK = noise.rows(batch.first_row, len(images_BCHW), noise_columns(grid), images_BCHW.device)
+        map_BL = self.semantic_map(self._map_encoder(state), images_BCHW) if self.permutation.needs_map else None
+        order_BL = self.permutation.order(grid, noise_BK, map_BL)
+        prediction_BLP = state.forward(images_BCHW, order_BL)
+        return self.target.loss(prediction_BLP, self.target(images_BCHW)).mean(1)
+
+    def _map_encoder(self, state: TrainingState) -> AIM:
+        model: nn.Module = self.model
+        if self.semantic_map.source == "ema" and state.ema is not None:
+            model = state.ema.module
+        assert isinstance(model, AIM)
+        return model
+
+    def evaluate(self, state: TrainingState, epoch: int, last: bool, run: Run) -> dict[str, float]:
+        """Online k-NN accuracies, if they are due."""
+        every = self.knn_every_epochs
+        during = every is not None and epoch % every == 0
+        if self.online_knn is None or self.data.source.val is None or not (epoch == 0 or last or during):
+            return {}
+        self.model.eval()
+        accuracies = self.online_knn.accuracy(self.model, self.data, run)
+        best = max(accuracies, key=lambda name: accuracies[name])
+        log.info("online k-NN after %d epochs: %.1f %% (%s)", epoch, accuracies[best], best)
+        return {f"online/{name}": value for name, value in accuracies.items()}
+
+    def _announce(self, run: Run) -> None:
+        """Say what is about to be computed and how much it is."""
+        spent = cost(self.model, self.permutation.needs_map)
+        h, w = self.model.grid
+        trainer, images = self.trainer, len(self.data.source.train)
+        steps = min(trainer.epochs * (images // trainer.batch_size), trainer.max_steps or 10**18)
+        log.info("model: %s parameters (encoder %s), %dx%d patches of %d pixels; %s per image and training step",
+                 count(spent.parameters), count(spent.encoder_parameters), h, w, self.model.patch_size,
+                 count(spent.training_step, "FLOP"))  # fmt: skip
+        log.info("data: %d training images; %d steps of %d images on %d process(es), %s, %s; %s in all",
+                 images, steps, trainer.batch_size, run.processes.world_size, run.processes.device,
+                 str(trainer.dtype(run.processes.device)).removeprefix("torch."),
+                 count(spent.training_step * steps * trainer.batch_size, "FLOP"))  # fmt: skip
+        log.info("learning rate: %.3g at its peak (optimizer.base_lr=%g for 256 images)",
+                 scaled_lr(self.optimizer.base_lr, trainer.batch_size), self.optimizer.base_lr)  # fmt: skip

@@ -1,0 +1,96 @@
+"""What training carries from step to step, as a whole: networks, optimizer, scaler, position and randomness."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from timm.utils.model_ema import ModelEmaV3
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+
+from semaim.distributed import Processes
+from semaim.errors import UserError
+from semaim.seeding import rng_state, set_rng_state
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class TrainingState:
+    """All that changes while training.
+
+    Attributes:
+        model: the bare model.
+        forward: the model as training calls it, wrapped for several processes.
+        ema: its moving average, or None.
+        optimizer, scaler: as usual; the scaler is disabled but for fp16.
+        step: optimizer steps done.
+        loss: that of the last step.
+    """
+
+    model: nn.Module
+    forward: Callable[..., Tensor]
+    ema: ModelEmaV3 | None
+    optimizer: Optimizer
+    scaler: torch.amp.GradScaler
+    step: int = 0
+    loss: float = float("nan")
+
+    def state_dict(self, processes: Processes) -> dict[str, Any]:
+        """Everything in plain types. All processes call it, since each has randomness of its own."""
+        return {
+            "architecture": getattr(self.model, "architecture", None),
+            "model": self.model.state_dict(),
+            "ema": self.ema.module.state_dict() if self.ema else None,
+            "loss": self.loss,
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "rng": processes.gather(rng_state(processes.device)),
+        }
+
+    def load_state_dict(self, state: dict[str, Any], processes: Processes) -> None:
+        """Undo of `state_dict`, also with another number of processes (which then have fresh randomness).
+
+        Raises:
+            UserError: if the state is of other networks.
+        """
+        if (state["ema"] is None) != (self.ema is None):
+            raise UserError("trainer.ema differs from that of the checkpoint: it must be the same to continue")
+        try:
+            self.model.load_state_dict(state["model"])
+            if self.ema is not None:
+                self.ema.module.load_state_dict(state["ema"])
+            self.optimizer.load_state_dict(state["optimizer"])
+        except (RuntimeError, ValueError) as error:
+            raise UserError(f"the checkpoint is of another architecture than the model: {error}") from error
+        if state["scaler"]:
+            self.scaler.load_state_dict(state["scaler"])
+        self.step, self.loss = state["step"], state["loss"]
+        if len(state["rng"]) == processes.world_size:
+            set_rng_state(state["rng"][processes.rank], processes.device)
+        else:
+            log.info("the checkpoint is of %d processes, now there are %d: same images and orders per step, results "
+                     "equal up to rounding", len(state["rng"]), processes.world_size)  # fmt: skip
+
+
+def wrap(model: nn.Module, processes: Processes) -> Callable[..., Tensor]:
+    """The model as training calls it: synchronising gradients if there are several processes."""
+    if processes.world_size == 1:
+        return model
+    ids = [processes.device.index] if processes.device.type == "cuda" else None
+    return DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
+
+
+def compile_blocks(model: nn.Module) -> None:
+    """Compile each transformer block in place, which serves both streams and the semantic pass.
+
+    Block by block rather than as a whole: all blocks share one compiled form, and the start takes seconds, not minutes.
+    """
+    for module in model.modules():
+        if type(module).__name__ in ("Block", "QueryBlock"):
+            module.compile()
