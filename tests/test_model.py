@@ -5,7 +5,6 @@ The oracle (tests/oracle.py) is the plain masked model over the same weights.
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Iterator
 
@@ -208,10 +207,8 @@ def test_sizes_that_do_not_fit_are_named(tiny_model, sizes, message):
 
 
 @pytest.fixture
-def vit_b(monkeypatch: pytest.MonkeyPatch) -> Iterator[AIM]:
+def vit_b() -> Iterator[AIM]:
     """ViT-B 224/16 for pixels with all twelve query blocks, on the meta device: sizes without memory."""
-    # AIM reads its drop path rates out of a tensor, which has no values on the meta device.
-    monkeypatch.setattr(torch, "linspace", functools.partial(torch.linspace, device="cpu"))
     with torch.device("meta"):
         yield AIM(768, 224, 16, embed_dim=768, depth=12, num_heads=12, query_depth=12)
 

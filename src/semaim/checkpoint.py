@@ -1,7 +1,7 @@
 """Checkpoints: written atomically with a checksum, the newest intact one found again, nothing executed on loading.
 
 A folder of checkpoints holds `step_00000120.pt` and beside each `step_00000120.pt.sha256`, in the format of the
-sha256sum command. The checksum is written first, then the checkpoint appears by a rename: one without checksum is not ours.
+sha256sum command. The checksum is written first, then the checkpoint appears by a rename: one without is not ours.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import pickle
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import torch
 
@@ -42,7 +42,7 @@ def save(folder: Path, step: int, state: State) -> Path:
     try:
         with atomic(path) as file:
             writer = HashingWriter(file)
-            torch.save({"format": FORMAT, "step": step, **state}, writer)
+            torch.save({"format": FORMAT, "step": step, **state}, cast(IO[bytes], writer))
             write_text(_checksum_file(path), f"{writer.hash.hexdigest()}  {path.name}\n")
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
         if not path.exists():

@@ -37,9 +37,14 @@ PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16, "float32": torch.fl
 class TrainingTask(Protocol):
     """What the loop asks of a task."""
 
-    model: nn.Module
-    data: ImageData
-    optimizer: Optimization
+    @property
+    def model(self) -> nn.Module: ...
+
+    @property
+    def data(self) -> ImageData: ...
+
+    @property
+    def optimizer(self) -> Optimization: ...
 
     def loss(self, batch: Batch, state: TrainingState, noise: StepNoise) -> Tensor:
         """Loss of each image, (B,), with gradient."""
@@ -341,7 +346,8 @@ class Report:
         epoch = done / self.plan.steps_per_epoch
         text = (
             f"epoch {epoch:.2f}/{self.trainer.epochs}  step {done}/{self.last}  loss {step.loss:.4f}  "
-            f"lr {step.lr:.2e}  grad norm {step.grad_norm:.2f}  {rate:.0f} images/s  data wait {waiting:.0%}  ETA {duration(left)}"
+            f"lr {step.lr:.2e}  grad norm {step.grad_norm:.2f}  "
+            f"{rate:.0f} images/s  data wait {waiting:.0%}  ETA {duration(left)}"
         )
         self.line.update(text, last=done == self.last or step.stop)
         if done % self.trainer.log_every_steps == 0 or done == self.last:

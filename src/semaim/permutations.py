@@ -47,7 +47,7 @@ class Permutation(ABC):
         if self.needs_map and semantic_map_BL is None:
             raise UserError(f"{type(self).__name__} follows a semantic map: pass semantic_map_BL")
         patches = grid[0] * grid[1]
-        if semantic_map_BL is not None and semantic_map_BL.shape != (len(noise_BK), patches):
+        if self.needs_map and semantic_map_BL is not None and semantic_map_BL.shape != (len(noise_BK), patches):
             raise UserError(
                 f"the semantic map has shape {tuple(semantic_map_BL.shape)}, expected {(len(noise_BK), patches)} "
                 f"(images, patches of a {grid[0]}x{grid[1]} grid)"

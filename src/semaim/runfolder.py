@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import json
 import logging
 import os
 import re
@@ -22,7 +21,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
+from omegaconf import OmegaConf
 
 from semaim.errors import UserError
 from semaim.files import read_json, write_json, write_text
@@ -176,9 +175,9 @@ class RunFolder:
         """
         path = self.path / "config.yaml"
         if not path.exists():
-            write_text(path, yaml.safe_dump(config, sort_keys=False))
+            write_text(path, OmegaConf.to_yaml(OmegaConf.create(config)))
             return
-        different = differences(yaml.safe_load(path.read_text()), json.loads(json.dumps(config)))
+        different = differences(OmegaConf.to_container(OmegaConf.load(path)), config)
         if different:
             raise UserError(
                 f"the run in {self.path} was started with another configuration:\n  "

@@ -1,8 +1,8 @@
 """From the journal to MLflow, by a background thread that training never waits for.
 
 Everything MLflow shows is in the run folder first: configuration, environment, journal. `Delivery` sends what has not
-been sent and notes in `mlflow.json` how far it came, so it can be interrupted anywhere and repeated; `python -m semaim.sync`
-does the same by hand.
+been sent and notes in `mlflow.json` how far it came, so it can be interrupted anywhere and repeated;
+`python -m semaim.sync` does the same by hand.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import yaml
+from omegaconf import OmegaConf
 
 from semaim.errors import UserError
 from semaim.files import read_json, write_json
@@ -113,7 +113,7 @@ class Delivery:
         else:
             tags = {marker: self.state["uid"], **self._tags()}
             run_id = self._client.create_run(experiment_id, tags=tags, run_name=self.folder.path.name).info.run_id
-        config = yaml.safe_load((self.folder.path / "config.yaml").read_text())
+        config: Any = OmegaConf.to_container(OmegaConf.load(self.folder.path / "config.yaml"))
         params = [Param(key, value) for key, value in parameters(config).items()]
         for start in range(0, len(params), PARAMS_PER_CALL):
             self._client.log_batch(run_id, params=params[start : start + PARAMS_PER_CALL])

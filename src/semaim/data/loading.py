@@ -1,8 +1,8 @@
 """Which images make up which step, and their loading.
 
 Which images a step sees is a pure function of (seed, step), and the augmentation of an image one of (seed, epoch,
-index). So training continues in the middle of an epoch with no loader state to save, the workers' number changes nothing, and
-several processes see together what one process would.
+index). So training continues in the middle of an epoch with no loader state to save, the number of workers changes
+nothing, and several processes see together what one process would.
 
 Shapes: B images of one micro-batch of one process.
 """

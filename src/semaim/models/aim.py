@@ -89,7 +89,7 @@ class AIM(nn.Module):
         positions = torch.cat([torch.zeros(1, embed_dim), sincos_2d(embed_dim, self.grid)])
         self.pos_embed: Tensor
         self.register_buffer("pos_embed", positions[None])
-        rates = torch.linspace(0, drop_path, depth).tolist()
+        rates = [drop_path * i / max(1, depth - 1) for i in range(depth)]
         self.blocks = nn.ModuleList(Block(embed_dim, num_heads, mlp_ratio, rate) for rate in rates)
         self.query_blocks = nn.ModuleList(
             QueryBlock(embed_dim, num_heads, mlp_ratio, rate) for rate in rates[self.read_every - 1 :: self.read_every]
@@ -142,19 +142,19 @@ class AIM(nn.Module):
 
     def _run(self, block: nn.Module, *args: Tensor | bool) -> Tensor:
         if self.activation_checkpointing and self.training:
-            return checkpoint(block, *args, use_reentrant=False)  # type: ignore[no-any-return]
-        return block(*args)  # type: ignore[no-any-return]
+            return checkpoint(block, *args, use_reentrant=False)
+        return block(*args)
 
     def predict(self, images_BCHW: Tensor, order_BL: Tensor) -> Tensor:
         """Raster-indexed predictions (B, L, P) of normalised images under the given orders; see `forward`."""
-        return self(images_BCHW, order_BL)  # type: ignore[no-any-return]
+        return self(images_BCHW, order_BL)
 
     def encode(self, images_BCHW: Tensor) -> Tensor:
         """Tokens (B, N, D) of the plain ViT: no mask, no drop path, final norm applied. Token 0 is cls."""
         tokens_BND = self._with_cls(self._patches(images_BCHW))
         for block in self.blocks:
             tokens_BND = block(tokens_BND, False, False)
-        return self.norm(tokens_BND)  # type: ignore[no-any-return]
+        return self.norm(tokens_BND)
 
     def encode_with_attention(self, images_BCHW: Tensor) -> tuple[Tensor, Tensor]:
         """As `encode`, and the last block's attention from cls to each patch averaged over heads, (B, L)."""

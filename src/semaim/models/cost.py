@@ -25,7 +25,8 @@ class Cost:
 def cost(model: AIM, needs_map: bool) -> Cost:
     """Count analytically, from the sizes alone (so a model on the meta device will do).
 
-    The backward pass counts twice the forward pass, except for the patch embedding, whose input needs no gradient.
+    The backward pass counts twice the forward pass (once for the patch embedding, whose input needs no gradient); what
+    fused attention or activation checkpointing compute anew is not counted.
     """
     dim, patches = model.embed_dim, model.grid[0] * model.grid[1]
     linear = {name: p.numel() for name, p in model.named_parameters() if p.ndim >= 2 and name != "cls_token"}

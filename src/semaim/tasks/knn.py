@@ -102,7 +102,8 @@ class KNN:
         if model.image_size != self.data.image_size:
             raise UserError(
                 f"checkpoint={self.checkpoint} is of images of {model.image_size[0]}x{model.image_size[1]}, the data "
-                f"are of {self.data.image_size[0]}x{self.data.image_size[1]}: choose the data it was made with (data=...)"
+                f"are of {self.data.image_size[0]}x{self.data.image_size[1]}: choose the data it was made "
+                f"with (data=...)"
             )
         result = self.neighbours.accuracy(model, self.data, run)
         steps = list_steps(Path(self.checkpoint) / "checkpoints")

@@ -76,8 +76,8 @@ class Pretraining:
         if self.model.image_size != data.image_size or self.model.patch_size != target.patch_size:
             raise UserError(
                 f"model ({self.model.image_size[0]}x{self.model.image_size[1]} in patches of {self.model.patch_size}), "
-                f"data ({data.image_size[0]}x{data.image_size[1]}) and target (patches of {target.patch_size}) must agree: "
-                f"change data.image_size and data.patch_size, which the others follow"
+                f"data ({data.image_size[0]}x{data.image_size[1]}) and target (patches of {target.patch_size}) must "
+                f"agree: change data.image_size and data.patch_size, which the others follow"
             )
         if semantic_map.source == "ema" and permutation.needs_map and not trainer.ema:
             raise UserError("semantic_map.source=ema needs the moving average: set trainer.ema=true")
