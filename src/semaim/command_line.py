@@ -34,9 +34,9 @@ def suggestion(key: str, config: DictConfig) -> str:
     node: Any = container
     for part in parent.split(".") if parent else ():
         node = node.get(part, {}) if isinstance(node, dict) else {}
-    beside = sorted(node) if isinstance(node, dict) else []
-    dotted = [f"{parent}.{name}" if parent else name for name in beside]
-    near = difflib.get_close_matches(key, [*flatten(container), *dotted], n=3, cutoff=0.6)
+    beside = [name for name in sorted(node) if not name.startswith("_")] if isinstance(node, dict) else []
+    dotted = {f"{parent}.{name}" if parent else name for name in beside}
+    near = difflib.get_close_matches(key, sorted(dotted | set(flatten(container))), n=3, cutoff=0.6)
     parts = []
     if near:
         parts.append(f"did you mean {' or '.join(near)}?")
@@ -72,10 +72,10 @@ def explain(error: BaseException) -> str | None:
     text = "\n".join(str(link) for link in chain)
     if match := re.search(r"Could not override '([^']+)'", text):
         return f"there is no option {match[1]}. {suggestion(match[1], known_options())}"
-    if match := re.search(r"Missing mandatory value: (\S+)", text):
+    if match := re.search(r"Missing mandatory value: .*?full_key: (\S+)", text, re.DOTALL):
         return f"{match[1]} must be given: {match[1]}=..."
     if match := re.search(r"unexpected keyword argument '(\w+)'.*?full_key: (\S+)", text, re.DOTALL):
         return f"there is no option {match[2].removeprefix('task.')}.{match[1]}: nothing takes it"
     if any(isinstance(link, HydraException) or type(link).__module__.startswith("omegaconf") for link in chain):
-        return str(error)
+        return str(error).split("\nConfig search path:")[0].strip()
     return None

@@ -22,6 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 from semaim import checkpoint
 from semaim.data import ImageData
 from semaim.data.loading import Batch, StepPlan, UnreadableImages, training_batches
+from semaim.distributed import Processes
 from semaim.errors import Interrupted, NonFiniteError, UserError
 from semaim.files import read_json, write_json
 from semaim.optimizers import Optimization, set_lr
@@ -166,8 +167,7 @@ def fit(task: TrainingTask, trainer: Trainer, run: Run) -> TrainingState:
         UserError: for settings that do not fit, damaged checkpoints, a full disk or too many unreadable images.
     """
     processes, device = run.processes, run.processes.device
-    plan = StepPlan(len(task.data.source.train), trainer.batch_size, run.seed,
-                    processes.rank, processes.world_size, trainer.accumulate)  # fmt: skip
+    plan = step_plan(task, trainer, run.seed, processes)
     per_epoch, total = plan.steps_per_epoch, trainer.epochs * plan.steps_per_epoch
     last = min(total, trainer.max_steps or total)
     state = prepare(task, trainer, run)
@@ -191,6 +191,12 @@ def fit(task: TrainingTask, trainer: Trainer, run: Run) -> TrainingState:
             raise Interrupted(f"stopped by {run.stop.name or 'a signal to another process'} after step {state.step}")
         evaluate(task, state, run, per_epoch, last)
     return state
+
+
+def step_plan(task: TrainingTask, trainer: Trainer, seed: int, processes: Processes) -> StepPlan:
+    """Which images each step sees; raises UserError if the batch does not fit the data or the processes."""
+    size, rank, world_size = len(task.data.source.train), processes.rank, processes.world_size
+    return StepPlan(size, trainer.batch_size, seed, rank, world_size, trainer.accumulate)
 
 
 def train_step(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -52,6 +53,7 @@ def execute(cfg: DictConfig, config: dict[str, Any], overrides: Sequence[str]) -
             raise UserError(f"seed={config['seed']} must not be negative")
         torch.manual_seed(derive_seed(config["seed"], "weights"))
         task = instantiate(cfg.task)
+        task.check(config["seed"], processes)
         torch.manual_seed(derive_seed(config["seed"], "process", processes.rank))
         with _opened(folder, cfg, config, processes, stop) as (run, tracking):
             started = time.monotonic()
@@ -124,7 +126,8 @@ def _opened(
         stopped = isinstance(error, Interrupted | KeyboardInterrupt)
         status = "KILLED" if stopped else "FAILED"
         folder.set_status("interrupted" if stopped else "failed", error=str(error) or type(error).__name__)
-        log.info("the run ends as %s: %s", status, str(error) or type(error).__name__)
+        words = f"the run ends as {status}: {str(error) or type(error).__name__}"
+        handler.handle(logging.makeLogRecord({"msg": words, "exc_info": None if stopped else sys.exc_info()}))
         raise
     finally:
         run.journal.status(status)

@@ -1,27 +1,28 @@
 """The runner: `python -m semaim.run`. Composes the configuration, opens the run, builds the task, runs it.
 
 Exit codes: 0 done; 2 a mistake in what was asked, with one message; 3 a loss that was not finite; 75 stopped by a
-signal with everything saved (the same command continues); 1 a fault of the program, with its traceback.
+signal with everything saved (the same command continues), 130 by a second Ctrl-C; 1 a fault of the program, with its
+traceback.
 """
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from semaim.command_line import CONF, check_overrides, explain
 from semaim.errors import Interrupted, NonFiniteError
 from semaim.runfolder import run_name
 
-log = logging.getLogger(__name__)
-EXIT_MISTAKE, EXIT_NOT_FINITE, EXIT_INTERRUPTED = 2, 3, 75
+EXIT_FAULT, EXIT_MISTAKE, EXIT_NOT_FINITE, EXIT_INTERRUPTED, EXIT_AT_ONCE = 1, 2, 3, 75, 130
 
 
 def _name_of_this_run(named_after: Sequence[str]) -> str:
@@ -36,29 +37,42 @@ OmegaConf.register_new_resolver("semaim.run_name", _name_of_this_run, replace=Tr
 def main(cfg: DictConfig) -> float:
     """One run; the value of the task's metric."""
     overrides = list(HydraConfig.get().overrides.task)
-    check_overrides(overrides, cfg)
-    config: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
-    from semaim.lifecycle import execute  # torch is loaded only once the configuration is sound
+    try:
+        check_overrides(overrides, cfg)
+        config: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+        from semaim.lifecycle import execute  # torch is loaded only once the configuration is sound
 
-    return execute(cfg, config, overrides)
+        return execute(cfg, config, overrides)
+    except (Exception, KeyboardInterrupt) as error:
+        code = report(error)
+        # A sweep goes on with its next run after one that failed, but ends when its user stops it.
+        if HydraConfig.get().mode == RunMode.MULTIRUN and code not in (EXIT_INTERRUPTED, EXIT_AT_ONCE):
+            raise
+        sys.exit(code)
+
+
+def report(error: BaseException) -> int:
+    """Tell the person at the keyboard what ended a run; the exit code for it."""
+    if isinstance(error, Interrupted):
+        print(f"{error}; everything is saved, and the same command continues", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    if isinstance(error, KeyboardInterrupt):
+        print("interrupted at once; the same command continues from the last checkpoint", file=sys.stderr)
+        return EXIT_AT_ONCE
+    if (message := explain(error)) is None:
+        traceback.print_exception(error)
+        return EXIT_FAULT
+    print(f"error: {message}", file=sys.stderr)
+    return EXIT_NOT_FINITE if isinstance(error, NonFiniteError) else EXIT_MISTAKE
 
 
 def command_line() -> int:
-    """Run, and turn every way to end into a message and an exit code."""
+    """Compose and run; errors of composition are reported like those of the run."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us instead of ending in Hydra's own report
     try:
         main()
-    except Interrupted as stopped:
-        print(f"{stopped}; everything is saved, and the same command continues", file=sys.stderr)
-        return EXIT_INTERRUPTED
-    except KeyboardInterrupt:
-        print("interrupted at once; the same command continues from the last checkpoint", file=sys.stderr)
-        return 130
     except Exception as error:
-        if (message := explain(error)) is None:
-            raise
-        print(f"error: {message}", file=sys.stderr)
-        return EXIT_NOT_FINITE if isinstance(error, NonFiniteError) else EXIT_MISTAKE
+        return report(error)
     return 0
 
 

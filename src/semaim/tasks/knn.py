@@ -14,6 +14,7 @@ import torch
 from semaim.checkpoint import list_steps
 from semaim.data import ImageData
 from semaim.data.sources import ImageSet
+from semaim.distributed import Processes
 from semaim.errors import UserError
 from semaim.features import extract, nearest_neighbours
 from semaim.interop import load_model
@@ -88,25 +89,27 @@ class KNN:
     def __init__(self, checkpoint: str | None, data: ImageData, neighbours: NearestNeighbours) -> None:
         if checkpoint is None:
             raise UserError("task=knn evaluates a checkpoint: say which with checkpoint=runs/<name> (or a file)")
-        self.checkpoint = checkpoint
+        self.checkpoint = Path(checkpoint)
         self.data = data
         self.neighbours = neighbours
+        self.model = load_model(self.checkpoint)
+        if self.model.image_size != data.image_size:
+            raise UserError(
+                f"checkpoint={checkpoint} is of images of {self.model.image_size[0]}x{self.model.image_size[1]}, the "
+                f"data are of {data.image_size[0]}x{data.image_size[1]}: choose the data it was made with (data=...)"
+            )
 
     def next_commands(self, folder: Path, overrides: Sequence[str]) -> dict[str, str]:
         """What a person may want to type after this run."""
         return {}
 
+    def check(self, seed: int, processes: Processes) -> None:
+        """Raise UserError for what cannot work on these processes: nothing here."""
+
     def run(self, run: Run) -> dict[str, float]:
         """Evaluate; the accuracies in percent."""
-        model = load_model(Path(self.checkpoint), str(run.processes.device))
-        if model.image_size != self.data.image_size:
-            raise UserError(
-                f"checkpoint={self.checkpoint} is of images of {model.image_size[0]}x{model.image_size[1]}, the data "
-                f"are of {self.data.image_size[0]}x{self.data.image_size[1]}: choose the data it was made "
-                f"with (data=...)"
-            )
-        result = self.neighbours.accuracy(model, self.data, run)
-        steps = list_steps(Path(self.checkpoint) / "checkpoints")
+        result = self.neighbours.accuracy(self.model.to(run.processes.device), self.data, run)
+        steps = list_steps(self.checkpoint / "checkpoints")
         run.log(steps[-1][0] if steps else 0, {f"eval/{name}": value for name, value in result.items()})
         for name, value in result.items():
             log.info("%s: %.2f %%", name, value)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from semaim import engine
 from semaim.data import ImageData
 from semaim.data.loading import Batch
+from semaim.distributed import Processes
 from semaim.errors import UserError
 from semaim.interop import load_model, load_weights
 from semaim.models.aim import AIM
@@ -81,6 +82,10 @@ class Pretraining:
             )
         if semantic_map.source == "ema" and permutation.needs_map and not trainer.ema:
             raise UserError("semantic_map.source=ema needs the moving average: set trainer.ema=true")
+
+    def check(self, seed: int, processes: Processes) -> None:
+        """Raise UserError for what cannot work on these processes, before anything is written."""
+        engine.step_plan(self, self.trainer, seed, processes)
 
     def run(self, run: Run) -> dict[str, float]:
         """Pretrain to the end; the last loss and the k-NN accuracies before and after."""

@@ -1,0 +1,290 @@
+"""Time one pretraining step: the sorted, causal form of the model against the plain masked form that it replaces.
+
+    python benchmarks/pretrain_step.py --model base --batch-size 64 --map --json benchmarks/results/mine.json
+
+All forms have the same weights, images and orders and take turns in one process, so that a change of clock or load
+meets them alike. A step is: the semantic pass (with --map), the order, the target, forward, backward and AdamW, whose
+learning rate is zero: it does all its arithmetic and leaves the weights as they were. Needs torch and timm alone, and
+runs from a checkout that is not installed.
+
+Shapes: B images, C channels, (H, W) pixels, L patches, K = L + 1 random numbers per image, P target channels.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import os
+import platform
+import shlex
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.optim import AdamW, Optimizer
+
+sys.path[:0] = [str(Path(__file__).parents[1] / "src"), str(Path(__file__).parents[1])]
+
+from tests.oracle import masked_predict
+
+import semaim
+from semaim.models.aim import AIM
+from semaim.models.cost import cost
+from semaim.optimizers import parameter_groups
+from semaim.permutations import AttentionCenter, Stochastic, noise_columns
+from semaim.provenance import code_version
+from semaim.semantics import semantic_map
+from semaim.targets import Pixels
+from semaim.training_state import compile_blocks
+
+
+class Sizes(NamedTuple):
+    """What tells the models apart."""
+
+    embed_dim: int
+    depth: int
+    num_heads: int
+    query_depth: int
+
+
+# As in conf/model/aim_<name>.yaml, repeated because there may be no Hydra where the GPU is; a test compares them.
+MODELS = {
+    "tiny": Sizes(96, 4, 3, 2),
+    "small": Sizes(384, 12, 6, 12),
+    "base": Sizes(768, 12, 12, 12),
+    "large": Sizes(1024, 24, 16, 12),
+    "huge": Sizes(1280, 32, 16, 16),
+}
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}  # of the loss, relative
+
+
+@dataclass(frozen=True)
+class Form:
+    """One way to compute the step: the encoder of the semantic pass, and (images, order) -> prediction (B, L, P)."""
+
+    encoder: AIM
+    predict: Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Step:
+    """What all forms share: images, randomness, target, optimizer, precision."""
+
+    images_BCHW: Tensor
+    noise_BK: Tensor
+    grid: tuple[int, int]
+    target: Pixels
+    optimizer: Optimizer
+    dtype: torch.dtype
+    with_map: bool
+
+    def autocast(self) -> torch.autocast:
+        """The precision in which training runs."""
+        return torch.autocast(self.images_BCHW.device.type, self.dtype, enabled=self.dtype != torch.float32)
+
+    def map(self, form: Form) -> Tensor:
+        """The semantic pass: (B, L)."""
+        with torch.no_grad(), self.autocast():
+            return semantic_map(form.encoder.encode(self.images_BCHW))
+
+    def loss(self, form: Form) -> Tensor:
+        """Mean loss of the images, from the order on."""
+        if self.with_map:
+            order_BL = AttentionCenter().order(self.grid, self.noise_BK, self.map(form))
+        else:
+            order_BL = Stochastic().order(self.grid, self.noise_BK)
+        with self.autocast():
+            prediction_BLP = form.predict(self.images_BCHW, order_BL)
+            return self.target.loss(prediction_BLP, self.target(self.images_BCHW)).mean()
+
+    def run(self, form: Form) -> None:
+        """The whole step."""
+        self.optimizer.zero_grad(set_to_none=True)
+        self.loss(form).backward()
+        self.optimizer.step()
+
+
+def build(args: argparse.Namespace) -> tuple[AIM, dict[str, Form], Step]:
+    """The model, its forms by name and the step."""
+    torch.manual_seed(0)
+    target = Pixels(args.patch_size)
+    model = AIM(target.channels, args.image_size, args.patch_size, *MODELS[args.model]).to(args.device)
+    attention = args.masked_attention
+    forms = {"sorted": Form(model, model), "masked": Form(model, lambda x, o: masked_predict(model, x, o, attention))}
+    if args.compile:
+        # Another module around the same parameters: weights, gradients and optimizer states exist once.
+        compiled = copy.deepcopy(model, {id(p): p for p in model.parameters()})
+        compile_blocks(compiled)
+        forms["sorted, compiled"] = Form(compiled, compiled)
+    images_BCHW = torch.randn(args.batch_size, 3, *model.image_size, device=args.device)
+    noise_BK = torch.rand(args.batch_size, noise_columns(model.grid), device=args.device)
+    optimizer = AdamW(parameter_groups(model, weight_decay=0.05), lr=0.0, betas=(0.9, 0.95), fused=True)
+    return model, forms, Step(images_BCHW, noise_BK, model.grid, target, optimizer, args.dtype, args.map)
+
+
+def timed(action: Callable[[], Any], device: torch.device) -> tuple[float, int | None]:
+    """Seconds that an action takes, and the most bytes that were allocated on the GPU meanwhile.
+
+    On a CPU the second is None: the system tells the peak of a process, not of one of the forms that take turns in it.
+    """
+    if device.type != "cuda":
+        started = time.perf_counter()
+        action()
+        return time.perf_counter() - started, None
+    torch.cuda.reset_peak_memory_stats(device)
+    torch.cuda.synchronize(device)
+    started = time.perf_counter()
+    action()
+    torch.cuda.synchronize(device)
+    return time.perf_counter() - started, torch.cuda.max_memory_allocated(device)
+
+
+def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
+    """Operations per second of a large square matrix product, best of ten: what this device can reach."""
+    n = 8192 if device.type == "cuda" else 2048
+    a, b = torch.randn(2, n, n, device=device).to(dtype)
+    return 2 * n**3 / min(timed(lambda: a @ b, device)[0] for _ in range(10))
+
+
+def measure(forms: dict[str, Form], step: Step, args: argparse.Namespace) -> dict[str, list[tuple[float, int | None]]]:
+    """Seconds and peak memory of every repeat of each form's step, and of the semantic pass alone."""
+    actions: dict[str, Callable[[], Any]] = {name: partial(step.run, form) for name, form in forms.items()}
+    actions["semantic pass"] = partial(step.map, forms["sorted"])
+    rounds = []
+    for number in range(args.warmup + args.repeats):
+        print(f"\rround {number + 1} of {args.warmup + args.repeats}", end="", file=sys.stderr, flush=True)
+        rounds.append({name: timed(action, args.device) for name, action in actions.items()})
+    print(file=sys.stderr)
+    return {name: [done[name] for done in rounds[args.warmup :]] for name in actions}
+
+
+def summary(repeats: list[tuple[float, int | None]], flops: int, peak: float, batch_size: int) -> dict[str, Any]:
+    """Numbers of one form; `flops` per image."""
+    seconds = [s for s, _ in repeats]
+    images_per_second = batch_size / statistics.median(seconds)
+    return {
+        "milliseconds": statistics.median(seconds) * 1e3,
+        "milliseconds_of_repeats": [s * 1e3 for s in seconds],
+        "images_per_second": images_per_second,
+        "flops_per_second": images_per_second * flops,
+        "share_of_matmul_peak": images_per_second * flops / peak,
+        "peak_memory_bytes": max((m for _, m in repeats if m is not None), default=None),
+    }
+
+
+def times_as_fast(form: dict[str, Any], masked: dict[str, Any]) -> dict[str, float]:
+    """Ratio of the medians of the masked form and another, and the spread of the rounds' ratios."""
+    rounds = [m / f for m, f in zip(masked["milliseconds_of_repeats"], form["milliseconds_of_repeats"], strict=True)]
+    return {"median": masked["milliseconds"] / form["milliseconds"], "lowest": min(rounds), "highest": max(rounds)}
+
+
+def circumstances(args: argparse.Namespace) -> dict[str, Any]:
+    """When, where, with which code and settings."""
+    info = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    cpu = next((line.split(":")[1].strip() for line in info.splitlines() if line.startswith("model name")), "unknown")
+    settings = {k: str(v) if k in ("device", "dtype", "json") else v for k, v in vars(args).items()}
+    return {
+        "date": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "command": shlex.join(["python", "benchmarks/pretrain_step.py", *sys.argv[1:]]),
+        "hardware": {
+            "gpu": torch.cuda.get_device_name(args.device) if args.device.type == "cuda" else None,
+            "cpu": cpu,
+            "cpu_cores": len(os.sched_getaffinity(0)),
+            "torch_threads": torch.get_num_threads(),
+        },
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "cuda": torch.version.cuda if args.device.type == "cuda" else None,
+            "semaim": semaim.__version__,
+        },
+        **code_version(),
+        "settings": settings | MODELS[args.model]._asdict(),
+    }
+
+
+def table(result: dict[str, Any]) -> str:
+    """The result for people."""
+    rows = [("", "ms (median)", "lowest", "highest", "images/s", "GFLOP/s", "of peak", "memory", "x as fast", "rounds")]
+    for name, form in result["forms"].items():
+        times, memory = form["milliseconds_of_repeats"], form["peak_memory_bytes"]
+        ratio = result["times_as_fast_as_masked"].get(name)
+        rows.append((
+            name, f"{form['milliseconds']:.1f}", f"{min(times):.1f}", f"{max(times):.1f}",
+            f"{form['images_per_second']:.2f}", f"{form['flops_per_second'] / 1e9:.1f}",
+            f"{form['share_of_matmul_peak']:.0%}", "n/a" if memory is None else f"{memory / 2**30:.2f} GiB",
+            f"{ratio['median']:.3f}" if ratio else "", f"{ratio['lowest']:.3f}-{ratio['highest']:.3f}" if ratio else "",
+        ))  # fmt: skip
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return "\n".join(
+        row[0].ljust(widths[0]) + "".join(f"  {cell:>{width}}" for cell, width in zip(row[1:], widths[1:], strict=True))
+        for row in rows
+    )
+
+
+def arguments() -> argparse.Namespace:
+    """The command line, with device and precision decided."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--model", choices=MODELS, default="base")
+    parser.add_argument("--image-size", type=int, default=224)
+    parser.add_argument("--patch-size", type=int, default=16)
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--map", action="store_true", help="the order follows a semantic map computed in the step")
+    parser.add_argument("--precision", choices=["auto", "bf16", "float32"], default="auto", help="auto: bf16 on GPUs")
+    parser.add_argument("--compile", action="store_true", help="also measure the sorted form with compiled blocks")
+    parser.add_argument("--masked-attention", choices=["sdpa", "explicit"], default="sdpa")
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    parser.add_argument("--warmup", type=int, default=2, help="rounds that are not counted")
+    parser.add_argument("--repeats", type=int, default=10, help="rounds that are")
+    parser.add_argument("--json", type=Path, help="file to write the result to")
+    args = parser.parse_args()
+    cuda = torch.cuda.is_available() if args.device == "auto" else args.device == "cuda"
+    args.device = torch.device("cuda" if cuda else "cpu")
+    bf16 = cuda if args.precision == "auto" else args.precision == "bf16"
+    args.dtype = torch.bfloat16 if bf16 else torch.float32
+    return args
+
+
+def main() -> int:
+    """Check that the forms agree, measure them, report. Exit code 1 if they do not agree."""
+    args = arguments()
+    model, forms, step = build(args)
+    losses = {name: step.loss(form).item() for name, form in forms.items()}
+    difference = max(abs(loss / losses["masked"] - 1) for loss in losses.values())
+    print(f"loss {losses['masked']:.6f}; largest relative difference of another form {difference:.1e}")
+    if difference > TOLERANCE[args.dtype]:
+        print(f"the forms disagree: {losses}", file=sys.stderr)
+        return 1
+
+    spent, peak = cost(model, args.map), matmul_peak(args.device, args.dtype)
+    measured = {
+        name: summary(repeats, spent.encode if name == "semantic pass" else spent.training_step, peak, args.batch_size)
+        for name, repeats in measure(forms, step, args).items()
+    }
+    result = circumstances(args) | {
+        "losses": losses,
+        "relative_loss_difference": difference,
+        "flops_per_image": spent.training_step,
+        "matmul_peak_flops_per_second": peak,
+        "forms": measured,
+        "times_as_fast_as_masked": {
+            name: times_as_fast(measured[name], measured["masked"]) for name in forms if name != "masked"
+        },
+    }
+    print(f"{spent.training_step / 1e9:.4g} GFLOP per image and step; matrix products reach {peak / 1e9:.0f} GFLOP/s")
+    print(table(result))
+    if args.json:
+        args.json.write_text(json.dumps(result, indent=2) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
