@@ -31,7 +31,8 @@ import torch
 from torch import Tensor
 from torch.optim import AdamW, Optimizer
 
-sys.path[:0] = [str(Path(__file__).parents[1] / "src"), str(Path(__file__).parents[1])]
+sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
 
 from tests.oracle import masked_predict
 

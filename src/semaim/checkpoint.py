@@ -44,10 +44,10 @@ def save(folder: Path, step: int, state: State) -> Path:
             writer = HashingWriter(file)
             torch.save({"format": FORMAT, "step": step, **state}, cast(IO[bytes], writer))
             write_text(_checksum_file(path), f"{writer.hash.hexdigest()}  {path.name}\n")
-    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+    except (OSError, RuntimeError) as error:  # torch raises a RuntimeError of its own over that of a full disk
         if not path.exists():
             _checksum_file(path).unlink(missing_ok=True)
-        full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
+        full = errno.ENOSPC in (getattr(error, "errno", None), getattr(error.__context__, "errno", None))
         reason = "there is no space left on the device" if full else str(error)
         older = list_steps(folder)
         kept = f"the last good checkpoint is {older[-1][1]}" if older else "there is no older checkpoint"

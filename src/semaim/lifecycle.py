@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
@@ -22,7 +21,7 @@ from semaim.files import read_json, write_json
 from semaim.journal import Journal, Status
 from semaim.run_context import Run
 from semaim.runfolder import RunFolder
-from semaim.seeding import derive_seed
+from semaim.seeding import derive_seed, seed_all
 from semaim.stopping import StopRequest
 
 log = logging.getLogger("semaim")
@@ -51,10 +50,10 @@ def execute(cfg: DictConfig, config: dict[str, Any], overrides: Sequence[str]) -
             return result[folder.status()["metric"]]
         if config["seed"] < 0:
             raise UserError(f"seed={config['seed']} must not be negative")
-        torch.manual_seed(derive_seed(config["seed"], "weights"))
+        seed_all(derive_seed(config["seed"], "weights"))
         task = instantiate(cfg.task)
         task.check(config["seed"], processes)
-        torch.manual_seed(derive_seed(config["seed"], "process", processes.rank))
+        seed_all(derive_seed(config["seed"], "process", processes.rank))
         with _opened(folder, cfg, config, processes, stop) as (run, tracking):
             started = time.monotonic()
             result = task.run(run)

@@ -39,7 +39,7 @@ def main(cfg: DictConfig) -> float:
     overrides = list(HydraConfig.get().overrides.task)
     try:
         check_overrides(overrides, cfg)
-        config: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+        config = plain(cfg)
         from semaim.lifecycle import execute  # torch is loaded only once the configuration is sound
 
         return execute(cfg, config, overrides)
@@ -49,6 +49,15 @@ def main(cfg: DictConfig) -> float:
         if HydraConfig.get().mode == RunMode.MULTIRUN and code not in (EXIT_INTERRUPTED, EXIT_AT_ONCE):
             raise
         sys.exit(code)
+
+
+def plain(cfg: DictConfig) -> dict[str, Any]:
+    """The configuration as it is stored: interpolations resolved, parts that the task names in their own place."""
+    config: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    for key in cfg.task:
+        if OmegaConf.is_interpolation(cfg.task, key):
+            del config["task"][key]
+    return config
 
 
 def report(error: BaseException) -> int:

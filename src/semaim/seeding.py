@@ -24,6 +24,13 @@ def derive_seed(seed: int, purpose: str, *position: int) -> int:
     return int(entropy.generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
+def seed_all(seed: int) -> None:
+    """Seed the global generators of torch (on all devices), python and numpy."""
+    torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+
+
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """Seed the global CPU generators that image transforms draw from, and put them back afterwards."""

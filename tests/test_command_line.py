@@ -1,0 +1,236 @@
+"""A mistake on the command line costs one message: it names the option or path, lists the choices, and writes nothing.
+
+Also: the help, working from any directory, and sweeps, of which one failing point does not take the others along.
+Most commands run inside this process (`run_here`), since starting a new one takes seconds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from unittest import mock
+
+import pytest
+import torch
+from hydra.core.global_hydra import GlobalHydra
+
+from commands import ENVIRONMENT, RUN, SMALL, run, status
+from semaim import checkpoint
+from semaim.command_line import CONF
+from semaim.models.aim import AIM
+from semaim.run import command_line
+
+MODELS = ("aim_base", "aim_huge", "aim_large", "aim_small", "aim_tiny")
+EXPERIMENTS = tuple(sorted(path.stem for path in (CONF / "experiment").glob("*.yaml")))
+
+# What is typed, and what the message must contain.
+MISTAKES = {
+    "group choice": ("model=aim_huhe", ("aim_huhe", *MODELS)),
+    "group choice of tracking": ("tracking=mlfow", ("mlfow", "mlflow", "none")),
+    "group name": ("modle=aim_tiny", ("modle", "did you mean model?", "optimizer", "permutation", "trainer")),
+    "option": ("trainer.epoch=3", ("trainer.epoch", "trainer.epochs", "batch_size", "max_steps", "precision")),
+    "option of a group without options": ("permutation.foo=1", ("permutation.foo",)),
+    "option at the top": ("sed=1", ("sed", "did you mean seed?", "runs_dir")),
+    "added option": ("+foo=1", ("+foo", "checkpoint", "run_name", "trainer")),
+    "added option in a group": ("+trainer.epoch=3", ("+trainer.epoch", "trainer.epochs", "max_steps")),
+    "experiment": ("+experiment=nope", ("experiment/nope", *EXPERIMENTS)),
+    "no root": ("data=folder", ("data.root", "must be given")),
+    "root is missing": ("data=folder data.root=nope", ("data.root=nope", "is not a folder")),
+    "root is a file": ("data=folder data.root=text.txt", ("data.root=text.txt", "is not a folder")),
+    "root is empty": ("data=folder data.root=empty", ("empty holds no image", ".jpg", "data.root")),
+    "patches do not divide": ("data.patch_size=5", ("data.patch_size=5", "32x32")),
+    "query blocks do not divide": ("model.query_depth=3", ("model.query_depth=3", "[1, 2, 4]")),
+    "heads do not divide": ("model.num_heads=5", ("model.num_heads=5", "embed_dim=96")),
+    "batch larger than the data": ("trainer.batch_size=1438", ("trainer.batch_size=1438", "1437")),
+    "micro-batches do not divide": ("trainer.accumulate=3", ("trainer.batch_size=64", "accumulate", "1 x 3")),
+    "other architecture": (
+        "checkpoint=other.pt",
+        ("checkpoint=other.pt", "another architecture", "is (48,) there"),
+    ),
+    "text as checkpoint": ("checkpoint=text.txt", ("checkpoint=text.txt", "not a checkpoint")),
+    "foreign checkpoint": ("checkpoint=foreign.pt", ("checkpoint=foreign.pt", "not a pretraining checkpoint")),
+    "malicious checkpoint": ("checkpoint=evil.pt", ("checkpoint=evil.pt", "run code")),
+    "checkpoint is missing": ("checkpoint=nope.pt", ("checkpoint=nope.pt", "does not exist")),
+    "folder without checkpoint": ("task=knn checkpoint=empty", ("checkpoint=empty", "not a run folder")),
+    "knn of nothing": ("task=knn", ("checkpoint=runs/<name>",)),
+    "precision": ("trainer.precision=float16", ("trainer.precision=float16", "auto, bf16, fp16 or float32")),
+    "negative seed": ("seed=-1", ("seed=-1", "not be negative")),
+    "device": ("device=gpu", ("device=gpu", "auto, cpu or cuda")),
+    "no GPU": ("device=cuda", ("device=cuda", "device=cpu")),
+    "head": ("model.head=tree", ("model.head=tree", "mlp or linear")),
+    "even blur": ("target.blur_kernel_size=4", ("target.blur_kernel_size=4", "odd")),
+    "no steps": ("trainer.max_steps=0", ("trainer.max_steps=0", "positive")),
+    "data not downloaded": ("data=cifar10 data.source.download=false", ("data.root=data/cifar10",)),
+    "runs_dir is a file": ("runs_dir=text.txt", ("text.txt", "runs_dir")),
+}
+# Known faults of semaim, each to be repaired there; the tests then say so by passing ("XPASS(strict)").
+FAULTS = {
+    "type of a rate": ("optimizer.base_lr=abc", ("optimizer.base_lr=abc",)),
+    "type of the seed": ("seed=abc", ("seed=abc",)),
+    "whole seed": ("seed=1.5", ("seed=1.5",)),
+    "type of the batch": ("trainer.batch_size=abc", ("trainer.batch_size=abc",)),
+    "whole batch": ("trainer.batch_size=64.5", ("trainer.batch_size=64.5", "whole")),
+    "type of the depth": ("model.depth=two", ("model.depth=two",)),
+    "nothing given": ("trainer.epochs=", ("trainer.epochs=",)),
+    "size of three numbers": ("data.image_size=[32,32,32]", ("data.image_size=[32",)),
+    "removed group": ("~model", ("~model",)),
+}
+LEAVES_FOLDER = "semaim.runfolder.RunFolder makes its folder before the mistake is found"
+
+
+class Malice:
+    """Its unpickling makes a folder."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return os.mkdir, ("pwned",)
+
+
+def run_here(folder: Path, *overrides: str) -> int:
+    """Run a command inside this process; its exit code. Logging is left as it was found."""
+    logger = logging.getLogger("semaim")
+    before = logger.handlers[:], logger.level, logger.propagate
+    GlobalHydra.instance().clear()
+    try:
+        with contextlib.chdir(folder), mock.patch.object(sys, "argv", ["run.py", *overrides]):
+            return command_line()
+    except SystemExit as leaving:
+        return int(leaving.code or 0)
+    finally:
+        GlobalHydra.instance().clear()
+        logger.handlers[:], logger.level, logger.propagate = before
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Iterator[Path]:
+    """A working directory with everything that the mistakes name; afterwards nothing more may be in it."""
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "text.txt").write_text("hello\n")
+    torch.save({"weight": torch.ones(2)}, tmp_path / "foreign.pt")
+    torch.save({"model": Malice()}, tmp_path / "evil.pt")
+    model = AIM(48, 32, 4, embed_dim=48, depth=2, num_heads=3, query_depth=1)
+    saved = checkpoint.save(tmp_path, 1, {"architecture": model.architecture, "model": model.state_dict()})
+    saved.rename(tmp_path / "other.pt")
+    before = set(tmp_path.rglob("*"))
+    yield tmp_path
+    new = [path.relative_to(tmp_path) for path in set(tmp_path.rglob("*")) - before]
+    # Known fault, see LEAVES_FOLDER: once mended, this line is `assert not new`.
+    assert [path for path in new if (tmp_path / path).is_file() or path.parts[0] != "runs"] == []
+
+
+def assert_one_message(capsys: pytest.CaptureFixture[str], words: tuple[str, ...]) -> None:
+    """The screen shows one error message, with these words, and nothing else."""
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("error: ")
+    assert len(re.findall(r"^error: ", err, re.MULTILINE)) == 1
+    assert "Traceback" not in err
+    assert "Error in call to target" not in err
+    assert [word for word in words if word not in err] == [], err
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_mistake_costs_one_message(name: str, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    if name == "no GPU" and torch.cuda.is_available():
+        pytest.skip("there is a GPU here")
+    typed, words = MISTAKES[name]
+    assert run_here(place, *typed.split()) == 2
+    assert_one_message(capsys, words)
+    assert not (place / "pwned").exists()
+
+
+def test_malice_works_where_it_is_let(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place)
+    torch.load("evil.pt", weights_only=False)
+    (place / "pwned").rmdir()  # fails if the checkpoint of the test above is harmless
+
+
+@pytest.mark.parametrize("name", FAULTS)
+@pytest.mark.xfail(strict=True, reason="a value of the wrong type is reported without its option, or by a traceback")
+def test_wrong_type_costs_one_message(name: str, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    typed, words = FAULTS[name]
+    assert run_here(place, *typed.split()) == 2
+    assert_one_message(capsys, words)
+
+
+@pytest.mark.xfail(strict=True, reason=LEAVES_FOLDER)
+@pytest.mark.parametrize("typed", ["model.query_depth=3", "seed=-1", "task=knn", "data=folder data.root=nope"])
+def test_mistake_leaves_no_folder(typed: str, tmp_path: Path) -> None:
+    assert run_here(tmp_path, *typed.split()) == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_two_processes_that_do_not_divide_the_batch_both_end(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    group = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    processes = [
+        subprocess.Popen(
+            [*RUN, *SMALL, "trainer.batch_size=15", "device=cpu"],
+            cwd=tmp_path,
+            env=ENVIRONMENT | group | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        said = [process.communicate(timeout=120)[1] for process in processes]
+    finally:
+        for process in processes:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+    assert [process.returncode for process in processes] == [2, 2], said
+    for text in said:
+        assert text.count("error: trainer.batch_size=15 must be divisible by processes") == 1
+        assert "2 x 1" in text
+        assert "Traceback" not in text
+    assert list(tmp_path.rglob("config.yaml")) == []
+
+
+def test_help_names_every_group_on_one_page(tmp_path: Path) -> None:
+    done = run(tmp_path, "--help")
+    assert done.returncode == 0
+    lines = done.stdout.splitlines()
+    groups = {path.name for path in CONF.iterdir() if path.is_dir()} - {"hydra"}
+    explained = {line.split()[0] for line in lines if line.startswith("  ") and line.strip()}
+    assert groups <= explained
+    assert len(groups) >= 10
+    assert len(lines) <= 60
+    too_long = [line for line in lines if len(line) > 120]
+    # Known fault: Hydra writes the nine orders on one line of 129; once mended, this line is `assert too_long == []`.
+    assert [line for line in too_long if not line.startswith("permutation: ")] == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_sweep_from_another_directory_makes_a_run_for_each_point(tmp_path: Path) -> None:
+    done = run(tmp_path, "-m", "permutation=raster,stochastic", "trainer.max_steps=2", *SMALL)
+    assert done.returncode == 0, done.stdout
+    folders = sorted(path.parent for path in (tmp_path / "runs").glob("*/status.json"))
+    assert len(folders) == 2
+    for folder, order in zip(folders, ("raster", "stochastic"), strict=True):
+        assert folder.name.startswith(f"pretrain_digits_aim_tiny_{order}_pixels_")
+        assert status(folder)["state"] == "finished"
+        assert (folder / "checkpoints" / "step_00000002.pt").is_file()
+    results = [status(folder)["result"]["loss"] for folder in folders]
+    assert results[0] != results[1]
+
+
+def test_failing_point_of_a_sweep_spares_the_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sweep = ("-m", "model.query_depth=3,2", "trainer.max_steps=2", *SMALL)  # the failing one first
+    assert run_here(tmp_path, *sweep) == 2
+    err = capsys.readouterr().err
+    assert "error: model.query_depth=3 must divide model.depth=4" in err
+    assert "Traceback" not in err
+    (finished,) = (tmp_path / "runs").glob("*/status.json")
+    assert "model.query_depth=2" in finished.parent.name
+    assert status(finished.parent)["state"] == "finished"

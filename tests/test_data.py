@@ -1,0 +1,254 @@
+"""Sources read what lies on disk, in its true format, and say what is wrong with it; transforms."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections import Counter
+from urllib.error import URLError
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.datasets import load_digits
+from torchvision.datasets import CIFAR10, STL10
+
+from semaim.data import transforms
+from semaim.data.sources import UNLABELLED, cifar10, digits, image_folders, stl10
+from semaim.errors import UserError
+
+
+def contents(images):
+    """Every image of a set as (bytes, label)."""
+    return [(images.read(i).tobytes(), images.label(i)) for i in range(len(images))]
+
+
+# Handwritten digits
+
+
+def test_digits_have_the_documented_sizes():
+    splits = digits()
+    assert (len(splits.train), len(splits.val), len(splits.classes)) == (1437, 360, 10)
+    assert splits.labelled is splits.train
+    for images in (splits.train, splits.val):
+        assert images.images_NHWC.shape == (len(images), 32, 32, 3)
+        assert images.images_NHWC.dtype == np.uint8
+        assert (images.images_NHWC[..., 0] == images.images_NHWC[..., 2]).all()  # grey
+        assert (images.read(3).size, images.read(3).mode) == ((32, 32), "RGB")
+    assert splits.val.name(7) == "digits/val[7]"
+
+
+def test_digits_are_all_there_once_and_stratified():
+    data = load_digits()
+    splits = digits(side=8)  # no enlargement: the images as scikit-learn has them
+    scaled = (data.images * 255 / 16).astype(np.uint8)[..., None].repeat(3, -1)
+    everything = Counter((image.tobytes(), int(label)) for image, label in zip(scaled, data.target, strict=True))
+    # Each image and its label once, so train and val are disjoint.
+    assert Counter(contents(splits.train)) + Counter(contents(splits.val)) == everything
+    per_class = np.bincount(data.target)
+    assert (abs(np.bincount(splits.val.labels) - per_class * 360 / 1797) < 1).all()
+    assert (abs(np.bincount(splits.train.labels) - per_class * 1437 / 1797) < 1).all()
+    large = digits()  # the same split, enlarged
+    assert (large.val.labels == splits.val.labels).all()
+    small_NL = large.val.images_NHWC[..., 0].reshape(360, 8, 4, 8, 4).mean((2, 4)).reshape(360, 64)
+    distances_NN = ((small_NL[:, None] - splits.val.images_NHWC[..., 0].reshape(1, 360, 64)) ** 2).sum(-1)
+    assert (distances_NN.argmin(1) == np.arange(360)).all()
+
+
+def test_digits_options_and_repeatability():
+    splits = digits(side=16, val_fraction=0.5)
+    assert (len(splits.train), len(splits.val)) == (898, 899)
+    assert splits.train.images_NHWC.shape[1:] == (16, 16, 3)
+    assert contents(digits(8).val) == contents(digits(8).val)
+
+
+# Folders
+
+
+def put(folder, **colours):
+    """Write one-coloured images: put(folder, name=grey level)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, grey in colours.items():
+        Image.new("L", (6, 4), grey).save(folder / f"{name}.png")
+
+
+def test_labelled_train_and_val(tmp_path):
+    put(tmp_path / "train" / "dog", d2=12, d1=11)
+    put(tmp_path / "train" / "cat" / "deeper", c1=1)
+    put(tmp_path / "val" / "cat", v1=101)
+    put(tmp_path / "val" / "dog", v2=112)
+    (tmp_path / "train" / "dog" / "notes.txt").write_text("no image")
+    (tmp_path / "train" / "dog" / "d3.JPEG").write_bytes((tmp_path / "train" / "dog" / "d1.png").read_bytes())
+    (tmp_path / "train" / "dog" / "folder.png").mkdir()
+    splits = image_folders(str(tmp_path))
+    assert splits.classes == ["cat", "dog"]
+    found = [(splits.train.read(i).getpixel((0, 0)), splits.train.label(i)) for i in range(len(splits.train))]
+    assert found == [((1, 1, 1), 0), ((11, 11, 11), 1), ((12, 12, 12), 1), ((11, 11, 11), 1)]  # d1 d2 d3.JPEG
+    assert splits.train.read(0).size == (6, 4)
+    assert splits.train.name(0) == str(tmp_path / "train/cat/deeper/c1.png")
+    assert [splits.val.read(i).getpixel((5, 3))[0] for i in range(2)] == [101, 112]
+    assert [splits.val.label(i) for i in range(2)] == [0, 1]
+    assert splits.labelled is splits.train
+
+
+def test_class_folders_directly_in_the_root(tmp_path):
+    put(tmp_path / "b", x=2)
+    put(tmp_path / "a", y=1)
+    splits = image_folders(str(tmp_path))
+    assert (splits.classes, splits.val) == (["a", "b"], None)
+    assert [(splits.train.read(i).getpixel((0, 0))[0], splits.train.label(i)) for i in range(2)] == [(1, 0), (2, 1)]
+
+
+@pytest.mark.parametrize("where", [".", "train"])
+def test_flat_folders_have_no_labels(tmp_path, where):
+    put(tmp_path / where, b=2, a=1)
+    splits = image_folders(str(tmp_path))
+    assert (splits.labelled, splits.val, list(splits.classes)) == (None, None, [])
+    assert [splits.train.read(i).getpixel((0, 0))[0] for i in range(len(splits.train))] == [1, 2]
+    assert {splits.train.label(0), splits.train.label(1)} == {UNLABELLED} == {-1}
+
+
+def test_layout_can_be_said(tmp_path):
+    put(tmp_path, loose=1)
+    put(tmp_path / "k" / "deep", nested=2)
+    with pytest.raises(UserError, match=r"both images \(loose\.png, \.\.\.\) and folders \(k, .*layout=flat"):
+        image_folders(str(tmp_path))
+    assert [os.path.basename(name) for name in image_folders(str(tmp_path), "flat").train.files] == [
+        "nested.png",
+        "loose.png",
+    ]
+    classes = image_folders(str(tmp_path), "classes")
+    assert (len(classes.train), classes.classes, classes.train.label(0)) == (1, ["k"], 0)
+    with pytest.raises(UserError, match=r"data\.source\.layout=tree is unknown: choose auto, classes or flat"):
+        image_folders(str(tmp_path), "tree")
+
+
+def test_folders_that_will_not_do_are_named(tmp_path):
+    with pytest.raises(UserError, match=rf"data\.root={tmp_path}/none is not a folder"):
+        image_folders(str(tmp_path / "none"))
+    (tmp_path / "empty").mkdir()
+    for layout in ("auto", "flat", "classes"):
+        with pytest.raises(UserError, match=rf"{tmp_path}/empty holds no image .*data\.root"):
+            image_folders(str(tmp_path / "empty"), layout)
+    put(tmp_path / "some" / "full", x=1)
+    (tmp_path / "some" / "hollow").mkdir()
+    with pytest.raises(UserError, match=rf"1 class folders of {tmp_path}/some hold no image: \['hollow'\]"):
+        image_folders(str(tmp_path / "some"))
+    put(tmp_path / "split" / "train" / "cat", x=1)
+    put(tmp_path / "split" / "val" / "dog", x=1)
+    with pytest.raises(UserError, match=rf"{tmp_path}/split/train and .*/split/val must .* 2 differ: \['cat', 'dog'\]"):
+        image_folders(str(tmp_path / "split"))
+
+
+# Data sets that torchvision downloads
+
+
+@pytest.fixture
+def _no_checksums(monkeypatch):
+    """torchvision compares MD5 sums with those of the real files, which tiny files in the same format cannot have."""
+    for module in ("cifar", "stl10"):
+        monkeypatch.setattr(f"torchvision.datasets.{module}.check_integrity", lambda path, _: os.path.isfile(path))
+
+
+@pytest.mark.usefixtures("_no_checksums")
+def test_cifar10_in_its_true_format(tmp_path):
+    folder, rng = tmp_path / "cifar-10-batches-py", np.random.default_rng(0)
+    folder.mkdir()
+    rows, labels = rng.integers(0, 256, (12, 3072), dtype=np.uint8), rng.integers(0, 10, 12).tolist()
+    for i, name in enumerate([*(f"data_batch_{n}" for n in range(1, 6)), "test_batch"]):
+        entry = {"data": rows[2 * i : 2 * i + 2], "labels": labels[2 * i : 2 * i + 2]}
+        (folder / name).write_bytes(pickle.dumps(entry, protocol=2))
+    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": ["x"] * 10}, protocol=2))
+    splits = cifar10(str(tmp_path), download=False)
+    assert (len(splits.train), len(splits.val), len(splits.classes)) == (10, 2, 10)
+    assert splits.labelled is splits.train
+    for row, (images, index) in enumerate([*((splits.train, i) for i in range(10)), (splits.val, 0), (splits.val, 1)]):
+        # A row of the file: 1024 red values row by row, then green, then blue.
+        assert (np.asarray(images.read(index)) == rows[row].reshape(3, 32, 32).transpose(1, 2, 0)).all()
+        assert images.label(index) == labels[row]
+    assert splits.val.name(1) == "cifar10/test[1]"
+
+
+@pytest.mark.usefixtures("_no_checksums")
+def test_stl10_in_its_true_format(tmp_path):
+    folder, rng = tmp_path / "stl10_binary", np.random.default_rng(0)
+    folder.mkdir()
+    images = {part: rng.integers(0, 256, (n, 96, 96, 3), dtype=np.uint8)
+              for part, n in [("train", 3), ("test", 2), ("unlabeled", 4)]}  # fmt: skip
+    for part, array in images.items():
+        array.transpose(0, 3, 2, 1).tofile(folder / f"{part}_X.bin")  # colour, then column, then row
+    np.array([1, 10, 5], np.uint8).tofile(folder / "train_y.bin")  # classes from 1
+    np.array([7, 2], np.uint8).tofile(folder / "test_y.bin")
+    splits = stl10(str(tmp_path), download=False)
+    read = {part: np.stack([np.asarray(s.read(i)) for i in range(len(s))]) for part, s in
+            [("train", splits.labelled), ("test", splits.val), ("all", splits.train)]}  # fmt: skip
+    assert (read["train"] == images["train"]).all()
+    assert (read["test"] == images["test"]).all()
+    assert (read["all"] == np.concatenate([images["train"], images["unlabeled"]])).all()
+    assert splits.labelled.labels.tolist() == [0, 9, 4]
+    assert splits.val.labels.tolist() == [6, 1]
+    assert splits.train.labels.tolist() == [0, 9, 4, -1, -1, -1, -1]
+    assert len(splits.classes) == 10
+
+
+@pytest.mark.parametrize(("source", "dataset"), [(cifar10, CIFAR10), (stl10, STL10)])
+def test_data_that_are_not_there_and_cannot_be_downloaded(tmp_path, monkeypatch, source, dataset):
+    with pytest.raises(UserError, match=rf"data\.root={tmp_path} nor could it be downloaded"):
+        source(str(tmp_path), download=False)
+
+    def no_network(_):
+        raise URLError("no route to host")
+
+    monkeypatch.setattr(dataset, "download", no_network)
+    with pytest.raises(UserError, match=rf"data\.root={tmp_path} .*no route to host.*data\.download=true"):
+        source(str(tmp_path), download=True)
+
+
+# Transforms
+
+
+@pytest.mark.parametrize(("size", "shape"), [(32, (3, 32, 32)), ((32, 48), (3, 32, 48)), ([48, 32], (3, 48, 32))])
+def test_pretraining_output(size, shape):
+    mean, std = (0.5, 0.25, 0.125), (0.5, 1.0, 2.0)
+    image = Image.new("RGB", (70, 50), (255, 51, 0))
+    tensor = transforms.pretraining(size, mean=mean, std=std)(image)
+    assert (tensor.shape, tensor.dtype) == (shape, torch.float32)
+    assert tensor[:, 5, 7].tolist() == pytest.approx([(1 - 0.5) / 0.5, 0.2 - 0.25, -0.125 / 2], abs=1e-6)
+    assert (tensor == tensor[:, :1, :1]).all()  # a crop of one colour has one colour
+
+
+def test_pretraining_crops_and_flips_as_asked():
+    ramp = Image.fromarray(np.arange(256, dtype=np.uint8)[None].repeat(256, 0)).convert("RGB")
+    still = transforms.pretraining(64, scale=(1.0, 1.0), flip=0.0, mean=(0, 0, 0), std=(1, 1, 1))
+    flipped = transforms.pretraining(64, scale=(1.0, 1.0), flip=1.0, mean=(0, 0, 0), std=(1, 1, 1))
+    assert still(ramp)[0, 0, 10] < 0.3 < 0.7 < flipped(ramp)[0, 0, 10]
+    small = transforms.pretraining(64, scale=(0.2, 0.2), flip=0.0, mean=(0, 0, 0), std=(1, 1, 1))
+    widths = [(tensor[0, 0, -1] - tensor[0, 0, 0]).item() for tensor in (small(ramp) for _ in range(50))]
+    # A fifth of the area at aspect ratios of 3/4 to 4/3 is 0.39 to 0.52 of the width.
+    assert 0.36 < min(widths) < 0.42 < 0.48 < max(widths) < 0.55
+
+
+@pytest.mark.parametrize(
+    ("source", "resized", "box"),
+    [
+        ((256, 256), (256, 256), (16, 16, 240, 240)),
+        ((512, 384), (341, 256), (58, 16, 282, 240)),  # width first; (341 - 224) / 2 = 58.5, rounded to even
+        ((100, 300), (256, 768), (16, 272, 240, 496)),
+    ],
+)
+def test_evaluation_is_resize_and_centre_crop(source, resized, box):
+    width, height = source
+    array = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    tensor = transforms.evaluation(224, crop_ratio=0.875)(Image.fromarray(array))
+    by_hand = np.asarray(Image.fromarray(array).resize(resized, Image.Resampling.BICUBIC).crop(box))
+    expected = (by_hand / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
+    assert tensor.shape == (3, 224, 224)
+    assert (tensor - torch.from_numpy(expected).permute(2, 0, 1)).abs().max() <= 1e-5
+
+
+def test_evaluation_of_a_size_that_is_not_square():
+    array = np.random.default_rng(0).integers(0, 256, (55, 80, 3), dtype=np.uint8)
+    tensor = transforms.evaluation((32, 48), crop_ratio=0.875, mean=(0, 0, 0), std=(1, 1, 1))(Image.fromarray(array))
+    # The longer side decides: 48 / 0.875 = 54.9, so the image is not resized, and rows 12..43, columns 16..63 remain.
+    assert (tensor * 255).round().byte().permute(1, 2, 0).tolist() == array[12:44, 16:64].tolist()

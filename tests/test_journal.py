@@ -1,0 +1,180 @@
+"""The journal: complete lines in order, no step twice however often a run is killed and continued."""
+
+from __future__ import annotations
+
+import json
+import math
+import threading
+import time
+
+import pytest
+
+from semaim.journal import Journal, read
+
+
+def lines(path, offset=0):
+    return [line for _, line in read(path, offset)]
+
+
+def points(path, key):
+    """(step, value) of a metric, in the order of the file."""
+    return [(line["step"], line["metrics"][key]) for line in lines(path) if key in line.get("metrics", {})]
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "metrics.jsonl"
+
+
+def test_lines_are_what_was_logged_with_the_time(path):
+    before = int(time.time() * 1000)
+    journal = Journal(path)
+    journal.status("RUNNING")
+    journal.log(1, {"train/loss": 2.5, "train/lr": 1e-5})
+    journal.log(2, {"train/loss": 2.25})
+    journal.status("FINISHED")
+    after = int(time.time() * 1000)
+    assert len(lines(path)) == 4  # readable before the journal is closed
+    journal.close()
+    found = lines(path)
+    times = [line.pop("time") for line in found]
+    assert found == [
+        {"status": "RUNNING"},
+        {"step": 1, "metrics": {"train/loss": 2.5, "train/lr": 1e-5}},
+        {"step": 2, "metrics": {"train/loss": 2.25}},
+        {"status": "FINISHED"},
+    ]
+    assert before <= times[0] <= times[1] <= times[2] <= times[3] <= after
+    assert all(isinstance(moment, int) for moment in times)
+    assert path.read_text().count("\n") == 4
+
+
+def test_a_metric_goes_only_forward(path):
+    journal = Journal(path)
+    for step, value in [(0, 0.0), (5, 5.0), (5, 5.5), (3, 3.0), (6, 6.0)]:
+        journal.log(step, {"a": value})
+    journal.log(5, {"a": 7.0, "b": 1.0})
+    assert points(path, "a") == [(0, 0.0), (5, 5.0), (6, 6.0)]
+    assert points(path, "b") == [(5, 1.0)]  # another metric of the same step is new
+    assert len(lines(path)) == 4  # and a line with nothing new is not written
+    assert (journal.next_step("a"), journal.next_step("b"), journal.next_step("c")) == (7, 6, 0)
+    journal.close()
+
+
+def test_steps_repeated_after_continuing_are_not_written_twice(path):
+    journal = Journal(path)
+    for step in range(1, 8):
+        journal.log(step, {"loss": float(step)})
+    journal.log(5, {"knn": 80.0})
+    journal.close()
+    again = Journal(path)  # the checkpoint was of step 4
+    assert (again.next_step("loss"), again.next_step("knn")) == (8, 6)
+    again.status("RUNNING")
+    for step in range(5, 11):
+        again.log(step, {"loss": 100.0 + step, "knn": 81.0} if step in (5, 10) else {"loss": 100.0 + step})
+    again.close()
+    assert points(path, "loss") == [(s, float(s)) for s in range(1, 8)] + [(s, 100.0 + s) for s in (8, 9, 10)]
+    assert points(path, "knn") == [(5, 80.0), (10, 81.0)]
+    assert sum("status" in line for line in lines(path)) == 1
+
+
+@pytest.mark.parametrize("torn", [b"{", b'{"time": 1, "step": 3, "metrics": {"loss": 0.25}}', b'{"time": 17, "st'])
+def test_a_torn_last_line_is_cut(path, torn):
+    journal = Journal(path)
+    journal.log(1, {"loss": 4.0})
+    journal.log(2, {"loss": 3.0})
+    journal.close()
+    whole = path.read_bytes()
+    path.write_bytes(whole + torn)
+    assert [line["step"] for line in lines(path)] == [1, 2]
+    again = Journal(path)
+    assert path.read_bytes() == whole
+    again.log(3, {"loss": 2.0})  # step 3 does not count as written
+    again.close()
+    assert points(path, "loss") == [(1, 4.0), (2, 3.0), (3, 2.0)]
+
+
+def test_a_journal_of_nothing_but_a_torn_line(path):
+    path.write_bytes(b'{"time": 1, "ste')
+    journal = Journal(path)
+    journal.log(0, {"loss": 1.0})
+    journal.close()
+    assert points(path, "loss") == [(0, 1.0)]
+
+
+def test_not_finite_values_survive(path):
+    journal = Journal(path)
+    journal.log(1, {"nan": math.nan, "up": math.inf, "down": -math.inf, "tiny": 5e-324, "third": 1 / 3})
+    journal.close()
+    (line,) = lines(path)
+    assert math.isnan(line["metrics"].pop("nan"))
+    assert line["metrics"] == {"up": math.inf, "down": -math.inf, "tiny": 5e-324, "third": 1 / 3}
+    again = Journal(path)
+    again.log(1, {"nan": 1.0})  # a NaN counts as written
+    again.close()
+    assert len(lines(path)) == 1
+
+
+def test_reading_on_from_an_offset(path):
+    journal = Journal(path)
+    for step in range(5):
+        journal.log(step, {"loss": float(step)})
+    offsets = [offset for offset, _ in read(path, 0)]
+    assert offsets[-1] == path.stat().st_size
+    for number, offset in enumerate(offsets):
+        assert [line["step"] for line in lines(path, offset)] == list(range(number + 1, 5))
+    journal.log(5, {"loss": 5.0})
+    journal.close()
+    assert [line["step"] for line in lines(path, offsets[-1])] == [5]
+
+
+def test_a_line_appears_only_when_it_is_complete(path):
+    whole = json.dumps({"time": 1, "step": 0, "metrics": {"loss": 1.0}}).encode() + b"\n"
+    for end in range(len(whole)):
+        path.write_bytes(whole + whole[:end])
+        assert [offset for offset, _ in read(path, 0)] == [len(whole)]
+        assert list(read(path, len(whole))) == []
+    path.write_bytes(whole + whole)
+    assert [offset for offset, _ in read(path, len(whole))] == [2 * len(whole)]
+
+
+def test_a_reader_beside_a_writer_never_sees_part_of_a_line(path):
+    """Lines longer than the file's buffer reach the file in pieces."""
+    journal = Journal(path)
+    metrics = {f"metric_{number:04d}": 1 / (number + 1) for number in range(1000)}  # about 30 kB a line
+    total = 150
+
+    def write() -> None:
+        for step in range(total):
+            journal.log(step, metrics)
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    offset, steps, sizes = 0, [], set()
+    while len(steps) < total:
+        alive = writer.is_alive()
+        for end, line in read(path, offset):
+            offset = end
+            steps.append(line["step"])
+            assert line["metrics"] == metrics
+        sizes.add(path.stat().st_size)
+        if not alive:
+            break
+    writer.join()
+    journal.close()
+    assert steps == list(range(total))
+    assert offset == path.stat().st_size
+    assert len(sizes) > 2  # it did read while lines were being written
+
+
+def test_threads_do_not_mix_their_lines(path):
+    journal = Journal(path)
+    threads = [threading.Thread(target=lambda key=key: [journal.log(s, {key: float(s)}) for s in range(200)])
+               for key in "abcd"]  # fmt: skip
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    journal.close()
+    assert len(lines(path)) == 800
+    assert all(points(path, key) == [(s, float(s)) for s in range(200)] for key in "abcd")

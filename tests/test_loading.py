@@ -1,0 +1,307 @@
+"""Which images a step sees, and how augmented, is a function of seed and step alone; unreadable images are survived."""
+
+from __future__ import annotations
+
+import logging
+import random
+import signal
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from semaim.data.loading import (
+    EvaluationImages,
+    Item,
+    StepPlan,
+    TrainingImages,
+    UnreadableImages,
+    evaluation_batches,
+    training_batches,
+)
+from semaim.data.sources import ArrayImages, FileImages
+from semaim.data.transforms import evaluation, pretraining
+from semaim.errors import UserError
+
+
+def indices(plan, step):
+    return [item.index for items in plan.micro_batches(step) for item in items]
+
+
+def noise_images(count=40, side=12):
+    rng = np.random.default_rng(0)
+    return ArrayImages(rng.integers(0, 256, (count, side, side, 3)), [i % 7 for i in range(count)], "noise")
+
+
+def training(seed=3, count=40):
+    return TrainingImages(noise_images(count), pretraining(8), seed)
+
+
+# The plan
+
+
+@pytest.mark.parametrize(("world", "accumulate"), [(1, 1), (2, 1), (1, 2), (2, 2), (4, 2)])
+def test_however_a_step_is_split_it_sees_the_same_images(world, accumulate):
+    whole = StepPlan(dataset_size=50, batch_size=16, seed=5)
+    for step in (0, 2, 3, 100):  # steps 2 and 3 are of different epochs
+        (expected,) = whole.micro_batches(step)
+        assert [item.row for item in expected] == list(range(16))
+        parts = [StepPlan(50, 16, 5, rank, world, accumulate).micro_batches(step) for rank in range(world)]
+        assert all(len(micro_batches) == accumulate for micro_batches in parts)
+        # One micro-batch after another, and in each one process after another: in row order.
+        together = [item for micro in range(accumulate) for rank in range(world) for item in parts[rank][micro]]
+        assert together == expected
+        assert {len(items) for part in parts for items in part} == {16 // (world * accumulate)}
+
+
+@pytest.mark.parametrize(("size", "batch"), [(48, 8), (50, 8), (7, 7), (1437, 64)])
+def test_an_epoch_sees_each_image_at_most_once(size, batch):
+    plan = StepPlan(size, batch, seed=1)
+    assert plan.steps_per_epoch == size // batch
+    epochs = []
+    for epoch in range(3):
+        steps = range(epoch * plan.steps_per_epoch, (epoch + 1) * plan.steps_per_epoch)
+        items = [item for step in steps for item in plan.micro_batches(step)[0]]
+        seen = [item.index for item in items]
+        assert {item.epoch for item in items} == {epoch}
+        assert len(seen) == len(set(seen)) == size - size % batch
+        assert set(seen) <= set(range(size))
+        if size % batch == 0:
+            assert sorted(seen) == list(range(size))
+        assert seen != sorted(seen)
+        epochs.append(seen)
+    assert epochs[0] != epochs[1] != epochs[2] != epochs[0]
+
+
+def test_images_left_out_of_an_epoch_are_others_in_the_next():
+    plan = StepPlan(dataset_size=11, batch_size=4, seed=0)
+    missing = [set(range(11)) - set(indices(plan, 2 * e) + indices(plan, 2 * e + 1)) for e in range(30)]
+    assert all(len(left) == 3 for left in missing)
+    assert set.union(*missing) == set(range(11))
+
+
+def test_the_plan_is_a_pure_function_of_seed_and_step():
+    forwards = [indices(StepPlan(40, 8, seed=2), step) for step in range(20)]
+    plan = StepPlan(40, 8, seed=2)
+    torch.manual_seed(1)
+    assert [indices(plan, step) for step in reversed(range(20))] == forwards[::-1]
+    torch.manual_seed(2)
+    assert indices(StepPlan(40, 8, seed=2), 13) == forwards[13]
+    assert [indices(StepPlan(40, 8, seed=3), step) for step in range(20)] != forwards
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"batch_size": 41}, r"trainer\.batch_size=41 images per step, but the data set has 40"),
+        ({"batch_size": 0}, r"trainer\.batch_size=0 .*between 1 and that"),
+        ({"batch_size": 10, "world_size": 4}, r"batch_size=10 must be divisible by .* 4 x 1"),
+        ({"batch_size": 12, "world_size": 2, "accumulate": 4}, r"trainer\.accumulate = 2 x 4"),
+    ],
+)
+def test_batches_that_cannot_be_made_are_named(sizes, message):
+    with pytest.raises(UserError, match=message):
+        StepPlan(dataset_size=40, seed=0, **sizes)
+
+
+# The images
+
+
+def global_states():
+    return torch.get_rng_state().tolist(), random.getstate(), [str(part) for part in np.random.get_state()]
+
+
+def test_augmentation_depends_on_seed_epoch_and_image_alone():
+    dataset, item = training(), Item(index=5, epoch=2, row=9)
+    tensor, label, index, row, unreadable = dataset[item]
+    assert (label, index, row, unreadable) == (5, 5, 9, [])
+    for seed in (0, 1):
+        torch.manual_seed(seed), random.seed(seed), np.random.seed(seed)
+        dataset[Item(index=seed, epoch=seed, row=0)]  # another image in between
+        before = global_states()
+        assert torch.equal(dataset[item][0], tensor)
+        assert global_states() == before
+    assert torch.equal(dataset[Item(5, 2, 0)][0], tensor)  # the place in the batch does not matter
+    others = [dataset[Item(5, epoch, 9)][0] for epoch in (0, 1, 3)] + [training(seed=4)[item][0]]
+    for number, other in enumerate(others):
+        assert not any(torch.equal(other, one) for one in [tensor, *others[:number]])
+
+
+def test_images_of_one_epoch_are_cropped_each_in_its_own_way():
+    """All images the same: what differs is the augmentation."""
+    same = ArrayImages(np.tile(noise_images(1).images_NHWC, (20, 1, 1, 1)), [0] * 20, "same")
+    crops = [TrainingImages(same, pretraining(8), 0)[Item(i, 0, 0)][0].sum().item() for i in range(20)]
+    assert len(set(crops)) == 20
+
+
+def assert_equal_batches(ours, theirs):
+    assert len(ours) == len(theirs)
+    for a, b in zip(ours, theirs, strict=True):
+        assert torch.equal(a.images_BCHW, b.images_BCHW)
+        assert torch.equal(a.labels_B, b.labels_B)
+        assert torch.equal(a.index_B, b.index_B)
+        assert a.first_row == b.first_row
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_any_number_of_workers_from_any_step_gives_the_same_batches(accumulate):
+    plan = StepPlan(dataset_size=40, batch_size=8, seed=3, accumulate=accumulate)
+    from_the_start = list(training_batches(training(), plan, range(12), 0, False))
+    expected = from_the_start[7 * accumulate :]
+    assert len(expected) == 5 * accumulate  # steps 7 to 11 lie in epochs 1 and 2
+    for workers in (0, 2):
+        torch.manual_seed(workers)
+        before = global_states()
+        batches = list(training_batches(training(), plan, range(7, 12), workers, False))
+        assert global_states() == before
+        assert_equal_batches(batches, expected)
+    assert [batch.first_row for batch in expected[:2]] == ([0, 0] if accumulate == 1 else [0, 4])
+    assert expected[0].images_BCHW.shape == (8 // accumulate, 3, 8, 8)
+    assert expected[0].index_B.tolist() + (expected[1].index_B.tolist() if accumulate == 2 else []) == indices(plan, 7)
+
+
+def test_processes_together_load_what_one_would():
+    dataset = training()
+    (whole,) = training_batches(dataset, StepPlan(40, 8, 3), range(6, 7), 0, False)
+    parts = [next(training_batches(dataset, StepPlan(40, 8, 3, rank, 2), range(6, 7), 0, False)) for rank in range(2)]
+    assert torch.equal(torch.cat([part.images_BCHW for part in parts]), whole.images_BCHW)
+    assert [part.first_row for part in parts] == [0, 4]
+
+
+class SignalReport(TrainingImages):
+    """Reports, in place of unreadable images, what its process does on signals, and its number of threads."""
+
+    def __getitem__(self, item):
+        numbers = (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM)
+        handlers = [(number.name, str(signal.getsignal(number))) for number in numbers]
+        return *super().__getitem__(item)[:4], [*handlers, ("threads", str(torch.get_num_threads()))]
+
+
+def test_workers_leave_signals_to_their_parent():
+    numbers = (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM)
+    previous = {number: signal.signal(number, lambda *_: None) for number in numbers}  # as a run has them
+    try:
+        dataset = SignalReport(noise_images(), pretraining(8), 0)
+        batches = list(training_batches(dataset, StepPlan(40, 4, 0), range(4), 2, False))
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+    ignored, default = str(signal.SIG_IGN), str(signal.SIG_DFL)
+    for batch in batches:
+        assert dict(batch.unreadable) == {
+            "SIGINT": ignored,
+            "SIGUSR1": ignored,
+            "SIGUSR2": ignored,
+            "SIGTERM": default,  # the loader ends its workers with it
+            "threads": "1",
+        }
+
+
+# Evaluation
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_evaluation_is_in_order_with_a_last_partial_batch(workers):
+    images, asked = noise_images(), [5, 0, 39, 2, 8, 8, 1]
+    before = global_states()
+    batches = list(evaluation_batches(EvaluationImages(images, evaluation(8), asked), 3, workers, False))
+    assert global_states() == before
+    assert [batch.index_B.tolist() for batch in batches] == [[5, 0, 39], [2, 8, 8], [1]]
+    assert [batch.labels_B.tolist() for batch in batches] == [[5, 0, 39 % 7], [2, 1, 1], [1]]
+    assert [batch.first_row for batch in batches] == [0, 3, 6]
+    together = torch.cat([batch.images_BCHW for batch in batches])
+    expected = torch.stack([evaluation(8)(Image.fromarray(images.images_NHWC[i])) for i in asked])
+    assert torch.equal(together, expected)
+
+
+def test_no_more_workers_than_cpus(monkeypatch):
+    monkeypatch.setattr("semaim.data.loading.usable_cpus", lambda: 1)
+    batches = training_batches(training(), StepPlan(40, 8, 3), range(2), 16, False)
+    assert len(batches._workers) == 1
+    assert len(list(batches)) == 2
+
+
+# Unreadable images
+
+
+@pytest.fixture
+def broken(tmp_path, caplog, monkeypatch):
+    """Eight files of which numbers 2 (truncated JPEG), 3 (empty) and 6 (text) cannot be read; grey level = number."""
+    files = [f"{i}.png" for i in range(8)]
+    files[2] = "2.jpg"
+    for i in (0, 1, 4, 5, 7):
+        Image.new("L", (6, 4), i).save(tmp_path / f"{i}.png")
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "2.jpg")
+    (tmp_path / "2.jpg").write_bytes((tmp_path / "2.jpg").read_bytes()[:1500])
+    (tmp_path / "3.png").write_bytes(b"")
+    (tmp_path / "6.png").write_text("this is no image\n")
+    monkeypatch.setattr(logging.getLogger("semaim"), "propagate", True)  # a run in this process may have cut it off
+    caplog.set_level(logging.WARNING, logger="semaim")
+    return FileImages(tmp_path, files, list(range(8)))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_training_replaces_unreadable_images(broken, caplog, workers):
+    grey = pretraining(4, mean=(0, 0, 0), std=(1, 1, 1))
+    dataset, plan = TrainingImages(broken, grey, seed=0), StepPlan(dataset_size=8, batch_size=4, seed=0)
+    unreadable, replaced = UnreadableImages(limit=3), {2: 4, 3: 4, 6: 7}
+    for step, batch in zip(range(6), training_batches(dataset, plan, range(6), workers, False), strict=True):
+        planned = [item.index for item in plan.micro_batches(step)[0]]
+        seen = [replaced.get(index, index) for index in planned]
+        assert batch.index_B.tolist() == batch.labels_B.tolist() == seen
+        assert (batch.images_BCHW[:, 0, 0, 0] * 255).round().tolist() == seen  # never a batch with a hole
+        unreadable.note(batch)
+    assert unreadable.names == {broken.name(i) for i in (2, 3, 6)}
+    messages = [record.getMessage() for record in caplog.records]
+    assert [sum(broken.name(i) in message for message in messages) for i in (2, 3, 6)] == [1, 1, 1]
+    assert [message.split(",")[0] for message in messages] == [f"unreadable image {n}" for n in (1, 2, 3)]
+
+
+def test_too_many_unreadable_images_end_the_run(broken):
+    dataset = EvaluationImages(broken, evaluation(4), list(range(8)))
+    batches = list(evaluation_batches(dataset, 3, 0, False))  # images 0 1 2, 3 4 5, 6 7: one unreadable in each
+    unreadable = UnreadableImages(limit=2)
+    for batch in [*batches[:2], *batches[:2]]:  # the same ones again do not count again
+        unreadable.note(batch)
+    with pytest.raises(UserError, match=r"3 images cannot be read, more than data\.max_unreadable=2.*6\.png"):
+        unreadable.note(batches[2])
+
+
+def test_a_whole_set_of_unreadable_images(broken, monkeypatch):
+    monkeypatch.setattr(TrainingImages, "MAX_IN_A_ROW", 2)
+    dataset = TrainingImages(broken, pretraining(4), seed=0)
+    with pytest.raises(UserError, match=r"2 images in a row cannot be read.*3\.png"):
+        next(training_batches(dataset, StepPlan(8, 8, 0), range(1), 0, False))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_evaluation_leaves_unreadable_images_out(broken, workers):
+    dataset = EvaluationImages(broken, evaluation(4, mean=(0, 0, 0), std=(1, 1, 1)), [7, 6, 5, 3, 2, 1])
+    batches = list(evaluation_batches(dataset, 2, workers, False))
+    assert [batch.index_B.tolist() for batch in batches] == [[7], [5], [1]]
+    assert [batch.labels_B.tolist() for batch in batches] == [[7], [5], [1]]
+    assert [(batch.images_BCHW[:, 1, 2, 3] * 255).round().tolist() for batch in batches] == [[7], [5], [1]]
+    assert [[name for name, _ in batch.unreadable] for batch in batches] == [
+        [broken.name(6)],
+        [broken.name(3)],
+        [broken.name(2)],
+    ]
+    (nothing,) = evaluation_batches(EvaluationImages(broken, dataset.transform, [2, 3]), 2, 0, False)
+    assert (len(nothing.images_BCHW), len(nothing.index_B), len(nothing.unreadable)) == (0, 0, 2)
+
+
+@pytest.mark.xfail(strict=True, reason="loading.UNREADABLE lacks PIL's DecompressionBombError, which is no ValueError")
+@pytest.mark.parametrize("kind", [TrainingImages, EvaluationImages])
+def test_an_image_that_pillow_refuses_for_its_size_is_unreadable(broken, monkeypatch, kind):
+    """A broken header can claim any size."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 11)  # ours have 24, more than twice that
+    transform = evaluation(4)
+    if kind is EvaluationImages:
+        tensor, *_, unreadable = EvaluationImages(broken, transform, [0])[0]
+        assert tensor is None
+        assert unreadable[0][0] == broken.name(0)
+    else:
+        with pytest.raises(UserError, match="images in a row cannot be read"):
+            TrainingImages(broken, transform, 0)[Item(0, 0, 0)]
