@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from semaim.seeding import StepNoise, derive_seed, rng_state, seeded, set_rng_state
+from semaim.seeding import StepNoise, derive_seed, rng_state, seed_all, seeded, set_rng_state
 
 CPU = torch.device("cpu")
 
@@ -44,6 +44,16 @@ def test_seeded_decides_the_numbers():
     with seeded(5):
         assert draw() == first
     with seeded(6):
+        assert all(a != b for a, b in zip(draw(), first, strict=True))
+
+
+def test_seed_all_decides_the_numbers():
+    with seeded(0):  # puts everything back
+        seed_all(2**40 + 5)
+        first = draw()
+        seed_all(2**40 + 5)
+        assert draw() == first
+        seed_all(2**40 + 6)
         assert all(a != b for a, b in zip(draw(), first, strict=True))
 
 

@@ -6,9 +6,29 @@ convention of torch's FlopCounterMode and of published figures.
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 
+import torch
+
 from semaim.models.aim import AIM
+
+
+def matrix_product_speed(device: torch.device, dtype: torch.dtype, seconds: float = 0.2) -> float:
+    """Floating-point operations per second of large matrix products on a device: what training cannot exceed."""
+    size = 8192 if device.type == "cuda" else 1024
+    square = torch.ones(size, size, device=device, dtype=dtype)
+
+    def measured(repeats: int) -> float:
+        started = time.perf_counter()
+        for _ in range(repeats):
+            product = square @ square
+        product[0, 0].item()  # waits for the device
+        return time.perf_counter() - started
+
+    once = measured(2) / 2
+    repeats = max(2, round(seconds / once))
+    return 2 * size**3 * repeats / measured(repeats)
 
 
 @dataclass(frozen=True)

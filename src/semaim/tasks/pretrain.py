@@ -18,10 +18,10 @@ from semaim.distributed import Processes
 from semaim.errors import UserError
 from semaim.interop import load_model, load_weights
 from semaim.models.aim import AIM
-from semaim.models.cost import cost
+from semaim.models.cost import cost, matrix_product_speed
 from semaim.optimizers import Optimization, scaled_lr
 from semaim.permutations import Permutation, noise_columns
-from semaim.progress import count
+from semaim.progress import count, duration
 from semaim.run_context import Run
 from semaim.seeding import StepNoise
 from semaim.semantics import SemanticMap
@@ -135,17 +135,26 @@ class Pretraining:
         return {f"online/{name}": value for name, value in accuracies.items()}
 
     def _announce(self, run: Run) -> None:
-        """Say what is about to be computed and how much it is."""
-        spent = cost(self.model, self.permutation.needs_map)
+        """Say what is about to be computed, how much it is, and how long it takes at the very least."""
+        spent, device = cost(self.model, self.permutation.needs_map), run.processes.device
         h, w = self.model.grid
-        trainer, images = self.trainer, len(self.data.source.train)
-        steps = min(trainer.epochs * (images // trainer.batch_size), trainer.max_steps or 10**18)
-        log.info("model: %s parameters (encoder %s), %dx%d patches of %d pixels; %s per image and training step",
-                 count(spent.parameters), count(spent.encoder_parameters), h, w, self.model.patch_size,
-                 count(spent.training_step, "FLOP"))  # fmt: skip
-        log.info("data: %d training images; %d steps of %d images on %d process(es), %s, %s; %s in all",
-                 images, steps, trainer.batch_size, run.processes.world_size, run.processes.device,
-                 str(trainer.dtype(run.processes.device)).removeprefix("torch."),
-                 count(spent.training_step * steps * trainer.batch_size, "FLOP"))  # fmt: skip
-        log.info("learning rate: %.3g at its peak (optimizer.base_lr=%g for 256 images)",
-                 scaled_lr(self.optimizer.base_lr, trainer.batch_size), self.optimizer.base_lr)  # fmt: skip
+        trainer, dtype = self.trainer, self.trainer.dtype(device)
+        plan = engine.step_plan(self, trainer, run.seed, run.processes)
+        steps = min(trainer.epochs * plan.steps_per_epoch, trainer.max_steps or 10**18)
+        log.info(
+            f"model: {count(spent.parameters)} parameters (encoder {count(spent.encoder_parameters)}), {h}x{w} patches "
+            f"of {self.model.patch_size} pixels, {count(spent.training_step, 'FLOP')} per image and training step"
+        )
+        log.info(
+            f"data: {plan.dataset_size} training images, {steps} steps of {trainer.batch_size} images "
+            f"({trainer.accumulate} x {plan.micro_batch_size} on each of {plan.world_size} process(es)), "
+            f"{device}, {str(dtype).removeprefix('torch.')}"
+        )
+        peak = scaled_lr(self.optimizer.base_lr, trainer.batch_size)
+        log.info(f"learning rate: {peak:.3g} at its peak (optimizer.base_lr={self.optimizer.base_lr:g} per 256 images)")
+        speed = matrix_product_speed(device, dtype)
+        total = spent.training_step * steps * trainer.batch_size
+        log.info(
+            f"{count(total, 'FLOP')} in all, at least {duration(total / speed / plan.world_size)} at the "
+            f"{count(speed, 'FLOP/s')} that this device reaches in matrix products"
+        )
