@@ -84,7 +84,7 @@ def test_votes_by_hand():
     # exp(cos 10 / 0.07) = 1287 k, exp(cos 20 / 0.07) = 675 k, exp(cos 30 / 0.07) = 236 k: 2 wins over two of 1.
     predicted = nearest_neighbours(bank_MD, labels_M, torch.tensor([[3.0, 0.0]]), [1, 2, 3, 4], classes=4)
     assert {k: v.tolist() for k, v in predicted.items()} == {1: [2], 2: [2], 3: [2], 4: [2]}
-    # At 22 degrees instead of 30 the two of 1 win: 675 k + 565 k + ... > 1287 k needs one at 15: 983 k + 565 k.
+    # At 15 and 22 degrees the two of class 1 win: 983 k + 565 k.
     bank_MD[1:3] = torch.tensor([at(15), at(-22)])
     predicted = nearest_neighbours(bank_MD, labels_M, torch.tensor([[3.0, 0.0]]), [2, 3], classes=4)
     assert {k: v.tolist() for k, v in predicted.items()} == {2: [2], 3: [1]}
@@ -152,25 +152,22 @@ def test_features_come_in_the_order_asked_for(run, noise, model, workers):
     assert not features["cls"].requires_grad
 
 
-class OneOfTwo(Processes):
-    """The first of two processes, which is handed what the second one has."""
+def test_two_processes_share_the_work(run, noise, model, monkeypatch):
+    """Both processes played by this one: the second first, then the first is handed what the second has."""
+    asked, parts = [7, 0, 29, 3, 12, 4, 21], []
+    expected, labels = extract(model, image_data(noise), noise.val, asked, 3, run, "test")
 
-    def gather(self, value):
-        return [value, self.other[0]] if self.rank == 0 else self.other.append(value) or [value, value]
+    def gather(processes, value):
+        parts.insert(0, value)
+        return list(parts) if processes.rank == 0 else [value]
 
-
-def test_two_processes_share_the_work(run, noise, model):
-    data, asked = image_data(noise), [7, 0, 29, 3, 12, 4, 21]
-    expected, labels = extract(model, data, noise.val, asked, 3, run, "test")
-    OneOfTwo.other = []
+    monkeypatch.setattr(Processes, "gather", gather)
     for rank in (1, 0):
-        run.processes = OneOfTwo(rank, 2, torch.device("cpu"))
-        features, shared_labels = (None, None) if rank else extract(model, data, noise.val, asked, 3, run, "test")
-        if rank:
-            extract(model, data, noise.val, asked, 3, run, "test")
-    assert len(OneOfTwo.other[0]) == 1  # one batch of the second process: 3 of 7 images
-    assert OneOfTwo.other[0][0][3].tolist() == [0, 3, 4]
-    assert torch.allclose(features["mean"], expected["mean"], atol=1e-6)
+        run.processes = Processes(rank, 2, torch.device("cpu"))
+        features, shared_labels = extract(model, image_data(noise), noise.val, asked, 3, run, "test")
+    assert [torch.cat([part[3] for part in process]).tolist() for process in parts] == [[7, 29, 12, 21], [0, 3, 4]]
+    assert (features["mean"] - expected["mean"]).abs().max() <= 1e-5
+    assert (features["cls"] - expected["cls"]).abs().max() <= 1e-5
     assert torch.equal(shared_labels, labels)
 
 

@@ -89,9 +89,9 @@ def weights_of_width(dim, depth=2, query_depth=1, head="mlp", side=4, patch=2, c
     weights = {"patch_embed.proj.weight": empty(dim, 3, patch, patch), "pos_embed": empty(1, side * side + 1, dim)}
     weights |= {f"blocks.{i}.mlp.fc1.weight": empty(3 * dim, dim) for i in range(depth)}
     weights |= {f"query_blocks.{i}.attn.q.weight": empty(dim, dim) for i in range(query_depth)}
-    weights |= {"prediction_head.weight": empty(channels, dim)} if head == "linear" else {
-        "prediction_head.fc1.weight": empty(3 * dim, dim), "prediction_head.fc2.weight": empty(channels, dim)}  # fmt: skip
-    return weights
+    if head == "linear":
+        return weights | {"prediction_head.weight": empty(channels, dim)}
+    return weights | {f"prediction_head.fc{i}.weight": empty(rows, dim) for i, rows in ((1, 3 * dim), (2, channels))}
 
 
 @pytest.mark.parametrize(

@@ -9,20 +9,268 @@ from __future__ import annotations
 import json
 import shutil
 import signal
-from collections.abc import Iterator
+import sys
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 from omegaconf import OmegaConf
 
-from commands import ENVIRONMENT, SMALL, journal, run, started, status, wait_for
-from semaim import sync
+from commands import RUN, journal, run, started, status, wait_for
 from semaim.journal import Journal
 from semaim.runfolder import RunFolder, flatten
-from semaim.tracking import Delivery, parameters
+from semaim.sync import sync
+from semaim.tracking import SQLITE, Delivery, parameters
 from test_command_line import run_here
 
-TINY = tuple(option for option in SMALL if option != "tracking=none")
-SYNC = (ENVIRONMENT["PYTHON"] if "PYTHON" in ENVIRONMENT else "", "-m", "semaim.sync")
+SYNC = (sys.executable, "-m", "semaim.sync")
+TINY = ("trainer.batch_size=16", "trainer.log_every_steps=2", "task.online_knn=null", "tracking.experiment=trials")
+Points = dict[str, list[tuple[int, float, int]]]
+
+
+def mlflow_client(uri: str) -> Any:
+    from mlflow import MlflowClient
+
+    return MlflowClient(uri)
+
+
+def delivery_state(run_folder: Path) -> dict[str, Any]:
+    """What mlflow.json says: run_id, uid, bytes of the journal that were sent."""
+    path = run_folder / "mlflow.json"
+    return json.loads(path.read_text()) if path.exists() else {"sent": 0}
+
+
+def points_written(run_folder: Path) -> Points:
+    """Step, value and time of each metric, by the journal."""
+    points: Points = {}
+    for line in journal(run_folder):
+        for key, value in line.get("metrics", {}).items():
+            points.setdefault(key, []).append((line["step"], value, line["time"]))
+    return points
+
+
+def points_shown(client: Any, run_id: str) -> Points:
+    """The same, by MLflow."""
+    keys = client.get_run(run_id).data.metrics
+    return {key: sorted((m.step, m.value, m.timestamp) for m in client.get_metric_history(run_id, key)) for key in keys}
+
+
+def assert_shows_all(client: Any, run_folder: Path, status: str) -> None:
+    """The run stands in MLflow with this status and exactly the points of its journal, no step twice."""
+    run_id = delivery_state(run_folder)["run_id"]
+    shown = points_shown(client, run_id)
+    assert shown == points_written(run_folder)
+    for key, points in shown.items():
+        assert len({step for step, _, _ in points}) == len(points), key
+    info = client.get_run(run_id).info
+    assert (info.status, info.run_name) == (status, run_folder.name)
+    last = next(line for line in reversed(journal(run_folder)) if "status" in line)
+    assert last["status"] == status
+    assert info.end_time == last["time"]
+
+
+def only_run(client: Any, experiment: str) -> Any:
+    """The one run of an experiment."""
+    (found,) = client.search_runs([client.get_experiment_by_name(experiment).experiment_id])
+    return found
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+    """Folder of a finished run of six steps, and a client of its store, a new SQLite file in the working directory."""
+    place = tmp_path_factory.mktemp("finished")
+    assert run_here(place, *TINY, "trainer.max_steps=6") == 0
+    (run_folder,) = (place / "runs").iterdir()
+    return run_folder, mlflow_client(f"{SQLITE}{place}/mlflow.db")
+
+
+@pytest.fixture
+def store(tmp_path: Path, finished: tuple[Path, Any]) -> Any:
+    """A client of a store in this test's folder: a copy of that of the finished run, since making one takes seconds."""
+    shutil.copy(finished[0].parents[1] / "mlflow.db", tmp_path / "mlflow.db")
+    return mlflow_client(f"{SQLITE}{tmp_path}/mlflow.db")
+
+
+def test_finished_run_is_complete(finished: tuple[Path, Any], tmp_path: Path) -> None:
+    run_folder, client = finished
+    shown = only_run(client, "trials")
+    assert shown.info.run_id == delivery_state(run_folder)["run_id"]
+    assert_shows_all(client, run_folder, "FINISHED")
+    losses = points_shown(client, shown.info.run_id)["train/loss"]
+    assert [step for step, _, _ in losses] == [2, 4, 6]
+    assert losses[-1][1] == status(run_folder)["result"]["loss"]
+    for name in ("config.yaml", "environment.json"):
+        fetched = Path(client.download_artifacts(shown.info.run_id, name, str(tmp_path)))
+        assert fetched.read_bytes() == (run_folder / name).read_bytes()
+        assert len(fetched.read_bytes()) > 500
+    assert shown.data.tags["run_folder"] == str(run_folder)
+
+
+def test_parameters_are_the_flattened_configuration(finished: tuple[Path, Any]) -> None:
+    run_folder, client = finished
+    shown = only_run(client, "trials").data.params
+    config = OmegaConf.to_container(OmegaConf.load(run_folder / "config.yaml"))
+    assert shown == {key: str(value) for key, value in flatten(config).items()}
+    assert len(shown) >= 60
+    assert shown["model.embed_dim"] == "96"
+    assert shown["optimizer.optimizer.betas"] == "[0.9, 0.95]"
+    assert shown["trainer.max_steps"] == "6"
+    assert shown["permutation._target_"] == "semaim.permutations.AttentionCenter"
+    assert [key for key in shown if set(key) & set("[],=")] == []
+
+
+def test_long_values_are_cut_with_a_hint() -> None:
+    ks = list(range(2000))
+    cut = parameters({"task": {"ks": ks, "name": "x" * 6000}})
+    assert cut["task.name"] == "x" * 6000
+    assert 5900 < len(cut["task.ks"]) <= 6000
+    assert cut["task.ks"].endswith("... (cut; see config.yaml)")
+    assert str(ks).startswith(cut["task.ks"].partition("... (cut")[0])
+
+
+def test_sending_twice_adds_nothing(finished: tuple[Path, Any]) -> None:
+    run_folder, client = finished
+    state = delivery_state(run_folder)
+    assert sync(run_folder, None) == 0
+    (run_folder / "mlflow.json").write_text(json.dumps(state | {"sent": 0}))
+    assert sync(run_folder, None) == sum(len(points) for points in points_written(run_folder).values())
+    assert delivery_state(run_folder) == state
+    assert_shows_all(client, run_folder, "FINISHED")
+
+
+def test_interrupted_creation_is_found_again(
+    finished: tuple[Path, Any], store: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_folder = tmp_path / "runs" / "cut"
+    shutil.copytree(finished[0], run_folder, ignore=shutil.ignore_patterns("mlflow.json"))
+    uri = f"{SQLITE}{tmp_path}/mlflow.db"
+    delivery = Delivery(RunFolder(run_folder), uri, "interrupted")
+    with monkeypatch.context() as patch:
+        patch.setattr("mlflow.MlflowClient.log_artifact", mock.Mock(side_effect=OSError("unplugged")))
+        with pytest.raises(OSError, match="unplugged"):
+            delivery.deliver()
+    begun = only_run(store, "interrupted")
+    assert (begun.info.status, begun.data.metrics) == ("RUNNING", {})
+    assert delivery_state(run_folder)["run_id"] is None
+    sync(run_folder, None)
+    assert only_run(store, "interrupted").info.run_id == begun.info.run_id == delivery_state(run_folder)["run_id"]
+    assert_shows_all(store, run_folder, "FINISHED")
+    (run_folder / "mlflow.json").write_text(json.dumps(delivery_state(run_folder) | {"run_id": None, "sent": 0}))
+    sync(run_folder, None)
+    assert only_run(store, "interrupted").info.run_id == begun.info.run_id
+    assert_shows_all(store, run_folder, "FINISHED")
+    assert {file.path for file in store.list_artifacts(begun.info.run_id)} == {"config.yaml", "environment.json"}
+
+
+def test_failing_run_ends_failed(store: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    diverging = ("optimizer.base_lr=1e30", "trainer.warmup_epochs=0", "run_name=diverging", "trainer.max_steps=50")
+    assert run_here(tmp_path, *TINY, *diverging) == 3
+    err = capsys.readouterr().err
+    assert err.count("error: ") == 1
+    assert "not finite at step" in err
+    assert "Traceback" not in err
+    run_folder = tmp_path / "runs" / "diverging"
+    assert status(run_folder)["state"] == "failed"
+    assert_shows_all(store, run_folder, "FAILED")
+
+
+def test_killed_stopped_and_continued_is_one_run(store: Any, tmp_path: Path) -> None:
+    run_folder = tmp_path / "runs" / "cut"
+    command = (*TINY, "run_name=cut", "trainer.save_every_steps=5", "tracking.system_metrics_seconds=0.5")
+
+    def last_step() -> int:
+        return max((line["step"] for line in journal(run_folder) if "train/loss" in str(line)), default=0)
+
+    with started(tmp_path, *command) as process:
+        wait_for(lambda: delivery_state(run_folder)["sent"] > 500 and status(run_folder).get("step"), "a delivery")
+        sync(run_folder, None)  # of a live run: delivers, and takes it for what it is
+        run_id = delivery_state(run_folder)["run_id"]
+        assert store.get_run(run_id).info.status == "RUNNING"
+        process.kill()
+        process.wait(30)
+    assert process.returncode == -signal.SIGKILL
+    assert [line["status"] for line in journal(run_folder) if "status" in line] == ["RUNNING"]
+    killed_after = last_step()
+    done = run(tmp_path, "runs/cut", launcher=SYNC)
+    assert done.returncode == 0, done.stdout
+    assert "metric points delivered" in done.stdout
+    assert status(run_folder)["state"] == "interrupted"
+    assert_shows_all(store, run_folder, "KILLED")
+
+    with started(tmp_path, *command) as process:
+        wait_for(lambda: last_step() > killed_after, "steps after those that were made before")
+        process.terminate()
+        said = process.communicate(timeout=90)[0]
+    assert process.returncode == 75, said
+    assert_shows_all(store, run_folder, "KILLED")
+
+    last = last_step() + 4
+    done = run(tmp_path, *command, f"trainer.max_steps={last}")
+    assert done.returncode == 0, done.stdout
+    assert_shows_all(store, run_folder, "FINISHED")
+    assert delivery_state(run_folder)["run_id"] == run_id
+    assert len(store.search_runs([store.get_run(run_id).info.experiment_id])) == 2  # with the copied one
+    shown = points_shown(store, run_id)
+    assert sorted({*range(2, last + 1, 2), last} - {step for step, _, _ in shown["train/loss"]}) == []
+    assert shown["train/loss"][-1][0] == last
+    statuses = [line["status"] for line in journal(run_folder) if "status" in line]
+    assert statuses == ["RUNNING", "KILLED", "RUNNING", "KILLED", "RUNNING", "FINISHED"]
+    assert {"system/cpu_utilization_percentage", "system/process_memory_megabytes"} <= set(shown)
+    samples = [step for step, _, _ in shown["system/process_memory_megabytes"]]
+    assert samples == list(range(len(samples)))
+
+
+def test_untracked_run_needs_no_mlflow(tmp_path: Path) -> None:
+    (tmp_path / "mlflow.py").write_text("raise ImportError('mlflow is not installed here')\n")
+    without = ("env", f"PYTHONPATH={tmp_path}", *RUN)
+    done = run(tmp_path, *TINY[:-1], "tracking=none", "trainer.max_steps=2", "run_name=plain", launcher=without)
+    assert done.returncode == 0, done.stdout
+    assert status(tmp_path / "runs" / "plain")["state"] == "finished"
+    assert not (tmp_path / "runs" / "plain" / "mlflow.json").exists()
+    assert not (tmp_path / "mlflow.db").exists()
+
+
+def test_tracked_run_without_mlflow_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "mlflow", None)  # importing it raises ImportError
+    assert run_here(tmp_path, *TINY, "trainer.max_steps=2", "run_name=tracked") == 2
+    err = capsys.readouterr().err
+    assert err.count("error: ") == 1
+    assert "error: MLflow is not installed: pip install mlflow, or run with tracking=none" in err
+    assert "Traceback" not in err
+    assert status(tmp_path / "runs" / "tracked")["state"] == "failed"
+
+
+def test_four_runs_at_once_on_a_new_store_all_arrive(tmp_path: Path) -> None:
+    options = (*TINY[:-1], "trainer.max_steps=2", "tracking.experiment=together", "tracking.flush_seconds=200")
+    with ExitStack() as stack:
+        processes = [stack.enter_context(started(tmp_path, *options, f"run_name=run{i}")) for i in range(4)]
+        for process in processes:
+            said = process.communicate(timeout=280)[0]
+            assert process.returncode == 0, said
+            assert "has not got" not in said
+    client = mlflow_client(f"{SQLITE}{tmp_path}/mlflow.db")
+    found = client.search_runs([client.get_experiment_by_name("together").experiment_id])
+    assert sorted(shown.info.run_name for shown in found) == ["run0", "run1", "run2", "run3"]
+    assert client.search_runs(["0"]) == []  # MLflow's experiment "Default"
+    for number in range(4):
+        assert_shows_all(client, tmp_path / "runs" / f"run{number}", "FINISHED")
+
+
+def test_sync_marks_only_what_is_dead(tmp_path: Path, store: Any) -> None:
+    """A folder whose process is gone is marked KILLED once, however often it is sent."""
+    run_folder = RunFolder(tmp_path / "runs" / "dead")
+    run_folder.settle_config({"seed": 0})
+    run_folder.set_status("running", step=3)
+    (run_folder.path / "environment.json").write_text('{"starts": [{}]}')
+    lines = Journal(run_folder.journal)
+    lines.status("RUNNING")
+    lines.log(3, {"train/loss": 0.5})
+    lines.close()
+    uri = f"{SQLITE}{tmp_path}/mlflow.db"
+    assert [sync(run_folder.path, uri), sync(run_folder.path, None)] == [1, 0]
+    assert_shows_all(store, run_folder.path, "KILLED")
+    assert [line["status"] for line in journal(run_folder.path) if "status" in line] == ["RUNNING", "KILLED"]

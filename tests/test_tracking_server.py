@@ -1,0 +1,151 @@
+"""A run tracked by an MLflow server loses nothing: not when the server is down, nor when it goes away in the middle.
+
+The server is a real `mlflow server` on a free port of this machine, with a SQLite backend.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from commands import ENVIRONMENT, journal, run, started, status, wait_for
+from semaim import sync
+from test_command_line import run_here
+from test_tracking import SYNC, TINY, assert_shows_all, delivery_state, mlflow_client, only_run
+
+
+class Server:
+    """An `mlflow server` that can be stopped and started again on the same port and store."""
+
+    def __init__(self, place: Path) -> None:
+        self.place = place
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.uri = f"http://127.0.0.1:{self.port}"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        if self.process is not None:
+            return
+        options = ("--backend-store-uri", f"sqlite:///{self.place}/server.db", "--workers", "1")
+        with open(self.place / "server.log", "ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "mlflow", "server", "--port", str(self.port), *options],
+                cwd=self.place,
+                env=ENVIRONMENT | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"},
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        wait_for(self.answers, f"the server; see {self.place}/server.log")
+
+    def stop(self) -> None:
+        if self.process is not None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait(30)
+            self.process = None
+
+    def answers(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"{self.uri}/health", timeout=5) as reply:
+                return reply.status == 200
+        except (urllib.error.URLError, TimeoutError, ConnectionError):
+            return False
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server that tests start and stop as they need it."""
+    server = Server(tmp_path_factory.mktemp("server"))
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+def test_run_against_a_server_is_complete(server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    server.start()
+    options = ("trainer.max_steps=4", f"tracking.uri={server.uri}", "tracking.experiment=plain", "run_name=plain")
+    assert run_here(tmp_path, *TINY[:-1], *options) == 0
+    assert f"open {server.uri}" in capsys.readouterr().err
+    client, run_folder = mlflow_client(server.uri), tmp_path / "runs" / "plain"
+    assert_shows_all(client, run_folder, "FINISHED")
+    run_id = only_run(client, "plain").info.run_id
+    (tmp_path / "fetched").mkdir()
+    for name in ("config.yaml", "environment.json"):
+        fetched = Path(client.download_artifacts(run_id, name, str(tmp_path / "fetched")))
+        assert fetched.read_bytes() == (run_folder / name).read_bytes()
+    assert not list(tmp_path.rglob("mlruns"))
+    assert not list(tmp_path.rglob("mlartifacts"))
+
+
+def test_run_without_its_server_finishes_and_is_sent_later(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.stop()
+    options = (f"tracking.uri={server.uri}", "tracking.flush_seconds=1", "tracking.experiment=late", "run_name=late")
+    assert run_here(tmp_path, *TINY[:-1], *options, "trainer.max_steps=4") == 0
+    run_folder = tmp_path / "runs" / "late"
+    err = capsys.readouterr().err
+    left = len(journal(run_folder))
+    assert f"has not got {left} journal lines; send them with: python -m semaim.sync {run_folder}" in err
+    assert status(run_folder)["state"] == "finished"
+    assert delivery_state(run_folder)["sent"] == 0
+
+    monkeypatch.setattr(sys, "argv", ["sync.py", str(run_folder)])
+    assert sync.main() == 2
+    out, err = capsys.readouterr()
+    errors = re.findall(r"^error: .*", err, re.MULTILINE)
+    assert len(errors) == 1
+    assert server.uri in errors[0]
+    assert str(run_folder) in errors[0]
+    assert "Traceback" not in err + out
+
+    server.start()
+    for points in (2 * 6, 0):  # two entries of six metrics, then nothing left
+        done = run(tmp_path, "runs/late", launcher=SYNC)
+        assert done.returncode == 0, done.stdout
+        assert f"runs/late: {points} metric points delivered" in done.stdout
+    client = mlflow_client(server.uri)
+    assert only_run(client, "late").info.run_name == "late"
+    assert_shows_all(client, run_folder, "FINISHED")
+
+
+@pytest.mark.parametrize("how", ["killed", "silent"])
+def test_server_away_in_the_middle_of_a_run(how: str, server: Server, tmp_path: Path) -> None:
+    """Killed: connections are refused. Silent (SIGSTOP): they are taken and never answered."""
+    server.start()
+    assert server.process is not None
+    run_folder = tmp_path / "runs" / how
+    options = (f"tracking.uri={server.uri}", f"tracking.experiment={how}", f"run_name={how}")
+
+    def log_says(words: str) -> bool:
+        return words in (run_folder / "run.log").read_text()
+
+    with started(tmp_path, *TINY[:-1], *options, "trainer.log_every_steps=5") as process:
+        wait_for(lambda: delivery_state(run_folder)["sent"] > 500, "a delivery")
+        server.stop() if how == "killed" else os.killpg(server.process.pid, signal.SIGSTOP)
+        sent, lines = delivery_state(run_folder)["sent"], len(journal(run_folder))
+        wait_for(lambda: log_says("does not take the metrics"), "the run to notice")
+        assert len(journal(run_folder)) > lines  # training went on
+        server.start() if how == "killed" else os.killpg(server.process.pid, signal.SIGCONT)
+        wait_for(lambda: log_says("answers again"), "the run to deliver again")
+        assert delivery_state(run_folder)["sent"] > sent
+        process.terminate()
+        said = process.communicate(timeout=90)[0]
+    assert process.returncode == 75, said
+    assert "has not got" not in said
+    client = mlflow_client(server.uri)
+    assert only_run(client, how).info.run_id == delivery_state(run_folder)["run_id"]
+    assert_shows_all(client, run_folder, "KILLED")
