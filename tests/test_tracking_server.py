@@ -77,7 +77,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 def test_run_against_a_server_is_complete(server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     server.start()
     options = ("trainer.max_steps=4", f"tracking.uri={server.uri}", "tracking.experiment=plain", "run_name=plain")
-    assert run_here(tmp_path, *TINY[:-1], *options) == 0
+    assert run_here(tmp_path, *TINY, *options) == 0
     assert f"open {server.uri}" in capsys.readouterr().err
     client, run_folder = mlflow_client(server.uri), tmp_path / "runs" / "plain"
     assert_shows_all(client, run_folder, "FINISHED")
@@ -95,7 +95,7 @@ def test_run_without_its_server_finishes_and_is_sent_later(
 ) -> None:
     server.stop()
     options = (f"tracking.uri={server.uri}", "tracking.flush_seconds=1", "tracking.experiment=late", "run_name=late")
-    assert run_here(tmp_path, *TINY[:-1], *options, "trainer.max_steps=4") == 0
+    assert run_here(tmp_path, *TINY, *options, "trainer.max_steps=4") == 0
     run_folder = tmp_path / "runs" / "late"
     err = capsys.readouterr().err
     left = len(journal(run_folder))
@@ -122,9 +122,13 @@ def test_run_without_its_server_finishes_and_is_sent_later(
     assert_shows_all(client, run_folder, "FINISHED")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["killed", "silent"])
-def test_server_away_in_the_middle_of_a_run(how: str, server: Server, tmp_path: Path) -> None:
+def test_server_away_in_the_middle_of_a_run(
+    how: str, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Killed: connections are refused. Silent (SIGSTOP): they are taken and never answered."""
+    monkeypatch.setitem(ENVIRONMENT, "MLFLOW_HTTP_REQUEST_TIMEOUT", "3")
     server.start()
     assert server.process is not None
     run_folder = tmp_path / "runs" / how
@@ -133,15 +137,16 @@ def test_server_away_in_the_middle_of_a_run(how: str, server: Server, tmp_path: 
     def log_says(words: str) -> bool:
         return words in (run_folder / "run.log").read_text()
 
-    with started(tmp_path, *TINY[:-1], *options, "trainer.log_every_steps=5") as process:
+    with started(tmp_path, *TINY, *options, "trainer.log_every_steps=20") as process:
         wait_for(lambda: delivery_state(run_folder)["sent"] > 500, "a delivery")
         server.stop() if how == "killed" else os.killpg(server.process.pid, signal.SIGSTOP)
         sent, lines = delivery_state(run_folder)["sent"], len(journal(run_folder))
         wait_for(lambda: log_says("does not take the metrics"), "the run to notice")
         assert len(journal(run_folder)) > lines  # training went on
         server.start() if how == "killed" else os.killpg(server.process.pid, signal.SIGCONT)
-        wait_for(lambda: log_says("answers again"), "the run to deliver again")
-        assert delivery_state(run_folder)["sent"] > sent
+        if how == "silent":  # the other one delivers at its end
+            wait_for(lambda: log_says("answers again"), "the run to deliver again")
+            assert delivery_state(run_folder)["sent"] > sent
         process.terminate()
         said = process.communicate(timeout=90)[0]
     assert process.returncode == 75, said

@@ -118,6 +118,10 @@ def load(path: Path) -> State:
         raise UserError(f"checkpoint={path} is not a checkpoint, or is damaged ({type(error).__name__})") from error
     if not isinstance(state, dict):
         raise UserError(f"checkpoint={path} holds a {type(state).__name__}, not a checkpoint")
+    if "architecture" in state and state.get("format") != FORMAT:
+        raise UserError(
+            f"checkpoint={path} has format {state.get('format')}; this version of semaim reads format {FORMAT}"
+        )
     return state
 
 

@@ -311,7 +311,9 @@ def due(step: int, per_epoch: int, trainer: Trainer) -> bool:
 
 def save(state: TrainingState, trainer: Trainer, run: Run, per_epoch: int) -> Path | None:
     """Save a checkpoint (all processes take part, the first writes) and delete those no longer kept."""
-    content = state.state_dict(run.processes) | {"config": run.config}
+    epoch, in_epoch = divmod(state.step, per_epoch)
+    position = {"epoch": epoch, "step_in_epoch": in_epoch, "images_seen": state.step * trainer.batch_size}
+    content = state.state_dict(run.processes) | {"config": run.config, "data_position": position}
     if not run.processes.is_main:
         return None
     path = checkpoint.save(run.folder.checkpoints, state.step, content)

@@ -45,7 +45,7 @@ def execute(cfg: DictConfig, config: dict[str, Any], overrides: Sequence[str]) -
         folder = RunFolder(Path(config["run_dir"]))
         if (result := _stored_result(folder, config)) is not None:
             folder.settle_config(config)
-            log.info("this run is finished already (%s)", folder.path)
+            log.info("this run is finished already (%s)", _from_here(folder.path))
             _tell_result(result)
             return result[folder.status()["metric"]]
         if config["seed"] < 0:
@@ -65,7 +65,8 @@ def execute(cfg: DictConfig, config: dict[str, Any], overrides: Sequence[str]) -
     if processes.is_main:
         log.info("finished in %s", progress.duration(time.monotonic() - started))
         _tell_result(result)
-        _tell_next(folder, tracking.how_to_look(), task.next_commands(folder.path, overrides))
+        shown = _from_here(folder.path)
+        _tell_next(shown, tracking.how_to_look(), task.next_commands(shown, overrides))
     return result[task.metric]
 
 
@@ -112,7 +113,7 @@ def _opened(
     handler = logging.FileHandler(folder.path / "run.log")
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     log.addHandler(handler)
-    log.info("run folder: %s", folder.path)
+    log.info("run folder: %s", _from_here(folder.path))
     run.journal = Journal(folder.journal)
     run.journal.status("RUNNING")
     folder.set_status("running")
@@ -155,8 +156,13 @@ def _tell_result(result: dict[str, float]) -> None:
         log.info("  %-*s  %s", width, name, f"{value:.2f}" if abs(value) >= 1 else f"{value:.4g}")
 
 
-def _tell_next(folder: RunFolder, look: str | None, commands: dict[str, str]) -> None:
+def _from_here(path: Path) -> Path:
+    """A path as a person in the working directory would write it."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
+def _tell_next(folder: Path, look: str | None, commands: dict[str, str]) -> None:
     """Where the run is, and what to type next."""
-    log.info("the run is in %s", folder.path)
+    log.info("the run is in %s", folder)
     for purpose, command in (({"look at it": look} if look else {}) | commands).items():
         log.info("  %-13s %s", purpose + ":", command)

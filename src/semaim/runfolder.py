@@ -71,8 +71,9 @@ def run_name(choices: Mapping[str, str], named_after: Sequence[str], overrides: 
     parts = [choices[group] for group in named_after]
     asked = sorted(override.lstrip("+") for override in overrides)
     rest = [o for o in asked if o.split("=")[0] not in named_after and not may_differ(o.split("=")[0])]
-    exact = "_".join([*parts, *rest])
-    readable = re.sub(r"[^A-Za-z0-9_.=+-]+", "-", exact).strip("-")
+    # Hydra does not take an unquoted "=" in a value such as checkpoint=runs/<name>.
+    exact = "_".join([*parts, *(override.replace("=", "-", 1) for override in rest)])
+    readable = re.sub(r"[^A-Za-z0-9_.+-]+", "-", exact).strip("-")
     if readable == exact and len(exact) <= 120:
         return exact
     return f"{readable[:110]}-{hashlib.sha256(exact.encode()).hexdigest()[:8]}"

@@ -90,6 +90,8 @@ class Delivery:
         if self._client is None:
             from mlflow import MlflowClient
 
+            logging.getLogger("mlflow").setLevel(logging.WARNING)  # it reports each table of a new database
+            logging.getLogger("alembic").setLevel(logging.WARNING)
             with _first_use_of_file(self.state["uri"]):
                 self._client = MlflowClient(self.state["uri"])
                 self._client.search_experiments(max_results=1)

@@ -131,7 +131,7 @@ class Pretraining:
         self.model.eval()
         accuracies = self.online_knn.accuracy(self.model, self.data, run)
         best = max(accuracies, key=lambda name: accuracies[name])
-        log.info("online k-NN after %d epochs: %.1f %% (%s)", epoch, accuracies[best], best)
+        log.info("online k-NN after step %d: %.1f %% (%s)", state.step, accuracies[best], best)
         return {f"online/{name}": value for name, value in accuracies.items()}
 
     def _announce(self, run: Run) -> None:
