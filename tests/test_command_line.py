@@ -21,6 +21,7 @@ from unittest import mock
 import pytest
 import torch
 from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
 
 from commands import ENVIRONMENT, RUN, SMALL, run, status
 from semaim import checkpoint
@@ -50,7 +51,10 @@ MISTAKES = {
     "query blocks do not divide": ("model.query_depth=3", ("model.query_depth=3", "[1, 2, 4]")),
     "heads do not divide": ("model.num_heads=5", ("model.num_heads=5", "embed_dim=96")),
     "batch larger than the data": ("trainer.batch_size=1438", ("trainer.batch_size=1438", "1437")),
-    "micro-batches do not divide": ("trainer.accumulate=3", ("trainer.batch_size=64", "accumulate", "1 x 3")),
+    "micro-batches do not divide": (
+        "trainer.batch_size=64 trainer.accumulate=3",
+        ("trainer.batch_size=64", "trainer.accumulate", "1 x 3"),
+    ),
     "other architecture": (
         "checkpoint=other.pt",
         ("checkpoint=other.pt", "another architecture", "is (48,) there"),
@@ -232,5 +236,5 @@ def test_failing_point_of_a_sweep_spares_the_others(tmp_path: Path, capsys: pyte
     assert "error: model.query_depth=3 must divide model.depth=4" in err
     assert "Traceback" not in err
     (finished,) = (tmp_path / "runs").glob("*/status.json")
-    assert "model.query_depth=2" in finished.parent.name
     assert status(finished.parent)["state"] == "finished"
+    assert OmegaConf.load(finished.parent / "config.yaml").model.query_depth == 2

@@ -12,7 +12,7 @@ from hydra.utils import instantiate
 
 from commands import journal, losses
 from in_process import composed, run
-from semaim.engine import Trainer
+from semaim.trainer import Trainer
 
 # The first ten losses of `SMALL` at seed 0. A change that is not meant to alter results leaves them as they are; one
 # that is says so and why. Between kinds of CPU they differ by rounding.

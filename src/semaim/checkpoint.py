@@ -119,9 +119,7 @@ def load(path: Path) -> State:
     if not isinstance(state, dict):
         raise UserError(f"checkpoint={path} holds a {type(state).__name__}, not a checkpoint")
     if "architecture" in state and state.get("format") != FORMAT:
-        raise UserError(
-            f"checkpoint={path} has format {state.get('format')}; this version of semaim reads format {FORMAT}"
-        )
+        raise UserError(f"checkpoint={path} has format {state.get('format')}; this semaim reads {FORMAT}")
     return state
 
 

@@ -10,9 +10,8 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Protocol
 
 import torch
 from timm.utils.model_ema import ModelEmaV3
@@ -23,16 +22,16 @@ from semaim import checkpoint
 from semaim.data import ImageData
 from semaim.data.loading import Batch, StepPlan, UnreadableImages, training_batches
 from semaim.distributed import Processes
-from semaim.errors import Interrupted, NonFiniteError, UserError
+from semaim.errors import Interrupted, NonFiniteError
 from semaim.files import read_json, write_json
 from semaim.optimizers import Optimization, set_lr
-from semaim.progress import Line, duration
+from semaim.reporting import Report, StepReport
 from semaim.run_context import Run
 from semaim.seeding import StepNoise
+from semaim.trainer import Trainer
 from semaim.training_state import TrainingState, compile_blocks, wrap
 
 log = logging.getLogger(__name__)
-PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16, "float32": torch.float32}
 
 
 class TrainingTask(Protocol):
@@ -54,108 +53,6 @@ class TrainingTask(Protocol):
     def evaluate(self, state: TrainingState, epoch: int, last: bool, run: Run) -> dict[str, float]:
         """Metrics after an epoch (0: before training); empty if none are due."""
         ...
-
-
-class Trainer:
-    """Settings of the loop.
-
-    Args:
-        epochs: passes over the training images; they also set the length of the schedule.
-        warmup_epochs: epochs of linear warm-up.
-        batch_size: images per optimizer step, over all processes and micro-batches.
-        accumulate: micro-batches per step; more of them need less memory.
-        clip_grad: largest norm of the gradient; null for no clipping.
-        precision: "auto" (bf16 where the device has it, else float32), "bf16", "fp16" (with loss scaling) or "float32".
-        compile: compile the transformer blocks with torch.compile.
-        ema: keep a moving average of the weights.
-        ema_decay: its decay at the start and at the end of its ramp.
-        ema_ramp_epochs: epochs of the linear ramp.
-        max_steps: end after so many steps, on the schedule of the full length; null for the full length.
-        log_every_steps: steps between journal entries.
-        save_every_epochs: epochs between checkpoints.
-        save_every_steps: steps between checkpoints, besides; null for none.
-        keep_checkpoints: newest checkpoints that are kept.
-        milestone_every_epochs: checkpoints of these epochs are kept for good; null for none.
-    """
-
-    def __init__(
-        self,
-        epochs: int,
-        warmup_epochs: float,
-        batch_size: int,
-        accumulate: int,
-        clip_grad: float | None,
-        precision: Literal["auto", "bf16", "fp16", "float32"],
-        compile: bool,
-        ema: bool,
-        ema_decay: tuple[float, float],
-        ema_ramp_epochs: float,
-        max_steps: int | None,
-        log_every_steps: int,
-        save_every_epochs: int,
-        save_every_steps: int | None,
-        keep_checkpoints: int,
-        milestone_every_epochs: int | None,
-    ) -> None:
-        if epochs < 1 or warmup_epochs < 0 or warmup_epochs > epochs:
-            raise UserError(
-                f"trainer.epochs={epochs} must be positive and trainer.warmup_epochs={warmup_epochs} within"
-            )
-        if precision not in ("auto", *PRECISIONS):
-            raise UserError(f"trainer.precision={precision} is unknown: choose auto, bf16, fp16 or float32")
-        positive = {
-            "accumulate": accumulate,
-            "log_every_steps": log_every_steps,
-            "save_every_epochs": save_every_epochs,
-            "save_every_steps": save_every_steps,
-            "keep_checkpoints": keep_checkpoints,
-            "milestone_every_epochs": milestone_every_epochs,
-            "max_steps": max_steps,
-            "clip_grad": clip_grad,
-        }
-        for name, value in positive.items():
-            if value is not None and value <= 0:
-                raise UserError(f"trainer.{name}={value} must be positive")
-        self.epochs = epochs
-        self.warmup_epochs = warmup_epochs
-        self.batch_size = batch_size
-        self.accumulate = accumulate
-        self.clip_grad = clip_grad
-        self.precision = precision
-        self.compile = compile
-        self.ema = ema
-        self.ema_decay = ema_decay
-        self.ema_ramp_epochs = ema_ramp_epochs
-        self.max_steps = max_steps
-        self.log_every_steps = log_every_steps
-        self.save_every_epochs = save_every_epochs
-        self.save_every_steps = save_every_steps
-        self.keep_checkpoints = keep_checkpoints
-        self.milestone_every_epochs = milestone_every_epochs
-
-    def dtype(self, device: torch.device) -> torch.dtype:
-        """The precision of matrix products on a device."""
-        if self.precision != "auto":
-            return PRECISIONS[self.precision]
-        has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-        return torch.bfloat16 if has_bf16 else torch.float32
-
-    def ema_decay_at(self, epoch: float) -> float:
-        """Decay of the moving average: linear between its two values over the ramp."""
-        start, end = self.ema_decay
-        return start + (end - start) * min(1.0, epoch / self.ema_ramp_epochs) if self.ema_ramp_epochs else end
-
-
-@dataclass
-class StepReport:
-    """What one step says of itself: loss (mean over all images), gradient norm before clipping, seconds."""
-
-    loss: float
-    grad_norm: float
-    lr: float
-    seconds: float
-    waited: float
-    stop: bool
 
 
 def fit(task: TrainingTask, trainer: Trainer, run: Run) -> TrainingState:
@@ -325,49 +222,3 @@ def save(state: TrainingState, trainer: Trainer, run: Run, per_epoch: int) -> Pa
     )
     run.folder.set_status("running", step=state.step)
     return path
-
-
-class Report:
-    """Tells the journal and the person at the keyboard how training goes."""
-
-    def __init__(self, trainer: Trainer, plan: StepPlan, run: Run, first: int, last: int) -> None:
-        self.trainer = trainer
-        self.plan = plan
-        self.run = run
-        self.first = first
-        self.last = last
-        self.line = Line(run.processes.is_main, every=trainer.log_every_steps)
-        self.mean_seconds = 0.0
-
-    def step(self, done: int, step: StepReport) -> None:
-        """After a step: `done` steps are behind us."""
-        here = done - self.first
-        # The first step is slow for reasons that do not come again; then a moving average.
-        keep = 0.0 if here <= 2 else 0.95
-        self.mean_seconds = keep * self.mean_seconds + (1 - keep) * step.seconds
-        left = (self.last - done) * self.mean_seconds
-        rate = self.trainer.batch_size / self.mean_seconds
-        waiting = step.waited / step.seconds
-        if here in (1, 10) and left > 0:
-            when = "its first step" if here == 1 else "its first steps"
-            log.info("judging by %s, the remaining %d steps take about %s", when, self.last - done, duration(left))
-        epoch = done / self.plan.steps_per_epoch
-        text = (
-            f"epoch {epoch:.2f}/{self.trainer.epochs}  step {done}/{self.last}  loss {step.loss:.4f}  "
-            f"lr {step.lr:.2e}  grad norm {step.grad_norm:.2f}  "
-            f"{rate:.0f} images/s  data wait {waiting:.0%}  ETA {duration(left)}"
-        )
-        self.line.update(text, last=done == self.last or step.stop)
-        if done % self.trainer.log_every_steps == 0 or done == self.last:
-            self.run.log(done, self.metrics(epoch, step, rate, waiting))
-
-    def metrics(self, epoch: float, step: StepReport, rate: float, waiting: float) -> dict[str, Any]:
-        """What goes to the journal."""
-        return {
-            "train/loss": step.loss,
-            "train/lr": step.lr,
-            "train/grad_norm": step.grad_norm,
-            "train/epoch": epoch,
-            "train/images_per_second": rate,
-            "train/data_wait": waiting,
-        }

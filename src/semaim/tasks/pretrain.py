@@ -27,6 +27,7 @@ from semaim.seeding import StepNoise
 from semaim.semantics import SemanticMap
 from semaim.targets import Pixels
 from semaim.tasks.knn import NearestNeighbours
+from semaim.trainer import Trainer
 from semaim.training_state import TrainingState
 
 log = logging.getLogger(__name__)
@@ -58,7 +59,7 @@ class Pretraining:
         target: Pixels,
         optimizer: Optimization,
         data: ImageData,
-        trainer: engine.Trainer,
+        trainer: Trainer,
         online_knn: NearestNeighbours | None,
         knn_every_epochs: int | None,
         checkpoint: str | None,

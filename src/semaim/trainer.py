@@ -1,0 +1,89 @@
+"""Settings of the training loop."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from semaim.errors import UserError
+
+PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16, "float32": torch.float32}
+POSITIVE = (
+    "accumulate",
+    "clip_grad",
+    "keep_checkpoints",
+    "log_every_steps",
+    "max_steps",
+    "milestone_every_epochs",
+    "save_every_epochs",
+    "save_every_steps",
+)
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """Settings of the loop.
+
+    Args:
+        epochs: passes over the training images; they also set the length of the schedule.
+        warmup_epochs: epochs of linear warm-up.
+        batch_size: images per optimizer step, over all processes and micro-batches.
+        accumulate: micro-batches per step; more of them need less memory.
+        clip_grad: largest norm of the gradient; null for no clipping.
+        precision: "auto" (bf16 where the device has it, else float32), "bf16", "fp16" (with loss scaling) or "float32".
+        compile: compile the transformer blocks with torch.compile.
+        ema: keep a moving average of the weights.
+        ema_decay: its decay at the start and at the end of its ramp.
+        ema_ramp_epochs: epochs of the linear ramp.
+        max_steps: end after so many steps, on the schedule of the full length; null for the full length.
+        log_every_steps: steps between journal entries.
+        save_every_epochs: epochs between checkpoints.
+        save_every_steps: steps between checkpoints, besides; null for none.
+        keep_checkpoints: newest checkpoints that are kept.
+        milestone_every_epochs: checkpoints of these epochs are kept for good; null for none.
+
+    Raises:
+        UserError: for values that make no sense.
+    """
+
+    epochs: int
+    warmup_epochs: float
+    batch_size: int
+    accumulate: int
+    clip_grad: float | None
+    precision: Literal["auto", "bf16", "fp16", "float32"]
+    compile: bool
+    ema: bool
+    ema_decay: tuple[float, float]
+    ema_ramp_epochs: float
+    max_steps: int | None
+    log_every_steps: int
+    save_every_epochs: int
+    save_every_steps: int | None
+    keep_checkpoints: int
+    milestone_every_epochs: int | None
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1 or not 0 <= self.warmup_epochs <= self.epochs:
+            raise UserError(
+                f"trainer.epochs={self.epochs} must be positive and trainer.warmup_epochs={self.warmup_epochs} within"
+            )
+        if self.precision not in ("auto", *PRECISIONS):
+            raise UserError(f"trainer.precision={self.precision} is unknown: choose auto, bf16, fp16 or float32")
+        for name in POSITIVE:
+            if (value := getattr(self, name)) is not None and value <= 0:
+                raise UserError(f"trainer.{name}={value} must be positive")
+
+    def dtype(self, device: torch.device) -> torch.dtype:
+        """The precision of matrix products on a device."""
+        if self.precision != "auto":
+            return PRECISIONS[self.precision]
+        has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if has_bf16 else torch.float32
+
+    def ema_decay_at(self, epoch: float) -> float:
+        """Decay of the moving average: linear between its two values over the ramp."""
+        start, end = self.ema_decay
+        return start + (end - start) * min(1.0, epoch / self.ema_ramp_epochs) if self.ema_ramp_epochs else end
