@@ -1,4 +1,4 @@
-"""The model's prediction in its plain masked form, written from DESIGN.md section 3 as directly as can be.
+"""The model's prediction in its plain masked form, written from the definition of the method as directly as can be.
 
 All 1 + L tokens stay in raster order and two boolean masks, made from the ranks, say who sees whom. It shares no
 forward code with `semaim.models`: it reads the weights of an `AIM` and nothing else, so that it can judge the

@@ -92,6 +92,8 @@ def test_checksum_is_what_sha256sum_expects(three):
     done = subprocess.run(["sha256sum", "-c", *files], cwd=three, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [f"step_0000000{step}.pt: OK" for step in (1, 2, 3)]
+    digest = hashlib.sha256((three / "step_00000002.pt").read_bytes()).hexdigest()
+    assert (three / "step_00000002.pt.sha256").read_text() == f"{digest}  step_00000002.pt\n"
 
 
 def test_prune_keeps_the_newest_and_the_milestones(folder):
@@ -217,9 +219,9 @@ def test_left_overs_of_killed_processes_go_at_the_next_save(three):
 FULL = r"step_00000004\.pt: there is no space left on the device; .* is .*step_00000003\.pt\. Make room"
 
 
-def out_of_space(monkeypatch, after):
-    """Let writing fail after so many pieces; the list of the sizes of those that were asked for."""
-    calls, write = [], HashingWriter.write
+@pytest.mark.parametrize("after", [0, 1, 5, 11])
+def test_no_space_after_some_writing(three, monkeypatch, after):
+    before, calls, write = names(three), [], HashingWriter.write
 
     def full(self, data):
         calls.append(len(data))
@@ -228,12 +230,6 @@ def out_of_space(monkeypatch, after):
         return write(self, data)
 
     monkeypatch.setattr(HashingWriter, "write", full)
-    return calls
-
-
-@pytest.mark.parametrize("after", [0, 1, 5, 11])
-def test_no_space_harms_nothing(three, monkeypatch, after):
-    before, calls = names(three), out_of_space(monkeypatch, after)
     with pytest.raises(UserError, match=FULL):
         checkpoint.save(three, 4, state_of(4))
     assert len(calls) > after
@@ -242,6 +238,23 @@ def test_no_space_harms_nothing(three, monkeypatch, after):
     monkeypatch.undo()
     checkpoint.save(three, 4, state_of(4))
     assert is_of(checkpoint.newest(three), 4)
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_no_space_at_the_last_moment(three, monkeypatch, call):
+    """The checksum is on disk by then, and must go again."""
+    before, calls, original = names(three), [], getattr(os, call)
+
+    def full(*args):
+        calls.append(args)
+        if len(calls) == (3 if call == "fsync" else 2):  # the checksum, its folder, then the checkpoint
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return original(*args)
+
+    monkeypatch.setattr(os, call, full)
+    with pytest.raises(UserError, match=FULL):
+        checkpoint.save(three, 4, state_of(4))
+    assert names(three) == before
 
 
 def test_another_error_keeps_its_reason(folder, monkeypatch):

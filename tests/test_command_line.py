@@ -51,14 +51,8 @@ MISTAKES = {
     "query blocks do not divide": ("model.query_depth=3", ("model.query_depth=3", "[1, 2, 4]")),
     "heads do not divide": ("model.num_heads=5", ("model.num_heads=5", "embed_dim=96")),
     "batch larger than the data": ("trainer.batch_size=1438", ("trainer.batch_size=1438", "1437")),
-    "micro-batches do not divide": (
-        "trainer.batch_size=64 trainer.accumulate=3",
-        ("trainer.batch_size=64", "trainer.accumulate", "1 x 3"),
-    ),
-    "other architecture": (
-        "checkpoint=other.pt",
-        ("checkpoint=other.pt", "another architecture", "is (48,) there"),
-    ),
+    "micro-batches do not divide": ("trainer.batch_size=64 trainer.accumulate=3", ("trainer.accumulate", "1 x 3")),
+    "other architecture": ("checkpoint=other.pt", ("checkpoint=other.pt", "another architecture", "is (48,) there")),
     "text as checkpoint": ("checkpoint=text.txt", ("checkpoint=text.txt", "not a checkpoint")),
     "foreign checkpoint": ("checkpoint=foreign.pt", ("checkpoint=foreign.pt", "not a pretraining checkpoint")),
     "malicious checkpoint": ("checkpoint=evil.pt", ("checkpoint=evil.pt", "run code")),

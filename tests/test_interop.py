@@ -214,6 +214,11 @@ def test_weights_of_another_architecture_are_named(tiny_model):
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())  # nothing half-loaded
 
 
+def test_weights_of_another_shape_alone_are_named(tiny_model):
+    with pytest.raises(UserError, match=r"the model \(2 of another shape: prediction_head\.fc2\.bias is .*weight is"):
+        load_weights(tiny_model(), tiny_model(out_channels=12).state_dict(), Path("x"))
+
+
 def test_weights_that_fit_are_loaded(tiny_model):
     model, other = tiny_model(seed=0), tiny_model(seed=1)
     load_weights(model, other.state_dict(), Path("x"))

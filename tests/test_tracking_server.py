@@ -1,4 +1,4 @@
-"""A run tracked by an MLflow server loses nothing: not when the server is down, nor when it goes away in the middle.
+"""A run loses nothing when MLflow is away: not installed, its server down, or gone in the middle.
 
 The server is a real `mlflow server` on a free port of this machine, with a SQLite backend.
 """
@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from commands import ENVIRONMENT, journal, run, started, status, wait_for
+from commands import ENVIRONMENT, RUN, journal, run, started, status, wait_for
 from semaim import sync
 from test_command_line import run_here
 from test_tracking import SYNC, TINY, assert_shows_all, delivery_state, mlflow_client, only_run
@@ -154,3 +154,25 @@ def test_server_away_in_the_middle_of_a_run(
     client = mlflow_client(server.uri)
     assert only_run(client, how).info.run_id == delivery_state(run_folder)["run_id"]
     assert_shows_all(client, run_folder, "KILLED")
+
+
+def test_untracked_run_needs_no_mlflow(tmp_path: Path) -> None:
+    (tmp_path / "mlflow.py").write_text("raise ImportError('mlflow is not installed here')\n")
+    without = ("env", f"PYTHONPATH={tmp_path}", *RUN)
+    done = run(tmp_path, *TINY, "tracking=none", "trainer.max_steps=2", "run_name=plain", launcher=without)
+    assert done.returncode == 0, done.stdout
+    assert status(tmp_path / "runs" / "plain")["state"] == "finished"
+    assert not (tmp_path / "runs" / "plain" / "mlflow.json").exists()
+    assert not (tmp_path / "mlflow.db").exists()
+
+
+def test_tracked_run_without_mlflow_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "mlflow", None)  # importing it raises ImportError
+    assert run_here(tmp_path, *TINY, "trainer.max_steps=2", "run_name=tracked") == 2
+    err = capsys.readouterr().err
+    assert err.count("error: ") == 1
+    assert "error: MLflow is not installed: pip install mlflow, or run with tracking=none" in err
+    assert "Traceback" not in err
+    assert status(tmp_path / "runs" / "tracked")["state"] == "failed"

@@ -84,14 +84,13 @@ class KNN:
         neighbours: settings.
     """
 
-    metric = "knn_20_mean"
-
     def __init__(self, checkpoint: str | None, data: ImageData, neighbours: NearestNeighbours) -> None:
         if checkpoint is None:
             raise UserError("task=knn evaluates a checkpoint: say which with checkpoint=runs/<name> (or a file)")
         self.checkpoint = Path(checkpoint)
         self.data = data
         self.neighbours = neighbours
+        self.metric = f"knn_{neighbours.ks[0]}_mean"
         self.model = load_model(self.checkpoint)
         if self.model.image_size != data.image_size:
             raise UserError(
