@@ -379,3 +379,9 @@ def test_a_file_that_is_not_there(tmp_path):
     for path in (tmp_path / "none.pt", tmp_path):  # nor is a folder a file
         with pytest.raises(UserError, match=f"checkpoint={path} does not exist"):
             checkpoint.load(path)
+
+
+def test_our_checkpoints_of_another_format_are_refused(tmp_path):
+    torch.save({"format": 2, "architecture": {}, "step": 1}, tmp_path / "x.pt")
+    with pytest.raises(UserError, match=r"x\.pt has format 2; this semaim reads 1"):
+        checkpoint.load(tmp_path / "x.pt")

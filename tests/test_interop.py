@@ -238,11 +238,24 @@ def test_checkpoints_of_other_methods_are_refused(tmp_path, tiny_model):
         load_model(tmp_path / "numbers.pth")
 
 
-def test_an_official_checkpoint_that_lacks_weights_is_refused(tmp_path, tiny_model):
+KEY_ERROR = pytest.mark.xfail(
+    strict=True, reason="infer_architecture() raises KeyError for weights it reads sizes from"
+)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "blocks.1.norm1.bias",
+        pytest.param("blocks.0.mlp.fc1.weight", marks=KEY_ERROR),
+        pytest.param("prediction_head.fc2.weight", marks=KEY_ERROR),
+    ],
+)
+def test_an_official_checkpoint_that_lacks_weights_is_refused(tmp_path, tiny_model, name):
     weights = tiny_model().state_dict()
-    del weights["blocks.1.norm1.bias"]
+    del weights[name]
     torch.save({"state_dict": weights}, tmp_path / "part.pth")
-    with pytest.raises(UserError, match=r"part\.pth .*1 missing: blocks\.1\.norm1\.bias"):
+    with pytest.raises(UserError, match=rf"part\.pth .*{name}"):
         load_model(tmp_path / "part.pth")
 
 

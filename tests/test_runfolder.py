@@ -9,6 +9,7 @@ import subprocess
 import sys
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from semaim.errors import UserError
 from semaim.runfolder import MAY_DIFFER, RunFolder, differences, flatten, run_name
@@ -42,40 +43,48 @@ def name(*overrides, choices=CHOICES):
 
 def test_name_of_a_run_is_readable_and_stable():
     assert name() == FRONT
-    assert name("trainer.epochs=20", "seed=1") == f"{FRONT}_seed=1_trainer.epochs=20"
+    assert name("trainer.epochs=20", "seed=1") == f"{FRONT}_seed-1_trainer.epochs-20"
     assert name("seed=1", "trainer.epochs=20") == name("trainer.epochs=20", "seed=1")
     assert name("trainer.epochs=21", "seed=1") != name("trainer.epochs=20", "seed=1")
     # A group that stands in front is not repeated, another one is.
     assert name("model=aim_base", choices={**CHOICES, "model": "aim_base"}) == "pretrain_digits_aim_base_raster"
-    assert name("trainer=imagenet") == f"{FRONT}_trainer=imagenet"
+    assert name("trainer=imagenet") == f"{FRONT}_trainer-imagenet"
 
 
 def test_name_without_the_plus_of_an_experiment():
-    assert name("+experiment=semaim_vitb_800ep") == f"{FRONT}_experiment=semaim_vitb_800ep"
+    assert name("+experiment=semaim_vitb_800ep") == f"{FRONT}_experiment-semaim_vitb_800ep"
     assert name("++seed=3") == name("seed=3")
 
 
 @pytest.mark.parametrize("key", MAY_DIFFER)
 def test_name_ignores_what_changes_no_result(key):
-    assert name(f"{key}=1", "seed=1") == f"{FRONT}_seed=1"
+    assert name(f"{key}=1", "seed=1") == f"{FRONT}_seed-1"
     assert name(f"{key}.deeper=1") == FRONT
     assert name(f"+{key}=1") == FRONT
 
 
 def test_name_heeds_options_that_only_begin_alike():
-    assert name("device_map=1") == f"{FRONT}_device_map=1"
-    assert name("trainer.compile_all=1") == f"{FRONT}_trainer.compile_all=1"
-    assert name("trainer.batch_size=64") == f"{FRONT}_trainer.batch_size=64"
+    assert name("device_map=1") == f"{FRONT}_device_map-1"
+    assert name("trainer.compile_all=1") == f"{FRONT}_trainer.compile_all-1"
+    assert name("trainer.batch_size=64") == f"{FRONT}_trainer.batch_size-64"
 
 
 def test_strange_characters_are_replaced_and_the_name_made_unique():
     names = [name("checkpoint=/data/a b/x"), name("checkpoint=/data/a/b x"), name("data.image_size=[32,48]")]
     for one in names:
-        assert re.fullmatch(r"[A-Za-z0-9_.=+-]+-[0-9a-f]{8}", one), one
-    assert names[0].startswith(f"{FRONT}_checkpoint=-data-a-b-x-")
+        assert re.fullmatch(r"[A-Za-z0-9_.+-]+-[0-9a-f]{8}", one), one
+    assert names[0].startswith(f"{FRONT}_checkpoint--data-a-b-x-")
     assert names[0][:-9] == names[1][:-9]  # alike but for the hash
     assert len(set(names)) == 3
     assert name("checkpoint=/data/a b/x") == names[0]
+
+
+@pytest.mark.parametrize(
+    "asked", ["seed=1", "optimizer.min_lr=-1e-6", "data.image_size=[32,48]", "a='b=c d'", "~x", "k="]
+)
+def test_names_can_be_typed_as_a_value(asked):
+    (override,) = OverridesParser.create().parse_overrides([f"checkpoint=runs/{name(asked)}"])
+    assert override.value() == f"runs/{name(asked)}"
 
 
 def test_long_names_are_cut_and_made_unique():
@@ -85,7 +94,7 @@ def test_long_names_are_cut_and_made_unique():
     assert twins[0][:-8] == twins[1][:-8]
     assert len({*long, *twins}) == 4
     exactly = "a=" + "x" * (120 - len(FRONT) - 3)
-    assert name(exactly) == f"{FRONT}_{exactly}"  # 120 characters are not cut
+    assert name(exactly) == f"{FRONT}_{exactly.replace('=', '-')}"  # 120 characters are not cut
     assert len(name(exactly + "y")) == 119
 
 
