@@ -20,23 +20,34 @@ from semaim.runfolder import flatten
 CONF = (Path(__file__).parent / "conf").resolve()
 
 
-def known_options() -> DictConfig:
-    """The configuration without any override, whose keys are all the options there are."""
+def options(choices: Sequence[str] = (), folders: Sequence[str] = ()) -> DictConfig:
+    """The configuration with some choices of groups and no option changed: every option, and a value of its kind.
+
+    Args:
+        choices: such as "model=aim_large".
+        folders: configuration folders besides our own (Hydra's --config-dir).
+    """
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("config")
+        return compose("config", overrides=[*choices, f"hydra.searchpath=[{','.join(folders)}]"])
 
 
-def suggestion(key: str, config: DictConfig) -> str:
+def _plain(config: DictConfig) -> Any:
+    return OmegaConf.to_container(config, resolve=False)
+
+
+def suggestion(key: str) -> str:
     """The options nearest to a misspelt one, and those beside it."""
-    container = OmegaConf.to_container(config, resolve=False)
+    container = _plain(options())
     parent, _, _ = key.rpartition(".")
     node: Any = container
     for part in parent.split(".") if parent else ():
         node = node.get(part, {}) if isinstance(node, dict) else {}
     beside = [name for name in sorted(node) if not name.startswith("_")] if isinstance(node, dict) else []
     dotted = {f"{parent}.{name}" if parent else name for name in beside}
-    near = difflib.get_close_matches(key, sorted(dotted | set(flatten(container))), n=3, cutoff=0.6)
+    # a task's own keys that repeat the groups are not what a person would set
+    known = {name for name, value in flatten(container).items() if "._" not in name and f"{value}"[:2] != "${"}
+    near = difflib.get_close_matches(key, sorted(dotted | known), n=3, cutoff=0.6)
     parts = []
     if near:
         parts.append(f"did you mean {' or '.join(near)}?")
@@ -45,20 +56,46 @@ def suggestion(key: str, config: DictConfig) -> str:
     return "; ".join(parts) or "see python -m semaim.run --cfg job"
 
 
-def check_overrides(overrides: Sequence[str], config: DictConfig) -> None:
-    """Refuse `+option=value`, which Hydra would add although nothing reads it, unless it adds a config group.
+def check_overrides(overrides: Sequence[str], config: DictConfig, folders: Sequence[str] = ()) -> None:
+    """Refuse what Hydra would take although nothing can come of it.
+
+    That is `+option=value`, which nothing reads; `~option`, which something misses; an unknown option in an experiment
+    file; and a value of another kind than the option has.
 
     Raises:
-        UserError: naming the option and its neighbours.
+        UserError: naming the option.
     """
-    for override in OverridesParser.create().parse_overrides(list(overrides)):
+    choices = []
+    for text, override in zip(overrides, OverridesParser.create().parse_overrides(list(overrides)), strict=True):
         key = override.key_or_group
-        if not override.is_add() or key.startswith("hydra") or (CONF / key).is_dir():
-            continue
-        raise UserError(f"+{key}: there is no option {key}. {suggestion(key, known_options())}")
-    allowed = set(known_options())
-    if unknown := sorted(str(key) for key in set(config) - allowed):
-        raise UserError(f"{unknown[0]}: there is no option {unknown[0]}. {suggestion(unknown[0], known_options())}")
+        if override.is_delete():
+            raise UserError(f"~{key}: nothing can be left out; give {key} another value, or null where that means none")
+        if (CONF / key).is_dir():
+            choices.append(text)
+        elif override.is_add() and not key.startswith("hydra"):
+            raise UserError(f"+{key}: there is no option {key}. {suggestion(key)}")
+    if unknown := sorted(str(key) for key in set(config) - set(options())):
+        raise UserError(f"there is no option {unknown[0]}. {suggestion(unknown[0])}")
+    expected, given = flatten(_plain(options(choices, folders))), flatten(_plain(config))
+    for key, value in given.items():
+        if key in expected and (kind := _other_kind(expected[key], value)):
+            shown = "nothing" if value == "" else value
+            raise UserError(f"{key}={shown}: {key} must be {kind}, such as {expected[key]}")
+
+
+def _other_kind(default: Any, value: Any) -> str | None:
+    """What a value should be if it is not of the kind of its default; None if it is, or if that cannot be told."""
+    if value is None or (isinstance(value, str) and "${" in value):
+        return None
+    if isinstance(default, bool):
+        return None if isinstance(value, bool) else "true or false"
+    if isinstance(default, int):  # sizes may also be pairs
+        return None if isinstance(value, int | list) and not isinstance(value, bool) else "a whole number"
+    if isinstance(default, float):
+        return None if isinstance(value, int | float) and not isinstance(value, bool) else "a number"
+    if isinstance(default, list):
+        return None if isinstance(value, list) else "a list"
+    return None
 
 
 def explain(error: BaseException) -> str | None:
@@ -71,11 +108,13 @@ def explain(error: BaseException) -> str | None:
             return str(link)
     text = "\n".join(str(link) for link in chain)
     if match := re.search(r"Could not override '([^']+)'", text):
-        return f"there is no option {match[1]}. {suggestion(match[1], known_options())}"
+        return f"there is no option {match[1]}. {suggestion(match[1])}"
     if match := re.search(r"Missing mandatory value: .*?full_key: (\S+)", text, re.DOTALL):
         return f"{match[1]} must be given: {match[1]}=..."
     if match := re.search(r"unexpected keyword argument '(\w+)'.*?full_key: (\S+)", text, re.DOTALL):
         return f"there is no option {match[2].removeprefix('task.')}.{match[1]}: nothing takes it"
+    if match := re.search(r"Error in call to target .*?\n(.*)\nfull_key: (\S+)", text, re.DOTALL):
+        return f"the options of {match[2].removeprefix('task.')} do not fit: {match[1]}"
     if any(isinstance(link, HydraException) or type(link).__module__.startswith("omegaconf") for link in chain):
         return str(error).split("\nConfig search path:")[0].strip()
     return None

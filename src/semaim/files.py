@@ -50,7 +50,7 @@ def read_json(path: Path) -> Any:
     """The value in a JSON file, or None if there is no such file."""
     try:
         return json.loads(path.read_text())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
 
 

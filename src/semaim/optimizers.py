@@ -70,7 +70,10 @@ class Optimization:
 
     def build(self, model: nn.Module) -> Optimizer:
         """The optimizer of a model's parameters."""
-        return self.optimizer(parameter_groups(model, self.weight_decay))
+        try:
+            return self.optimizer(parameter_groups(model, self.weight_decay))
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise UserError(f"the optimizer does not take optimizer.optimizer as it is set: {error}") from error
 
     def lr(self, step: int, batch_size: int, warmup_steps: int, total_steps: int) -> float:
         """Learning rate of a step (from 0)."""

@@ -104,15 +104,11 @@ class RunFolder:
     """A run's folder.
 
     Args:
-        path: where it is; it is made if need be.
+        path: where it is.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path.absolute()
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"the run folder {self.path} cannot be made ({error}): set runs_dir") from error
         self._lock_file: Any = None
 
     @property
@@ -126,11 +122,15 @@ class RunFolder:
         return self.path / "metrics.jsonl"
 
     def lock(self) -> None:
-        """Hold the folder as long as this process lives; the system lets go of it even after SIGKILL.
+        """Make the folder if need be and hold it as long as this process lives; even SIGKILL lets go of it.
 
         Raises:
-            UserError: if a live process holds it.
+            UserError: if it cannot be made, or a live process holds it.
         """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"the run folder {self.path} cannot be made ({error}): set runs_dir") from error
         file = open(self.path / ".lock", "a+", encoding="utf-8")  # noqa: SIM115 - open as long as the run
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

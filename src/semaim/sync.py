@@ -9,10 +9,10 @@ import argparse
 import sys
 from pathlib import Path
 
+from semaim.delivery import Delivery
 from semaim.errors import UserError
 from semaim.journal import Journal
 from semaim.runfolder import RunFolder
-from semaim.tracking import Delivery
 
 
 def sync(path: Path, uri: str | None) -> int:

@@ -1,197 +1,20 @@
-"""From the journal to MLflow, by a background thread that training never waits for.
-
-Everything MLflow shows is in the run folder first: configuration, environment, journal. `Delivery` sends what has not
-been sent and notes in `mlflow.json` how far it came, so it can be interrupted anywhere and repeated;
-`python -m semaim.sync` does the same by hand.
-"""
+"""Where a run can be browsed: MLflow, fed by a background thread that training never waits for, or nowhere."""
 
 from __future__ import annotations
 
-import fcntl
+import importlib.util
 import logging
 import os
 import threading
 import time
-import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from pathlib import Path
-from typing import Any
+from contextlib import suppress
 
-from omegaconf import OmegaConf
-
+from semaim.delivery import Delivery
 from semaim.errors import UserError
-from semaim.files import read_json, write_json
 from semaim.journal import Journal, read
-from semaim.runfolder import RunFolder, flatten
+from semaim.runfolder import RunFolder
 
 log = logging.getLogger(__name__)
-MAX_VALUE = 6000  # MLflow cuts longer parameter values in silence
-PARAMS_PER_CALL = 100
-METRICS_PER_CALL = 1000
-SQLITE = "sqlite:///"
-
-# Nothing phones home; and a server that does not answer is given up soon, since the journal keeps everything for later.
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-
-
-def absolute_uri(uri: str) -> str:
-    """The same store from any working directory."""
-    if uri.startswith(SQLITE) and not uri.startswith(SQLITE + "/"):
-        return SQLITE + str(Path(uri.removeprefix(SQLITE)).absolute())
-    return uri
-
-
-def parameters(config: dict[str, Any]) -> dict[str, str]:
-    """The configuration as MLflow parameters: dotted keys, values within MLflow's limits."""
-    flat = {key: str(value) for key, value in flatten(config).items()}
-    return {
-        k: v if len(v) <= MAX_VALUE else v[: MAX_VALUE - 30] + "... (cut; see config.yaml)" for k, v in flat.items()
-    }
-
-
-class Delivery:
-    """Brings one run folder's content to MLflow.
-
-    Args:
-        folder: the run folder.
-        uri: tracking store; that of the first delivery (kept in mlflow.json) by default.
-        experiment: name of the MLflow experiment, likewise.
-    """
-
-    def __init__(self, folder: RunFolder, uri: str | None = None, experiment: str | None = None) -> None:
-        self.folder = folder
-        self.file = folder.path / "mlflow.json"
-        stored = read_json(self.file)
-        if stored is None:
-            if uri is None:
-                raise UserError(f"{folder.path} was never meant for MLflow: give uri=... (sqlite:///mlflow.db, say)")
-            stored = {"experiment": experiment or "semaim", "uid": uuid.uuid4().hex, "run_id": None, "sent": 0}
-        if uri is not None and stored.get("uri") not in (None, absolute_uri(uri)):
-            # another store knows nothing of this run yet
-            stored |= {"run_id": None, "sent": 0}
-        if uri is not None:
-            stored["uri"] = absolute_uri(uri)
-        self.state: dict[str, Any] = stored
-        write_json(self.file, stored)
-        self._client: Any = None
-
-    def deliver(self) -> int:
-        """Send everything that has not been sent.
-
-        Returns:
-            number of metric points sent.
-
-        Raises:
-            Exception: whatever MLflow raises when the store is out of reach; what was sent before is noted.
-        """
-        if self._client is None:
-            from mlflow import MlflowClient
-
-            logging.getLogger("mlflow").setLevel(logging.WARNING)  # it reports each table of a new database
-            logging.getLogger("alembic").setLevel(logging.WARNING)
-            with _first_use_of_file(self.state["uri"]):
-                self._client = MlflowClient(self.state["uri"])
-                self._client.search_experiments(max_results=1)
-        if self.state["run_id"] is None:
-            self._open_run()
-        return self._send_journal()
-
-    def _note(self, **changes: Any) -> None:
-        self.state |= changes
-        write_json(self.file, self.state)
-
-    def _open_run(self) -> None:
-        """Create the MLflow run, or find the one that an interrupted attempt created."""
-        from mlflow.entities import Param
-
-        experiment_id = self._experiment_id()
-        marker = "semaim.uid"
-        found = self._client.search_runs([experiment_id], f"tags.`{marker}` = '{self.state['uid']}'", max_results=1)
-        if found:
-            run_id = found[0].info.run_id
-        else:
-            tags = {marker: self.state["uid"], **self._tags()}
-            run_id = self._client.create_run(experiment_id, tags=tags, run_name=self.folder.path.name).info.run_id
-        config: Any = OmegaConf.to_container(OmegaConf.load(self.folder.path / "config.yaml"))
-        params = [Param(key, value) for key, value in parameters(config).items()]
-        for start in range(0, len(params), PARAMS_PER_CALL):
-            self._client.log_batch(run_id, params=params[start : start + PARAMS_PER_CALL])
-        for name in ("config.yaml", "environment.json"):
-            self._client.log_artifact(run_id, str(self.folder.path / name))
-        self._note(run_id=run_id, experiment_id=experiment_id)
-
-    def _experiment_id(self) -> str:
-        from mlflow.exceptions import MlflowException
-
-        name = self.state["experiment"]
-        if (known := self._client.get_experiment_by_name(name)) is None:
-            uri = self.state["uri"]
-            database = Path(uri.removeprefix(SQLITE))
-            place = (database.parent / "mlartifacts" / name).as_uri() if uri.startswith(SQLITE) else None
-            try:
-                return str(self._client.create_experiment(name, artifact_location=place))
-            except MlflowException:  # another process created it in between
-                if (known := self._client.get_experiment_by_name(name)) is None:
-                    raise
-        if known.lifecycle_stage == "deleted":
-            raise UserError(f"the MLflow experiment {name} is deleted: restore it, or set tracking.experiment")
-        return str(known.experiment_id)
-
-    def _tags(self) -> dict[str, str]:
-        start = (read_json(self.folder.path / "environment.json") or {"starts": [{}]})["starts"][0]
-        tags = {name: start.get(name) for name in ("commit", "dirty", "host", "device", "command")}
-        return {"run_folder": str(self.folder.path)} | {k: str(v) for k, v in tags.items() if v is not None}
-
-    def _send_journal(self) -> int:
-        """Send the lines of the journal from where the last delivery ended."""
-        from mlflow.entities import Metric
-
-        points: list[Any] = []
-        total = 0
-        offset = self.state["sent"]
-
-        def flush() -> None:
-            nonlocal total
-            if points:
-                self._client.log_batch(self.state["run_id"], metrics=points)
-                total += len(points)
-                points.clear()
-            if offset != self.state["sent"]:
-                self._note(sent=offset)
-
-        for behind, line in read(self.folder.journal, offset):
-            new = [Metric(k, float(v), line["time"], line["step"]) for k, v in line.get("metrics", {}).items()]
-            if len(points) + len(new) > METRICS_PER_CALL:
-                flush()
-            points += new
-            if status := line.get("status"):
-                flush()
-                self._set_status(status, line["time"])
-            offset = behind
-        flush()
-        return total
-
-    def _set_status(self, status: str, milliseconds: int) -> None:
-        if status == "RUNNING":
-            self._client.update_run(self.state["run_id"], status=status)
-        else:
-            self._client.set_terminated(self.state["run_id"], status, end_time=milliseconds)
-
-
-@contextmanager
-def _first_use_of_file(uri: str) -> Iterator[None]:
-    """One process at a time while a SQLite file is created: others that open it half-made crash."""
-    if not uri.startswith(SQLITE):
-        yield
-        return
-    database = Path(uri.removeprefix(SQLITE))
-    database.parent.mkdir(parents=True, exist_ok=True)
-    with open(database.with_name(database.name + ".lock"), "w") as lock:
-        fcntl.lockf(lock, fcntl.LOCK_EX)
-        yield
 
 
 class MLflow:
@@ -208,6 +31,8 @@ class MLflow:
     RETRY_SECONDS = 15.0
 
     def __init__(self, uri: str, experiment: str, flush_seconds: float, system_metrics_seconds: float) -> None:
+        if importlib.util.find_spec("mlflow") is None:
+            raise UserError("MLflow is not installed: pip install mlflow, or run with tracking=none")
         self.uri = uri
         self.experiment = experiment
         self.flush_seconds = flush_seconds
@@ -217,10 +42,8 @@ class MLflow:
 
     def start(self, folder: RunFolder, journal: Journal) -> None:
         """Begin delivering in the background."""
-        try:
-            import mlflow  # noqa: F401 - imported here, not in the thread, before loader processes are forked
-        except ImportError as error:
-            raise UserError("MLflow is not installed: pip install mlflow, or run with tracking=none") from error
+        import mlflow  # noqa: F401 - imported here, not in the thread, before loader processes are forked
+
         self.delivery = Delivery(folder, self.uri, self.experiment)
         self._thread = threading.Thread(target=self._work, args=(journal,), daemon=True, name="mlflow-delivery")
         self._thread.start()

@@ -73,8 +73,9 @@ class Trainer:
         if self.precision not in ("auto", *PRECISIONS):
             raise UserError(f"trainer.precision={self.precision} is unknown: choose auto, bf16, fp16 or float32")
         for name in POSITIVE:
-            if (value := getattr(self, name)) is not None and value <= 0:
-                raise UserError(f"trainer.{name}={value} must be positive")
+            value = getattr(self, name)
+            if value is not None and not (isinstance(value, int | float) and value > 0):
+                raise UserError(f"trainer.{name}={value} must be a positive number")
 
     def dtype(self, device: torch.device) -> torch.dtype:
         """The precision of matrix products on a device."""

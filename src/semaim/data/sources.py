@@ -107,6 +107,8 @@ def digits(side: int = 32, val_fraction: float = 0.2) -> Splits:
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
+    if not 0 < val_fraction < 1:
+        raise UserError(f"data.source.val_fraction={val_fraction} must be between 0 and 1")
     data = load_digits()
     grey = (data.images * (255.0 / 16.0)).astype(np.uint8)
     large = [np.asarray(Image.fromarray(g).resize((side, side), Image.Resampling.BICUBIC)) for g in grey]
@@ -126,7 +128,7 @@ def _torchvision_set(make: Callable[[], Any], name: str, root: str) -> Any:
     except (OSError, RuntimeError) as error:  # URLError is an OSError
         raise UserError(
             f"{name} is neither complete in data.root={root} nor could it be downloaded ({error}). On a machine with a "
-            f"network run the same command with data.download=true, then copy the folder here"
+            f"network run the same command with data.source.download=true, then copy the folder here"
         ) from error
 
 

@@ -25,8 +25,9 @@ def pair(size: int | tuple[int, int]) -> tuple[int, int]:
     """Height and width from one number or two."""
     if isinstance(size, int):
         return size, size
-    height, width = size
-    return int(height), int(width)
+    if len(size) != 2:
+        raise UserError(f"data.image_size={list(size)} must be one number or two, height and width")
+    return int(size[0]), int(size[1])
 
 
 class AIM(nn.Module):
