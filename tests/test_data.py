@@ -201,7 +201,7 @@ def test_data_that_are_not_there_and_cannot_be_downloaded(tmp_path, monkeypatch,
         raise URLError("no route to host")
 
     monkeypatch.setattr(dataset, "download", no_network)
-    with pytest.raises(UserError, match=rf"data\.root={tmp_path} .*no route to host.*data\.download=true"):
+    with pytest.raises(UserError, match=rf"data\.root={tmp_path} .*no route to host.*data\.source\.download=true"):
         source(str(tmp_path), download=True)
 
 

@@ -132,6 +132,7 @@ def changed(key, value):
 
 def test_configuration_survives_the_file(tmp_path):
     folder = RunFolder(tmp_path / "runs" / "a")
+    folder.path.mkdir(parents=True)
     folder.settle_config(CONFIG)
     stored = (folder.path / "config.yaml").read_text()
     for _ in range(2):
@@ -177,7 +178,7 @@ def test_another_configuration_is_refused(tmp_path, key, value, message):
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "runs").write_text("a file")
     with pytest.raises(UserError, match=r"runs/x cannot be made .*set runs_dir"):
-        RunFolder(tmp_path / "runs" / "x")
+        RunFolder(tmp_path / "runs" / "x").lock()
 
 
 def test_status(tmp_path):

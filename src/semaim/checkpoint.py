@@ -82,8 +82,8 @@ def newest(folder: Path) -> State | None:
     damaged = []
     for _, path in reversed(list_steps(folder)):
         checksum_file = _checksum_file(path)
-        written = checksum_file.read_text().split()[:1] if checksum_file.exists() else []
-        if written == [sha256(path)]:
+        written = checksum_file.read_bytes().split()[:1] if checksum_file.exists() else []
+        if written == [sha256(path).encode()]:
             return load(path)
         damaged.append(path.name)
         log.warning("checkpoint %s is damaged (its checksum does not match); trying the one before", path)
@@ -114,7 +114,7 @@ def load(path: Path) -> State:
                 f"run code ({blocked[1]}). If you trust it, save its state dict anew with torch.save"
             ) from error
         raise UserError(f"checkpoint={path} is not a checkpoint, or is damaged") from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError, TypeError, IndexError) as error:
+    except Exception as error:  # bytes that are no checkpoint make the reader fail in any way
         raise UserError(f"checkpoint={path} is not a checkpoint, or is damaged ({type(error).__name__})") from error
     if not isinstance(state, dict):
         raise UserError(f"checkpoint={path} holds a {type(state).__name__}, not a checkpoint")

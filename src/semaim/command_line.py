@@ -29,7 +29,7 @@ def options(choices: Sequence[str] = (), folders: Sequence[str] = ()) -> DictCon
     """
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("config", overrides=[*choices, f"hydra.searchpath=[{','.join(folders)}]"])
+        return compose("config", overrides=[*choices, f"hydra.searchpath={list(folders)}"])
 
 
 def _plain(config: DictConfig) -> Any:

@@ -13,6 +13,9 @@ from semaim.errors import UserError
 from semaim.models.aim import AIM
 
 log = logging.getLogger(__name__)
+# The weights that tell a two-stream model and its sizes.
+NEEDED = {"patch_embed.proj.weight", "pos_embed", "query_blocks.0.attn.q.weight", "blocks.0.mlp.fc1.weight"}
+HEADS = {"prediction_head.weight", "prediction_head.fc2.weight"}
 
 
 def load_model(path: str | Path, device: str = "cpu", num_heads: int | None = None, ema: bool = False) -> AIM:
@@ -84,7 +87,7 @@ def _official_weights(state: dict[str, Any], path: Path) -> dict[str, Tensor]:
             state = state[key]
             break
     weights = {name.removeprefix("module."): value for name, value in state.items() if isinstance(value, Tensor)}
-    if not {"query_blocks.0.attn.q.weight", "patch_embed.proj.weight", "pos_embed"} <= weights.keys():
+    if not NEEDED <= weights.keys() or not HEADS & weights.keys():
         raise UserError(
             f"checkpoint={path} is not a pretraining checkpoint of semaim, SemAIM or SAIM: it holds "
             f"{sorted(weights)[:3] or sorted(state)[:3]}, ..."

@@ -38,7 +38,8 @@ def main(cfg: DictConfig) -> float:
     """One run; the value of the task's metric."""
     overrides = list(HydraConfig.get().overrides.task)
     try:
-        check_overrides(overrides, cfg)
+        sources = HydraConfig.get().runtime.config_sources
+        check_overrides(overrides, cfg, [f"file://{s.path}" for s in sources if s.provider == "command-line"])
         config = plain(cfg)
         from semaim.lifecycle import execute  # torch is loaded only once the configuration is sound
 

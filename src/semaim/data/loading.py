@@ -18,6 +18,7 @@ from functools import lru_cache
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -27,7 +28,8 @@ from semaim.errors import UserError
 from semaim.seeding import derive_seed, seeded
 
 log = logging.getLogger(__name__)
-UNREADABLE = (OSError, SyntaxError, ValueError)  # what Pillow raises on broken files
+# What Pillow raises on broken files, and on images of an absurd size.
+UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 
 @dataclass
