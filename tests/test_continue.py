@@ -133,7 +133,7 @@ def test_another_configuration_is_refused_with_the_difference(undisturbed: Path)
     before = (undisturbed / "status.json").read_text()
     done = run(undisturbed.parents[1], *TEN_STEPS, "run_name=ten", "optimizer.base_lr=1e-3", "trainer.max_steps=12")
     assert done.returncode == 2
-    assert "optimizer.base_lr: 0.008 -> 0.001" in done.stdout
+    assert "optimizer.base_lr: 0.016 -> 0.001" in done.stdout
     assert "max_steps:" not in done.stdout, "what may differ is not shown"
     assert (undisturbed / "status.json").read_text() == before
 

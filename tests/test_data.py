@@ -61,6 +61,9 @@ def test_digits_options_and_repeatability():
     assert (len(splits.train), len(splits.val)) == (898, 899)
     assert splits.train.images_NHWC.shape[1:] == (16, 16, 3)
     assert contents(digits(8).val) == contents(digits(8).val)
+    for fraction in (0.0, 1.0, -0.1):
+        with pytest.raises(UserError, match=rf"data\.source\.val_fraction={fraction} must be between 0 and 1"):
+            digits(val_fraction=fraction)
 
 
 # Folders
@@ -107,6 +110,23 @@ def test_flat_folders_have_no_labels(tmp_path, where):
     assert (splits.labelled, splits.val, list(splits.classes)) == (None, None, [])
     assert [splits.train.read(i).getpixel((0, 0))[0] for i in range(len(splits.train))] == [1, 2]
     assert {splits.train.label(0), splits.train.label(1)} == {UNLABELLED} == {-1}
+
+
+@pytest.mark.parametrize("layout", ["flat", "classes"])
+def test_linked_folders_are_entered_and_hidden_ones_are_not_classes(tmp_path, layout):
+    put(tmp_path / "elsewhere", a="red")
+    put(tmp_path / "root" / "cat", b="blue")
+    (tmp_path / "root" / "dog").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "root" / ".cache").mkdir()
+    splits = image_folders(str(tmp_path / "root"), layout)
+    assert [str(file) for file in splits.train.files] == ["cat/b.png", "dog/a.png"]
+    assert splits.classes == (["cat", "dog"] if layout == "classes" else [])
+
+
+def test_held_out_images_alone_are_nothing_to_train_on(tmp_path):
+    put(tmp_path / "val" / "cat", b="blue")
+    with pytest.raises(UserError, match=r"val/ but no train/"):
+        image_folders(str(tmp_path))
 
 
 def test_layout_can_be_said(tmp_path):

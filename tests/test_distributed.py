@@ -42,7 +42,7 @@ def assert_close(folder: Path, alone: Path) -> None:
 
 def test_two_processes_give_the_losses_of_one(tmp_path: Path, alone: Path) -> None:
     out = succeed(tmp_path, *SIX_STEPS, launcher=TWO)
-    assert "on 2 process(es)" in out
+    assert "(1 x 8 on each of 2 process(es))" in out
     assert out.count("finished in") == 1, "only the first process speaks"
     assert_close(tmp_path, alone)
 

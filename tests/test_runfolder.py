@@ -238,4 +238,18 @@ def test_the_lock_dies_with_its_process_even_if_a_child_lives(tmp_path, holder):
 
 def test_a_folder_that_nobody_ever_held_is_not_locked(tmp_path):
     assert not RunFolder(tmp_path).is_locked()
-    assert list(tmp_path.iterdir()) == []
+    assert not RunFolder(tmp_path / "none").is_locked()
+    assert list(tmp_path.iterdir()) == []  # asking leaves nothing behind
+
+
+def test_asking_whether_a_folder_is_locked_does_not_let_go_of_it(tmp_path):
+    folder = RunFolder(tmp_path)
+    folder.lock()
+    assert not folder.is_locked(), "not by another process"
+    code = (
+        f"from semaim.runfolder import RunFolder; from pathlib import Path; RunFolder(Path({str(tmp_path)!r})).lock()"
+    )
+    second = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "is in use by process" in second.stderr
+    folder.unlock()
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -43,6 +43,8 @@ def save(folder: Path, step: int, state: State) -> Path:
         with atomic(path) as file:
             writer = HashingWriter(file)
             torch.save({"format": FORMAT, "step": step, **state}, cast(IO[bytes], writer))
+            # an earlier save of this step must not stand beside another checksum
+            path.unlink(missing_ok=True)
             write_text(_checksum_file(path), f"{writer.hash.hexdigest()}  {path.name}\n")
     except (OSError, RuntimeError) as error:  # torch raises a RuntimeError of its own over that of a full disk
         if not path.exists():

@@ -67,9 +67,9 @@ def extract(
             line.update(f"{title}: {seen}/{len(mine)} images, {duration(left)} left", last=False)
         if run.stop.requested and processes.world_size == 1:
             raise Interrupted(f"stopped by {run.stop.name} during an evaluation")
-    if not parts:
-        raise UserError(f"no image of the {len(mine)} of this evaluation can be read")
     gathered = [part for process in processes.gather(parts) for part in process]
+    if not gathered:
+        raise UserError(f"no image of the {len(indices)} of this evaluation can be read")
     cls_MD, mean_MD, labels_M, index_M = (torch.cat(column) for column in zip(*gathered, strict=True))
     place = {index: row for row, index in enumerate(indices)}
     order = torch.tensor([place[int(index)] for index in index_M]).argsort()

@@ -87,7 +87,7 @@ def _official_weights(state: dict[str, Any], path: Path) -> dict[str, Tensor]:
             state = state[key]
             break
     weights = {name.removeprefix("module."): value for name, value in state.items() if isinstance(value, Tensor)}
-    if not NEEDED <= weights.keys() or not HEADS & weights.keys():
+    if not weights.keys() >= NEEDED or not HEADS & weights.keys():
         raise UserError(
             f"checkpoint={path} is not a pretraining checkpoint of semaim, SemAIM or SAIM: it holds "
             f"{sorted(weights)[:3] or sorted(state)[:3]}, ..."

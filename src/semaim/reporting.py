@@ -53,7 +53,7 @@ class Report:
         text = (
             f"epoch {epoch:.2f}/{self.trainer.epochs}  step {done}/{self.last}  loss {step.loss:.4f}  "
             f"lr {step.lr:.2e}  grad norm {step.grad_norm:.2f}  "
-            f"{rate:.0f} images/s  data wait {waiting:.0%}  ETA {duration(left)}"
+            f"{rate:.3g} images/s  data wait {waiting:.0%}  ETA {duration(left)}"
         )
         self.line.update(text, last=done == self.last or step.stop)
         if done % self.trainer.log_every_steps == 0 or done == self.last:

@@ -129,9 +129,9 @@ class RunFolder:
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            file = open(self.path / ".lock", "a+", encoding="utf-8")  # noqa: SIM115 - open as long as the run
         except OSError as error:
             raise UserError(f"the run folder {self.path} cannot be made ({error}): set runs_dir") from error
-        file = open(self.path / ".lock", "a+", encoding="utf-8")  # noqa: SIM115 - open as long as the run
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):
@@ -158,7 +158,9 @@ class RunFolder:
             self._lock_file = None
 
     def is_locked(self) -> bool:
-        """Whether a live process (other than this one) holds the folder."""
+        """Whether a live process other than this one holds the folder."""
+        if self._lock_file is not None:  # and opening the file once more would let go of the lock
+            return False
         try:
             with open(self.path / ".lock", "r+", encoding="utf-8") as file:
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -5,6 +5,7 @@ A source is a function that returns `Splits`. It checks what it finds and says w
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -175,13 +176,15 @@ def image_folders(root: str, layout: Literal["auto", "classes", "flat"] = "auto"
     if not folder.is_dir():
         raise UserError(f"data.root={root} is not a folder: set data.root to the folder that holds the images")
     train_folder = folder / "train" if (folder / "train").is_dir() else folder
+    if train_folder == folder and _folders(folder) == ["val"]:
+        raise UserError(f"{folder} holds val/ but no train/: data.root must hold the images to train on")
     val_folder = folder / "val" if train_folder != folder and (folder / "val").is_dir() else None
     if layout not in ("auto", "classes", "flat"):
         raise UserError(f"data.source.layout={layout} is unknown: choose auto, classes or flat")
     if layout == "auto":
         layout = _look(train_folder)
     if layout == "flat":
-        files = sorted(str(p.relative_to(train_folder)) for p in train_folder.rglob("*") if _is_image(p))
+        files = _images_below(train_folder, train_folder)
         if not files:
             raise UserError(_no_images(train_folder))
         return Splits(FileImages(train_folder, files, None), None, None, [])
@@ -201,6 +204,22 @@ def _is_image(path: Path) -> bool:
     return path.suffix.lower() in EXTENSIONS and path.is_file()
 
 
+def _images_below(folder: Path, root: Path) -> list[str]:
+    """All images at any depth, links followed, as paths from the root, sorted."""
+    found = [
+        str((Path(where) / name).relative_to(root))
+        for where, _, names in os.walk(folder, followlinks=True)
+        for name in names
+        if _is_image(Path(where) / name)
+    ]
+    return sorted(found)
+
+
+def _folders(folder: Path) -> list[str]:
+    """Names of the folders in a folder, but hidden ones, sorted."""
+    return sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+
+
 def _no_images(folder: Path) -> str:
     return (
         f"{folder} holds no image ({', '.join(EXTENSIONS)}). Expected <class>/<image> below it, or "
@@ -211,10 +230,10 @@ def _no_images(folder: Path) -> str:
 def _look(folder: Path) -> Literal["classes", "flat"]:
     """Which layout a folder has."""
     loose = next((p for p in folder.iterdir() if _is_image(p)), None)
-    classes = [p.name for p in folder.iterdir() if p.is_dir()]
+    classes = _folders(folder)
     if loose is not None and classes:
         raise UserError(
-            f"{folder} holds both images ({loose.name}, ...) and folders ({sorted(classes)[0]}, ...): say which layout "
+            f"{folder} holds both images ({loose.name}, ...) and folders ({classes[0]}, ...): say which layout "
             f"is meant with data.source.layout=classes or data.source.layout=flat"
         )
     if loose is None and not classes:
@@ -224,12 +243,12 @@ def _look(folder: Path) -> Literal["classes", "flat"]:
 
 def _labelled(folder: Path) -> tuple[FileImages, list[str]]:
     """The images of each class folder, sorted, at any depth below it."""
-    classes = sorted(p.name for p in folder.iterdir() if p.is_dir())
+    classes = _folders(folder)
     files: list[str] = []
     labels: list[int] = []
     empty = []
     for number, name in enumerate(classes):
-        found = sorted(str(p.relative_to(folder)) for p in (folder / name).rglob("*") if _is_image(p))
+        found = _images_below(folder / name, folder)
         files += found
         labels += [number] * len(found)
         if not found:

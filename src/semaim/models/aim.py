@@ -97,7 +97,7 @@ class AIM(nn.Module):
         )
         self.norm = nn.LayerNorm(embed_dim, eps=LAYER_NORM_EPS)
         self.prediction_head = (
-            Mlp(embed_dim, int(embed_dim * mlp_ratio), out_channels)
+            Mlp(embed_dim, round(embed_dim * mlp_ratio), out_channels)
             if head == "mlp"
             else nn.Linear(embed_dim, out_channels)
         )

@@ -75,7 +75,7 @@ class Block(nn.Module):
         self.norm1 = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
         self.attn = SelfAttention(dim, num_heads)
         self.norm2 = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio))
+        self.mlp = Mlp(dim, round(dim * mlp_ratio))
 
     def forward(self, x_BND: Tensor, causal: bool, stochastic: bool) -> Tensor:
         """One block; `stochastic` applies drop path (the semantic pass never does)."""
@@ -105,7 +105,7 @@ class QueryBlock(nn.Module):
         self.norm1 = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
         self.attn = CrossAttention(dim, num_heads)
         self.norm2 = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio))
+        self.mlp = Mlp(dim, round(dim * mlp_ratio))
 
     def forward(self, query_BLD: Tensor, context_BLD: Tensor, stochastic: bool) -> Tensor:
         read_BLD = self.attn(self.norm1(query_BLD), self.norm1(context_BLD), causal=True)
