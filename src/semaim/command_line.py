@@ -115,6 +115,8 @@ def explain(error: BaseException) -> str | None:
         return f"there is no option {match[2].removeprefix('task.')}.{match[1]}: nothing takes it"
     if match := re.search(r"Error in call to target .*?\n(.*)\nfull_key: (\S+)", text, re.DOTALL):
         return f"the options of {match[2].removeprefix('task.')} do not fit: {match[1]}"
+    if "Error locating target" in text:
+        return f"{str(error).split(', set env var')[0]}: {chain[-1]}"
     if any(isinstance(link, HydraException) or type(link).__module__.startswith("omegaconf") for link in chain):
         return str(error).split("\nConfig search path:")[0].strip()
     return None

@@ -6,6 +6,7 @@ Shapes: B images, L patches, P target channels. Source: SemAIM (arXiv 2312.10457
 from __future__ import annotations
 
 import logging
+import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -100,10 +101,13 @@ class Pretraining:
 
     def next_commands(self, folder: Path, overrides: Sequence[str]) -> dict[str, str]:
         """What a person may want to type after this run."""
-        data = " ".join(o for o in overrides if o.split("=")[0].split(".")[0] == "data")
+        data = [o for o in overrides if o.split("=")[0].split(".")[0] == "data"]
+        own = ("model", "run_name", "run_dir", "checkpoint", "trainer.max_steps")
+        others = [o for o in overrides if not o.startswith(tuple(f"{name}{end}" for name in own for end in "=."))]
+        command = ["python", "-m", "semaim.run"]
         return {
-            "evaluate": f"python -m semaim.run task=knn checkpoint={folder} {data}".rstrip(),
-            "larger model": f"python -m semaim.run model=aim_small {data}".rstrip(),
+            "evaluate": shlex.join([*command, "task=knn", f"checkpoint={folder}", *data]),
+            "larger model": shlex.join([*command, "model=aim_small", *others]),
         }
 
     def loss(self, batch: Batch, state: TrainingState, noise: StepNoise) -> Tensor:
