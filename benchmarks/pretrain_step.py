@@ -17,8 +17,10 @@ import copy
 import json
 import os
 import platform
+import resource
 import shlex
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -134,7 +136,7 @@ def build(args: argparse.Namespace) -> tuple[AIM, dict[str, Form], Step]:
 def timed(action: Callable[[], Any], device: torch.device) -> tuple[float, int | None]:
     """Seconds that an action takes, and the most bytes that were allocated on the GPU meanwhile.
 
-    On a CPU the second is None: the system tells the peak of a process, not of one of the forms that take turns in it.
+    On a CPU the second is None: see `peak_on_cpu`.
     """
     if device.type != "cuda":
         started = time.perf_counter()
@@ -146,6 +148,22 @@ def timed(action: Callable[[], Any], device: torch.device) -> tuple[float, int |
     action()
     torch.cuda.synchronize(device)
     return time.perf_counter() - started, torch.cuda.max_memory_allocated(device)
+
+
+def peak_on_cpu(name: str) -> int:
+    """Most bytes that a step of one form takes above what the built model occupies: by a process of its own.
+
+    The system tells the peak of a process, not of one of the forms that take turns in it.
+    """
+    command = [sys.executable, __file__, *sys.argv[1:], "--peak-of", name]
+    return int(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
+
+
+def own_peak(action: Callable[[], Any]) -> int:
+    """Growth in bytes of this process's largest resident size over its present one, by an action."""
+    before = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    action()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
 
 
 def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
@@ -245,6 +263,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     parser.add_argument("--warmup", type=int, default=2, help="rounds that are not counted")
     parser.add_argument("--repeats", type=int, default=10, help="rounds that are")
+    parser.add_argument(
+        "--peak-of", metavar="FORM", help="only run a step of this form and print its peak memory (CPU)"
+    )
     parser.add_argument("--json", type=Path, help="file to write the result to")
     args = parser.parse_args()
     cuda = torch.cuda.is_available() if args.device == "auto" else args.device == "cuda"
@@ -258,6 +279,9 @@ def main() -> int:
     """Check that the forms agree, measure them, report. Exit code 1 if they do not agree."""
     args = arguments()
     model, forms, step = build(args)
+    if args.peak_of:
+        print(own_peak(partial(step.run, forms[args.peak_of])))
+        return 0
     losses = {name: step.loss(form).item() for name, form in forms.items()}
     difference = max(abs(loss / losses["masked"] - 1) for loss in losses.values())
     print(f"loss {losses['masked']:.6f}; largest relative difference of another form {difference:.1e}")
@@ -270,6 +294,9 @@ def main() -> int:
         name: summary(repeats, spent.encode if name == "semantic pass" else spent.training_step, peak, args.batch_size)
         for name, repeats in measure(forms, step, args).items()
     }
+    if args.device.type == "cpu":
+        for name in forms:
+            measured[name]["peak_memory_bytes"] = peak_on_cpu(name)
     result = circumstances(args) | {
         "losses": losses,
         "relative_loss_difference": difference,

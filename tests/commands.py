@@ -23,22 +23,19 @@ SMALL = (
     "model.num_heads=2",
 )
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+PIPED: dict[str, Any] = {
+    "env": ENVIRONMENT,
+    "stdin": subprocess.DEVNULL,
+    "stdout": subprocess.PIPE,
+    "stderr": subprocess.STDOUT,
+    "text": True,
+}
 RUN = (sys.executable, "-m", "semaim.run")
 
 
 def run(folder: Path, *overrides: str, launcher: tuple[str, ...] = RUN) -> subprocess.CompletedProcess[str]:
     """Run to the end; standard output and error together in `stdout`."""
-    return subprocess.run(
-        [*launcher, *overrides],
-        cwd=folder,
-        env=ENVIRONMENT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        stdin=subprocess.DEVNULL,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    return subprocess.run([*launcher, *overrides], cwd=folder, **PIPED, timeout=300, check=False)
 
 
 def succeed(folder: Path, *overrides: str, launcher: tuple[str, ...] = RUN) -> str:
@@ -51,16 +48,7 @@ def succeed(folder: Path, *overrides: str, launcher: tuple[str, ...] = RUN) -> s
 @contextmanager
 def started(folder: Path, *overrides: str) -> Iterator[subprocess.Popen[str]]:
     """A running process, killed at the end if need be."""
-    process = subprocess.Popen(
-        [*RUN, *overrides],
-        cwd=folder,
-        env=ENVIRONMENT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        stdin=subprocess.DEVNULL,
-        text=True,
-        start_new_session=True,
-    )
+    process = subprocess.Popen([*RUN, *overrides], cwd=folder, **PIPED, start_new_session=True)
     try:
         yield process
     finally:

@@ -9,19 +9,10 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig
 
+from commands import SMALL
 from semaim.command_line import CONF
 from semaim.lifecycle import execute
 from semaim.run import plain
-
-SMALL = (
-    "tracking=none",
-    "trainer.batch_size=16",
-    "trainer.log_every_steps=1",
-    "task.online_knn=null",
-    "model.embed_dim=32",
-    "model.num_heads=2",
-    "run_name=run",
-)
 
 
 def composed(*overrides: str) -> DictConfig:
@@ -33,7 +24,7 @@ def composed(*overrides: str) -> DictConfig:
 
 def run(folder: Path, *overrides: str) -> Path:
     """Run a command line; its run folder."""
-    cfg = composed(*SMALL, f"runs_dir={folder}", *overrides)
+    cfg = composed(*SMALL, "run_name=run", f"runs_dir={folder}", *overrides)
     config: dict[str, Any] = plain(cfg)
     execute(cfg, config, overrides)
     return Path(config["run_dir"])
