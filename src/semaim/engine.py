@@ -109,7 +109,7 @@ def train_step(
     device, started, waited = run.processes.device, time.perf_counter(), 0.0
     dtype = trainer.dtype(device)
     noise = StepNoise(run.seed, state.step, trainer.batch_size)
-    losses: list[tuple[Batch, Tensor]] = []
+    losses: list[tuple[Tensor, Tensor]] = []  # of each micro-batch: which images, and their losses
     state.optimizer.zero_grad(set_to_none=True)
     for micro in range(trainer.accumulate):
         asked = time.perf_counter()
@@ -122,7 +122,7 @@ def train_step(
             with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
                 loss_B = task.loss(batch, state, noise)
             state.scaler.scale(loss_B.mean() / trainer.accumulate).backward()
-        losses.append((batch, loss_B.detach()))
+        losses.append((batch.index_B, loss_B.detach()))
     state.scaler.unscale_(state.optimizer)
     parameters = [p for p in task.model.parameters() if p.grad is not None]
     norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
@@ -142,14 +142,14 @@ def train_step(
 
 
 def not_finite(
-    task: TrainingTask, state: TrainingState, run: Run, losses: list[tuple[Batch, Tensor]], loss: float, norm: float
+    task: TrainingTask, state: TrainingState, run: Run, losses: list[tuple[Tensor, Tensor]], loss: float, norm: float
 ) -> NonFiniteError:
     """The error for a step that must not be taken, with the images of the step in a file beside the journal."""
     source = task.data.source.train
     mine = [
         {"image": source.name(int(index)), "loss": float(value)}
-        for batch, loss_B in losses
-        for index, value in zip(batch.index_B, loss_B, strict=True)
+        for index_B, loss_B in losses
+        for index, value in zip(index_B, loss_B, strict=True)
     ]
     images = [image for process in run.processes.gather(mine) for image in process]
     guilty = [image["image"] for image in images if not math.isfinite(image["loss"])]
