@@ -260,3 +260,16 @@ def test_places_without_a_checkpoint(tmp_path):
         load_model(tmp_path)
     with pytest.raises(UserError, match=r"none\.pth does not exist"):
         load_model(tmp_path / "none.pth")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"architecture": {"depth": 2, "legs": 4}, "model": {}}, "describes a model that this semaim does not know"),
+        ({"architecture": {}, "optimizer": {}}, "holds no model"),
+    ],
+)
+def test_our_own_checkpoints_without_a_sound_model_are_refused(tmp_path, content, message):
+    path = checkpoint.save(tmp_path, 1, content)
+    with pytest.raises(UserError, match=rf"checkpoint={path} {message}"):
+        load_model(path)

@@ -42,16 +42,20 @@ def load_model(path: str | Path, device: str = "cpu", num_heads: int | None = No
             f"checkpoint={path} is a folder without checkpoints/step_*.pt: not a run folder, or nothing saved"
         )
     if "architecture" in state:
-        weights = state["ema" if ema else "model"]
+        weights = state.get("ema" if ema else "model")
         if weights is None:
-            raise UserError(f"checkpoint={path} holds no moving average: its run had trainer.ema=false")
+            lacks = "moving average: its run had trainer.ema=false" if ema else "model"
+            raise UserError(f"checkpoint={path} holds no {lacks}")
         architecture = state["architecture"]
     else:
         if ema:
             raise UserError(f"checkpoint={path} is not from a run of semaim, so it holds no moving average")
         weights = _official_weights(state, path)
         architecture = infer_architecture(weights, num_heads, path)
-    model = AIM(**architecture)
+    try:
+        model = AIM(**architecture)
+    except TypeError as error:
+        raise UserError(f"checkpoint={path} describes a model that this semaim does not know: {error}") from error
     load_weights(model, weights, path)
     return model.to(device).eval()
 
