@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from hydra.utils import instantiate
 
 from commands import journal, losses
 from in_process import composed, run
+from semaim.errors import UserError
 from semaim.trainer import Trainer
 
 # The first ten losses of `SMALL` at seed 0. A change that is not meant to alter results leaves them as they are; one
@@ -178,3 +180,10 @@ def test_online_knn_before_during_and_after(tmp_path: Path) -> None:
     result = json.loads((folder / "status.json").read_text())["result"]
     assert result["online/knn_10_mean_before"] == found["0"]["online/knn_10_mean"]
     assert result["online/knn_10_mean_after"] == found["4"]["online/knn_10_mean"]
+
+
+def test_other_data_under_the_same_name_are_refused(tmp_path: Path, plain_run: Path) -> None:
+    shutil.copytree(plain_run, tmp_path / "run")
+    (tmp_path / "run" / "config.yaml").unlink()  # only the number of images tells, as when a folder's content changed
+    with pytest.raises(UserError, match=r"was trained on 1437 images, these data \(data.root\) have 898"):
+        run(tmp_path, "trainer.max_steps=11", "trainer.warmup_epochs=0", "data.source.val_fraction=0.5")

@@ -58,6 +58,9 @@ def test_name_without_the_plus_of_an_experiment():
 
 @pytest.mark.parametrize("key", MAY_DIFFER)
 def test_name_ignores_what_changes_no_result(key):
+    if key == "data.root":  # may move while a run goes on, but at first tells one data set from another
+        assert name("data.root=photos", "seed=1") == f"{FRONT}_data.root-photos_seed-1"
+        return
     assert name(f"{key}=1", "seed=1") == f"{FRONT}_seed-1"
     assert name(f"{key}.deeper=1") == FRONT
     assert name(f"+{key}=1") == FRONT

@@ -22,7 +22,7 @@ from semaim import checkpoint
 from semaim.data import ImageData
 from semaim.data.loading import Batch, StepPlan, UnreadableImages, training_batches
 from semaim.distributed import Processes
-from semaim.errors import Interrupted, NonFiniteError
+from semaim.errors import Interrupted, NonFiniteError, UserError
 from semaim.files import read_json, write_json
 from semaim.optimizers import Optimization, set_lr
 from semaim.reporting import Report, StepReport
@@ -67,7 +67,7 @@ def fit(task: TrainingTask, trainer: Trainer, run: Run) -> TrainingState:
     plan = step_plan(task, trainer, run.seed, processes)
     per_epoch, total = plan.steps_per_epoch, trainer.epochs * plan.steps_per_epoch
     last = min(total, trainer.max_steps or total)
-    state = prepare(task, trainer, run)
+    state = prepare(task, trainer, run, plan)
     evaluate(task, state, run, per_epoch, last)
     unreadable = UnreadableImages(task.data.max_unreadable)
     images = task.data.training(run.seed)
@@ -83,7 +83,7 @@ def fit(task: TrainingTask, trainer: Trainer, run: Run) -> TrainingState:
         state.step, state.loss = state.step + 1, step.loss
         report.step(state.step, step)
         if step.stop or state.step == last or due(state.step, per_epoch, trainer):
-            save(state, trainer, run, per_epoch)
+            save(state, trainer, run, plan)
         if step.stop and state.step < last:
             raise Interrupted(f"stopped by {run.stop.name or 'a signal to another process'} after step {state.step}")
         evaluate(task, state, run, per_epoch, last)
@@ -165,7 +165,7 @@ def not_finite(
     )
 
 
-def prepare(task: TrainingTask, trainer: Trainer, run: Run) -> TrainingState:
+def prepare(task: TrainingTask, trainer: Trainer, run: Run, plan: StepPlan) -> TrainingState:
     """Networks and optimizer on their device, continued from the newest checkpoint if there is one."""
     device = run.processes.device
     task.model.to(device)
@@ -176,6 +176,11 @@ def prepare(task: TrainingTask, trainer: Trainer, run: Run) -> TrainingState:
     state = TrainingState(task.model, wrap(task.model, run.processes), ema, task.optimizer.build(task.model), scaler)
     saved = checkpoint.newest(run.folder.checkpoints)
     if saved is not None:
+        if (before := saved["data_position"]["data_set"]) != plan.dataset_size:
+            raise UserError(
+                f"the run in {run.folder.path} was trained on {before} images, these data (data.root) have "
+                f"{plan.dataset_size}: give the run on these another name with run_name=..."
+            )
         state.load_state_dict(saved, run.processes)
         log.info("continuing after step %d", state.step)
     return state
@@ -206,10 +211,11 @@ def due(step: int, per_epoch: int, trainer: Trainer) -> bool:
     return by_epoch or (trainer.save_every_steps is not None and step % trainer.save_every_steps == 0)
 
 
-def save(state: TrainingState, trainer: Trainer, run: Run, per_epoch: int) -> Path | None:
+def save(state: TrainingState, trainer: Trainer, run: Run, plan: StepPlan) -> Path | None:
     """Save a checkpoint (all processes take part, the first writes) and delete those no longer kept."""
-    epoch, in_epoch = divmod(state.step, per_epoch)
-    position = {"epoch": epoch, "step_in_epoch": in_epoch, "images_seen": state.step * trainer.batch_size}
+    epoch, in_epoch = divmod(state.step, plan.steps_per_epoch)
+    position = {"epoch": epoch, "step_in_epoch": in_epoch, "images_seen": state.step * plan.batch_size}
+    position["data_set"] = plan.dataset_size
     content = state.state_dict(run.processes) | {"config": run.config, "data_position": position}
     if not run.processes.is_main:
         return None
@@ -218,7 +224,7 @@ def save(state: TrainingState, trainer: Trainer, run: Run, per_epoch: int) -> Pa
     checkpoint.prune(
         run.folder.checkpoints,
         trainer.keep_checkpoints,
-        lambda step: every is not None and step % (per_epoch * every) == 0,
+        lambda step: every is not None and step % (plan.steps_per_epoch * every) == 0,
     )
     run.folder.set_status("running", step=state.step)
     return path

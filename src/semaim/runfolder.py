@@ -29,7 +29,8 @@ from semaim.files import read_json, write_json, write_text
 log = logging.getLogger(__name__)
 State = Literal["running", "finished", "failed", "interrupted"]
 
-# Options that change where or how fast a run computes, but not what: they name no folder and may change on continuing.
+# Options that change where or how fast a run computes, but not what: they name no folder (but for the place of the
+# data) and may change on continuing.
 MAY_DIFFER = (
     "device",
     "runs_dir",
@@ -70,7 +71,8 @@ def run_name(choices: Mapping[str, str], named_after: Sequence[str], overrides: 
     """
     parts = [choices[group] for group in named_after]
     asked = sorted(override.lstrip("+") for override in overrides)
-    rest = [o for o in asked if o.split("=")[0] not in named_after and not may_differ(o.split("=")[0])]
+    named = [o for o in asked if o.split("=")[0] == "data.root" or not may_differ(o.split("=")[0])]
+    rest = [o for o in named if o.split("=")[0] not in named_after]
     # Hydra does not take an unquoted "=" in a value such as checkpoint=runs/<name>.
     exact = "_".join([*parts, *(override.replace("=", "-", 1) for override in rest)])
     readable = re.sub(r"[^A-Za-z0-9_.+-]+", "-", exact).strip("-")

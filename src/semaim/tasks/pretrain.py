@@ -105,10 +105,10 @@ class Pretraining:
         own = ("model", "run_name", "run_dir", "checkpoint", "trainer.max_steps")
         others = [o for o in overrides if not o.startswith(tuple(f"{name}{end}" for name in own for end in "=."))]
         command = ["python", "-m", "semaim.run"]
-        return {
-            "evaluate": shlex.join([*command, "task=knn", f"checkpoint={folder}", *data]),
-            "larger model": shlex.join([*command, "model=aim_small", *others]),
-        }
+        larger = {"larger model": shlex.join([*command, "model=aim_small", *others])}
+        if self.data.source.val is None:
+            return larger
+        return {"evaluate": shlex.join([*command, "task=knn", f"checkpoint={folder}", *data])} | larger
 
     def loss(self, batch: Batch, state: TrainingState, noise: StepNoise) -> Tensor:
         """Loss of each image, (B,): the mean over its patches."""
@@ -163,3 +163,5 @@ class Pretraining:
             f"{count(total, 'FLOP')} in all, at least {duration(total / speed / plan.world_size)} at the "
             f"{count(speed, 'FLOP/s')} that this device reaches in matrix products"
         )
+        if self.online_knn is not None and self.data.source.val is None:
+            log.info("no k-NN accuracy: these data have no labelled held-out images")
