@@ -51,7 +51,7 @@ def execute(cfg: DictConfig, config: dict[str, Any], overrides: Sequence[str]) -
         if config["seed"] < 0:
             raise UserError(f"seed={config['seed']} must not be negative")
         seed_all(derive_seed(config["seed"], "weights"))
-        task = instantiate(cfg.task)
+        task = instantiate(cfg.task, _convert_="all")  # plain lists: OmegaConf's do not belong in checkpoints
         task.check(config["seed"], processes)
         seed_all(derive_seed(config["seed"], "process", processes.rank))
         with _opened(folder, cfg, config, processes, stop) as (run, tracking):
@@ -94,7 +94,7 @@ def _opened(
 
     All processes enter together: what the first one finds wrong with the folder ends them all.
     """
-    tracking = instantiate(cfg.tracking)
+    tracking = instantiate(cfg.tracking, _convert_="all")
     journal = None
     problem: str | None = None
     if processes.is_main:
