@@ -66,7 +66,7 @@ def fit(task: TrainingTask, trainer: Trainer, run: Run) -> TrainingState:
     processes, device = run.processes, run.processes.device
     plan = step_plan(task, trainer, run.seed, processes)
     per_epoch, total = plan.steps_per_epoch, trainer.epochs * plan.steps_per_epoch
-    last = min(total, trainer.max_steps or total)
+    last = trainer.last_step(per_epoch)
     state = prepare(task, trainer, run, plan)
     evaluate(task, state, run, per_epoch, last)
     unreadable = UnreadableImages(task.data.max_unreadable)

@@ -95,7 +95,6 @@ def _opened(
     All processes enter together: what the first one finds wrong with the folder ends them all.
     """
     tracking = instantiate(cfg.tracking, _convert_="all")
-    journal = None
     problem: str | None = None
     if processes.is_main:
         try:
@@ -106,7 +105,7 @@ def _opened(
             problem = str(error)
     if (problem := processes.broadcast(problem)) is not None:
         raise UserError(problem)
-    run = Run(folder, config, processes, config["seed"], stop, journal)
+    run = Run(folder, config, processes, config["seed"], stop, journal=None)
     if not processes.is_main:
         yield run, tracking
         return

@@ -77,6 +77,11 @@ class Trainer:
             if value is not None and not (isinstance(value, int | float) and value > 0):
                 raise UserError(f"trainer.{name}={value} must be a positive number")
 
+    def last_step(self, steps_per_epoch: int) -> int:
+        """The step after which training ends."""
+        total = self.epochs * steps_per_epoch
+        return min(total, self.max_steps or total)
+
     def dtype(self, device: torch.device) -> torch.dtype:
         """The precision of matrix products on a device."""
         if self.precision != "auto":

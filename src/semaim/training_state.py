@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 
 from semaim.distributed import Processes
 from semaim.errors import UserError
+from semaim.models.layers import Block, QueryBlock
 from semaim.seeding import rng_state, set_rng_state
 
 log = logging.getLogger(__name__)
@@ -92,5 +93,5 @@ def compile_blocks(model: nn.Module) -> None:
     Block by block rather than as a whole: all blocks share one compiled form, and the start takes seconds, not minutes.
     """
     for module in model.modules():
-        if type(module).__name__ in ("Block", "QueryBlock"):
+        if isinstance(module, Block | QueryBlock):
             module.compile()

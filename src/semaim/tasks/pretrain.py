@@ -145,7 +145,7 @@ class Pretraining:
         h, w = self.model.grid
         trainer, dtype = self.trainer, self.trainer.dtype(device)
         plan = engine.step_plan(self, trainer, run.seed, run.processes)
-        steps = min(trainer.epochs * plan.steps_per_epoch, trainer.max_steps or 10**18)
+        steps = trainer.last_step(plan.steps_per_epoch)
         log.info(
             f"model: {count(spent.parameters)} parameters (encoder {count(spent.encoder_parameters)}), {h}x{w} patches "
             f"of {self.model.patch_size} pixels, {count(spent.training_step, 'FLOP')} per image and training step"
