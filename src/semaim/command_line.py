@@ -27,9 +27,15 @@ def options(choices: Sequence[str] = (), folders: Sequence[str] = ()) -> DictCon
         choices: such as "model=aim_large".
         folders: configuration folders besides our own (Hydra's --config-dir).
     """
+    return composition(choices, folders)
+
+
+def composition(overrides: Sequence[str], folders: Sequence[str] = (), return_hydra_config: bool = False) -> DictConfig:
+    """The configuration of a command line."""
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("config", overrides=[*choices, f"hydra.searchpath={list(folders)}"])
+        everything = [*overrides, f"hydra.searchpath={list(folders)}"]
+        return compose("config", overrides=everything, return_hydra_config=return_hydra_config)
 
 
 def _plain(config: DictConfig) -> Any:

@@ -42,6 +42,17 @@ def absolute_uri(uri: str) -> str:
     return uri
 
 
+def existing_store(uri: str) -> str:
+    """A store to read from, with its absolute address.
+
+    Raises:
+        UserError: if it is a file that does not exist, which MLflow would create.
+    """
+    if uri.startswith(SQLITE) and not Path(uri.removeprefix(SQLITE)).is_file():
+        raise UserError(f"there is no MLflow store {uri} (from {Path.cwd()})")
+    return absolute_uri(uri)
+
+
 def parameters(config: dict[str, Any]) -> dict[str, str]:
     """The configuration as MLflow parameters: dotted keys, values within MLflow's limits."""
     flat = {key: str(value) for key, value in flatten(config).items()}
@@ -113,7 +124,7 @@ class Delivery:
         if found:
             run_id = found[0].info.run_id
         else:
-            tags = {marker: self.state["uid"], **self._tags()}
+            tags = {marker: self.state["uid"], **self._tags(), **self._parent()}
             run_id = self._client.create_run(experiment_id, tags=tags, run_name=self.folder.path.name).info.run_id
         config: Any = OmegaConf.to_container(OmegaConf.load(self.folder.path / "config.yaml"))
         params = [Param(key, value) for key, value in parameters(config).items()]
@@ -142,7 +153,18 @@ class Delivery:
     def _tags(self) -> dict[str, str]:
         start = (read_json(self.folder.path / "environment.json") or {"starts": [{}]})["starts"][0]
         tags = {name: start.get(name) for name in ("commit", "dirty", "host", "device", "command")}
+        tags |= start.get("choices", {})
         return {"run_folder": str(self.folder.path)} | {k: str(v) for k, v in tags.items() if v is not None}
+
+    def _parent(self) -> dict[str, str]:
+        """The tag that files this run under another, whose folder its configuration names as parent_run."""
+        config: Any = OmegaConf.load(self.folder.path / "config.yaml")
+        path = config.get("parent_run")
+        if path is None or not (Path(path) / "mlflow.json").is_file():
+            return {}
+        parent = Delivery(RunFolder(Path(path)), self.state["uri"])
+        parent.deliver()
+        return {"mlflow.parentRunId": parent.state["run_id"]}
 
     def _send_journal(self) -> int:
         """Send the lines of the journal from where the last delivery ended."""
@@ -166,19 +188,25 @@ class Delivery:
             if len(points) + len(new) > METRICS_PER_CALL:
                 flush()
             points += new
-            if status := line.get("status"):
+            if line.keys() & {"status", "tags", "artifact"}:
                 flush()
-                self._set_status(status, line["time"])
+                self._send_other(line)
             offset = behind
         flush()
         return total
 
-    def _set_status(self, status: str, milliseconds: int) -> None:
-        if status == "RUNNING":
-            self._client.update_run(self.state["run_id"], status=status)
-            self._client.log_artifact(self.state["run_id"], str(self.folder.path / "environment.json"))
-        else:
-            self._client.set_terminated(self.state["run_id"], status, end_time=milliseconds)
+    def _send_other(self, line: dict[str, Any]) -> None:
+        """Send a line that holds no metrics."""
+        run_id = self.state["run_id"]
+        for key, value in line.get("tags", {}).items():
+            self._client.set_tag(run_id, key, value)
+        if (artifact := line.get("artifact")) and (self.folder.path / artifact).is_file():
+            self._client.log_artifact(run_id, str(self.folder.path / artifact))
+        if (status := line.get("status")) == "RUNNING":
+            self._client.update_run(run_id, status=status)
+            self._client.log_artifact(run_id, str(self.folder.path / "environment.json"))
+        elif status:
+            self._client.set_terminated(run_id, status, end_time=line["time"])
 
 
 @contextmanager

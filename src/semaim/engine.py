@@ -10,8 +10,7 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
-from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from timm.utils.model_ema import ModelEmaV3
@@ -19,8 +18,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from semaim import checkpoint
-from semaim.data import ImageData
-from semaim.data.loading import Batch, StepPlan, UnreadableImages, training_batches
+from semaim.data.loading import Batch, StepPlan, TrainingData, TrainingImages, UnreadableImages, training_batches
 from semaim.distributed import Processes
 from semaim.errors import Interrupted, NonFiniteError, UserError
 from semaim.files import read_json, write_json
@@ -41,7 +39,7 @@ class TrainingTask(Protocol):
     def model(self) -> nn.Module: ...
 
     @property
-    def data(self) -> ImageData: ...
+    def training(self) -> TrainingData: ...
 
     @property
     def optimizer(self) -> Optimization: ...
@@ -52,6 +50,14 @@ class TrainingTask(Protocol):
 
     def evaluate(self, state: TrainingState, epoch: int, last: bool, run: Run) -> dict[str, float]:
         """Metrics after an epoch (0: before training); empty if none are due."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """What checkpoints keep of the task besides its model, in plain types."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Undo of `state_dict`; raises UserError if the run cannot go on from there."""
         ...
 
 
@@ -69,9 +75,9 @@ def fit(task: TrainingTask, trainer: Trainer, run: Run) -> TrainingState:
     last = trainer.last_step(per_epoch)
     state = prepare(task, trainer, run, plan)
     evaluate(task, state, run, per_epoch, last)
-    unreadable = UnreadableImages(task.data.max_unreadable)
-    images = task.data.training(run.seed)
-    batches = training_batches(images, plan, range(state.step, last), task.data.num_workers, device.type == "cuda")
+    unreadable = UnreadableImages(task.training.max_unreadable)
+    images = TrainingImages(task.training.images, task.training.transform, run.seed)
+    batches = training_batches(images, plan, range(state.step, last), task.training.num_workers, device.type == "cuda")
     report = Report(trainer, plan, run, state.step, last)
     task.model.train()
     while state.step < last:
@@ -81,9 +87,10 @@ def fit(task: TrainingTask, trainer: Trainer, run: Run) -> TrainingState:
             state.ema.decay = trainer.ema_decay_at(state.step / per_epoch)
             state.ema.update(task.model)
         state.step, state.loss = state.step + 1, step.loss
-        report.step(state.step, step)
+        state.device_seconds += step.seconds * processes.world_size
+        report.step(state.step, step, state.device_seconds)
         if step.stop or state.step == last or due(state.step, per_epoch, trainer):
-            save(state, trainer, run, plan)
+            save(task, state, trainer, run, plan)
         if step.stop and state.step < last:
             raise Interrupted(f"stopped by {run.stop.name or 'a signal to another process'} after step {state.step}")
         evaluate(task, state, run, per_epoch, last)
@@ -92,7 +99,7 @@ def fit(task: TrainingTask, trainer: Trainer, run: Run) -> TrainingState:
 
 def step_plan(task: TrainingTask, trainer: Trainer, seed: int, processes: Processes) -> StepPlan:
     """Which images each step sees; raises UserError if the batch does not fit the data or the processes."""
-    size, rank, world_size = len(task.data.source.train), processes.rank, processes.world_size
+    size, rank, world_size = len(task.training.images), processes.rank, processes.world_size
     return StepPlan(size, trainer.batch_size, seed, rank, world_size, trainer.accumulate)
 
 
@@ -145,7 +152,7 @@ def not_finite(
     task: TrainingTask, state: TrainingState, run: Run, losses: list[tuple[Tensor, Tensor]], loss: float, norm: float
 ) -> NonFiniteError:
     """The error for a step that must not be taken, with the images of the step in a file beside the journal."""
-    source = task.data.source.train
+    source = task.training.images
     mine = [
         {"image": source.name(int(index)), "loss": float(value)}
         for index_B, loss_B in losses
@@ -182,6 +189,7 @@ def prepare(task: TrainingTask, trainer: Trainer, run: Run, plan: StepPlan) -> T
                 f"{plan.dataset_size}: give the run on these another name with run_name=..."
             )
         state.load_state_dict(saved, run.processes)
+        task.load_state_dict(saved["task"])
         log.info("continuing after step %d", state.step)
     return state
 
@@ -211,15 +219,12 @@ def due(step: int, per_epoch: int, trainer: Trainer) -> bool:
     return by_epoch or (trainer.save_every_steps is not None and step % trainer.save_every_steps == 0)
 
 
-def save(state: TrainingState, trainer: Trainer, run: Run, plan: StepPlan) -> Path | None:
+def save(task: TrainingTask, state: TrainingState, trainer: Trainer, run: Run, plan: StepPlan) -> None:
     """Save a checkpoint (all processes take part, the first writes) and delete those no longer kept."""
-    epoch, in_epoch = divmod(state.step, plan.steps_per_epoch)
-    position = {"epoch": epoch, "step_in_epoch": in_epoch, "images_seen": state.step * plan.batch_size}
-    position["data_set"] = plan.dataset_size
-    content = state.state_dict(run.processes) | {"config": run.config, "data_position": position}
+    content = checkpoint_content(task, state, run, plan)
     if not run.processes.is_main:
-        return None
-    path = checkpoint.save(run.folder.checkpoints, state.step, content)
+        return
+    checkpoint.save(run.folder.checkpoints, state.step, content)
     every = trainer.milestone_every_epochs
     checkpoint.prune(
         run.folder.checkpoints,
@@ -227,4 +232,16 @@ def save(state: TrainingState, trainer: Trainer, run: Run, plan: StepPlan) -> Pa
         lambda step: every is not None and step % (plan.steps_per_epoch * every) == 0,
     )
     run.folder.set_status("running", step=state.step)
-    return path
+
+
+def checkpoint_content(task: TrainingTask, state: TrainingState, run: Run, plan: StepPlan) -> dict[str, Any]:
+    """What a checkpoint holds; all processes call it."""
+    epoch, in_epoch = divmod(state.step, plan.steps_per_epoch)
+    position = {"epoch": epoch, "step_in_epoch": in_epoch, "images_seen": state.step * plan.batch_size}
+    return state.state_dict(run.processes) | {
+        "task": task.state_dict(),
+        "config": run.config,
+        "choices": run.choices,
+        "device": run.processes.device.type,
+        "data_position": position | {"data_set": plan.dataset_size},
+    }

@@ -1,112 +1,138 @@
-"""Features of images by a frozen encoder, and the k-nearest-neighbour classifier on them.
+"""What a frozen network says of images: features of an encoder, or answers of a classifier.
 
-Shapes: B images of a batch, M features, D width, K neighbours, C classes.
+As a command, `python -m semaim.features checkpoint=... data=...` writes features and labels to files; it is
+`python -m semaim.run task=features`.
+
+Shapes: B images of a batch, M images in all, N tokens, D width.
 """
 
 from __future__ import annotations
 
+import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from semaim.data import ImageData
 from semaim.data.loading import UnreadableImages, evaluation_batches
 from semaim.data.sources import ImageSet
 from semaim.errors import Interrupted, UserError
-from semaim.models.aim import AIM
 from semaim.progress import Line, duration
 from semaim.run_context import Run
 
-TEMPERATURE = 0.07  # of the vote; DINO (arXiv 2104.14294), section 4.1
+Array = np.ndarray[Any, Any]
+Encode = Callable[[Tensor], Mapping[str, Tensor]]
 
 
-@torch.no_grad()
-def extract(
-    model: AIM, data: ImageData, images: ImageSet, indices: Sequence[int], batch_size: int, run: Run, title: str
-) -> tuple[dict[str, Tensor], Tensor]:
-    """Features of some images of a set, in float32 on the CPU; processes share the work.
+@dataclass(frozen=True)
+class Pass:
+    """One pass of a network over images.
 
-    Args:
-        model: its encoder is used, in the precision it has.
+    Attributes:
+        encode: tensors (B, ...) by kind for a batch of normalised images.
         data: how images are prepared and loaded.
         images: the set.
-        indices: which of its images.
+        indices: which of its images, and in which order the result comes.
         batch_size: images at a time on each process.
-        run: surroundings.
         title: what the status line calls this.
+    """
 
-    Returns:
-        "cls" and "mean" (patch tokens averaged) features, each (M, D), and labels (M,), in the order of the indices
-        except that unreadable images are missing.
+    encode: Encode
+    data: ImageData
+    images: ImageSet
+    indices: Sequence[int]
+    batch_size: int
+    title: str
+
+
+@dataclass(frozen=True)
+class Features:
+    """Features of a set of images, in the order of the images; unreadable images are missing.
+
+    Attributes:
+        by_kind: "cls", "mean" or whatever was asked for: (M, ...), in memory or mapped from a file.
+        labels_M: long.
+        index_M: long, places in the set.
+    """
+
+    by_kind: Mapping[str, Array]
+    labels_M: Tensor
+    index_M: Tensor
+
+    def tensor(self, kind: str) -> Tensor:
+        """One kind as a tensor in memory."""
+        return torch.from_numpy(np.array(self.by_kind[kind]))
+
+
+def extract(wanted: Pass, run: Run) -> Features:
+    """What a pass gives, in memory; processes share the work and all get the whole.
 
     Raises:
         Interrupted: on a signal, when there is one process (several finish the pass first).
         UserError: if too many images cannot be read.
     """
-    processes = run.processes
-    mine = list(indices[processes.rank :: processes.world_size])
+    parts = [part for mine in run.processes.gather(list(share(wanted, run))) for part in mine]
+    if not parts:
+        raise nothing_read(wanted)
+    index = np.concatenate([part.index_B for part in parts])
+    order = in_order(index, wanted.indices)
+    labels = np.concatenate([part.labels_B for part in parts])[order]
+    by_kind = {kind: np.concatenate([part.by_kind[kind] for part in parts])[order] for kind in parts[0].by_kind}
+    return Features(by_kind, torch.from_numpy(labels), torch.from_numpy(index[order]))
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one batch gave."""
+
+    by_kind: Mapping[str, Array]
+    labels_B: Array
+    index_B: Array
+
+
+def share(wanted: Pass, run: Run) -> Iterator[Part]:
+    """The batches that fall to this process. They are those of one process alone, so that features are the same."""
+    processes, data, indices, batch_size = run.processes, wanted.data, wanted.indices, wanted.batch_size
+    starts = range(processes.rank * batch_size, len(indices), processes.world_size * batch_size)
+    mine = [index for start in starts for index in indices[start : start + batch_size]]
     batches = evaluation_batches(
-        data.evaluation(images, mine), batch_size, data.num_workers, processes.device.type == "cuda"
+        data.evaluation(wanted.images, mine), batch_size, data.num_workers, processes.device.type == "cuda"
     )
     unreadable = UnreadableImages(data.max_unreadable)
-    parts: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
     line, started, seen = Line(processes.is_main, every=max(1, len(mine) // batch_size // 4)), time.monotonic(), 0
     for batch in batches:
         unreadable.note(batch)
         seen += len(batch.index_B) + len(batch.unreadable)
         if len(batch.index_B):
             batch = batch.to(processes.device)
-            tokens_BND = model.encode(batch.images_BCHW).float()
-            cls_BD, mean_BD = tokens_BND[:, 0].cpu(), tokens_BND[:, 1:].mean(1).cpu()
-            parts.append((cls_BD, mean_BD, batch.labels_B.cpu(), batch.index_B))
+            with torch.no_grad():
+                by_kind = {kind: value.cpu().numpy() for kind, value in wanted.encode(batch.images_BCHW).items()}
+            yield Part(by_kind, batch.labels_B.cpu().numpy(), batch.index_B.numpy())
         left = (time.monotonic() - started) / max(seen, 1) * (len(mine) - seen)
         if left > 2 or line.terminal:
-            line.update(f"{title}: {seen}/{len(mine)} images, {duration(left)} left", last=False)
+            line.update(f"{wanted.title}: {seen}/{len(mine)} images, {duration(left)} left", last=False)
         if run.stop.requested and processes.world_size == 1:
             raise Interrupted(f"stopped by {run.stop.name} during an evaluation")
-    gathered = [part for process in processes.gather(parts) for part in process]
-    if not gathered:
-        raise UserError(f"no image of the {len(indices)} of this evaluation can be read")
-    cls_MD, mean_MD, labels_M, index_M = (torch.cat(column) for column in zip(*gathered, strict=True))
-    place = {index: row for row, index in enumerate(indices)}
-    order = torch.tensor([place[int(index)] for index in index_M]).argsort()
-    return {"cls": cls_MD[order], "mean": mean_MD[order]}, labels_M[order]
 
 
-def nearest_neighbours(
-    bank_MD: Tensor, bank_labels_M: Tensor, query_MD: Tensor, ks: Sequence[int], classes: int, chunk: int = 1024
-) -> Mapping[int, Tensor]:
-    """Classify queries by their nearest neighbours in a bank.
+def nothing_read(wanted: Pass) -> UserError:
+    """The error for a pass of which nothing is left."""
+    return UserError(f"no image of the {len(wanted.indices)} of this evaluation can be read")
 
-    Cosine similarity; each of the k nearest votes for its class with weight exp(similarity / 0.07).
 
-    Args:
-        bank_MD, bank_labels_M: labelled features, on the device to compute on.
-        query_MD: features to classify.
-        ks: numbers of neighbours.
-        classes: C.
-        chunk: queries at a time, which bounds memory.
+def in_order(index: Array, indices: Sequence[int]) -> Array:
+    """Rows of `index`, which come in any order, in the order of `indices`."""
+    place = {asked: row for row, asked in enumerate(indices)}
+    return np.array([place[found] for found in index.tolist()], dtype=np.int64).argsort()
 
-    Returns:
-        predicted class of each query, by k.
 
-    Raises:
-        UserError: if the bank has fewer images than the largest k.
-    """
-    if max(ks) > len(bank_MD):
-        raise UserError(f"k={max(ks)} neighbours asked for, but the bank has {len(bank_MD)} images")
-    bank_MD = F.normalize(bank_MD, dim=-1)
-    predicted: dict[int, list[Tensor]] = {k: [] for k in ks}
-    for part_BD in F.normalize(query_MD, dim=-1).split(chunk):
-        similarity_BK, index_BK = (part_BD @ bank_MD.T).topk(max(ks), dim=1)
-        # Subtracting the largest similarity changes no vote and keeps the exponential finite.
-        weight_BK = ((similarity_BK - similarity_BK[:, :1]) / TEMPERATURE).exp()
-        label_BK = bank_labels_M[index_BK]
-        for k in ks:
-            votes_BC = torch.zeros(len(part_BD), classes, device=part_BD.device)
-            votes_BC.scatter_add_(1, label_BK[:, :k], weight_BK[:, :k])
-            predicted[k].append(votes_BC.argmax(1))
-    return {k: torch.cat(parts) for k, parts in predicted.items()}
+if __name__ == "__main__":
+    from semaim.run import command_line
+
+    sys.argv.insert(1, "task=features")
+    sys.exit(command_line())

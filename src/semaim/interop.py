@@ -36,17 +36,40 @@ def load_model(path: str | Path, device: str = "cpu", num_heads: int | None = No
         UserError: if there is no such checkpoint, it is not one of these kinds, or its weights do not fit together.
     """
     path = Path(path)
-    state = checkpoint.newest(path / "checkpoints") if path.is_dir() else checkpoint.load(path)
+    return model_of(read_checkpoint(path), path, num_heads, ema).to(device).eval()
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """What a checkpoint file holds, or the newest intact one of a folder: of a run, or of checkpoints.
+
+    Raises:
+        UserError: if there is none.
+    """
+    if not path.is_dir():
+        return checkpoint.load(path)
+    below = path / "checkpoints"
+    state = checkpoint.newest(below if below.is_dir() else path)
     if state is None:
-        raise UserError(
-            f"checkpoint={path} is a folder without checkpoints/step_*.pt: not a run folder, or nothing saved"
-        )
+        raise UserError(f"checkpoint={path} is a folder without checkpoints: not a run folder, or nothing saved yet")
+    return state
+
+
+def chosen_weights(state: dict[str, Any], path: Path, ema: bool) -> dict[str, Tensor]:
+    """The weights in a checkpoint of ours, or their moving average."""
+    weights: dict[str, Tensor] | None = state.get("ema" if ema else "model")
+    if weights is None:
+        lacks = "moving average: its run had trainer.ema=false" if ema else "model"
+        raise UserError(f"checkpoint={path} holds no {lacks}")
+    return weights
+
+
+def model_of(state: dict[str, Any], path: Path, num_heads: int | None, ema: bool) -> AIM:
+    """The two-stream model in a checkpoint; see `load_model`."""
     if "architecture" in state:
-        weights = state.get("ema" if ema else "model")
-        if weights is None:
-            lacks = "moving average: its run had trainer.ema=false" if ema else "model"
-            raise UserError(f"checkpoint={path} holds no {lacks}")
         architecture = state["architecture"]
+        if not architecture or "out_channels" not in architecture:
+            raise UserError(f"checkpoint={path} is of an evaluation, it holds no pretrained two-stream model")
+        weights = chosen_weights(state, path, ema)
     else:
         if ema:
             raise UserError(f"checkpoint={path} is not from a run of semaim, so it holds no moving average")
@@ -57,7 +80,7 @@ def load_model(path: str | Path, device: str = "cpu", num_heads: int | None = No
     except TypeError as error:
         raise UserError(f"checkpoint={path} describes a model that this semaim does not know: {error}") from error
     load_weights(model, weights, path)
-    return model.to(device).eval()
+    return model
 
 
 def load_weights(model: nn.Module, weights: dict[str, Tensor], path: Path) -> None:

@@ -1,8 +1,9 @@
 """The journal of a run, `metrics.jsonl`: every metric and change of status, written before anything else hears of it.
 
-One JSON object a line, with its time in milliseconds since 1970: `{"time": ..., "step": ..., "metrics": {...}}` or
-`{"time": ..., "status": "RUNNING"}`. What a tracking server shows is a copy delivered from here, with these times, so a
-line delivered twice is stored once.
+One JSON object a line, with its time in milliseconds since 1970: `{"time": ..., "step": ..., "metrics": {...}}`, or in
+place of step and metrics a `"status"` (in MLflow's words), `"tags": {...}` that the run is found by, or an
+`"artifact"`, a file of the run folder to be shown. What a tracking server shows is a copy delivered from here, with
+these times, so a line delivered twice is stored once.
 """
 
 from __future__ import annotations
@@ -47,6 +48,16 @@ class Journal:
         """Write a change of status, in MLflow's words."""
         with self._lock:
             self._write({"status": status})
+
+    def tags(self, tags: Mapping[str, str]) -> None:
+        """Write what the run is to be found by."""
+        with self._lock:
+            self._write({"tags": dict(tags)})
+
+    def artifact(self, name: str) -> None:
+        """Write that a file of the run folder is to be shown."""
+        with self._lock:
+            self._write({"artifact": name})
 
     def next_step(self, key: str) -> int:
         """The step after the last one of a metric."""

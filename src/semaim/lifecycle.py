@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,46 +28,61 @@ from semaim.stopping import StopRequest
 log = logging.getLogger("semaim")
 
 
-def execute(cfg: DictConfig, config: dict[str, Any], overrides: Sequence[str]) -> float:
-    """Run the composed configuration.
+@dataclass(frozen=True)
+class Job:
+    """One run to be made.
 
-    Args:
+    Attributes:
         cfg: the configuration, for building objects.
         config: the same, resolved, in plain types.
         overrides: what the command line said, for the name of the next command.
-
-    Returns:
-        the value of the task's metric.
+        choices: the configuration's choice in each group.
     """
+
+    cfg: DictConfig
+    config: dict[str, Any]
+    overrides: Sequence[str]
+    choices: dict[str, str]
+
+
+@contextmanager
+def session(device: str) -> Iterator[tuple[Processes, StopRequest]]:
+    """The processes of a command, and its ear for signals, for as long as the block lasts."""
     stop = StopRequest()
     try:
-        processes = distributed.start(config["device"])
+        processes = distributed.start(device)
         progress.show_logs(processes.is_main)
-        folder = RunFolder(Path(config["run_dir"]))
-        if (result := _stored_result(folder, config)) is not None:
-            folder.settle_config(config)
-            log.info("this run is finished already (%s)", _from_here(folder.path))
-            _tell_result(result)
-            return result[folder.status()["metric"]]
-        if config["seed"] < 0:
-            raise UserError(f"seed={config['seed']} must not be negative")
-        seed_all(derive_seed(config["seed"], "weights"))
-        task = instantiate(cfg.task, _convert_="all")  # plain lists: OmegaConf's do not belong in checkpoints
-        task.check(config["seed"], processes)
-        seed_all(derive_seed(config["seed"], "process", processes.rank))
-        with _opened(folder, cfg, config, processes, stop) as (run, tracking):
-            started = time.monotonic()
-            result = task.run(run)
-            if processes.is_main:
-                folder.set_status("finished", metric=task.metric, result=result, asked=_asked(config))
+        yield processes, stop
     finally:
         distributed.stop()
         stop.restore()
+
+
+def execute(job: Job, processes: Processes, stop: StopRequest) -> float:
+    """Make a run, or show the result of one that is finished; the value of its task's metric."""
+    config = job.config
+    folder = RunFolder(Path(config["run_dir"]))
+    if (result := _stored_result(folder, config)) is not None:
+        folder.settle_config(config)
+        log.info("this run is finished already (%s)", _from_here(folder.path))
+        _tell_result(result)
+        return result[folder.status()["metric"]]
+    if config["seed"] < 0:
+        raise UserError(f"seed={config['seed']} must not be negative")
+    seed_all(derive_seed(config["seed"], "weights"))
+    task = instantiate(job.cfg.task, _convert_="all")  # plain lists: OmegaConf's do not belong in checkpoints
+    task.check(config["seed"], processes)
+    seed_all(derive_seed(config["seed"], "process", processes.rank))
+    with _opened(folder, job, processes, stop) as (run, tracking):
+        started = time.monotonic()
+        result = task.run(run)
+        if processes.is_main:
+            folder.set_status("finished", metric=task.metric, result=result, asked=_asked(config))
     if processes.is_main:
         log.info("finished in %s", progress.duration(time.monotonic() - started))
         _tell_result(result)
         shown = _from_here(folder.path)
-        _tell_next(shown, tracking.how_to_look(), task.next_commands(shown, overrides))
+        _tell_next(shown, tracking.how_to_look(), task.next_commands(shown, job.overrides))
     return result[task.metric]
 
 
@@ -75,7 +91,7 @@ def _asked(config: dict[str, Any]) -> dict[str, Any]:
     trainer, checkpoint = config.get("trainer") or {}, config.get("checkpoint")
     return {
         "max_steps": trainer.get("max_steps"),
-        "checkpoint": fingerprint(Path(checkpoint)) if checkpoint else None,
+        "checkpoint": fingerprint(Path(checkpoint).expanduser()) if checkpoint else None,
     }
 
 
@@ -87,25 +103,23 @@ def _stored_result(folder: RunFolder, config: dict[str, Any]) -> dict[str, float
 
 
 @contextmanager
-def _opened(
-    folder: RunFolder, cfg: DictConfig, config: dict[str, Any], processes: Processes, stop: StopRequest
-) -> Iterator[tuple[Run, Any]]:
+def _opened(folder: RunFolder, job: Job, processes: Processes, stop: StopRequest) -> Iterator[tuple[Run, Any]]:
     """The run folder locked, its journal open and tracked, and its status true however the run ends.
 
     All processes enter together: what the first one finds wrong with the folder ends them all.
     """
-    tracking = instantiate(cfg.tracking, _convert_="all")
+    tracking = instantiate(job.cfg.tracking, _convert_="all")
     problem: str | None = None
     if processes.is_main:
         try:
             folder.lock()
-            folder.settle_config(config)
-            _note_start(folder, processes)
+            folder.settle_config(job.config)
+            _note_start(folder, job, processes)
         except UserError as error:
             problem = str(error)
     if (problem := processes.broadcast(problem)) is not None:
         raise UserError(problem)
-    run = Run(folder, config, processes, config["seed"], stop, journal=None)
+    run = Run(folder, job.config, processes, job.config["seed"], stop, journal=None, choices=job.choices)
     if not processes.is_main:
         yield run, tracking
         return
@@ -137,7 +151,7 @@ def _opened(
         folder.unlock()
 
 
-def _note_start(folder: RunFolder, processes: Processes) -> None:
+def _note_start(folder: RunFolder, job: Job, processes: Processes) -> None:
     """Add this start to environment.json, and warn if the code is not that of the first start."""
     path = folder.path / "environment.json"
     starts = (read_json(path) or {"starts": []})["starts"]
@@ -146,7 +160,8 @@ def _note_start(folder: RunFolder, processes: Processes) -> None:
         log.warning("the code has changed since this run began: commit %s%s then, %s%s now",
                     starts[0]["commit"], " (modified)" if starts[0]["dirty"] else "",
                     now["commit"], " (modified)" if now["dirty"] else "")  # fmt: skip
-    write_json(path, {"starts": [*starts, now]})
+    named_after = {group: job.choices[group] for group in job.config["named_after"] if group in job.choices}
+    write_json(path, {"starts": [*starts, now | {"choices": named_after}]})
 
 
 def _tell_result(result: dict[str, float]) -> None:

@@ -28,6 +28,43 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     return [group for group in groups if group["params"]]
 
 
+def layer_decay_groups(model: nn.Module, weight_decay: float, layer_decay: float) -> list[dict[str, Any]]:
+    """Parameters of a vision transformer whose learning rate falls from the head to the patch embedding.
+
+    A parameter of layer i has its learning rate multiplied by layer_decay^(depth + 1 - i): i = 0 for the patch
+    embedding, positions and class token, k + 1 for block k, depth + 1 for everything after the blocks. No weight decay
+    on one-dimensional parameters, positions and the class token. Source: BEiT (arXiv 2106.08254), MAE, SemAIM. (timm's
+    rule of that name counts the norm after the last block to that block, so it is not used.)
+
+    Raises:
+        UserError: if the model has no blocks.
+    """
+    blocks = getattr(model, "blocks", None)
+    if blocks is None:
+        raise UserError("optimizer.groups: a layer decay is for fine-tuning a vision transformer (task=finetune)")
+    groups: dict[tuple[int, bool], dict[str, Any]] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        layer = layer_of(name, len(blocks))
+        decays = parameter.ndim > 1 and name not in ("pos_embed", "cls_token", "reg_token")
+        group = {
+            "params": [],
+            "weight_decay": weight_decay if decays else 0.0,
+            "lr_scale": layer_decay ** (len(blocks) + 1 - layer),
+        }
+        groups.setdefault((layer, decays), group)["params"].append(parameter)
+    return list(groups.values())
+
+
+def layer_of(name: str, depth: int) -> int:
+    """Number of the layer that a parameter of a vision transformer belongs to, from 0 to depth + 1."""
+    if name.startswith("blocks."):
+        return int(name.split(".")[1]) + 1
+    stem = ("patch_embed.", "pos_embed", "cls_token", "reg_token", "norm_pre.")
+    return 0 if name.startswith(stem) else depth + 1
+
+
 def scaled_lr(base_lr: float, batch_size: int) -> float:
     """Peak learning rate for a batch: base_lr is for 256 images per step."""
     return base_lr * batch_size / 256
@@ -46,6 +83,7 @@ class Optimization:
 
     Args:
         optimizer: makes the optimizer from parameter groups.
+        groups: makes the groups from a model and the weight decay; a group's `lr_scale` multiplies its learning rate.
         base_lr: peak learning rate for 256 images per step.
         min_lr: learning rate at the end.
         weight_decay: for parameters of more than one dimension.
@@ -54,6 +92,7 @@ class Optimization:
     def __init__(
         self,
         optimizer: Callable[[Iterable[dict[str, Any]]], Optimizer],
+        groups: Callable[[nn.Module, float], list[dict[str, Any]]],
         base_lr: float,
         min_lr: float,
         weight_decay: float,
@@ -64,14 +103,16 @@ class Optimization:
                 f"optimizer.weight_decay={weight_decay} not negative"
             )
         self.optimizer = optimizer
+        self.groups = groups
         self.base_lr = base_lr
         self.min_lr = min_lr
         self.weight_decay = weight_decay
 
     def build(self, model: nn.Module) -> Optimizer:
         """The optimizer of a model's parameters."""
+        groups = self.groups(model, self.weight_decay)
         try:
-            return self.optimizer(parameter_groups(model, self.weight_decay))
+            return self.optimizer(groups)
         except (TypeError, ValueError, RuntimeError) as error:
             raise UserError(f"the optimizer does not take optimizer.optimizer as it is set: {error}") from error
 
@@ -81,6 +122,6 @@ class Optimization:
 
 
 def set_lr(optimizer: Optimizer, lr: float) -> None:
-    """Use a learning rate from now on."""
+    """Use a learning rate from now on, in each group times its `lr_scale`."""
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group.get("lr_scale", 1.0)

@@ -34,11 +34,11 @@ class Report:
         self.run = run
         self.first = first
         self.last = last
-        self.line = Line(run.processes.is_main, every=trainer.log_every_steps)
+        self.line = Line(run.processes.is_main and not run.quiet, every=trainer.log_every_steps)
         self.mean_seconds = 0.0
 
-    def step(self, done: int, step: StepReport) -> None:
-        """After a step: `done` steps are behind us."""
+    def step(self, done: int, step: StepReport, device_seconds: float) -> None:
+        """After a step: `done` steps are behind us, which took so many seconds over all processes."""
         here = done - self.first
         # The first step is slow for reasons that do not come again; then a moving average.
         keep = 0.0 if here <= 2 else 0.95
@@ -46,7 +46,7 @@ class Report:
         left = (self.last - done) * self.mean_seconds
         rate = self.trainer.batch_size / self.mean_seconds
         waiting = step.waited / step.seconds
-        if here in (1, 10) and left > 0:
+        if here in (1, 10) and left > 0 and not self.run.quiet:
             when = "its first step" if here == 1 else "its first steps"
             log.info("judging by %s, the remaining %d steps take about %s", when, self.last - done, duration(left))
         epoch = done / self.plan.steps_per_epoch
@@ -57,7 +57,7 @@ class Report:
         )
         self.line.update(text, last=done == self.last or step.stop)
         if done % self.trainer.log_every_steps == 0 or done == self.last:
-            self.run.log(done, self.metrics(epoch, step, rate, waiting))
+            self.run.log(done, self.metrics(epoch, step, rate, waiting) | {"train/device_hours": device_seconds / 3600})
 
     def metrics(self, epoch: float, step: StepReport, rate: float, waiting: float) -> dict[str, float]:
         """What goes to the journal."""

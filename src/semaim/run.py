@@ -21,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from semaim.command_line import CONF, check_overrides, explain
 from semaim.errors import Interrupted, NonFiniteError
 from semaim.runfolder import run_name
+from semaim.then import follow_ups
 
 EXIT_FAULT, EXIT_MISTAKE, EXIT_NOT_FINITE, EXIT_INTERRUPTED, EXIT_AT_ONCE = 1, 2, 3, 75, 130
 
@@ -35,15 +36,23 @@ OmegaConf.register_new_resolver("semaim.run_name", _name_of_this_run, replace=Tr
 
 @hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")
 def main(cfg: DictConfig) -> float:
-    """One run; the value of the task's metric."""
-    overrides = list(HydraConfig.get().overrides.task)
+    """One run, and those that are to follow it; the value of the first one's metric."""
+    hydra_config = HydraConfig.get()
+    overrides = list(hydra_config.overrides.task)
     try:
-        sources = HydraConfig.get().runtime.config_sources
-        check_overrides(overrides, cfg, [f"file://{s.path}" for s in sources if s.provider == "command-line"])
+        sources = hydra_config.runtime.config_sources
+        folders = [f"file://{s.path}" for s in sources if s.provider == "command-line"]
+        check_overrides(overrides, cfg, folders)
         config = plain(cfg)
-        from semaim.lifecycle import execute  # torch is loaded only once the configuration is sound
+        choices = {group: choice for group, choice in hydra_config.runtime.choices.items() if group in cfg}
+        followers = follow_ups(cfg, choices, folders)
+        from semaim.lifecycle import Job, execute, session  # torch is loaded only once the configuration is sound
 
-        return execute(cfg, config, overrides)
+        with session(config["device"]) as (processes, stop):
+            value = execute(Job(cfg, config, overrides, choices), processes, stop)
+            for each in followers:
+                execute(Job(each.cfg, plain(each.cfg), each.overrides, each.choices), processes, stop)
+        return value
     except (Exception, KeyboardInterrupt) as error:
         code = report(error)
         # A sweep goes on with its next run after one that failed, but ends when its user stops it.

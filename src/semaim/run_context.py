@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from semaim.distributed import Processes
@@ -23,6 +23,8 @@ class Run:
         seed: of everything random.
         stop: whether a signal asked to stop.
         journal: on the first process, else None.
+        choices: the configuration's choice in each group.
+        quiet: whether training says nothing of its steps on the screen.
     """
 
     folder: RunFolder
@@ -31,8 +33,20 @@ class Run:
     seed: int
     stop: StopRequest
     journal: Journal | None
+    choices: dict[str, str] = field(default_factory=dict)
+    quiet: bool = False
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Write metrics of a step to the journal (first process only)."""
         if self.journal is not None and metrics:
             self.journal.log(step, metrics)
+
+    def tag(self, tags: Mapping[str, str]) -> None:
+        """Say what the run is to be found by (first process only)."""
+        if self.journal is not None and tags:
+            self.journal.tags(tags)
+
+    def artifact(self, name: str) -> None:
+        """Show a file of the run folder beside the metrics (first process only)."""
+        if self.journal is not None:
+            self.journal.artifact(name)

@@ -56,9 +56,15 @@ class StepNoise:
     """
 
     def __init__(self, seed: int, step: int, batch_size: int) -> None:
+        self.seed = seed
+        self.step = step
         self.generator = torch.Generator().manual_seed(derive_seed(seed, "order", step))
         self.batch_size = batch_size
         self._whole: torch.Tensor | None = None
+
+    def seed_for(self, purpose: str, *position: int) -> int:
+        """A seed for something else that is random in this step."""
+        return derive_seed(self.seed, purpose, self.step, *position)
 
     def rows(self, first: int, count: int, columns: int, device: torch.device) -> torch.Tensor:
         """The rows of `count` images from the `first` of the whole batch: (count, columns) in [0, 1).

@@ -8,8 +8,9 @@ import os
 import threading
 import time
 from contextlib import suppress
+from pathlib import Path
 
-from semaim.delivery import Delivery
+from semaim.delivery import Delivery, existing_store
 from semaim.errors import UserError
 from semaim.journal import Journal, read
 from semaim.runfolder import RunFolder
@@ -87,6 +88,25 @@ class MLflow:
                         self.uri, left, folder.path)  # fmt: skip
         self._thread = None
 
+    def run_folder(self, run_id: str) -> Path:
+        """The folder of a tracked run.
+
+        Raises:
+            UserError: if the store does not know the run, or its folder is not on this machine.
+        """
+        from mlflow import MlflowClient
+
+        try:
+            tags = MlflowClient(existing_store(self.uri)).get_run(run_id).data.tags
+        except UserError:
+            raise
+        except Exception as error:  # MLflow and what lies below it raise many kinds
+            raise UserError(f"checkpoint=mlflow:{run_id}: MLflow at {self.uri} gives no such run ({error})") from error
+        folder = Path(tags.get("run_folder", ""))
+        if "run_folder" not in tags or not folder.is_dir():
+            raise UserError(f"checkpoint=mlflow:{run_id}: its run folder ({folder}) is not on this machine")
+        return folder
+
     def how_to_look(self) -> str | None:
         """Where the run can be browsed."""
         if not self.uri.startswith("http"):
@@ -102,6 +122,14 @@ class NoTracking:
 
     def finish(self) -> None:
         """Nothing to end."""
+
+    def run_folder(self, run_id: str) -> Path:
+        """Nobody knows.
+
+        Raises:
+            UserError: always.
+        """
+        raise UserError(f"checkpoint=mlflow:{run_id} needs a tracking store to look it up in: tracking=mlflow")
 
     def how_to_look(self) -> str | None:
         return None

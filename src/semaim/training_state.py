@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from timm.models import vision_transformer as timm_vit
 from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -32,6 +33,7 @@ class TrainingState:
         optimizer, scaler: as usual; the scaler is disabled but for fp16.
         step: optimizer steps done.
         loss: that of the last step.
+        device_seconds: time that the steps have taken, summed over processes.
     """
 
     model: nn.Module
@@ -41,6 +43,7 @@ class TrainingState:
     scaler: torch.amp.GradScaler
     step: int = 0
     loss: float = float("nan")
+    device_seconds: float = 0.0
 
     def state_dict(self, processes: Processes) -> dict[str, Any]:
         """Everything in plain types. All processes call it, since each has randomness of its own."""
@@ -49,6 +52,7 @@ class TrainingState:
             "model": self.model.state_dict(),
             "ema": self.ema.module.state_dict() if self.ema else None,
             "loss": self.loss,
+            "device_seconds": self.device_seconds,
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "rng": processes.gather(rng_state(processes.device)),
@@ -72,6 +76,7 @@ class TrainingState:
         if state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
         self.step, self.loss = state["step"], state["loss"]
+        self.device_seconds = state["device_seconds"]
         if len(state["rng"]) == processes.world_size:
             set_rng_state(state["rng"][processes.rank], processes.device)
         else:
@@ -88,10 +93,10 @@ def wrap(model: nn.Module, processes: Processes) -> Callable[..., Tensor]:
 
 
 def compile_blocks(model: nn.Module) -> None:
-    """Compile each transformer block in place, which serves both streams and the semantic pass.
+    """Compile each transformer block in place, which serves both streams, the semantic pass and fine-tuning.
 
     Block by block rather than as a whole: all blocks share one compiled form, and the start takes seconds, not minutes.
     """
     for module in model.modules():
-        if isinstance(module, Block | QueryBlock):
+        if isinstance(module, Block | QueryBlock | timm_vit.Block):
             module.compile()

@@ -158,6 +158,23 @@ class TrainingImages(Dataset[Any]):
         raise UserError(f"{self.MAX_IN_A_ROW} images in a row cannot be read, the last because of: {unreadable[-1]}")
 
 
+@dataclass(frozen=True)
+class TrainingData:
+    """What a training task learns from.
+
+    Attributes:
+        images: the set.
+        transform: its augmentation.
+        num_workers: loading processes per training process, at most the usable CPUs.
+        max_unreadable: distinct unreadable images that are passed over.
+    """
+
+    images: ImageSet
+    transform: Transform
+    num_workers: int
+    max_unreadable: int
+
+
 class EvaluationImages(Dataset[Any]):
     """Images without augmentation, by index; an unreadable one yields no tensor and is left out of the batch."""
 

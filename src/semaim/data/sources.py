@@ -5,6 +5,7 @@ A source is a function that returns `Splits`. It checks what it finds and says w
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -35,6 +36,10 @@ class ImageSet(Protocol):
 
     def name(self, index: int) -> str:
         """What a person would look for to find this image."""
+        ...
+
+    def fingerprint(self) -> str:
+        """What changes when the set does; of files, their names and labels count, not what is in them."""
         ...
 
 
@@ -75,6 +80,9 @@ class ArrayImages:
     def name(self, index: int) -> str:
         return f"{self.title}[{index}]"
 
+    def fingerprint(self) -> str:
+        return hashlib.sha256(self.images_NHWC.tobytes() + self.labels.tobytes()).hexdigest()
+
 
 class FileImages:
     """Images in files, decoded when read."""
@@ -96,6 +104,10 @@ class FileImages:
 
     def name(self, index: int) -> str:
         return str(self.root / str(self.files[index]))
+
+    def fingerprint(self) -> str:
+        labels = b"" if self.labels is None else self.labels.tobytes()
+        return hashlib.sha256("\n".join(self.files.tolist()).encode() + labels).hexdigest()
 
 
 def digits(side: int = 32, val_fraction: float = 0.2) -> Splits:
@@ -170,7 +182,8 @@ def image_folders(root: str, layout: Literal["auto", "classes", "flat"] = "auto"
             looks: images lying directly in the folder mean flat.
 
     Raises:
-        UserError: if the folder is missing, holds no image, mixes both layouts, or train and val differ in classes.
+        UserError: if the folder is missing, holds no image, mixes both layouts, or train and val differ in classes or
+            are the same folder.
     """
     folder = Path(root).expanduser()
     if not folder.is_dir():
@@ -191,6 +204,11 @@ def image_folders(root: str, layout: Literal["auto", "classes", "flat"] = "auto"
     train, classes = _labelled(train_folder)
     if val_folder is None:
         return Splits(train, train, None, classes)
+    if val_folder.samefile(train_folder):
+        raise UserError(
+            f"{val_folder} is {train_folder} itself: accuracy on training images says nothing. Put held-out images "
+            f"there, or take val/ away and ask for a split with data.val_fraction=0.1"
+        )
     val, val_classes = _labelled(val_folder)
     if val_classes != classes:
         different = sorted(set(classes) ^ set(val_classes))

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 from PIL import Image
+from timm.data import create_transform
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 
@@ -37,6 +38,58 @@ def pretraining(
     """
     crop = v2.RandomResizedCrop(pair(image_size), scale=tuple(scale), interpolation=InterpolationMode.BICUBIC)
     return v2.Compose([crop, v2.RandomHorizontalFlip(flip), *_to_normalised(mean, std)])
+
+
+def linear_probe(
+    image_size: int | tuple[int, int],
+    flip: float = 0.5,
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
+) -> Transform:
+    """Resize (bicubic), random crop and horizontal flip: the augmentation of SemAIM's linear probe.
+
+    Args:
+        image_size: pixels after the crop; the shorter side is resized to its larger side.
+        flip: probability of a horizontal flip.
+        mean, std: colour normalisation.
+    """
+    size = pair(image_size)
+    resize = v2.Resize(max(size), interpolation=InterpolationMode.BICUBIC)
+    return v2.Compose([resize, v2.RandomCrop(size), v2.RandomHorizontalFlip(flip), *_to_normalised(mean, std)])
+
+
+def finetuning(
+    image_size: int | tuple[int, int],
+    scale: Sequence[float] = (0.08, 1.0),
+    flip: float = 0.5,
+    rand_augment: str | None = "rand-m9-mstd0.5-inc1",
+    erase: float = 0.25,
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
+) -> Transform:
+    """Random resized crop, flip, RandAugment and random erasing, as timm makes them: the augmentation of fine-tuning.
+
+    Args:
+        image_size: pixels after the crop.
+        scale: range of the crop's share of the image's area.
+        flip: probability of a horizontal flip.
+        rand_augment: RandAugment in timm's notation; null for none.
+        erase: probability that a rectangle is replaced by noise.
+        mean, std: colour normalisation.
+    """
+    return create_transform(
+        (3, *pair(image_size)),
+        is_training=True,
+        scale=tuple(scale),
+        hflip=flip,
+        color_jitter=None,
+        auto_augment=rand_augment,
+        interpolation="bicubic",
+        re_prob=erase,
+        re_mode="pixel",
+        mean=tuple(mean),
+        std=tuple(std),
+    )
 
 
 def evaluation(

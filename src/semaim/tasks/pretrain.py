@@ -9,6 +9,7 @@ import logging
 import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -20,6 +21,7 @@ from semaim.errors import UserError
 from semaim.interop import load_model, load_weights
 from semaim.models.aim import AIM
 from semaim.models.cost import cost, matrix_product_speed
+from semaim.models.vit import pooled
 from semaim.optimizers import Optimization, scaled_lr
 from semaim.permutations import Permutation, noise_columns
 from semaim.progress import count, duration
@@ -27,7 +29,7 @@ from semaim.run_context import Run
 from semaim.seeding import StepNoise
 from semaim.semantics import SemanticMap
 from semaim.targets import Pixels
-from semaim.tasks.knn import NearestNeighbours
+from semaim.tasks.knn import OnlineNeighbours
 from semaim.trainer import Trainer
 from semaim.training_state import TrainingState
 
@@ -61,7 +63,7 @@ class Pretraining:
         optimizer: Optimization,
         data: ImageData,
         trainer: Trainer,
-        online_knn: NearestNeighbours | None,
+        online_knn: OnlineNeighbours | None,
         knn_every_epochs: int | None,
         checkpoint: str | None,
     ) -> None:
@@ -71,6 +73,7 @@ class Pretraining:
         self.target = target
         self.optimizer = optimizer
         self.data = data
+        self.training = data.training()
         self.trainer = trainer
         self.online_knn = online_knn
         self.knn_every_epochs = knn_every_epochs
@@ -120,6 +123,13 @@ class Pretraining:
         prediction_BLP = state.forward(images_BCHW, order_BL)
         return self.target.loss(prediction_BLP, self.target(images_BCHW)).mean(1)
 
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing but the model changes."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Nothing to put back."""
+
     def _map_encoder(self, state: TrainingState) -> AIM:
         model: nn.Module = self.model
         if self.semantic_map.source == "ema" and state.ema is not None:
@@ -134,7 +144,7 @@ class Pretraining:
         if self.online_knn is None or self.data.source.val is None or not (epoch == 0 or last or during):
             return {}
         self.model.eval()
-        accuracies = self.online_knn.accuracy(self.model, self.data, run)
+        accuracies = self.online_knn.accuracy(lambda images: pooled(self.model.encode(images)), self.data, run)
         best = max(accuracies, key=lambda name: accuracies[name])
         log.info("online k-NN after step %d: %.1f %% (%s)", state.step, accuracies[best], best)
         return {f"online/{name}": value for name, value in accuracies.items()}

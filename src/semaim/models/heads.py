@@ -1,0 +1,59 @@
+"""Linear classifiers on frozen features, any number of them trained side by side.
+
+Shapes: S heads, K kinds of features, B images, D width, C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+BATCH_NORM_EPS = 1e-6
+INIT_STD = 0.01
+
+
+class LinearHeads(nn.Module):
+    """A linear classifier for each kind of feature and each learning rate, behind batch normalisation without affine.
+
+    The heads share nothing but the normalisation of their features, which has no parameters: each learns as if alone.
+    Source: MAE (arXiv 2111.06377), appendix A.1.
+
+    Args:
+        width: D.
+        num_classes: C.
+        kinds: K, the number of kinds of features.
+        lr_scales: factors on the learning rate, for each of which every kind has a head. Head s = kind *
+            len(lr_scales) + its learning rate's place.
+    """
+
+    def __init__(self, width: int, num_classes: int, kinds: int, lr_scales: Sequence[float]) -> None:
+        super().__init__()
+        self.lr_scales = list(lr_scales)
+        self.norms = nn.ModuleList(nn.BatchNorm1d(width, affine=False, eps=BATCH_NORM_EPS) for _ in range(kinds))
+        self.heads = nn.ModuleList(nn.Linear(width, num_classes) for _ in range(kinds * len(self.lr_scales)))
+        self.apply(_init)
+
+    def forward(self, features_KBD: Tensor) -> Tensor:
+        """Logits (S, B, C) in float32."""
+        normed = [norm(x_BD.float()) for norm, x_BD in zip(self.norms, features_KBD, strict=True)]
+        return torch.stack([head(normed[s // len(self.lr_scales)]).float() for s, head in enumerate(self.heads)])
+
+
+def _init(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        nn.init.normal_(module.weight, std=INIT_STD)
+        nn.init.zeros_(module.bias)
+
+
+def head_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Parameters of each head, with its factor on the learning rate; biases do not decay."""
+    assert isinstance(model, LinearHeads)
+    groups = []
+    for s, head in enumerate(model.heads):
+        scale = model.lr_scales[s % len(model.lr_scales)]
+        groups.append({"params": [head.weight], "weight_decay": weight_decay, "lr_scale": scale})
+        groups.append({"params": [head.bias], "weight_decay": 0.0, "lr_scale": scale})
+    return groups

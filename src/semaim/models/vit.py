@@ -1,0 +1,82 @@
+"""The encoder by itself: timm's vision transformer with the weights of a pretrained content stream.
+
+Shapes: B images, N tokens (those before the patches first), D width.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, Literal
+
+import timm
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from semaim.errors import UserError
+from semaim.models.aim import AIM
+from semaim.models.layers import LAYER_NORM_EPS
+
+Pool = Literal["cls", "mean"]
+SIZES = ("image_size", "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio")
+
+
+def build_vit(sizes: dict[str, Any], num_classes: int, pool: Pool, drop_path: float) -> VisionTransformer:
+    """A vision transformer with random weights.
+
+    With pool="mean" the patch tokens are averaged and then normed (fc_norm), as in MAE's fine-tuning; with "cls" the
+    class token is normed and read.
+
+    Args:
+        sizes: those of `AIM.architecture`, or {"timm": name} for one of timm's models.
+        num_classes: outputs of the linear head; 0 for none.
+        pool: what the head reads.
+        drop_path: stochastic depth rate of the last block.
+    """
+    if pool not in ("cls", "mean"):
+        raise UserError(f"task.pool={pool} is unknown: choose cls or mean")
+    settings: dict[str, Any] = {"num_classes": num_classes, "global_pool": "token" if pool == "cls" else "avg"}
+    settings["drop_path_rate"] = drop_path
+    if "timm" in sizes:
+        model = timm.create_model(sizes["timm"], pretrained=False, **settings)
+    else:
+        model = VisionTransformer(
+            img_size=tuple(sizes["image_size"]),
+            patch_size=sizes["patch_size"],
+            embed_dim=sizes["embed_dim"],
+            depth=sizes["depth"],
+            num_heads=sizes["num_heads"],
+            mlp_ratio=sizes["mlp_ratio"],
+            norm_layer=partial(nn.LayerNorm, eps=LAYER_NORM_EPS),
+            **settings,
+        )
+    # What a checkpoint of it needs in order to be built again.
+    model.architecture = {"classifier": {"sizes": sizes, "num_classes": num_classes, "pool": pool}}
+    return model
+
+
+def vit_of(model: AIM, num_classes: int = 0, pool: Pool = "cls", drop_path: float = 0.0) -> VisionTransformer:
+    """The encoder of a two-stream model; a head, and the norm before it if pool="mean", start anew."""
+    vit = build_vit({key: model.architecture[key] for key in SIZES}, num_classes, pool, drop_path)
+    weights = vit.state_dict()
+    own = {name: value for name, value in model.state_dict().items() if name in weights}
+    missing = weights.keys() - own.keys() - {"fc_norm.weight", "fc_norm.bias", "head.weight", "head.bias"}
+    assert not missing, missing
+    vit.load_state_dict(weights | own)
+    return vit
+
+
+def pooled(tokens_BND: Tensor, prefix_tokens: int = 1) -> dict[str, Tensor]:
+    """The two usual features of an image: the class token ("cls"), and the mean of the patch tokens ("mean").
+
+    Args:
+        tokens_BND: normed tokens, the class token first if there is one.
+        prefix_tokens: tokens before those of the patches.
+    """
+    mean_BD = tokens_BND[:, prefix_tokens:].float().mean(1)
+    return {"cls": tokens_BND[:, 0].float(), "mean": mean_BD} if prefix_tokens else {"mean": mean_BD}
+
+
+def encode(vit: VisionTransformer, images_BCHW: Tensor) -> dict[str, Tensor]:
+    """Features of images, (B, D) in float32: "cls" (if the model has a class token) and "mean"."""
+    tokens_BND = vit.forward_features(images_BCHW)
+    return {kind: vit.fc_norm(x_BD) for kind, x_BD in pooled(tokens_BND, vit.num_prefix_tokens).items()}

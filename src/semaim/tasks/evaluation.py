@@ -1,0 +1,97 @@
+"""What all evaluations of an encoder have in common."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor
+
+from semaim.data import ImageData
+from semaim.data.sources import ImageSet
+from semaim.encoders import EncoderSource, Origin
+from semaim.errors import UserError
+from semaim.feature_store import stored
+from semaim.features import Features, Pass
+from semaim.models.aim import pair
+from semaim.models.vit import encode
+from semaim.run_context import Run
+
+log = logging.getLogger(__name__)
+
+
+def check_image_size(vit: VisionTransformer, data: ImageData, checkpoint: str) -> None:
+    """Raise UserError if an encoder is for images of another size."""
+    own = pair(vit.patch_embed.img_size)
+    if own != data.image_size:
+        raise UserError(
+            f"checkpoint={checkpoint} is for images of {own[0]}x{own[1]}, the data are of "
+            f"{data.image_size[0]}x{data.image_size[1]}: choose the data it was made with (data=...) or data.image_size"
+        )
+
+
+class Evaluation:
+    """Base of the tasks that evaluate an encoder.
+
+    Args:
+        source: the encoder.
+        data: labelled images, some of them held out.
+    """
+
+    def __init__(self, source: EncoderSource, data: ImageData) -> None:
+        self.source = source
+        self.data = data
+        self.labelled, self.held_out = data.labelled_and_held_out()
+        self.classes = data.source.classes
+
+    def begin(self, run: Run) -> Origin:
+        """Say in the run where its encoder is from."""
+        origin = self.source.origin(run.seed, run.choices)
+        run.tag({"task": run.choices.get("task", ""), "data": run.choices.get("data", "")} | origin.tags)
+        run.log(origin.step, origin.metrics)
+        if (before := origin.data) is not None and before["val_fraction"] != run.config["data"]["val_fraction"]:
+            log.warning(
+                "the encoder was pretrained with data.val_fraction=%s, here it is %s: images held out now may have "
+                "been seen (without labels) then", before["val_fraction"], run.config["data"]["val_fraction"]
+            )  # fmt: skip
+        return origin
+
+    def end(self, run: Run, origin: Origin, result: Mapping[str, float]) -> dict[str, float]:
+        """Log the result at the step of the encoder's pretraining."""
+        run.log(origin.step, {f"eval/{name}": value for name, value in result.items()})
+        return dict(result)
+
+    def features(
+        self, vit: VisionTransformer, weights: str, images: ImageSet, indices: Sequence[int], batch_size: int,
+        folder: str | None, run: Run, title: str,
+    ) -> Features:  # fmt: skip
+        """Features of some images, from disk if they were computed before."""
+        wanted = Pass(encoder_pass(vit), self.data, images, indices, batch_size, title)
+        return stored(None if folder is None else Path(folder), weights, wanted, run)
+
+    def next_commands(self, folder: Path, overrides: Sequence[str]) -> dict[str, str]:
+        """What a person may want to type after this run."""
+        return {"compare": "python -m semaim.report"}
+
+
+def encoder_pass(vit: VisionTransformer) -> Callable[[Tensor], Mapping[str, Tensor]]:
+    """What computes an encoder's features."""
+    return lambda images_BCHW: encode(vit, images_BCHW)
+
+
+def origin_record(origin: Origin, weights: str) -> dict[str, Any]:
+    """What a checkpoint of a training evaluation keeps of the encoder it started from."""
+    return {"origin": asdict(origin) | {"data": None}, "encoder": weights}
+
+
+def check_same_encoder(state: dict[str, Any], weights: str, checkpoint: str) -> None:
+    """Raise UserError if an evaluation that is to continue was begun with another encoder."""
+    if state["encoder"] != weights:
+        raise UserError(
+            f"checkpoint={checkpoint} has changed since this run began, so it cannot continue: give this run another "
+            f"name with run_name=..."
+        )

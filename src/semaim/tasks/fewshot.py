@@ -1,0 +1,195 @@
+"""Few-shot accuracy: k-NN and a linear classifier on n labelled images per class, several choices of these images.
+
+Features are computed once, without augmentation. The linear classifier is trained by the one training loop on them.
+
+Shapes: K kinds of features, M images, B of a batch, D width.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from semaim import engine
+from semaim.data import ImageData
+from semaim.data.loading import TrainingData
+from semaim.data.subsets import few_of_each_class
+from semaim.distributed import Processes
+from semaim.encoders import EncoderSource, fingerprint
+from semaim.errors import UserError
+from semaim.features import Features
+from semaim.models.heads import LinearHeads
+from semaim.optimizers import Optimization
+from semaim.run_context import Run
+from semaim.runfolder import RunFolder
+from semaim.seeding import derive_seed, seeded
+from semaim.tasks.evaluation import Evaluation, check_image_size
+from semaim.tasks.knn import check_ks, classify
+from semaim.tasks.linprobe import HeadTraining
+from semaim.trainer import Trainer
+
+log = logging.getLogger(__name__)
+
+
+class FeatureRows:
+    """Features in the place of images: what the training loop's loader reads.
+
+    Args:
+        features_MKD: of all images.
+        labels_M: their classes.
+    """
+
+    def __init__(self, features_MKD: Tensor, labels_M: Tensor) -> None:
+        self.features_MKD = features_MKD
+        self.labels_M = labels_M
+
+    def __len__(self) -> int:
+        return len(self.labels_M)
+
+    def read(self, index: int) -> Tensor:
+        return self.features_MKD[index]
+
+    def label(self, index: int) -> int:
+        return int(self.labels_M[index])
+
+    def name(self, index: int) -> str:
+        return f"few-shot image {index}"
+
+
+class FewShot(Evaluation):
+    """The task.
+
+    Args:
+        source: the encoder.
+        data: labelled images, some of them held out.
+        optimizer: of the linear classifier.
+        trainer: settings of the loop; its batch_size is at most the number of images.
+        shots: numbers of labelled images per class.
+        repeats: choices of these images for each number; results are mean and standard deviation over them.
+        ks: numbers of neighbours; those above a number of labelled images are passed over there.
+        batch_size: images at a time on each process.
+        features_dir: where features are kept; null to keep nothing.
+    """
+
+    def __init__(
+        self,
+        source: EncoderSource,
+        data: ImageData,
+        optimizer: Optimization,
+        trainer: Trainer,
+        shots: Sequence[int],
+        repeats: int,
+        ks: Sequence[int],
+        batch_size: int,
+        features_dir: str | None,
+    ) -> None:
+        super().__init__(source, data)
+        if not shots or min(shots) < 1 or repeats < 1:
+            raise UserError(f"task.shots={list(shots)} and task.repeats={repeats} must be positive")
+        self.optimizer = optimizer
+        self.trainer = trainer
+        self.shots = list(shots)
+        self.repeats = repeats
+        self.ks = check_ks(ks)
+        self.batch_size = batch_size
+        self.features_dir = features_dir
+        self.metric = f"linprobe_mean_{self.shots[-1]}shot"
+        self.vit = source.encoder()
+        check_image_size(self.vit, data, source.checkpoint)
+        if min(self.ks) > min(self.shots) * len(self.classes):
+            raise UserError(
+                f"task.ks={self.ks}: with {min(self.shots)} images of each class there are fewer neighbours"
+            )
+
+    def check(self, seed: int, processes: Processes) -> None:
+        """Raise UserError for what cannot work, before anything is written."""
+        for shots in self.shots:
+            few_of_each_class(self.labelled, shots, seed)
+
+    def run(self, run: Run) -> dict[str, float]:
+        """Evaluate; mean and deviation of the accuracies in percent."""
+        origin, weights = self.begin(run), fingerprint(self.vit)
+        self.vit.to(run.processes.device)
+        chosen = {
+            (shots, repeat): few_of_each_class(self.labelled, shots, derive_seed(run.seed, "few-shot", repeat))
+            for shots in self.shots
+            for repeat in range(self.repeats)
+        }
+        needed = sorted({index for indices in chosen.values() for index in indices})
+        bank, queries = (
+            self.features(self.vit, weights, images, indices, self.batch_size, self.features_dir, run, title)
+            for images, indices, title in (
+                (self.labelled, needed, "few-shot images"),
+                (self.held_out, range(len(self.held_out)), "held-out images"),
+            )
+        )
+        found: dict[str, list[float]] = {}
+        for (shots, repeat), indices in chosen.items():
+            few = rows_of(bank, indices)
+            ks = [k for k in self.ks if k <= len(few.labels_M)]
+            answers = classify(few, queries, ks, self.classes, run.processes)
+            accuracies = {name: each.accuracy for name, each in answers.items()}
+            accuracies |= self._linear(few, queries, shots, repeat, run)
+            for name, value in accuracies.items():
+                found.setdefault(f"{name}_{shots}shot", []).append(value)
+            if repeat == self.repeats - 1:
+                values = found[f"linprobe_mean_{shots}shot"]
+                log.info(
+                    "%d images per class: linear %.2f %% (%d choices)", shots, statistics.mean(values), len(values)
+                )
+        result = {}
+        for name, values in found.items():
+            result[name] = statistics.mean(values)
+            if len(values) > 1:
+                result[f"{name}_std"] = statistics.stdev(values)
+        return self.end(run, origin, result)
+
+    def _linear(self, few: Features, queries: Features, shots: int, repeat: int, run: Run) -> dict[str, float]:
+        """Accuracy of a linear classifier trained on few images. One process does it: the work is small."""
+        accuracies: dict[str, float] = {}
+        if run.processes.is_main:
+            folder = RunFolder(run.folder.path / f"linear_{shots}shot_{repeat}")
+            folder.path.mkdir(parents=True, exist_ok=True)
+            alone = Processes(0, 1, run.processes.device)
+            seed = derive_seed(run.seed, "few-shot heads", shots, repeat)
+            inner = dataclasses.replace(run, folder=folder, processes=alone, seed=seed, journal=None, quiet=True)
+            trainer = dataclasses.replace(self.trainer, batch_size=min(self.trainer.batch_size, len(few.labels_M)))
+            kinds = list(few.by_kind)
+            with seeded(seed):
+                heads = LinearHeads(self.vit.embed_dim, len(self.classes), len(kinds), [1.0])
+            images: Any = FeatureRows(stacked(few).transpose(0, 1).contiguous(), few.labels_M)
+            training = TrainingData(images, as_it_is, num_workers=0, max_unreadable=0)
+            engine.fit(HeadTraining(heads, training, lambda rows: rows.transpose(0, 1), self.optimizer), trainer, inner)
+            heads.eval()
+            with torch.no_grad():
+                predicted_SM = heads(stacked(queries).to(alone.device)).argmax(-1).cpu()
+            for kind, predicted_M in zip(kinds, predicted_SM, strict=True):
+                accuracies[f"linprobe_{kind}"] = 100 * (predicted_M == queries.labels_M).double().mean().item()
+        return run.processes.broadcast(accuracies)
+
+
+def as_it_is(features_KD: Any) -> Tensor:
+    """The augmentation of features: none."""
+    return features_KD
+
+
+def rows_of(features: Features, indices: Sequence[int]) -> Features:
+    """The features of some images of a set; unreadable images stay missing."""
+    rows = np.flatnonzero(np.isin(features.index_M.numpy(), indices))
+    return Features(
+        {kind: np.array(values[rows]) for kind, values in features.by_kind.items()},
+        features.labels_M[rows],
+        features.index_M[rows],
+    )
+
+
+def stacked(features: Features) -> Tensor:
+    """All kinds together: (K, M, D)."""
+    return torch.stack([features.tensor(kind) for kind in features.by_kind])

@@ -1,0 +1,181 @@
+"""Fine-tuning: the encoder and a new linear head trained on labels, by the one training loop.
+
+Shapes: B images, C classes.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from timm.data import Mixup
+from torch import Tensor, nn
+
+from semaim import checkpoint, engine
+from semaim.classification import Answers
+from semaim.data import ImageData
+from semaim.data.loading import Batch
+from semaim.data.transforms import Transform
+from semaim.distributed import Processes
+from semaim.encoders import EncoderSource, fingerprint
+from semaim.errors import UserError
+from semaim.features import Pass, extract
+from semaim.models.vit import Pool
+from semaim.optimizers import Optimization
+from semaim.run_context import Run
+from semaim.seeding import StepNoise, seeded
+from semaim.tasks.evaluation import Evaluation, check_image_size, check_same_encoder, origin_record
+from semaim.trainer import Trainer
+from semaim.training_state import TrainingState
+
+log = logging.getLogger(__name__)
+
+
+class FineTuning(Evaluation):
+    """The task.
+
+    Args:
+        source: the encoder.
+        data: labelled images, some of them held out.
+        train_transform: augmentation of the training images.
+        optimizer: optimizer and learning rates.
+        trainer: settings of the loop.
+        pool: what the head reads: "mean" of the patch tokens, normed, or the class token ("cls").
+        drop_path: stochastic depth rate of the last block.
+        mixup, cutmix: parameters of the Beta distributions that images are mixed by; 0 for none.
+        label_smoothing: share of a label's weight that is spread over all classes.
+        eval_only: measure the accuracy of a fine-tuned checkpoint and train nothing.
+        batch_size: images at a time on each process when accuracy is measured.
+        evaluate_every_epochs: epochs between measurements on the way.
+    """
+
+    metric = "finetune"
+
+    def __init__(
+        self,
+        source: EncoderSource,
+        data: ImageData,
+        train_transform: Transform,
+        optimizer: Optimization,
+        trainer: Trainer,
+        pool: Pool,
+        drop_path: float,
+        mixup: float,
+        cutmix: float,
+        label_smoothing: float,
+        eval_only: bool,
+        batch_size: int,
+        evaluate_every_epochs: int,
+    ) -> None:
+        super().__init__(source, data)
+        if mixup < 0 or cutmix < 0 or not 0 <= label_smoothing < 1 or not 0 <= drop_path < 1:
+            raise UserError(
+                f"task.mixup={mixup} and task.cutmix={cutmix} must not be negative, task.label_smoothing="
+                f"{label_smoothing} and task.drop_path={drop_path} be shares below 1"
+            )
+        if evaluate_every_epochs < 1:
+            raise UserError(f"task.evaluate_every_epochs={evaluate_every_epochs} must be a positive number")
+        self.optimizer = optimizer
+        self.trainer = trainer
+        self.eval_only = eval_only
+        self.batch_size = batch_size
+        self.evaluate_every_epochs = evaluate_every_epochs
+        self.label_smoothing = label_smoothing
+        self.training = data.training(self.labelled, train_transform)
+        classes = len(self.classes)
+        self.mix = (
+            Mixup(mixup, cutmix, label_smoothing=label_smoothing, num_classes=classes) if mixup or cutmix else None
+        )
+        if eval_only:
+            self.model = source.trained_classifier(classes)
+        else:
+            self.model = source.classifier(classes, pool, drop_path)
+            self.weights = fingerprint(self.model)
+        check_image_size(self.model, data, source.checkpoint)
+
+    def check(self, seed: int, processes: Processes) -> None:
+        """Raise UserError for what cannot work on these processes, before anything is written."""
+        if self.eval_only:
+            return
+        plan = engine.step_plan(self, self.trainer, seed, processes)
+        if self.mix is not None and plan.micro_batch_size % 2:
+            raise UserError(
+                f"mixup and cutmix mix images in pairs, but trainer.batch_size gives {plan.micro_batch_size} at a time "
+                f"on each process: choose an even number, or task.mixup=0.0 task.cutmix=0.0"
+            )
+
+    def run(self, run: Run) -> dict[str, float]:
+        """Fine-tune and measure, or measure alone; accuracy in percent."""
+        origin = self.begin(run)
+        self.origin = origin
+        if self.eval_only:
+            answers = self._answers(self.model.to(run.processes.device), run)
+            answers.write(run)
+            return self.end(run, origin, {"finetune": answers.accuracy})
+        log.info(
+            f"fine-tuning of {self.source.checkpoint}: {len(self.training.images)} training and {len(self.held_out)} "
+            f"held-out images in {len(self.classes)} classes"
+        )
+        state = engine.fit(self, self.trainer, run)
+        measured: dict[str, dict[str, float]] = run.processes.broadcast(engine.evaluations(run))
+        last = measured[str(state.step)]
+        result = {"finetune": last["val/accuracy"]}
+        if "val/accuracy_ema" in last:
+            result["finetune_ema"] = last["val/accuracy_ema"]
+        result["finetune_best"] = max(each["val/accuracy"] for each in measured.values())
+        return self.end(run, origin, result)
+
+    def loss(self, batch: Batch, state: TrainingState, noise: StepNoise) -> Tensor:
+        """Cross-entropy of each image, (B,), with smoothed and mixed labels."""
+        images_BCHW, labels = batch.images_BCHW, batch.labels_B
+        if self.mix is not None:
+            with seeded(noise.seed_for("mixup", batch.first_row)):
+                images_BCHW, labels = self.mix(images_BCHW, labels)  # which smooths the labels itself
+        smoothing = 0.0 if self.mix is not None else self.label_smoothing
+        logits_BC = state.forward(images_BCHW).float()
+        return F.cross_entropy(logits_BC, labels, reduction="none", label_smoothing=smoothing)
+
+    def evaluate(self, state: TrainingState, epoch: int, last: bool, run: Run) -> dict[str, float]:
+        """Accuracy on the held-out images, if it is due; the best model so far is kept in `best/`."""
+        if not last and not (epoch and epoch % self.evaluate_every_epochs == 0):
+            return {}
+        answers = self._answers(self.model, run)
+        metrics = {"val/accuracy": answers.accuracy}
+        if state.ema is not None:
+            metrics["val/accuracy_ema"] = self._answers(state.ema.module, run).accuracy
+        if last:
+            answers.write(run)
+        before = run.processes.broadcast([each["val/accuracy"] for each in engine.evaluations(run).values()])
+        if answers.accuracy > max(before, default=-1.0):
+            self._keep_best(state, run)
+        log.info("accuracy after step %d: %.2f %%", state.step, answers.accuracy)
+        return metrics
+
+    def _keep_best(self, state: TrainingState, run: Run) -> None:
+        plan = engine.step_plan(self, self.trainer, run.seed, run.processes)
+        content = engine.checkpoint_content(self, state, run, plan)
+        if run.processes.is_main:
+            folder = run.folder.path / "best"
+            checkpoint.save(folder, state.step, content)
+            checkpoint.prune(folder, 1, lambda _: False)
+
+    def _answers(self, model: nn.Module, run: Run) -> Answers:
+        model.eval()
+
+        def predict(images_BCHW: Tensor) -> dict[str, Tensor]:
+            return {"class": model(images_BCHW).argmax(-1)}
+
+        found = extract(
+            Pass(predict, self.data, self.held_out, range(len(self.held_out)), self.batch_size, "accuracy"), run
+        )
+        return Answers(torch.as_tensor(found.by_kind["class"]), found.labels_M, self.classes)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Which encoder it began with."""
+        return origin_record(self.origin, self.weights)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Make sure it is the same encoder."""
+        check_same_encoder(state, self.weights, self.source.checkpoint)

@@ -1,0 +1,205 @@
+"""Linear probe: a linear classifier on the frozen encoder, trained on augmented images by the one training loop.
+
+Shapes: S heads, K kinds of features, B images, D width.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from semaim import engine
+from semaim.classification import Answers
+from semaim.data import ImageData
+from semaim.data.loading import Batch, TrainingData
+from semaim.data.sources import ImageSet
+from semaim.data.subsets import hold_out
+from semaim.data.transforms import Transform
+from semaim.distributed import Processes
+from semaim.encoders import EncoderSource, fingerprint
+from semaim.errors import UserError
+from semaim.features import Pass, extract
+from semaim.models.heads import LinearHeads
+from semaim.models.vit import encode
+from semaim.optimizers import Optimization
+from semaim.run_context import Run
+from semaim.seeding import StepNoise
+from semaim.tasks.evaluation import Evaluation, check_image_size, check_same_encoder, origin_record
+from semaim.trainer import Trainer
+from semaim.training_state import TrainingState
+
+log = logging.getLogger(__name__)
+Read = Callable[[Tensor], Tensor]
+
+
+class HeadTraining:
+    """What the training loop needs to train linear heads.
+
+    Args:
+        model: the heads.
+        training: images or whatever `read` turns into features.
+        read: features (K, B, D) of a batch, without gradient.
+        optimizer: of the heads.
+    """
+
+    def __init__(self, model: LinearHeads, training: TrainingData, read: Read, optimizer: Optimization) -> None:
+        self.model = model
+        self.training = training
+        self.read = read
+        self.optimizer = optimizer
+
+    def loss(self, batch: Batch, state: TrainingState, noise: StepNoise) -> Tensor:
+        """Cross-entropy of each image, (B,), summed over the heads, which keeps their gradients apart."""
+        with torch.no_grad():
+            features_KBD = self.read(batch.images_BCHW)
+        logits_SBC = state.forward(features_KBD)
+        return torch.stack([F.cross_entropy(x_BC, batch.labels_B, reduction="none") for x_BC in logits_SBC]).sum(0)
+
+    def evaluate(self, state: TrainingState, epoch: int, last: bool, run: Run) -> dict[str, float]:
+        """Nothing on the way."""
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing but the heads changes."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Nothing to put back."""
+
+
+class LinearProbe(Evaluation, HeadTraining):
+    """The task.
+
+    Args:
+        source: the encoder; it stays as it is, in eval mode.
+        data: labelled images, some of them held out.
+        train_transform: augmentation of the training images.
+        optimizer: of the heads.
+        trainer: settings of the loop.
+        features: kinds of features, "cls" or "mean"; a head for each.
+        base_lrs: several learning rates to try in one pass, in place of the optimizer's; the best on held-out training
+            images is taken. Null for the optimizer's alone, which needs no choice and trains on all images.
+        holdout: share of every class of the training images that the choice is made on.
+        seed: decides which images these are.
+        batch_size: images at a time on each process when accuracy is measured.
+        evaluate_every_epochs: epochs between measurements on the way; null for the last alone.
+    """
+
+    def __init__(
+        self,
+        source: EncoderSource,
+        data: ImageData,
+        train_transform: Transform,
+        optimizer: Optimization,
+        trainer: Trainer,
+        features: Sequence[str],
+        base_lrs: Sequence[float] | None,
+        holdout: float,
+        seed: int,
+        batch_size: int,
+        evaluate_every_epochs: int | None,
+    ) -> None:
+        Evaluation.__init__(self, source, data)
+        if not features or not set(features) <= {"cls", "mean"} or len(set(features)) < len(features):
+            raise UserError(f"task.features={list(features)} must name cls, mean or both")
+        if base_lrs is not None and (not base_lrs or min(base_lrs) <= 0):
+            raise UserError(f"task.base_lrs={list(base_lrs)} must be positive learning rates, or null")
+        self.kinds = list(features)
+        self.base_lrs = [optimizer.base_lr] if base_lrs is None else list(base_lrs)
+        if trainer.clip_grad is not None and len(self.kinds) * len(self.base_lrs) > 1:
+            raise UserError("trainer.clip_grad would let the heads disturb each other: leave it null")
+        self.trainer = trainer
+        self.batch_size = batch_size
+        self.evaluate_every_epochs = evaluate_every_epochs
+        self.metric = f"linprobe_{self.kinds[0]}"
+        self.vit = source.encoder().requires_grad_(False)
+        check_image_size(self.vit, data, source.checkpoint)
+        if "cls" in self.kinds and self.vit.num_prefix_tokens == 0:
+            raise UserError(f"checkpoint={source.checkpoint} has no class token: set task.features=[mean]")
+        self.weights = fingerprint(self.vit)
+        images: ImageSet = self.labelled
+        self.chosen_on: ImageSet | None = None
+        if len(self.base_lrs) > 1:
+            images, self.chosen_on = hold_out(self.labelled, holdout, seed)
+        heads = LinearHeads(
+            self.vit.embed_dim, len(self.classes), len(self.kinds), [lr / optimizer.base_lr for lr in self.base_lrs]
+        )
+        HeadTraining.__init__(self, heads, data.training(images, train_transform), self._read, optimizer)
+
+    @property
+    def head_names(self) -> list[str]:
+        """Names of the heads, in their order."""
+        several = len(self.base_lrs) > 1
+        return [f"{kind}_lr{lr:g}" if several else kind for kind in self.kinds for lr in self.base_lrs]
+
+    def check(self, seed: int, processes: Processes) -> None:
+        """Raise UserError for what cannot work on these processes, before anything is written."""
+        plan = engine.step_plan(self, self.trainer, seed, processes)
+        if plan.micro_batch_size < 2:
+            raise UserError("the linear probe normalises over a batch, which needs two images per process: raise "
+                            "trainer.batch_size or lower trainer.accumulate")  # fmt: skip
+
+    def run(self, run: Run) -> dict[str, float]:
+        """Train the heads; accuracy in percent for each kind of feature."""
+        origin = self.begin(run)
+        self.origin = origin
+        self.vit.to(run.processes.device)
+        log.info(
+            f"linear probe of {self.source.checkpoint}: {', '.join(self.head_names)}; "
+            f"{len(self.training.images)} training and {len(self.held_out)} held-out images"
+        )
+        state = engine.fit(self, self.trainer, run)
+        accuracies = engine.evaluations(run)[str(state.step)] if run.processes.is_main else {}
+        accuracies = run.processes.broadcast(accuracies)
+        result = {}
+        for kind in self.kinds:
+            best = self._best(kind, accuracies)
+            result[f"linprobe_{kind}"] = accuracies[f"val/{best}"]
+            if self.chosen_on is not None:
+                result[f"linprobe_{kind}_base_lr"] = self.base_lrs[self.head_names.index(best) % len(self.base_lrs)]
+        return self.end(run, origin, result)
+
+    def _best(self, kind: str, accuracies: dict[str, float]) -> str:
+        """The head of a kind with the best accuracy on the images held out for the choice."""
+        heads = [name for name in self.head_names if name.split("_lr")[0] == kind]
+        return max(heads, key=lambda name: accuracies.get(f"holdout/{name}", 0.0))
+
+    def evaluate(self, state: TrainingState, epoch: int, last: bool, run: Run) -> dict[str, float]:
+        """Accuracy of each head on the held-out images, and on those held out for the choice, if it is due."""
+        every = self.evaluate_every_epochs
+        if not last and not (every is not None and epoch and epoch % every == 0):
+            return {}
+        self.model.eval()
+        answers = {f"val/{name}": each for name, each in self._answers(self.held_out, run).items()}
+        if self.chosen_on is not None:
+            answers |= {f"holdout/{name}": each for name, each in self._answers(self.chosen_on, run).items()}
+        accuracies = {name: each.accuracy for name, each in answers.items()}
+        if last:
+            answers[f"val/{self._best(self.kinds[0], accuracies)}"].write(run)
+        shown = ", ".join(f"{name} {value:.2f} %" for name, value in accuracies.items())
+        log.info("linear probe after step %d: %s", state.step, shown)
+        return accuracies
+
+    def _answers(self, images: ImageSet, run: Run) -> dict[str, Answers]:
+        def predict(images_BCHW: Tensor) -> dict[str, Tensor]:
+            return dict(zip(self.head_names, self.model(self._read(images_BCHW)).argmax(-1), strict=True))
+
+        found = extract(Pass(predict, self.data, images, range(len(images)), self.batch_size, "accuracy"), run)
+        return {name: Answers(found.tensor(name), found.labels_M, self.classes) for name in self.head_names}
+
+    def _read(self, images_BCHW: Tensor) -> Tensor:
+        by_kind = encode(self.vit, images_BCHW)
+        return torch.stack([by_kind[kind] for kind in self.kinds])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Which encoder the heads are for."""
+        return origin_record(self.origin, self.weights)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Make sure it is the same encoder."""
+        check_same_encoder(state, self.weights, self.source.checkpoint)
