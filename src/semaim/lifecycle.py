@@ -165,9 +165,13 @@ def _note_start(folder: RunFolder, job: Job, processes: Processes) -> None:
 
 
 def _tell_result(result: dict[str, float]) -> None:
+    """Show each result on a line; what ends in _std is the standard deviation of the one of that name."""
     width = max(len(name) for name in result)
     for name, value in result.items():
-        log.info("  %-*s  %s", width, name, f"{value:.2f}" if abs(value) >= 1 else f"{value:.4g}")
+        if name.removesuffix("_std") in result.keys() - {name}:
+            continue
+        deviation = f" ± {result[f'{name}_std']:.2f}" if f"{name}_std" in result else ""
+        log.info("  %-*s  %s%s", width, name, f"{value:.2f}" if abs(value) >= 1 else f"{value:.4g}", deviation)
 
 
 def _from_here(path: Path) -> Path:

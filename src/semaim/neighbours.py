@@ -29,8 +29,9 @@ def nearest_neighbours(
 ) -> dict[int, Tensor]:
     """Classify queries by their nearest neighbours in a bank.
 
-    Cosine similarity in float32; each of the k nearest votes for its class with weight exp(similarity / 0.07). The bank
-    is read once, block by block, and processes share the queries.
+    Cosine similarity; each of the k nearest votes for its class with weight exp(similarity / 0.07). The bank is read
+    once, block by block, and processes share the queries. All of it is computed in float64: features of a network are
+    often so alike that in float32 many similarities are equal, and chance decides who is near.
 
     Args:
         bank_MD, bank_labels_M: labelled features, in memory or mapped from a file.
@@ -72,7 +73,7 @@ def nearest_neighbours(
 
 
 def _normalised(rows: Array, device: torch.device) -> Tensor:
-    return F.normalize(torch.as_tensor(rows).to(device), dim=-1)
+    return F.normalize(torch.as_tensor(rows).to(device, torch.float64), dim=-1)
 
 
 def vote(similarity_QK: Tensor, label_QK: Tensor, ks: Sequence[int], classes: int) -> dict[int, Tensor]:
@@ -81,7 +82,7 @@ def vote(similarity_QK: Tensor, label_QK: Tensor, ks: Sequence[int], classes: in
     weight_QK = ((similarity_QK - similarity_QK[:, :1]) / TEMPERATURE).exp()
     predicted = {}
     for k in ks:
-        votes_QC = torch.zeros(len(label_QK), classes, device=label_QK.device)
+        votes_QC = torch.zeros(len(label_QK), classes, device=label_QK.device, dtype=weight_QK.dtype)
         votes_QC.scatter_add_(1, label_QK[:, :k], weight_QK[:, :k])
         predicted[k] = votes_QC.argmax(1).cpu()
     return predicted

@@ -119,7 +119,7 @@ def read(uri: str, experiments: Collection[str]) -> list[Any]:
     except UserError:
         raise
     except Exception as error:  # MLflow and what lies below it raise many kinds
-        said = str(error).split("\n")[0] or type(error).__name__
+        said = re.split(r"\n|\. ", str(error))[0] or type(error).__name__
         hint = f"; if another version of MLflow wrote it: mlflow db upgrade {uri}" if uri.startswith(SQLITE) else ""
         raise UserError(f"--uri={uri} cannot be read as an MLflow store ({said}){hint}") from error
     return [run for run in runs if "pretrained.run" in run.data.tags and any(map(evaluation, run.data.metrics))]
@@ -151,7 +151,7 @@ def choose(runs: Sequence[Any], tags: Sequence[tuple[str, str]]) -> list[Any]:
 
 def method_of(run: Any) -> Method:
     """What an evaluation says of its encoder. Without an order of patches it goes by the name of its checkpoint."""
-    tags = run.data.tags
+    tags, epochs = run.data.tags, run.data.metrics.get("pretrained/epochs")
     permutation, target = tags.get("pretrained.permutation", ""), tags.get("pretrained.target", "")
     return Method(
         name=f"{permutation} {target}".strip() if permutation else tags["pretrained.run"],
@@ -159,7 +159,7 @@ def method_of(run: Any) -> Method:
         permutation=permutation,
         target=target,
         pretrained_on=tags.get("pretrained.data", ""),
-        epochs=run.data.metrics.get("pretrained/epochs"),
+        epochs=None if epochs is None else round(epochs, 2),  # images that cannot be read make small differences
         evaluated_on=tags.get("data", ""),
     )
 
