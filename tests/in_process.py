@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from omegaconf import DictConfig
+from omegaconf import DictConfig, open_dict
 
 from commands import SMALL
 from semaim.command_line import CONF
-from semaim.lifecycle import execute
+from semaim.lifecycle import Job, execute, session
 from semaim.run import plain
 
 
@@ -22,9 +21,24 @@ def composed(*overrides: str) -> DictConfig:
         return compose("config", overrides=list(overrides))
 
 
+def job(*overrides: str) -> Job:
+    """What a command line asks for."""
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("config", overrides=list(overrides), return_hydra_config=True)
+    with open_dict(cfg):
+        choices = {group: choice for group, choice in cfg.pop("hydra").runtime.choices.items() if group in cfg}
+    return Job(cfg, plain(cfg), overrides, choices)
+
+
 def run(folder: Path, *overrides: str) -> Path:
-    """Run a command line; its run folder."""
-    cfg = composed(*SMALL, "run_name=run", f"runs_dir={folder}", *overrides)
-    config: dict[str, Any] = plain(cfg)
-    execute(cfg, config, overrides)
-    return Path(config["run_dir"])
+    """Run a pretraining command line, as small as it goes; its run folder."""
+    return go(folder, *SMALL, "run_name=run", *overrides)
+
+
+def go(folder: Path, *overrides: str) -> Path:
+    """Run any command line that names its run; its run folder."""
+    asked = job(f"runs_dir={folder}", *overrides)
+    with session(asked.config["device"]) as (processes, stop):
+        execute(asked, processes, stop)
+    return Path(asked.config["run_dir"])

@@ -183,14 +183,14 @@ def test_help_names_every_group_on_one_page(tmp_path: Path) -> None:
     done = run(tmp_path, "--help")
     assert done.returncode == 0
     lines = done.stdout.splitlines()
-    groups = {path.name for path in CONF.iterdir() if path.is_dir()} - {"hydra"}
+    groups = {path.name for path in CONF.iterdir() if path.is_dir()} - {"hydra", "small_data"}
     explained = {line.split()[0] for line in lines if line.startswith("  ") and line.strip()}
     assert groups <= explained
     assert len(groups) >= 10
     assert len(lines) <= 60
     assert [line for line in lines if len(line) > 120] == []
     words = set(done.stdout.replace(",", " ").split())
-    choices = {path.stem for path in CONF.glob("*/*.yaml")}
+    choices = {path.stem for group in groups for path in (CONF / group).glob("*.yaml")}
     assert choices - words == set(), "every choice of every group is named"
     assert list(tmp_path.iterdir()) == []
 

@@ -29,11 +29,11 @@ import semaim
 from semaim.command_line import CONF, explain
 from semaim.data import ImageData
 from semaim.errors import UserError
+from semaim.runfolder import flatten
 
 SOURCE = Path(semaim.__file__).parent
-CHOICES = sorted(
-    (path.parent.name, path.stem) for path in CONF.glob("*/*.yaml") if path.parent.name not in ("hydra", "experiment")
-)
+NOT_CHOSEN = ("hydra", "experiment", "small_data")  # small_data follows from data and task
+CHOICES = sorted((path.parent.name, path.stem) for path in CONF.glob("*/*.yaml") if path.parent.name not in NOT_CHOSEN)
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 NEEDS_ROOT = ("folder", "imagenet")
 DOWNLOADED = ("cifar10", "stl10")
@@ -44,6 +44,10 @@ AT_RUNTIME = {
     "semaim.data.sources.stl10": {"root"},
     "semaim.data.sources.image_folders": {"root"},
     "torch.optim.AdamW": {"params"},
+    "torch.optim.SGD": {"params"},
+    "semaim.optimizers.parameter_groups": {"model", "weight_decay"},
+    "semaim.optimizers.layer_decay_groups": {"model", "weight_decay"},
+    "semaim.models.heads.head_groups": {"model", "weight_decay"},
 }
 # embed_dim, depth, num_heads, query_depth
 SIZES = {
@@ -99,7 +103,7 @@ def photographs(tmp_path: Path) -> Path:
 
 def test_every_group_has_choices() -> None:
     groups = {group for group, _ in CHOICES}
-    assert groups == {path.name for path in CONF.iterdir() if path.is_dir()} - {"hydra", "experiment"}
+    assert groups == {path.name for path in CONF.iterdir() if path.is_dir()} - set(NOT_CHOSEN)
     assert len(CHOICES) >= 30
     assert {choice for group, choice in CHOICES if group == "model"} == set(SIZES)
 
@@ -165,6 +169,17 @@ def test_task_composes_from_defaults(task: str) -> None:
         built = instantiate(config.task)
         assert f"{type(built).__module__}.{type(built).__name__}" == target
         assert built.model.architecture["out_channels"] == 48
+
+
+@pytest.mark.parametrize("path", sorted((CONF / "small_data").glob("*.yaml")), ids=lambda path: path.stem)
+def test_small_data_change_options_that_exist(path: Path) -> None:
+    data, task = path.stem.split("_")
+    assert ("data", data) in CHOICES
+    assert ("task", task) in CHOICES
+    for key, value in flatten(OmegaConf.to_container(OmegaConf.load(path))).items():
+        config = composed(f"data={data}", f"task={task}")
+        assert OmegaConf.select(config, key, throw_on_missing=True) == value
+        assert key in flatten(plain(composed("data=imagenet", f"task={task}")))
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
@@ -240,7 +255,7 @@ def help_options() -> list[tuple[str, str]]:
 
 def test_help_lists_every_group_and_names_experiments_that_exist() -> None:
     explained = set(re.findall(r"^    (\w+)  +\w", help_text(), re.MULTILINE))
-    assert {path.name for path in CONF.iterdir() if path.is_dir()} - {"hydra"} <= explained
+    assert {path.name for path in CONF.iterdir() if path.is_dir()} - {"hydra", "small_data"} <= explained
     assert len(help_options()) >= 25
     experiments = set(re.findall(r"\+experiment=([\w-]+)", help_text())) - {"name"}
     assert experiments
@@ -249,10 +264,13 @@ def test_help_lists_every_group_and_names_experiments_that_exist() -> None:
 
 @pytest.mark.parametrize(("key", "values"), help_options())
 def test_option_in_the_help_exists(key: str, values: str) -> None:
-    for value in re.split(r"[|,]", values):
+    for value in re.split(r"[|,](?![^[]*\])", values):  # but not inside a list
         if key in {group for group, _ in CHOICES}:
             assert (key, value) in CHOICES
         elif "<" in value or "..." in value:
             assert key in composed()
         else:
-            composed(f"{key}={value}")  # refuses a key that does not exist
+            tasks = (
+                [choice for group, choice in CHOICES if group == "task"] if key.startswith("task.") else ["pretrain"]
+            )
+            assert any(key in flatten(plain(composed(f"task={task}"))) for task in tasks)

@@ -22,7 +22,7 @@ from commands import run
 from semaim import report
 from semaim.delivery import SQLITE
 from semaim.errors import UserError
-from semaim.report_plot import COLOURS, CSV_COLUMNS, MARKERS, Row, by_epochs, by_gpu_hours, columns, points
+from semaim.report_table import COLOURS, CSV_COLUMNS, MARKERS, Row, by_epochs, by_gpu_hours, columns, points
 
 REPORT = (sys.executable, "-m", "semaim.report")
 # Published accuracies by method, model and epochs: after fine-tuning, and of a linear probe.
@@ -481,11 +481,18 @@ def test_other_files_are_left_alone(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert len(list(tmp_path.iterdir())) == 3
 
 
-def test_store_of_another_version_of_mlflow_is_not_migrated(
-    empty_copy: Store, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    "change",
+    [
+        "UPDATE alembic_version SET version_num = '0a8213491aaa'",
+        "DELETE FROM experiments WHERE name = 'Default'",  # which MLflow puts into every store that it opens
+    ],
+)
+def test_store_that_needs_changing_is_not_changed(
+    empty_copy: Store, capsys: pytest.CaptureFixture[str], change: str
 ) -> None:
     with sqlite3.connect(empty_copy.path) as database:
-        database.execute("UPDATE alembic_version SET version_num = '0a8213491aaa'")
+        database.execute(change)
     before = empty_copy.path.read_bytes()
     assert f"mlflow db upgrade {empty_copy.uri}" in fails(capsys, "--uri", empty_copy.uri)
     assert empty_copy.path.read_bytes() == before

@@ -67,7 +67,7 @@ def model_of(state: dict[str, Any], path: Path, num_heads: int | None, ema: bool
     """The two-stream model in a checkpoint; see `load_model`."""
     if "architecture" in state:
         architecture = state["architecture"]
-        if not architecture or "out_channels" not in architecture:
+        if architecture is None or "classifier" in architecture:
             raise UserError(f"checkpoint={path} is of an evaluation, it holds no pretrained two-stream model")
         weights = chosen_weights(state, path, ema)
     else:

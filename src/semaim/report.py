@@ -28,7 +28,7 @@ from urllib.parse import quote
 from semaim.delivery import SQLITE, absolute_uri
 from semaim.errors import UserError
 from semaim.files import write_text
-from semaim.report_plot import (
+from semaim.report_table import (
     PROTOCOLS,
     Evaluation,
     Figure,
