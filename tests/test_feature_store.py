@@ -20,7 +20,7 @@ from semaim.encoders import fingerprint
 from semaim.errors import Interrupted, UserError
 from semaim.feature_store import stored
 from semaim.features import Pass, extract
-from semaim.models.vit import build_vit, encode, vit_of
+from semaim.models.vit import encode, vit_of
 
 ASKED = [7, 0, 29, 3, 12, 4, 21]
 FILES = ["cls.npy", "index.npy", "labels.npy", "mean.npy"]
@@ -230,23 +230,21 @@ def test_folders_of_files_of_the_same_names_are_other_images(run, kept, tmp_path
     assert features[1][0, 0] > features[0][0, 0]
 
 
-def test_the_fingerprint_of_an_encoder_tells_whatever_changes_its_features():
+def test_the_fingerprint_of_an_encoder_tells_whatever_changes_its_features(tiny_model):
     """The name of the files depends on an encoder by `encoders.fingerprint` alone."""
-    sizes = {"image_size": (8, 8), "patch_size": 4, "embed_dim": 16, "depth": 1, "num_heads": 2, "mlp_ratio": 2.0}
 
-    def made(weights=None, **changes):
-        vit = build_vit(sizes | changes, 0, "cls", 0.0).eval()
-        if weights is not None:
-            vit.load_state_dict(weights.state_dict())
-        return vit
+    def made(**changes):
+        return vit_of(tiny_model(image_size=8, **changes)).eval()
 
     one = made()
-    assert fingerprint(made(one)) == fingerprint(one)
-    other_weights = made(one)
+    assert fingerprint(made()) == fingerprint(one)
+    other_weights = made()
     with torch.no_grad():
         other_weights.blocks[0].mlp.fc2.bias[3] += 1e-6
     assert fingerprint(other_weights) != fingerprint(one)
-    four_heads = made(one, num_heads=4)  # task.source.num_heads=4: the same weights, but not the same features
+    four_heads = made(num_heads=4)  # task.source.num_heads=4: the same weights, but not the same features
+    weights = one.state_dict()
+    assert all(torch.equal(value, weights[name]) for name, value in four_heads.state_dict().items())
     images_BCHW = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         assert (encode(four_heads, images_BCHW)["cls"] - encode(one, images_BCHW)["cls"]).abs().max() > 1e-3

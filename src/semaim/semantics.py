@@ -71,12 +71,18 @@ class SemanticMap:
         self.source = source
         self.full_precision = full_precision
 
-    @torch.no_grad()
     def __call__(self, encoder: Encoder, images_BCHW: Tensor) -> Tensor:
         """Maps (B, L), float32, in the autocast precision of the caller unless `full_precision`."""
+        return self.with_tokens(encoder, images_BCHW)[0]
+
+    @torch.no_grad()
+    def with_tokens(self, encoder: Encoder, images_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+        """Maps, and the tokens (B, N, D) of the pass that they are made of."""
         device = images_BCHW.device.type
         enabled = torch.is_autocast_enabled(device) and not self.full_precision
         with torch.autocast(device, torch.get_autocast_dtype(device), enabled=enabled):
             if self.kind == "self":
-                return encoder.encode_with_attention(images_BCHW)[1].float()
-            return semantic_map(encoder.encode(images_BCHW), self.kind)
+                tokens_BND, attention_BL = encoder.encode_with_attention(images_BCHW)
+                return attention_BL.float(), tokens_BND
+            tokens_BND = encoder.encode(images_BCHW)
+            return semantic_map(tokens_BND, self.kind), tokens_BND

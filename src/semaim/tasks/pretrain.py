@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from semaim import engine
@@ -30,10 +31,12 @@ from semaim.seeding import StepNoise
 from semaim.semantics import SemanticMap
 from semaim.targets import Pixels
 from semaim.tasks.knn import OnlineNeighbours
+from semaim.tasks.online_linear import OnlineLinear
 from semaim.trainer import Trainer
 from semaim.training_state import TrainingState
 
 log = logging.getLogger(__name__)
+EVALUATED_AT_ONCE = 64  # images, when the online linear classifier is measured
 
 
 class Pretraining:
@@ -49,6 +52,8 @@ class Pretraining:
         trainer: settings of the loop.
         online_knn: k-NN evaluation before, during and after training; null for none.
         knn_every_epochs: epochs between those during training; null for none but the first and the last.
+        online_linear_lr: learning rate of a linear classifier that learns beside, for 256 images; its accuracy is
+            measured together with the k-NN's. Null for none. Orders without a map pay an encoder pass a step for it.
         checkpoint: weights to start from (what `load_model` takes); null to start from random ones.
     """
 
@@ -65,6 +70,7 @@ class Pretraining:
         trainer: Trainer,
         online_knn: OnlineNeighbours | None,
         knn_every_epochs: int | None,
+        online_linear_lr: float | None,
         checkpoint: str | None,
     ) -> None:
         self.model: AIM = model(out_channels=target.channels)
@@ -77,6 +83,10 @@ class Pretraining:
         self.trainer = trainer
         self.online_knn = online_knn
         self.knn_every_epochs = knn_every_epochs
+        self.online_linear: OnlineLinear | None = None
+        if online_linear_lr is not None:
+            lr = scaled_lr(online_linear_lr, trainer.batch_size // trainer.accumulate)
+            self.online_linear = OnlineLinear(self.model.embed_dim, data, lr, EVALUATED_AT_ONCE)
         if checkpoint is not None:
             load_weights(self.model, load_model(checkpoint).state_dict(), Path(checkpoint))
         if self.model.image_size != data.image_size or self.model.patch_size != target.patch_size:
@@ -95,6 +105,8 @@ class Pretraining:
     def run(self, run: Run) -> dict[str, float]:
         """Pretrain to the end; the last loss and the k-NN accuracies before and after."""
         self._announce(run)
+        if self.online_linear is not None:
+            self.online_linear.begin(run.processes)
         state = engine.fit(self, self.trainer, run)
         evaluations = engine.evaluations(run)
         result = {"loss": state.loss}
@@ -118,17 +130,30 @@ class Pretraining:
         images_BCHW = batch.images_BCHW
         grid = self.model.grid
         noise_BK = noise.rows(batch.first_row, len(images_BCHW), noise_columns(grid), images_BCHW.device)
-        map_BL = self.semantic_map(self._map_encoder(state), images_BCHW) if self.permutation.needs_map else None
+        map_BL, tokens_BND = None, None
+        if self.permutation.needs_map:
+            map_BL, tokens_BND = self.semantic_map.with_tokens(self._map_encoder(state), images_BCHW)
+        if self.online_linear is not None:
+            self._learn_online(self.online_linear, batch, tokens_BND)
         order_BL = self.permutation.order(grid, noise_BK, map_BL)
         prediction_BLP = state.forward(images_BCHW, order_BL)
         return self.target.loss(prediction_BLP, self.target(images_BCHW)).mean(1)
 
+    def _learn_online(self, linear: OnlineLinear, batch: Batch, tokens_BND: Tensor | None) -> None:
+        """A step of the linear classifier, on the tokens of the semantic pass if they are the online encoder's."""
+        if tokens_BND is None or self.semantic_map.source != "online":
+            with torch.no_grad():
+                tokens_BND = self.model.encode(batch.images_BCHW)
+        linear.learn(tokens_BND, batch.labels_B)
+
     def state_dict(self) -> dict[str, Any]:
-        """Nothing but the model changes."""
-        return {}
+        """The linear classifier that learns beside."""
+        return {} if self.online_linear is None else {"online_linear": self.online_linear.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Nothing to put back."""
+        """Undo of `state_dict`."""
+        if self.online_linear is not None:
+            self.online_linear.load_state_dict(state["online_linear"])
 
     def _map_encoder(self, state: TrainingState) -> AIM:
         model: nn.Module = self.model
@@ -138,15 +163,21 @@ class Pretraining:
         return model
 
     def evaluate(self, state: TrainingState, epoch: int, last: bool, run: Run) -> dict[str, float]:
-        """Online k-NN accuracies, if they are due."""
+        """Online k-NN and linear accuracies, if they are due."""
         every = self.knn_every_epochs
         during = every is not None and epoch % every == 0
-        if self.online_knn is None or self.data.source.val is None or not (epoch == 0 or last or during):
+        if self.data.source.val is None or not (epoch == 0 or last or during):
             return {}
         self.model.eval()
-        accuracies = self.online_knn.accuracy(lambda images: pooled(self.model.encode(images)), self.data, run)
-        best = max(accuracies, key=lambda name: accuracies[name])
-        log.info("online k-NN after step %d: %.1f %% (%s)", state.step, accuracies[best], best)
+        accuracies: dict[str, float] = {}
+        if self.online_knn is not None:
+            accuracies = self.online_knn.accuracy(lambda images: pooled(self.model.encode(images)), self.data, run)
+            best = max(accuracies, key=lambda name: accuracies[name])
+            log.info("online k-NN after step %d: %.1f %% (%s)", state.step, accuracies[best], best)
+        if self.online_linear is not None and epoch > 0:
+            accuracies |= (linear := self.online_linear.accuracy(self.model.encode, run))
+            shown = ", ".join(f"{value:.1f} % ({name})" for name, value in linear.items())
+            log.info("online linear classifier after step %d: %s", state.step, shown)
         return {f"online/{name}": value for name, value in accuracies.items()}
 
     def _announce(self, run: Run) -> None:
