@@ -51,13 +51,13 @@ class Evaluation:
     def begin(self, run: Run) -> Origin:
         """Say in the run where its encoder is from."""
         origin = self.source.origin(run.seed, run.choices)
-        run.tag({"task": run.choices.get("task", ""), "data": run.choices.get("data", "")} | origin.tags)
+        run.tag(origin.tags)
         run.log(origin.step, origin.metrics)
-        if (before := origin.data) is not None and before["val_fraction"] != run.config["data"]["val_fraction"]:
+        if origin.data is not None and other_split(origin.data, run.config["data"]):
             log.warning(
-                "the encoder was pretrained with data.val_fraction=%s, here it is %s: images held out now may have "
-                "been seen (without labels) then", before["val_fraction"], run.config["data"]["val_fraction"]
-            )  # fmt: skip
+                "these data were split otherwise when the encoder was pretrained on them: images held out now may have "
+                "been seen (without labels) then. Give data.val_fraction, data.val_seed and data.source as they were"
+            )
         return origin
 
     def end(self, run: Run, origin: Origin, result: Mapping[str, float]) -> dict[str, float]:
@@ -76,6 +76,13 @@ class Evaluation:
     def next_commands(self, folder: Path, overrides: Sequence[str]) -> dict[str, str]:
         """What a person may want to type after this run."""
         return {"compare": "python -m semaim.report"}
+
+
+def other_split(before: dict[str, Any], now: dict[str, Any]) -> bool:
+    """Whether two configurations hold different images of the same data out."""
+    same_data = (before["root"], before["source"]["_target_"]) == (now["root"], now["source"]["_target_"])
+    splits = [(each["source"].get("val_fraction"), each["val_fraction"], each["val_seed"]) for each in (before, now)]
+    return same_data and splits[0] != splits[1]
 
 
 def encoder_pass(vit: VisionTransformer) -> Callable[[Tensor], Mapping[str, Tensor]]:

@@ -123,7 +123,8 @@ class Pretraining:
         larger = {"larger model": shlex.join([*command, "model=aim_small", *others])}
         if self.data.source.val is None:
             return larger
-        return {"evaluate": shlex.join([*command, "task=knn", f"checkpoint={folder}", *data])} | larger
+        evaluate = shlex.join([*command, "task=knn", f"checkpoint={folder}", *data])
+        return {"evaluate": f"{evaluate}  (or linprobe, finetune, fewshot)"} | larger
 
     def loss(self, batch: Batch, state: TrainingState, noise: StepNoise) -> Tensor:
         """Loss of each image, (B,): the mean over its patches."""
