@@ -23,6 +23,7 @@ from semaim.run_context import Run
 from semaim.training_state import wrap
 
 KINDS = ("cls", "mean")
+NORMALISED_BY = 1024  # training images, when accuracy is measured
 
 
 class OnlineLinear:
@@ -36,7 +37,7 @@ class OnlineLinear:
     """
 
     def __init__(self, width: int, data: ImageData, lr: float, batch_size: int) -> None:
-        _, self.held_out = data.labelled_and_held_out()
+        self.labelled, self.held_out = data.labelled_and_held_out()
         self.data = data
         self.batch_size = batch_size
         with torch.random.fork_rng(devices=[]):  # that pretraining is the same with and without it
@@ -61,6 +62,7 @@ class OnlineLinear:
 
     def accuracy(self, encode: Callable[[Tensor], Tensor], run: Run) -> dict[str, float]:
         """Accuracy in percent of the held-out images, by `linear_<kind>`."""
+        self._normalise(encode, run)
         self.heads.eval()
 
         def predict(images_BCHW: Tensor) -> dict[str, Tensor]:
@@ -73,6 +75,22 @@ class OnlineLinear:
             f"linear_{kind}": Answers(found.tensor(kind), found.labels_M, self.data.source.classes).accuracy
             for kind in KINDS
         }
+
+    def _normalise(self, encode: Callable[[Tensor], Tensor], run: Run) -> None:
+        """Normalise features by what they are now.
+
+        While the encoder learns, the mean of its features moves farther in a few steps than they differ from each
+        other, so that running averages are of no use.
+        """
+        indices = range(0, len(self.labelled), -(-len(self.labelled) // NORMALISED_BY))
+
+        def features(images_BCHW: Tensor) -> dict[str, Tensor]:
+            return pooled(encode(images_BCHW))
+
+        found = extract(Pass(features, self.data, self.labelled, indices, self.batch_size, "linear head"), run)
+        for norm, kind in zip(self.heads.norms, KINDS, strict=True):
+            var_D, mean_D = torch.var_mean(found.tensor(kind).to(run.processes.device), dim=0)
+            norm.load_state_dict(norm.state_dict() | {"running_mean": mean_D, "running_var": var_D})
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that changes, in plain types."""
