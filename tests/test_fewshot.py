@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 import statistics
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -35,7 +37,10 @@ SHOTS = (
     "task.repeats=3",
     "task.ks=[1,3]",
     "task.features_dir=null",
-    "trainer.epochs=30",
+    "trainer.epochs=20",
+    "trainer.warmup_epochs=0",
+    "trainer.batch_size=256",
+    "optimizer.base_lr=0.1",
     "run_name=few",
 )
 
@@ -45,19 +50,32 @@ def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run(tmp_path_factory.mktemp("pretrained"), *ENCODER)
 
 
-@pytest.fixture(scope="module")
-def few(tmp_path_factory: pytest.TempPathFactory, pretrained: Path) -> tuple[Path, list[tuple[int, list[int]]]]:
-    """Run folder, and the images that were chosen, with the number per class asked for, in the order of the results."""
-    choose, chosen = fewshot.few_of_each_class, []
+class Few(NamedTuple):
+    """A run and what it drew: for each of its six choices the images per class, the images, and the heads at first."""
 
-    def watched(images: Any, shots: int, seed: int) -> list[int]:
+    folder: Path
+    chosen: list[tuple[int, list[int]]]
+    heads: list[dict[str, Tensor]]
+
+
+@pytest.fixture(scope="module")
+def few(tmp_path_factory: pytest.TempPathFactory, pretrained: Path) -> Few:
+    choose, chosen, heads = fewshot.few_of_each_class, [], []
+
+    def choosing(images: Any, shots: int, seed: int) -> list[int]:
         chosen.append((shots, choose(images, shots, seed)))
         return chosen[-1][1]
 
+    def making(*args: Any) -> LinearHeads:
+        made = LinearHeads(*args)
+        heads.append({name: value.clone().double() for name, value in made.state_dict().items()})
+        return made
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fewshot, "few_of_each_class", watched)
+        patch.setattr(fewshot, "few_of_each_class", choosing)
+        patch.setattr(fewshot, "LinearHeads", making)
         folder = go(tmp_path_factory.mktemp("few"), *SHOTS, f"checkpoint={pretrained}")
-    return folder, chosen[2:]  # before the run it is tried whether there are enough
+    return Few(folder, chosen[2:], heads)  # before the run it is tried whether there are enough images
 
 
 @pytest.fixture(scope="module")
@@ -110,9 +128,8 @@ def test_the_loader_reads_features_as_images() -> None:
 # Which images
 
 
-def test_so_many_images_of_each_class(few: Any) -> None:
-    _, chosen = few
-    labels = np.array([digits().train.label(i) for i in range(1437)])
+def test_so_many_images_of_each_class(few: Few, features: Any) -> None:
+    chosen, (_, labels) = few.chosen, features["train"]
     assert [shots for shots, _ in chosen] == [1, 1, 1, 3, 3, 3]
     for shots, indices in chosen:
         assert np.bincount(labels[indices]).tolist() == [shots] * 10
@@ -125,8 +142,8 @@ def test_so_many_images_of_each_class(few: Any) -> None:
 # The numbers
 
 
-def test_names_of_the_results(few: Any) -> None:
-    folder, _ = few
+def test_names_of_the_results(few: Few) -> None:
+    folder = few.folder
     expected = {f"knn_1_{kind}_{shots}shot" for kind in ("cls", "mean") for shots in (1, 3)}
     expected |= {f"knn_3_{kind}_3shot" for kind in ("cls", "mean")}  # three neighbours of one image there are not
     expected |= {f"linprobe_{kind}_{shots}shot" for kind in ("cls", "mean") for shots in (1, 3)}
@@ -140,17 +157,16 @@ def test_names_of_the_results(few: Any) -> None:
 
 @pytest.mark.parametrize("kind", ["cls", "mean"])
 @pytest.mark.parametrize("shots", [1, 3])
-def test_nearest_neighbour_by_scikit_learn(few: Any, features: Any, kind: str, shots: int) -> None:
+def test_nearest_neighbour_by_scikit_learn(few: Few, features: Any, kind: str, shots: int) -> None:
     """Mean and deviation by hand, from the accuracies of the single choices."""
-    folder, chosen = few
     (train, labels), (val, val_labels) = features["train"], features["val"]
     accuracies = []
-    for indices in (indices for count, indices in chosen if count == shots):
+    for indices in (indices for count, indices in few.chosen if count == shots):
         model = KNeighborsClassifier(1, metric="cosine").fit(train[kind][indices].double().numpy(), labels[indices])
         accuracies.append(100 * (model.predict(val[kind].double().numpy()) == val_labels).mean())
     mean = sum(accuracies) / 3
     deviation = (sum((accuracy - mean) ** 2 for accuracy in accuracies) / 2) ** 0.5
-    result = status(folder)["result"]
+    result = status(few.folder)["result"]
     assert deviation > 0.1
     # Features that were computed in other batches round differently: one image of 360 may change sides.
     assert result[f"knn_1_{kind}_{shots}shot"] == pytest.approx(mean, abs=0.1)
@@ -160,73 +176,69 @@ def test_nearest_neighbour_by_scikit_learn(few: Any, features: Any, kind: str, s
 def heads_of(folder: Path, shots: int, repeat: int) -> LinearHeads:
     state = checkpoint.newest(folder / f"linear_{shots}shot_{repeat}" / "checkpoints")
     assert state is not None
-    assert state["step"] == 30
+    assert state["step"] == 20
     heads = LinearHeads(32, 10, 2, [1.0])
     heads.load_state_dict(state["model"])
     return heads.eval()
 
 
-def fitted_by_hand(x_MD: Tensor, labels_M: Tensor, query_QD: Tensor, epochs: int) -> Tensor:
-    """Classes of the queries: batch normalisation, momentum and half a cosine written out; weights start at zero."""
-    mean_D, var_D = x_MD.mean(0), x_MD.var(0, correction=0)
-    normed_MD = (x_MD - mean_D) / (var_D + 1e-6).sqrt()
-    running_mean_D, running_var_D = torch.zeros_like(mean_D), torch.ones_like(var_D)
-    weight_CD, bias_C = torch.zeros(10, x_MD.shape[1]).double(), torch.zeros(10).double()
+def fitted_by_hand(
+    x_MD: Tensor, labels_M: Tensor, weight_CD: Tensor, bias_C: Tensor, epochs: int
+) -> Callable[..., Tensor]:
+    """Logits of queries: batch normalisation, gradient, momentum and half a cosine written out, in float64."""
+    normed_MD = (x_MD - x_MD.mean(0)) / (x_MD.var(0, correction=0) + 1e-6).sqrt()
+    running_mean_D, running_var_D = torch.zeros_like(x_MD[0]), torch.ones_like(x_MD[0])
     moved_CD, moved_C = torch.zeros_like(weight_CD), torch.zeros_like(bias_C)
     for epoch in range(epochs):
         lr = 0.1 * len(x_MD) / 256 * 0.5 * (1 + np.cos(np.pi * epoch / epochs))
         error_MC = ((normed_MD @ weight_CD.T + bias_C).softmax(1) - F.one_hot(labels_M, 10)) / len(x_MD)
         moved_CD, moved_C = 0.9 * moved_CD + error_MC.T @ normed_MD, 0.9 * moved_C + error_MC.sum(0)
         weight_CD, bias_C = weight_CD - lr * moved_CD, bias_C - lr * moved_C
-        running_mean_D = 0.9 * running_mean_D + 0.1 * mean_D
+        running_mean_D = 0.9 * running_mean_D + 0.1 * x_MD.mean(0)
         running_var_D = 0.9 * running_var_D + 0.1 * x_MD.var(0)
-    return ((query_QD - running_mean_D) / (running_var_D + 1e-6).sqrt() @ weight_CD.T + bias_C).argmax(1)
+    return lambda query_QD: (query_QD - running_mean_D) / (running_var_D + 1e-6).sqrt() @ weight_CD.T + bias_C
 
 
-def test_the_linear_classifier(few: Any, features: Any) -> None:
-    """Its accuracies are those of the saved heads; these agree with a fit by hand.
+def test_the_linear_classifier(few: Few, features: Any) -> None:
+    """It answers 99 % of the images as a fit by hand from the same start, and the results are its accuracies.
 
-    The heads start at weights of 0.01, the fit by hand at zero, and no more is different: what they learn is larger by
-    far, so that only images near a border are answered differently. Nine of ten alike is far from two unlike fits,
-    which share about half of their answers here.
+    The rest is for images that lie nearer to a border than float32 can tell.
     """
-    folder, chosen = few
     (train, labels), (val, val_labels) = features["train"], features["val"]
     queries_KQD = torch.stack([val["cls"], val["mean"]])
     accuracies: dict[str, list[float]] = {}
-    for place, (shots, indices) in enumerate(chosen):
-        heads = heads_of(folder, shots, place % 3)
+    for place, (shots, indices) in enumerate(few.chosen):
+        heads, start = heads_of(few.folder, shots, place % 3), few.heads[place]
         with torch.no_grad():
             predicted_KQ = heads(queries_KQD).argmax(-1)
-        for kind, predicted_Q in zip(("cls", "mean"), predicted_KQ, strict=True):
+        for k, kind in enumerate(("cls", "mean")):
             name = f"linprobe_{kind}_{shots}shot"
-            accuracies.setdefault(name, []).append(100 * (predicted_Q.numpy() == val_labels).mean())
+            accuracies.setdefault(name, []).append(100 * (predicted_KQ[k].numpy() == val_labels).mean())
             x_MD, y_M = train[kind][indices].double(), torch.from_numpy(labels[indices])
-            by_hand_Q = fitted_by_hand(x_MD, y_M, val[kind].double(), epochs=30)
-            assert (by_hand_Q == predicted_Q).double().mean() >= 0.9, name
-    result = status(folder)["result"]
+            fit = fitted_by_hand(x_MD, y_M, start[f"heads.{k}.weight"], start[f"heads.{k}.bias"], epochs=20)
+            by_hand_Q = fit(val[kind].double()).argmax(1)
+            assert (by_hand_Q == predicted_KQ[k]).double().mean() >= 0.99, name
+    result = status(few.folder)["result"]
     for name, values in accuracies.items():
         assert result[name] == pytest.approx(statistics.mean(values), abs=0.1), name
         assert result[f"{name}_std"] == pytest.approx(statistics.stdev(values), abs=0.3), name
     assert result["linprobe_mean_3shot"] > 20, "far above chance"
 
 
-def test_repeats_start_from_other_heads(few: Any) -> None:
-    folder, _ = few
-    weights = [heads_of(folder, 1, repeat).heads[0].weight for repeat in range(3)]
-    assert len({weight.detach().numpy().tobytes() for weight in weights}) == 3
+def test_every_choice_starts_from_heads_of_its_own(few: Few) -> None:
+    assert len({start["heads.0.weight"].numpy().tobytes() for start in few.heads}) == 6
 
 
-def test_the_same_seed_gives_the_same_numbers(few: Any, pretrained: Path, tmp_path: Path) -> None:
+def test_the_same_seed_gives_the_same_numbers(few: Few, pretrained: Path, tmp_path: Path) -> None:
     torch.manual_seed(99)  # the state before does not matter
     again = go(tmp_path, *SHOTS, f"checkpoint={pretrained}")
-    assert status(again)["result"] == status(few[0])["result"]
+    assert status(again)["result"] == status(few.folder)["result"]
     other = go(tmp_path, *SHOTS, "seed=1", "run_name=other", f"checkpoint={pretrained}")
-    assert status(other)["result"] != status(few[0])["result"]
+    assert status(other)["result"] != status(few.folder)["result"]
 
 
 def test_a_run_that_was_cut_off_ends_with_the_same_numbers(
-    few: Any, pretrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    few: Few, pretrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole, done = fewshot.FewShot._linear, []
 
@@ -242,7 +254,7 @@ def test_a_run_that_was_cut_off_ends_with_the_same_numbers(
             go(tmp_path, *SHOTS, f"checkpoint={pretrained}")
     assert done == [(1, 0), (1, 1), (1, 2), (3, 0)]
     folder = go(tmp_path, *SHOTS, f"checkpoint={pretrained}")
-    assert status(folder)["result"] == status(few[0])["result"]
+    assert status(folder)["result"] == status(few.folder)["result"]
 
 
 def test_one_choice_has_no_deviation(pretrained: Path, tmp_path: Path) -> None:
@@ -251,20 +263,35 @@ def test_one_choice_has_no_deviation(pretrained: Path, tmp_path: Path) -> None:
     assert set(result) == {"linprobe_cls_2shot", "linprobe_mean_2shot"}, "nor five neighbours among two of each class"
 
 
-def test_features_are_computed_once(few: Any, pretrained: Path, tmp_path: Path) -> None:
+def test_features_are_computed_once(few: Few, pretrained: Path, tmp_path: Path) -> None:
     """Kept features give the same numbers, and the second run reads them."""
     options = (*SHOTS, f"task.features_dir={tmp_path / 'kept'}", f"checkpoint={pretrained}")
     first = go(tmp_path, *options)
-    assert status(first)["result"] == status(few[0])["result"]
+    assert status(first)["result"] == status(few.folder)["result"]
     kept = sorted((tmp_path / "kept").iterdir())
     assert len(kept) == 2, "the chosen images, and those held out"
     rows = sorted(len(np.load(folder / "mean.npy")) for folder in kept)
-    assert rows == sorted([360, len({index for _, indices in few[1] for index in indices})])
+    assert rows == sorted([360, len({index for _, indices in few.chosen for index in indices})])
     for folder in kept:  # if these are read, all images are alike, and every answer is that of one class
         np.save(folder / "mean.npy", np.ones_like(np.load(folder / "mean.npy")))
     second = go(tmp_path, *options, "run_name=second")
     assert status(second)["result"]["knn_1_mean_1shot"] == pytest.approx(10, abs=0.3)
     assert status(second)["result"]["knn_1_cls_1shot"] == status(first)["result"]["knn_1_cls_1shot"]
+
+
+@pytest.mark.xfail(strict=True, reason="finished heads of the encoder as it was are taken for those of the new one")
+def test_an_encoder_that_went_on_gets_heads_of_its_own(pretrained: Path, tmp_path: Path) -> None:
+    shutil.copytree(pretrained, tmp_path / "run")
+    options = (*SHOTS, "task.repeats=1", "task.shots=[3]", f"checkpoint={tmp_path / 'run'}")
+    before = status(go(tmp_path, *options))["result"]
+    run(tmp_path, *ENCODER, "trainer.max_steps=40")
+    try:
+        after = status(go(tmp_path, *options))["result"]
+    except UserError:
+        return  # as the linear probe does
+    fresh = status(go(tmp_path, *options, "run_name=fresh"))["result"]
+    assert fresh["linprobe_mean_3shot"] != before["linprobe_mean_3shot"]
+    assert after == fresh
 
 
 # Refusals

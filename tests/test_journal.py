@@ -178,3 +178,18 @@ def test_threads_do_not_mix_their_lines(path):
     journal.close()
     assert len(lines(path)) == 800
     assert all(points(path, key) == [(s, float(s)) for s in range(200)] for key in "abcd")
+
+
+def test_tags_and_artifacts_are_lines_of_their_own(path):
+    journal = Journal(path)
+    journal.tags({"pretrained.model": "aim_tiny"})
+    journal.artifact("confusion.csv")
+    journal.log(1, {"a": 1.0})
+    journal.close()
+    found = lines(path)
+    assert [{key: value for key, value in line.items() if key != "time"} for line in found] == [
+        {"tags": {"pretrained.model": "aim_tiny"}},
+        {"artifact": "confusion.csv"},
+        {"step": 1, "metrics": {"a": 1.0}},
+    ]
+    assert Journal(path).next_step("a") == 2  # reading it back passes over the others

@@ -99,9 +99,9 @@ def test_votes_by_hand():
 
 
 def test_weights_by_hand():
-    """Two neighbours farther by 0.05 weigh 2 exp(-0.05 / 0.07) = 0.979 of the nearest; by 0.048, 1.007 of it."""
+    """Two neighbours farther by 0.0487 weigh 2 exp(-0.0487 / 0.07) = 0.997 of the nearest; by 0.0483, 1.003."""
     labels = torch.tensor([[0, 1, 1, 2]])
-    for farther, winner in ((0.05, 0), (0.048, 1)):
+    for farther, winner in ((0.0487, 0), (0.0483, 1)):
         similarity = torch.tensor([[0.9, 0.9 - farther, 0.9 - farther, -1.0]], dtype=torch.float64)
         predicted = vote(similarity, labels, [1, 3, 4], 3)
         assert {k: v.tolist() for k, v in predicted.items()} == {1: [0], 3: [winner], 4: [winner]}

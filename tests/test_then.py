@@ -30,7 +30,7 @@ def test_what_follows_is_the_plain_command() -> None:
     knn, probe = followers("run_name=pre", "then=[knn,linprobe]")
     assert knn.overrides == ["task=knn", "checkpoint=runs/pre"]
     assert probe.overrides == ["task=linprobe", "checkpoint=runs/pre"]
-    assert (knn.cfg.parent_run, knn.cfg.checkpoint) == ("runs/pre", "runs/pre")
+    assert (knn.cfg.parent_run, knn.cfg.checkpoint) == (str(Path.cwd() / "runs" / "pre"), "runs/pre")
     by_hand = job(*knn.overrides, "run_name=any")
     assert knn.cfg.run_name == run_name(by_hand.choices, by_hand.cfg.named_after, knn.overrides)
     assert knn.cfg.run_dir == f"runs/{knn.cfg.run_name}"

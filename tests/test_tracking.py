@@ -267,3 +267,35 @@ def test_sync_marks_only_what_is_dead(tmp_path: Path, store: Any) -> None:
     assert_shows_all(store, run_folder.path, "KILLED")
     assert len(only_run(store, "semaim").data.params) == 250
     assert [line["status"] for line in journal(run_folder.path) if "status" in line] == ["RUNNING", "KILLED"]
+
+
+def test_tags_artifacts_and_the_parent_arrive_in_order(finished: tuple[Path, Any], store: Any, tmp_path: Path) -> None:
+    parent, child = tmp_path / "runs" / "parent", tmp_path / "runs" / "child"
+    for folder in (parent, child):
+        shutil.copytree(finished[0], folder, ignore=shutil.ignore_patterns("mlflow.json", "metrics.jsonl"))
+        journal = Journal(folder / "metrics.jsonl")
+        journal.log(1, {"a": 1.0})
+        if folder == child:
+            journal.tags({"pretrained.run": "x", "pretrained.seed": "3"})
+            (child / "confusion.csv").write_text("1,2\n")
+            journal.artifact("confusion.csv")
+            journal.artifact("gone.csv")  # as after a person tidied up
+            journal.tags({"pretrained.seed": "4"})
+        journal.log(2, {"a": 2.0})
+        journal.status("FINISHED")
+        journal.close()
+    config = OmegaConf.load(child / "config.yaml")
+    config.parent_run = str(parent)
+    OmegaConf.save(config, child / "config.yaml")
+    uri = f"{SQLITE}{tmp_path}/mlflow.db"
+    Delivery(RunFolder(parent), uri, "family")  # begun, and nothing delivered yet
+    for _ in range(2):  # the second time from the start, as after a crash before it was noted
+        assert Delivery(RunFolder(child), uri, "family").deliver() == 2
+        (child / "mlflow.json").write_text(json.dumps(delivery_state(child) | {"sent": 0}))
+    shown = store.get_run(delivery_state(child)["run_id"])
+    assert shown.data.tags["mlflow.parentRunId"] == delivery_state(parent)["run_id"]
+    assert (shown.data.tags["pretrained.run"], shown.data.tags["pretrained.seed"]) == ("x", "4")
+    artifacts = {file.path for file in store.list_artifacts(shown.info.run_id)}
+    assert artifacts == {"config.yaml", "confusion.csv"}
+    for folder in (parent, child):
+        assert_shows_all(store, folder, "FINISHED")

@@ -171,7 +171,8 @@ def _tell_result(result: dict[str, float]) -> None:
         if name.removesuffix("_std") in result.keys() - {name}:
             continue
         deviation = f" ± {result[f'{name}_std']:.2f}" if f"{name}_std" in result else ""
-        log.info("  %-*s  %s%s", width, name, f"{value:.2f}" if abs(value) >= 1 else f"{value:.4g}", deviation)
+        digits = "d" if isinstance(value, int) else ".2f" if abs(value) >= 1 else ".4g"
+        log.info("  %-*s  %s%s", width, name, format(value, digits), deviation)
 
 
 def _from_here(path: Path) -> Path:

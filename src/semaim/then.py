@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -52,7 +53,9 @@ def follow_ups(cfg: DictConfig, choices: Mapping[str, str], folders: Sequence[st
 
 
 def _follow_up(cfg: DictConfig, overrides: list[str], folders: Sequence[str]) -> FollowUp:
-    then = composition([*overrides, f"parent_run={_value(cfg.run_dir)}"], folders, return_hydra_config=True)
+    then = composition(
+        [*overrides, f"parent_run={_value(str(Path(cfg.run_dir).absolute()))}"], folders, return_hydra_config=True
+    )
     with open_dict(then):
         choices = {key: value for key, value in then.pop("hydra").runtime.choices.items() if key in then}
         then.run_name = run_name(choices, then.named_after, overrides)  # that of the command typed by hand

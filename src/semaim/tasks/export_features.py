@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -70,7 +70,7 @@ class ExportFeatures:
                 names = [images.name(int(index)) for index in found.index_M]
                 write_json(run.folder.path / f"{part}.json", {"classes": list(splits.classes), "images": names})
                 log.info("%s: %d images, features of width %d", path, len(names), width)
-        return {"images": float(total), "width": float(width)}
+        return {"images": total, "width": width}
 
     def _write(self, path: Path, arrays: Mapping[str, Any]) -> None:
         with atomic(path) as file:
@@ -79,7 +79,6 @@ class ExportFeatures:
             else:
                 file.write(safetensors_bytes({name: np.ascontiguousarray(value) for name, value in arrays.items()}))
 
-    def next_commands(self, folder: Path, overrides: Any) -> dict[str, str]:
+    def next_commands(self, folder: Path, overrides: Sequence[str]) -> dict[str, str]:
         """What a person may want to type after this run."""
-        return {"read": f"python -c \"import numpy; print(dict(numpy.load('{folder}/val.npz')))\""} if (
-            self.format == "npz" and self.data.source.val is not None) else {}  # fmt: skip
+        return {}
