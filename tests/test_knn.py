@@ -22,7 +22,6 @@ from semaim.encoders import Origin
 from semaim.errors import UserError
 from semaim.features import Features, extract
 from semaim.models.vit import encode, vit_of
-from semaim.seeding import derive_seed
 from semaim.tasks.evaluation import Evaluation, check_image_size
 from semaim.tasks.knn import KNN, OnlineNeighbours, check_ks, classify
 
@@ -231,7 +230,7 @@ def test_the_task_reports_to_the_run(run, tiny_model, tmp_path):
     assert 100 * confusion_CC.trace() / 35 == pytest.approx(result["knn_7_mean"], abs=1e-9)  # of the metric, no other
     assert len({round(value, 6) for value in result.values()}) == 4
     assert run.journal.lines == [
-        {"task": "knn", "data": "digits", "pretrained.run": "x"},
+        {"pretrained.run": "x"},
         (12, {"pretrained/epochs": 2.0}),
         "per_class.csv",
         "confusion.csv",
@@ -240,14 +239,49 @@ def test_the_task_reports_to_the_run(run, tiny_model, tmp_path):
     assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == ["confusion.csv", "per_class.csv"]
 
 
-@pytest.mark.parametrize(("before", "warned"), [(None, True), (0.1, True), (0.2, False)])
-def test_a_split_other_than_that_of_pretraining_is_warned_of(run, splits, caplog, monkeypatch, before, warned):
+def test_features_of_one_encoder_are_not_taken_for_those_of_another(run, splits, tiny_model, tmp_path):
+    """Neither with other weights nor, as with task.source.num_heads=4, with the same weights cut into other heads."""
+    run.folder.path.mkdir()
+    images_BCHW = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    encoded, folders = [], []
+    for changes in ({}, {}, {"seed": 1}, {"num_heads": 4}):
+        vit = vit_of(tiny_model(image_size=8, **changes)).eval()
+        KNN(Source(vit), image_data(splits), [1], 8, str(tmp_path / "features")).run(run)
+        folders.append(len(list((tmp_path / "features").iterdir())))
+        with torch.no_grad():
+            encoded.append(encode(vit, images_BCHW)["mean"])
+    assert torch.equal(encoded[0], encoded[1])
+    assert all((encoded[0] - other).abs().max() > 1e-3 for other in encoded[2:])
+    assert folders == [1, 1, 2, 3]  # the bank and the queries are the same images here
+
+
+SPLIT = {"root": "r", "source": {"_target_": "t", "val_fraction": 0.2}, "val_fraction": None, "val_seed": 3}
+
+
+@pytest.mark.parametrize(
+    ("now", "warned"),
+    [
+        ({}, False),
+        ({"image_size": 64}, False),
+        ({"val_fraction": 0.1}, True),
+        ({"val_seed": 4}, True),
+        ({"source": {"_target_": "t", "val_fraction": 0.5}}, True),
+        ({"source": {"_target_": "other", "val_fraction": 0.5}}, False),  # other data, so nothing was seen
+        ({"root": "other", "val_fraction": 0.1}, False),
+    ],
+)
+def test_a_split_other_than_that_of_pretraining_is_warned_of(run, splits, caplog, monkeypatch, now, warned):
     """The encoder may have seen images that are held out now."""
     monkeypatch.setattr(logging.getLogger("semaim"), "propagate", True)
-    run.config["data"] = {"val_fraction": 0.2}
-    Evaluation(Source(None, {"val_fraction": before}), image_data(splits)).begin(run)
-    assert ("may have been seen" in caplog.text) == warned
-    assert (f"data.val_fraction={before}, here it is 0.2" in caplog.text) == warned
+    run.config["data"] = SPLIT | now
+    Evaluation(Source(None, SPLIT), image_data(splits)).begin(run)
+    assert ("images held out now may have been seen" in caplog.text) == warned
+
+
+def test_nothing_is_warned_of_an_encoder_of_unknown_origin(run, splits, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("semaim"), "propagate", True)
+    Evaluation(Source(None, None), image_data(splits)).begin(run)
+    assert not caplog.text
 
 
 # Whole commands
@@ -305,6 +339,7 @@ def test_another_knn_computes_no_features(pretrained, evaluated, monkeypatch):
         go(pretrained.parent, *again, "run_name=none_kept", "task.features_dir=null")
 
 
+@pytest.mark.slow
 def test_two_processes_give_exactly_the_accuracies_of_one(pretrained, evaluated, tmp_path):
     succeed(tmp_path, "task=knn", f"checkpoint={pretrained}", "tracking=none", "run_name=knn", launcher=TWO)
     assert result(tmp_path / "runs" / "knn") == result(evaluated)
@@ -327,11 +362,3 @@ def test_the_online_accuracy_is_that_of_the_task(evaluated, tmp_path):
     expected = {f"online/knn_{k}_{kind}": result(evaluated)[f"knn_{k}_{kind}"]
                 for k in (10, 30) for kind in ("cls", "mean")}  # fmt: skip
     assert found == pytest.approx(expected, abs=0.6)  # the model and timm's round differently: two images of 360
-
-
-def test_the_subset_of_the_online_bank_by_hand(run, splits, monkeypatch):
-    """The choice is a function of the run's seed and the size of the set, so that it is the same at every step."""
-    passes = spied(monkeypatch)
-    OnlineNeighbours([1], 8, 5, 30).accuracy(lambda x: {"mean": x.flatten(1)}, image_data(splits), run)
-    generator = torch.Generator().manual_seed(derive_seed(5, "k-NN subset", 30))
-    assert list(passes[0].indices) == sorted(torch.randperm(30, generator=generator)[:5].tolist())

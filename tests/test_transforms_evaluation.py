@@ -139,7 +139,7 @@ def test_finetuning_crops_as_small_as_asked():
     small = widths(finetuning(64, scale=(0.08, 0.08), **STILL, **PLAIN))
     assert 0.22 < min(small) < 0.26 < 0.31 < max(small) < 0.34
     default = widths(finetuning(64, **STILL, **PLAIN))
-    assert min(default) < 0.4  # from 8 % of the area on
+    assert min(default) < 0.34  # from 8 % of the area on: a fifth of it is at least 0.39 wide
     assert max(default) > 0.9  # to all of it
 
 

@@ -19,6 +19,7 @@ from semaim.errors import UserError
 from semaim.interop import chosen_weights, load_weights, model_of, read_checkpoint
 from semaim.models.aim import AIM
 from semaim.models.vit import Pool, build_vit, vit_of
+from semaim.runfolder import asked_besides
 
 log = logging.getLogger(__name__)
 TIMM, MLFLOW, RANDOM = "timm:", "mlflow:", "random"
@@ -146,6 +147,8 @@ class EncoderSource:
             ) from error
         if not hasattr(vit, "num_prefix_tokens") or not hasattr(vit, "blocks"):
             raise UserError(f"checkpoint={self.checkpoint} is not a vision transformer, which semaim evaluates")
+        mean, std = (list(vit.pretrained_cfg[key]) for key in ("mean", "std"))
+        log.info("%s was made for data.train_transform.mean=%s data.train_transform.std=%s", name, mean, std)
         vit.architecture = {"classifier": {"sizes": {"timm": name}, "num_classes": num_classes, "pool": pool}}
         return vit
 
@@ -177,12 +180,12 @@ class EncoderSource:
         if self.checkpoint == RANDOM:
             made = {"run": RANDOM, "seed": str(seed), "model": choices.get("model", "")}
             return Origin({f"pretrained.{key}": value for key, value in made.items() if value})
-        if self._state is None or "choices" not in self._state:
+        if self._state is None or "overrides" not in self._state:
             return Origin({"pretrained.run": self.checkpoint})
-        return origin_of(self._state)
+        return origin_of(self._state, self.ema)
 
 
-def origin_of(state: dict[str, Any]) -> Origin:
+def origin_of(state: dict[str, Any], ema: bool) -> Origin:
     """Where the encoder in one of our checkpoints is from; that of a fine-tuned model is where it was pretrained."""
     if (before := state["task"].get("origin")) is not None:
         return Origin(**before)
@@ -192,6 +195,8 @@ def origin_of(state: dict[str, Any]) -> Origin:
         "run": Path(state["config"]["run_dir"]).name,
         "seed": str(state["config"]["seed"]),
         "device": state["device"],
+        "options": " ".join(o for o in asked_besides((*choices, "seed", "data.root"), state["overrides"])),
+        "weights": "moving average" if ema else "",
     }
     metrics = {
         "epochs": position["images_seen"] / position["data_set"],
@@ -199,7 +204,7 @@ def origin_of(state: dict[str, Any]) -> Origin:
         "device_hours": state["device_seconds"] / 3600,
     }
     return Origin(
-        {f"pretrained.{key}": value for key, value in made.items()},
+        {f"pretrained.{key}": value for key, value in made.items() if value},
         {f"pretrained/{key}": value for key, value in metrics.items()},
         state["step"],
         state["config"]["data"],

@@ -242,6 +242,7 @@ def checkpoint_content(task: TrainingTask, state: TrainingState, run: Run, plan:
         "task": task.state_dict(),
         "config": run.config,
         "choices": run.choices,
+        "overrides": list(run.overrides),
         "device": run.processes.device.type,
         "data_position": position | {"data_set": plan.dataset_size},
     }

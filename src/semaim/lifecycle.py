@@ -119,7 +119,16 @@ def _opened(folder: RunFolder, job: Job, processes: Processes, stop: StopRequest
             problem = str(error)
     if (problem := processes.broadcast(problem)) is not None:
         raise UserError(problem)
-    run = Run(folder, job.config, processes, job.config["seed"], stop, journal=None, choices=job.choices)
+    run = Run(
+        folder,
+        job.config,
+        processes,
+        job.config["seed"],
+        stop,
+        journal=None,
+        choices=job.choices,
+        overrides=job.overrides,
+    )
     if not processes.is_main:
         yield run, tracking
         return

@@ -153,8 +153,9 @@ def method_of(run: Any) -> Method:
     """What an evaluation says of its encoder. Without an order of patches it goes by the name of its checkpoint."""
     tags, epochs = run.data.tags, run.data.metrics.get("pretrained/epochs")
     permutation, target = tags.get("pretrained.permutation", ""), tags.get("pretrained.target", "")
+    words = [permutation, target, tags.get("pretrained.options", ""), tags.get("pretrained.weights", "")]
     return Method(
-        name=f"{permutation} {target}".strip() if permutation else tags["pretrained.run"],
+        name=" ".join(filter(None, words)) if permutation else tags["pretrained.run"],
         model=tags.get("pretrained.model", ""),
         permutation=permutation,
         target=target,

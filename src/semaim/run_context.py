@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +24,7 @@ class Run:
         stop: whether a signal asked to stop.
         journal: on the first process, else None.
         choices: the configuration's choice in each group.
+        overrides: what the command line said.
         quiet: whether training says nothing of its steps on the screen.
     """
 
@@ -34,6 +35,7 @@ class Run:
     stop: StopRequest
     journal: Journal | None
     choices: dict[str, str] = field(default_factory=dict)
+    overrides: Sequence[str] = ()
     quiet: bool = False
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:

@@ -73,15 +73,20 @@ def run_name(choices: Mapping[str, str], named_after: Sequence[str], overrides: 
         overrides: the command line, such as "trainer.epochs=20".
     """
     parts = [choices[group] for group in named_after]
-    asked = sorted(override.lstrip("+") for override in overrides)
-    named = [o for o in asked if o.split("=")[0] == "data.root" or not may_differ(o.split("=")[0])]
-    rest = [o for o in named if o.split("=")[0] not in named_after]
+    rest = asked_besides(named_after, overrides)
     # Hydra does not take an unquoted "=" in a value such as checkpoint=runs/<name>.
     exact = "_".join([*parts, *(override.replace("=", "-", 1) for override in rest)])
     readable = re.sub(r"[^A-Za-z0-9_.+-]+", "-", exact).strip("-")
     if readable == exact and len(exact) <= 120:
         return exact
     return f"{readable[:110]}-{hashlib.sha256(exact.encode()).hexdigest()[:8]}"
+
+
+def asked_besides(groups: Sequence[str], overrides: Sequence[str]) -> list[str]:
+    """What a command line says that decides what a run computes, besides its choices in these groups; sorted."""
+    asked = sorted(override.lstrip("+") for override in overrides)
+    named = [o for o in asked if o.split("=")[0] == "data.root" or not may_differ(o.split("=")[0])]
+    return [o for o in named if o.split("=")[0] not in groups]
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
