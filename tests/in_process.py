@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
@@ -31,6 +34,17 @@ def job(*overrides: str) -> Job:
     return Job(cfg, plain(cfg), overrides, choices)
 
 
+@contextmanager
+def logging_left_as_found() -> Iterator[None]:
+    """A run sends its messages to the screen alone; afterwards they are for the next test to catch."""
+    logger = logging.getLogger("semaim")
+    before = logger.handlers[:], logger.level, logger.propagate
+    try:
+        yield
+    finally:
+        logger.handlers[:], logger.level, logger.propagate = before
+
+
 def run(folder: Path, *overrides: str) -> Path:
     """Run a pretraining command line, as small as it goes; its run folder."""
     return go(folder, *SMALL, "run_name=run", *overrides)
@@ -39,6 +53,6 @@ def run(folder: Path, *overrides: str) -> Path:
 def go(folder: Path, *overrides: str) -> Path:
     """Run any command line that names its run; its run folder."""
     asked = job(f"runs_dir={folder}", *overrides)
-    with session(asked.config["device"]) as (processes, stop):
+    with logging_left_as_found(), session(asked.config["device"]) as (processes, stop):
         execute(asked, processes, stop)
     return Path(asked.config["run_dir"])

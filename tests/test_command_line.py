@@ -7,7 +7,6 @@ Most commands run inside this process (`run_here`), since starting a new one tak
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import re
 import signal
@@ -24,6 +23,7 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
 from commands import ENVIRONMENT, RUN, SMALL, run, status
+from in_process import logging_left_as_found
 from semaim import checkpoint
 from semaim.command_line import CONF
 from semaim.models.aim import AIM
@@ -129,17 +129,18 @@ class Malice:
 
 def run_here(folder: Path, *overrides: str) -> int:
     """Run a command inside this process; its exit code. Logging is left as it was found."""
-    logger = logging.getLogger("semaim")
-    before = logger.handlers[:], logger.level, logger.propagate
     GlobalHydra.instance().clear()
     try:
-        with contextlib.chdir(folder), mock.patch.object(sys, "argv", ["run.py", *overrides]):
+        with (
+            logging_left_as_found(),
+            contextlib.chdir(folder),
+            mock.patch.object(sys, "argv", ["run.py", *overrides]),
+        ):
             return command_line()
     except SystemExit as leaving:
         return int(leaving.code or 0)
     finally:
         GlobalHydra.instance().clear()
-        logger.handlers[:], logger.level, logger.propagate = before
 
 
 @pytest.fixture

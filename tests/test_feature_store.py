@@ -319,7 +319,7 @@ def test_unreadable_images_are_missing(run, kept, damaged):
     assert np.array_equal(found.by_kind["cls"][:, 0].argsort(), [3, 2, 1, 0])  # brighter ones first
     again = Encoder()
     assert same(stored(kept, "weights", wanted(again, damaged, asked), run), found)
-    assert again.batches == 0
+    assert again.batches == 3  # computed anew: perhaps they can be read now
 
 
 def test_too_many_unreadable_images_leave_nothing(run, kept, damaged):

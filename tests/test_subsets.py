@@ -133,7 +133,7 @@ def test_few_of_each_class():
         assert all(type(index) is int for index in chosen)
     assert few_of_each_class(images, 2, 5) == few_of_each_class(images, 2, 5)
     assert len({tuple(few_of_each_class(images, 2, seed)) for seed in range(20)}) > 10
-    with pytest.raises(UserError, match=r"4 images per class asked for, but a class has 3: lower task\.shots"):
+    with pytest.raises(UserError, match=r"4 images per class asked for, but class 0 has 3: lower task\.shots"):
         few_of_each_class(images, 4, 5)
 
 

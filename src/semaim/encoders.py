@@ -211,9 +211,9 @@ def origin_of(state: dict[str, Any], ema: bool) -> Origin:
     )
 
 
-def fingerprint(encoder: nn.Module) -> str:
-    """Checksum of the weights of an encoder: the same for the same weights, whatever file they came from."""
-    checksum = hashlib.sha256()
+def fingerprint(encoder: VisionTransformer) -> str:
+    """Checksum of an encoder's shape and weights: the same for the same encoder, whatever file it came from."""
+    checksum = hashlib.sha256(f"{encoder.architecture}{encoder}".encode())
     for name, value in encoder.state_dict().items():
         checksum.update(name.encode())
         checksum.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())

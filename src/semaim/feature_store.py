@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import shutil
+import time
 import uuid
 from pathlib import Path
 
@@ -18,29 +20,34 @@ import numpy as np
 import torch
 
 from semaim.features import Features, Pass, extract, in_order, nothing_read, share
+from semaim.files import fsync_folder
 from semaim.progress import count
 from semaim.run_context import Run
 
 log = logging.getLogger(__name__)
 COPIED_AT_ONCE = 65536  # rows
+FORGOTTEN_SECONDS = 7 * 24 * 3600
 
 
 def stored(folder: Path | None, fingerprint: str, wanted: Pass, run: Run) -> Features:
-    """As `extract`, in files, and kept for the next time.
+    """As `extract`, for features (M, D) in float32, in files that are kept for the next time.
+
+    Features that lack unreadable images are computed anew the next time.
 
     Args:
         folder: where features are kept (all processes must see it); None extracts to memory and keeps nothing.
-        fingerprint: of what the pass computes. With the images and their transform it names the files.
+        fingerprint: of what the pass computes. With the images and their transform it names the files; the batch size,
+            which changes the last bits, does not.
         wanted: the pass.
         run: surroundings.
     """
     how = repr(wanted.data.eval_transform)
-    if folder is None or " at 0x" in how:  # a transform that does not say what it does cannot name a file
+    if folder is None or "<" in how:  # a transform with a function in it does not say what it does
         return extract(wanted, run)
     chosen = np.asarray(wanted.indices, dtype=np.int64).tobytes()
     parts = (fingerprint.encode(), wanted.images.fingerprint().encode(), chosen, how.encode())
     place = folder / hashlib.sha256(b"\0".join(parts)).hexdigest()[:24]
-    if run.processes.broadcast(place.exists()):
+    if run.processes.broadcast(_is_whole(place, len(wanted.indices))):
         log.info("%s: features were computed before (%s)", wanted.title, place)
     else:
         _compute(place, wanted, run)
@@ -49,8 +56,16 @@ def stored(folder: Path | None, fingerprint: str, wanted: Pass, run: Run) -> Fea
     return Features(mapped, labels, index)
 
 
+def _is_whole(place: Path, images: int) -> bool:
+    return place.exists() and len(np.load(place / "index.npy", mmap_mode="r")) == images
+
+
 def _compute(place: Path, wanted: Pass, run: Run) -> None:
     processes = run.processes
+    if processes.is_main:
+        for left_over in place.parent.glob("*.tmp"):  # of processes that were killed
+            if time.time() - left_over.stat().st_mtime > FORGOTTEN_SECONDS:
+                shutil.rmtree(left_over, ignore_errors=True)
     temporary = place.with_name(f"{place.name}.{processes.broadcast(uuid.uuid4().hex)}.tmp")
     try:
         temporary.mkdir(parents=True, exist_ok=True)
@@ -58,8 +73,10 @@ def _compute(place: Path, wanted: Pass, run: Run) -> None:
         processes.barrier()
         if processes.is_main:
             _merge(temporary, wanted, processes.world_size)
-            if not place.exists():  # another run may have been faster
+            if not _is_whole(place, len(wanted.indices)):  # else another run was faster
+                shutil.rmtree(place, ignore_errors=True)
                 temporary.rename(place)
+                fsync_folder(place.parent)
         processes.barrier()
     finally:
         if processes.is_main:
@@ -108,3 +125,6 @@ def _merge(folder: Path, wanted: Pass, processes: int) -> None:
         whole.flush()
     for left_over in [*folder.glob("*.raw"), *folder.glob("*.npz")]:
         left_over.unlink()
+    for file in folder.iterdir():  # on disk before the folder gets its name
+        with open(file, "rb") as opened:
+            os.fsync(opened.fileno())

@@ -49,6 +49,10 @@ class Pass:
     batch_size: int
     title: str
 
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise UserError(f"batch_size={self.batch_size} images at a time makes no sense: it must be positive")
+
 
 @dataclass(frozen=True)
 class Features:

@@ -31,7 +31,8 @@ def nearest_neighbours(
 
     Cosine similarity; each of the k nearest votes for its class with weight exp(similarity / 0.07). The bank is read
     once, block by block, and processes share the queries. All of it is computed in float64: features of a network are
-    often so alike that in float32 many similarities are equal, and chance decides who is near.
+    often so alike that in float32 many similarities are equal, and chance decides who is near. Of equally near images
+    the first in the bank is taken.
 
     Args:
         bank_MD, bank_labels_M: labelled features, in memory or mapped from a file.
@@ -52,24 +53,33 @@ def nearest_neighbours(
     starts = range(0, len(query_QD), QUERY_CHUNK)
     # Whole chunks fall to a process, so that each is computed as by one process alone.
     mine = [
-        (s, _normalised(query_QD[s : s + QUERY_CHUNK], device)) for s in starts[processes.rank :: processes.world_size]
+        (first, _normalised(query_QD[first : first + QUERY_CHUNK], device))
+        for first in starts[processes.rank :: processes.world_size]
     ]
-    nearest: dict[int, tuple[Tensor, Tensor]] = {}
+    index_bits = len(bank_MD).bit_length()
+    nearest: dict[int, Tensor] = {}
     for start in range(0, len(bank_MD), BANK_BLOCK):
         block_MD = _normalised(bank_MD[start : start + BANK_BLOCK], device)
-        labels_M = bank_labels_M[start : start + BANK_BLOCK].to(device)
+        before_M = len(bank_MD) - torch.arange(start, start + len(block_MD), device=device)
         for first, chunk_QD in mine:
-            similarity_QK, index_QK = (chunk_QD @ block_MD.T).topk(min(max(ks), len(block_MD)), dim=1)
-            label_QK = labels_M[index_QK]
+            # Similarity, then place in the bank, in one whole number: of equals the first in the bank is nearer.
+            key_QM = ((chunk_QD @ block_MD.T) * 2.0 ** (61 - index_bits)).round().long() * 2**index_bits + before_M
             if first in nearest:
-                similarity_QK = torch.cat([nearest[first][0], similarity_QK], dim=1)
-                label_QK = torch.cat([nearest[first][1], label_QK], dim=1)
-                similarity_QK, kept_QK = similarity_QK.topk(min(max(ks), similarity_QK.shape[1]), dim=1)
-                label_QK = label_QK.gather(1, kept_QK)
-            nearest[first] = similarity_QK, label_QK
-    votes = {first: vote(*found, ks, classes) for first, found in nearest.items()}
+                key_QM = torch.cat([nearest[first], key_QM], dim=1)
+            nearest[first] = key_QM.topk(min(max(ks), key_QM.shape[1]), dim=1).values
+    votes = {
+        first: vote(*_unpacked(key_QK, bank_labels_M.to(device), index_bits), ks, classes)
+        for first, key_QK in nearest.items()
+    }
     everyone = {first: found for part in processes.gather(votes) for first, found in part.items()}
     return {k: torch.cat([everyone[first][k] for first in starts]) for k in ks}
+
+
+def _unpacked(key_QK: Tensor, labels_M: Tensor, index_bits: int) -> tuple[Tensor, Tensor]:
+    """Similarities and labels in packed keys."""
+    before_QK = key_QK & (2**index_bits - 1)
+    similarity_QK = (key_QK - before_QK).double() / 2.0**61
+    return similarity_QK, labels_M[len(labels_M) - before_QK]
 
 
 def _normalised(rows: Array, device: torch.device) -> Tensor:

@@ -39,7 +39,7 @@ class ImageSet(Protocol):
         ...
 
     def fingerprint(self) -> str:
-        """What changes when the set does; of files, their names and labels count, not what is in them."""
+        """What changes when the set does; of files, their paths and labels count, not what is in them."""
         ...
 
 
@@ -107,7 +107,8 @@ class FileImages:
 
     def fingerprint(self) -> str:
         labels = b"" if self.labels is None else self.labels.tobytes()
-        return hashlib.sha256("\n".join(self.files.tolist()).encode() + labels).hexdigest()
+        paths = "\n".join([str(self.root.resolve()), *self.files.tolist()])
+        return hashlib.sha256(paths.encode() + labels).hexdigest()
 
 
 def digits(side: int = 32, val_fraction: float = 0.2) -> Splits:

@@ -53,7 +53,7 @@ def hold_out(images: ImageSet, fraction: float, seed: int) -> tuple[Subset, Subs
         seed: decides which images.
 
     Raises:
-        UserError: if the fraction is no share.
+        UserError: if the fraction is no share, or no class has two images.
     """
     if not 0 < fraction < 1:
         raise UserError(f"a held-out share of {fraction} makes no sense: it must be between 0 and 1")
@@ -62,6 +62,8 @@ def hold_out(images: ImageSet, fraction: float, seed: int) -> tuple[Subset, Subs
         size = min(max(1, round(fraction * len(of_class))), len(of_class) - 1)
         held.append(of_class[:size])
         kept.append(of_class[size:])
+    if not any(len(of_class) for of_class in held):
+        raise UserError("no image can be held out, since every class has a single one")
     return Subset(images, np.sort(np.concatenate(kept))), Subset(images, np.sort(np.concatenate(held)))
 
 
@@ -74,7 +76,8 @@ def few_of_each_class(images: ImageSet, shots: int, seed: int) -> list[int]:
     chosen: list[int] = []
     for of_class in _shuffled_classes(images, seed, "few-shot"):
         if len(of_class) < shots:
-            raise UserError(f"{shots} images per class asked for, but a class has {len(of_class)}: lower task.shots")
+            where = f"class {images.label(int(of_class[0]))}"
+            raise UserError(f"{shots} images per class asked for, but {where} has {len(of_class)}: lower task.shots")
         chosen += of_class[:shots].tolist()
     return sorted(chosen)
 

@@ -80,7 +80,8 @@ class Evaluation:
 
 def other_split(before: dict[str, Any], now: dict[str, Any]) -> bool:
     """Whether two configurations hold different images of the same data out."""
-    same_data = (before["root"], before["source"]["_target_"]) == (now["root"], now["source"]["_target_"])
+    places = [Path(each["root"] or "").expanduser().resolve() for each in (before, now)]
+    same_data = places[0] == places[1] and before["source"]["_target_"] == now["source"]["_target_"]
     splits = [(each["source"].get("val_fraction"), each["val_fraction"], each["val_seed"]) for each in (before, now)]
     return same_data and splits[0] != splits[1]
 
