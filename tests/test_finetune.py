@@ -352,7 +352,6 @@ def test_neighbours_of_a_fine_tuned_run(tuned: Path, pretrained: Path, tmp_path:
     assert len({tuple(each.values()) for each in (after, best, before)}) == 3, "each has weights of its own"
 
 
-@pytest.mark.xfail(strict=True, reason="a folder of checkpoints has no fingerprint, so it never changes")
 def test_a_better_best_is_measured_anew(pretrained: Path, tmp_path: Path) -> None:
     options = (*TUNE, *EPOCHS, f"checkpoint={pretrained}")
     alone = (*TUNE, "run_name=alone", "task.eval_only=true", f"checkpoint={tmp_path / 'tuned' / 'best'}")

@@ -264,7 +264,7 @@ SPLIT = {"root": "r", "source": {"_target_": "t", "val_fraction": 0.2}, "val_fra
         ({}, False),
         ({"image_size": 64}, False),
         ({"val_fraction": 0.1}, True),
-        ({"val_seed": 4}, True),
+        ({"val_seed": 4}, False),  # of no share
         ({"source": {"_target_": "t", "val_fraction": 0.5}}, True),
         ({"source": {"_target_": "other", "val_fraction": 0.5}}, False),  # other data, so nothing was seen
         ({"root": "other", "val_fraction": 0.1}, False),

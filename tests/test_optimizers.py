@@ -269,7 +269,6 @@ def test_groups_of_heads():
         assert groups[f"heads.{s}.bias"]["weight_decay"] == 0.0
 
 
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason="an assertion, which the command line shows as a fault")
 def test_groups_of_heads_are_refused_where_there_are_no_heads():
     with pytest.raises(UserError, match=r"optimizer\.groups"):
         head_groups(nn.Linear(3, 4), 0.0)

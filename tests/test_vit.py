@@ -203,7 +203,7 @@ def test_pooled_by_hand():
     registers = pooled(tokens_BND, prefix_tokens=2)
     assert torch.equal(registers["cls"], found["cls"])
     assert torch.equal(registers["mean"], torch.tensor([[7.5, 8.5, 9.5], [19.5, 20.5, 21.5]]))
-    patches_alone = pooled(tokens_BND, prefix_tokens=0)
+    patches_alone = pooled(tokens_BND, prefix_tokens=0, class_token=False)
     assert set(patches_alone) == {"mean"}
     assert torch.equal(patches_alone["mean"], torch.tensor([[4.5, 5.5, 6.5], [16.5, 17.5, 18.5]]))
 

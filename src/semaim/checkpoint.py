@@ -128,7 +128,7 @@ def load(path: Path) -> State:
 def fingerprint(path: Path) -> str | None:
     """What changes when a checkpoint, or the newest one of a run folder, does; None if there is none."""
     if path.is_dir():
-        steps = list_steps(path / "checkpoints")
+        steps = list_steps(path / "checkpoints") or list_steps(path)
         return fingerprint(steps[-1][1]) if steps else None
     if not path.is_file():
         return None

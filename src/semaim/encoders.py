@@ -32,6 +32,13 @@ class RunFinder(Protocol):
     def run_folder(self, run_id: str) -> Path: ...
 
 
+class Target(Protocol):
+    """What knows how many channels a model predicts."""
+
+    @property
+    def channels(self) -> int: ...
+
+
 @dataclass(frozen=True)
 class Origin:
     """Where an encoder is from.
@@ -55,7 +62,8 @@ class EncoderSource:
     Args:
         checkpoint: a run folder, a folder of checkpoints, a checkpoint file (ours, or one of SemAIM's or SAIM's code),
             `mlflow:<run id>`, `timm:<name>` (pretrained weights from the hub), or `random` (a new `model`).
-        model: makes the model that `random` means.
+        model: makes the model that `random` means, given the target's channels.
+        target: of the pretraining that `random` stands before: with the same seed, it is that encoder.
         tracking: where `mlflow:<run id>` is looked up.
         ema: take the moving average of the weights instead of the weights.
         num_heads: attention heads of an official checkpoint, if not the usual number for its width.
@@ -68,6 +76,7 @@ class EncoderSource:
         self,
         checkpoint: str | None,
         model: Callable[..., AIM],
+        target: Target,
         tracking: RunFinder,
         ema: bool,
         num_heads: int | None,
@@ -77,8 +86,11 @@ class EncoderSource:
                 "an evaluation needs a checkpoint: say which with checkpoint=runs/<name> (or a file, mlflow:<run id>, "
                 "timm:<name>, or random for comparison)"
             )
+        if ema and (checkpoint == RANDOM or checkpoint.startswith(TIMM)):
+            raise UserError(f"task.source.ema=true, but checkpoint={checkpoint} has no moving average")
         self.checkpoint = checkpoint
         self.model = model
+        self.target = target
         self.tracking = tracking
         self.ema = ema
         self.num_heads = num_heads
@@ -119,7 +131,7 @@ class EncoderSource:
         if self.checkpoint.startswith(TIMM):
             return self._from_timm(num_classes, pool, drop_path)
         if self.checkpoint == RANDOM:
-            return vit_of(self.model(out_channels=1), num_classes, pool, drop_path)
+            return vit_of(self.model(out_channels=self.target.channels), num_classes, pool, drop_path)
         assert self._state is not None
         classifier = self._classifier
         if classifier is None:
@@ -135,18 +147,21 @@ class EncoderSource:
 
     def _from_timm(self, num_classes: int, pool: Pool, drop_path: float) -> VisionTransformer:
         name = self.checkpoint.removeprefix(TIMM)
-        settings: dict[str, Any] = {"num_classes": num_classes}
+        settings: dict[str, Any] = {}
         if num_classes:
             settings |= {"global_pool": "token" if pool == "cls" else "avg", "drop_path_rate": drop_path}
         try:
-            vit = timm.create_model(name, pretrained=True, **settings)
+            vit = timm.create_model(name, pretrained=True, num_classes=0, **settings)
         except Exception as error:  # what an absent name, network or file raises differs
+            said = (str(error) or type(error).__name__).splitlines()[0][:200]
             raise UserError(
-                f"checkpoint={self.checkpoint}: timm cannot give this model ({str(error).splitlines()[0][:200]}). Is "
-                f"it one of timm.list_models(pretrained=True), and is there a network (or timm:local-dir:/path)?"
+                f"checkpoint={self.checkpoint}: timm cannot give this model ({said}). Is it one of "
+                f"timm.list_models(pretrained=True), and is there a network (or timm:local-dir:/path)?"
             ) from error
         if not hasattr(vit, "num_prefix_tokens") or not hasattr(vit, "blocks"):
             raise UserError(f"checkpoint={self.checkpoint} is not a vision transformer, which semaim evaluates")
+        if num_classes:
+            vit.reset_classifier(num_classes)
         mean, std = (list(vit.pretrained_cfg[key]) for key in ("mean", "std"))
         log.info("%s was made for data.train_transform.mean=%s data.train_transform.std=%s", name, mean, std)
         vit.architecture = {"classifier": {"sizes": {"timm": name}, "num_classes": num_classes, "pool": pool}}

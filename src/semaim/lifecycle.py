@@ -96,10 +96,11 @@ def _asked(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _stored_result(folder: RunFolder, config: dict[str, Any]) -> dict[str, float] | None:
-    """The result of this run, if it is finished."""
+    """The result of this run, if it is finished and what it is about is known to be the same."""
     status = folder.status()
     finished = status.get("state") == "finished" and status["asked"] == _asked(config)
-    return status["result"] if finished else None
+    elsewhere = (config.get("checkpoint") or "").startswith("mlflow:")  # that run may have gone on
+    return status["result"] if finished and not elsewhere else None
 
 
 @contextmanager

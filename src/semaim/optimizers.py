@@ -37,17 +37,17 @@ def layer_decay_groups(model: nn.Module, weight_decay: float, layer_decay: float
     rule of that name counts the norm after the last block to that block, so it is not used.)
 
     Raises:
-        UserError: if the model has no blocks.
+        UserError: if the model is no vision transformer with a head.
     """
     blocks = getattr(model, "blocks", None)
-    if blocks is None:
+    if blocks is None or not hasattr(model, "head"):
         raise UserError("optimizer.groups: a layer decay is for fine-tuning a vision transformer (task=finetune)")
     groups: dict[tuple[int, bool], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
         layer = layer_of(name, len(blocks))
-        decays = parameter.ndim > 1 and name not in ("pos_embed", "cls_token", "reg_token")
+        decays = parameter.ndim > 1 and name not in ("pos_embed", "cls_token", "reg_token", "dist_token")
         group = {
             "params": [],
             "weight_decay": weight_decay if decays else 0.0,
@@ -61,7 +61,7 @@ def layer_of(name: str, depth: int) -> int:
     """Number of the layer that a parameter of a vision transformer belongs to, from 0 to depth + 1."""
     if name.startswith("blocks."):
         return int(name.split(".")[1]) + 1
-    stem = ("patch_embed.", "pos_embed", "cls_token", "reg_token", "norm_pre.")
+    stem = ("patch_embed.", "pos_embed", "cls_token", "reg_token", "dist_token", "norm_pre.")
     return 0 if name.startswith(stem) else depth + 1
 
 

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from semaim.errors import UserError
+
 BATCH_NORM_EPS = 1e-6
 INIT_STD = 0.01
 
@@ -49,8 +51,13 @@ def _init(module: nn.Module) -> None:
 
 
 def head_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Parameters of each head, with its factor on the learning rate; biases do not decay."""
-    assert isinstance(model, LinearHeads)
+    """Parameters of each head, with its factor on the learning rate; biases do not decay.
+
+    Raises:
+        UserError: for another model.
+    """
+    if not isinstance(model, LinearHeads):
+        raise UserError("optimizer.groups: groups of heads are for linear classifiers (task=linprobe, task=fewshot)")
     groups = []
     for s, head in enumerate(model.heads):
         scale = model.lr_scales[s % len(model.lr_scales)]

@@ -65,18 +65,20 @@ def vit_of(model: AIM, num_classes: int = 0, pool: Pool = "cls", drop_path: floa
     return vit
 
 
-def pooled(tokens_BND: Tensor, prefix_tokens: int = 1) -> dict[str, Tensor]:
+def pooled(tokens_BND: Tensor, prefix_tokens: int = 1, class_token: bool = True) -> dict[str, Tensor]:
     """The two usual features of an image: the class token ("cls"), and the mean of the patch tokens ("mean").
 
     Args:
         tokens_BND: normed tokens, the class token first if there is one.
-        prefix_tokens: tokens before those of the patches.
+        prefix_tokens: tokens before those of the patches: the class token, registers.
+        class_token: whether there is one.
     """
     mean_BD = tokens_BND[:, prefix_tokens:].float().mean(1)
-    return {"cls": tokens_BND[:, 0].float(), "mean": mean_BD} if prefix_tokens else {"mean": mean_BD}
+    return {"cls": tokens_BND[:, 0].float(), "mean": mean_BD} if class_token else {"mean": mean_BD}
 
 
 def encode(vit: VisionTransformer, images_BCHW: Tensor) -> dict[str, Tensor]:
     """Features of images, (B, D) in float32: "cls" (if the model has a class token) and "mean"."""
     tokens_BND = vit.forward_features(images_BCHW)
-    return {kind: vit.fc_norm(x_BD) for kind, x_BD in pooled(tokens_BND, vit.num_prefix_tokens).items()}
+    by_kind = pooled(tokens_BND, vit.num_prefix_tokens, vit.cls_token is not None)
+    return {kind: vit.fc_norm(x_BD) for kind, x_BD in by_kind.items()}

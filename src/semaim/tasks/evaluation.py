@@ -82,7 +82,10 @@ def other_split(before: dict[str, Any], now: dict[str, Any]) -> bool:
     """Whether two configurations hold different images of the same data out."""
     places = [Path(each["root"] or "").expanduser().resolve() for each in (before, now)]
     same_data = places[0] == places[1] and before["source"]["_target_"] == now["source"]["_target_"]
-    splits = [(each["source"].get("val_fraction"), each["val_fraction"], each["val_seed"]) for each in (before, now)]
+    splits = [
+        (each["source"].get("val_fraction"), each["val_fraction"] and (each["val_fraction"], each["val_seed"]))
+        for each in (before, now)
+    ]
     return same_data and splits[0] != splits[1]
 
 

@@ -11,6 +11,7 @@ import dataclasses
 import logging
 import statistics
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -132,7 +133,8 @@ class FewShot(Evaluation):
             ks = [k for k in self.ks if k <= shots]
             answers = classify(few, queries, ks, self.classes, run.processes) if ks else {}
             accuracies = {name: each.accuracy for name, each in answers.items()}
-            accuracies |= self._linear(few, queries, shots, repeat, run)
+            place = Path("linear") / weights[:16] / f"{shots}shot_{repeat}"
+            accuracies |= self._linear(few, queries, derive_seed(run.seed, "heads", shots, repeat), place, run)
             for name, value in accuracies.items():
                 found.setdefault(f"{name}_{shots}shot", []).append(value)
             if repeat == self.repeats - 1:
@@ -147,14 +149,16 @@ class FewShot(Evaluation):
                 result[f"{name}_std"] = statistics.stdev(values)
         return self.end(run, origin, result)
 
-    def _linear(self, few: Features, queries: Features, shots: int, repeat: int, run: Run) -> dict[str, float]:
-        """Accuracy of a linear classifier trained on few images. One process does it: the work is small."""
+    def _linear(self, few: Features, queries: Features, seed: int, place: Path, run: Run) -> dict[str, float]:
+        """Accuracy of a linear classifier trained on few images. One process does it: the work is small.
+
+        Its checkpoints lie at a place of the run folder that is this encoder's, which another one does not continue.
+        """
         accuracies: dict[str, float] = {}
         if run.processes.is_main:
-            folder = RunFolder(run.folder.path / f"linear_{shots}shot_{repeat}")
+            folder = RunFolder(run.folder.path / place)
             folder.path.mkdir(parents=True, exist_ok=True)
             alone = Processes(0, 1, run.processes.device)
-            seed = derive_seed(run.seed, "few-shot heads", shots, repeat)
             inner = dataclasses.replace(run, folder=folder, processes=alone, seed=seed, journal=None, quiet=True)
             trainer = dataclasses.replace(self.trainer, batch_size=min(self.trainer.batch_size, len(few.labels_M)))
             kinds = list(few.by_kind)

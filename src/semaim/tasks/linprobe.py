@@ -107,8 +107,10 @@ class LinearProbe(Evaluation, HeadTraining):
         Evaluation.__init__(self, source, data)
         if not features or not set(features) <= {"cls", "mean"} or len(set(features)) < len(features):
             raise UserError(f"task.features={list(features)} must name cls, mean or both")
-        if base_lrs is not None and (not base_lrs or min(base_lrs) <= 0):
-            raise UserError(f"task.base_lrs={list(base_lrs)} must be positive learning rates, or null")
+        if base_lrs is not None and (
+            not base_lrs or min(base_lrs) <= 0 or len({f"{lr:g}" for lr in base_lrs}) < len(base_lrs)
+        ):
+            raise UserError(f"task.base_lrs={list(base_lrs)} must be positive and different learning rates, or null")
         self.kinds = list(features)
         self.base_lrs = [optimizer.base_lr] if base_lrs is None else list(base_lrs)
         if trainer.clip_grad is not None and len(self.kinds) * len(self.base_lrs) > 1:
@@ -119,7 +121,7 @@ class LinearProbe(Evaluation, HeadTraining):
         self.metric = f"linprobe_{self.kinds[0]}"
         self.vit = source.encoder().requires_grad_(False)
         check_image_size(self.vit, data, source.checkpoint)
-        if "cls" in self.kinds and self.vit.num_prefix_tokens == 0:
+        if "cls" in self.kinds and self.vit.cls_token is None:
             raise UserError(f"checkpoint={source.checkpoint} has no class token: set task.features=[mean]")
         self.weights = fingerprint(self.vit)
         images: ImageSet = self.labelled
@@ -129,6 +131,8 @@ class LinearProbe(Evaluation, HeadTraining):
         heads = LinearHeads(
             self.vit.embed_dim, len(self.classes), len(self.kinds), [lr / optimizer.base_lr for lr in self.base_lrs]
         )
+        if len(self.base_lrs) > 1 and any("lr_scale" not in group for group in optimizer.groups(heads, 0.0)):
+            raise UserError("task.base_lrs needs an optimizer with a group for each head, as in optimizer=sgd_linprobe")
         HeadTraining.__init__(self, heads, data.training(images, train_transform), self._read, optimizer)
 
     @property
