@@ -136,6 +136,7 @@ def test_mlflow_shows_the_evaluations_under_the_pretraining(place: Path) -> None
             "pretrained.data": "digits",
             "pretrained.seed": "3",
             "pretrained.device": "cpu",
+            "pretrained.options": "model.embed_dim=32 model.num_heads=2 trainer.batch_size=16",
         }
         assert run.data.tags["data"] == "digits"
         assert run.data.metrics["pretrained/images_seen"] == 32

@@ -205,12 +205,13 @@ def origin_of(state: dict[str, Any], ema: bool) -> Origin:
     if (before := state["task"].get("origin")) is not None:
         return Origin(**before)
     choices, position = state["choices"], state["data_position"]
+    options = asked_besides((*choices, "seed", "data.root"), state["overrides"])
     made = {key: choices[key] for key in ("model", "permutation", "target", "data") if key in choices}
     made |= {
         "run": Path(state["config"]["run_dir"]).name,
         "seed": str(state["config"]["seed"]),
         "device": state["device"],
-        "options": " ".join(o for o in asked_besides((*choices, "seed", "data.root"), state["overrides"])),
+        "options": " ".join(option for option in options if not option.startswith("task.")),  # which only measures
         "weights": "moving average" if ema else "",
     }
     metrics = {
