@@ -348,7 +348,7 @@ def test_origin_of_a_pretraining_run(pretrained: Path) -> None:
         "pretrained.permutation": "attention_center",
         "pretrained.target": "pixels",
         "pretrained.data": "digits",
-        "pretrained.options": "data.patch_size=8 model.embed_dim=32 model.num_heads=2 task.online_knn=null "
+        "pretrained.options": "data.patch_size=8 model.embed_dim=32 model.num_heads=2 "
         "trainer.batch_size=16 trainer.ema=true trainer.ema_decay=[0.5,0.5] trainer.warmup_epochs=0",
     }
     seconds = torch.load(newest(pretrained), weights_only=True)["device_seconds"]
