@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
+from semaim.data.sources import FileImages
 from semaim.models.aim import AIM
 
 if "OMP_NUM_THREADS" not in os.environ:
@@ -41,3 +45,13 @@ def images() -> Callable[..., Tensor]:
         return torch.randn(batch, 3, height, width, generator=torch.Generator().manual_seed(seed))
 
     return make
+
+
+@pytest.fixture
+def damaged(tmp_path: Path) -> FileImages:
+    """Six images, of which 2 and 5 cannot be read."""
+    for i in range(6):
+        Image.fromarray(np.full((8, 8, 3), 40 * i, np.uint8)).save(tmp_path / f"{i}.png")
+    (tmp_path / "2.png").write_bytes(b"")
+    (tmp_path / "5.png").write_text("no image")
+    return FileImages(tmp_path, [f"{i}.png" for i in range(6)], list(range(6)))

@@ -103,3 +103,19 @@ def together(world_size: int, work: Callable[[Processes], Any]) -> list[Any]:
         raise errors[0]
     assert not all_here.broken
     return results
+
+
+def assert_same_bits(one: Any, other: Any, where: str = "") -> None:
+    """Two states, however nested, hold equal numbers, to the last bit."""
+    if isinstance(one, dict):
+        assert one.keys() == other.keys(), where
+        for key in one:
+            assert_same_bits(one[key], other[key], f"{where}.{key}")
+    elif isinstance(one, list | tuple):
+        assert len(one) == len(other), where
+        for index, pair in enumerate(zip(one, other, strict=True)):
+            assert_same_bits(*pair, f"{where}[{index}]")
+    elif isinstance(one, torch.Tensor):
+        assert torch.equal(one, other), where
+    else:
+        assert one == other, where

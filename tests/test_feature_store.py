@@ -13,7 +13,7 @@ from PIL import Image
 
 from evaluating import image_data, noise, surroundings, together
 from semaim import feature_store
-from semaim.data.sources import ArrayImages, FileImages, Splits, image_folders
+from semaim.data.sources import ArrayImages, Splits, image_folders
 from semaim.data.subsets import Subset
 from semaim.data.transforms import evaluation, pretraining
 from semaim.errors import Interrupted, UserError
@@ -299,16 +299,6 @@ def test_another_run_may_be_faster(run, kept):
     assert same(found, extract(wanted(Encoder(), images), run))
     (folder,) = kept.iterdir()
     assert moments == [(folder / "cls.npy").stat().st_ino]
-
-
-@pytest.fixture
-def damaged(tmp_path):
-    """Six images, of which 2 and 5 cannot be read."""
-    for i in range(6):
-        Image.fromarray(np.full((8, 8, 3), 40 * i, np.uint8)).save(tmp_path / f"{i}.png")
-    (tmp_path / "2.png").write_bytes(b"")
-    (tmp_path / "5.png").write_text("no image")
-    return FileImages(tmp_path, [f"{i}.png" for i in range(6)], list(range(6)))
 
 
 def test_unreadable_images_are_missing(run, kept, damaged):

@@ -10,10 +10,9 @@ import signal
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from evaluating import image_data, noise, surroundings, together
-from semaim.data.sources import FileImages, Splits
+from semaim.data.sources import Splits
 from semaim.data.transforms import evaluation
 from semaim.errors import Interrupted, UserError
 from semaim.features import Features, Pass, extract, in_order
@@ -170,16 +169,6 @@ def test_a_signal_ends_an_evaluation(run, images):
 
 
 # Unreadable images
-
-
-@pytest.fixture
-def damaged(tmp_path):
-    """Six images, of which 2 and 5 cannot be read."""
-    for i in range(6):
-        Image.fromarray(np.full((8, 8, 3), 40 * i, np.uint8)).save(tmp_path / f"{i}.png")
-    (tmp_path / "2.png").write_bytes(b"")
-    (tmp_path / "5.png").write_text("no image")
-    return FileImages(tmp_path, [f"{i}.png" for i in range(6)], list(range(6)))
 
 
 @pytest.mark.parametrize("workers", [0, 2])

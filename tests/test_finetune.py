@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from commands import journal, losses, status
+from evaluating import assert_same_bits
 from in_process import go, job, run
 from semaim import checkpoint
 from semaim.classification import Answers
@@ -92,21 +93,6 @@ def evaluate(folder: Path, given: Path | str, *overrides: str) -> float:
     name = f"run_name=evaluation_{abs(hash((str(given), overrides)))}"
     asked = (*TUNE, name, "task.eval_only=true", f"checkpoint={given}", *overrides)
     return status(go(folder, *asked))["result"]["finetune"]
-
-
-def assert_same_bits(one: Any, other: Any, where: str = "") -> None:
-    if isinstance(one, dict):
-        assert one.keys() == other.keys(), where
-        for key in one:
-            assert_same_bits(one[key], other[key], f"{where}.{key}")
-    elif isinstance(one, list | tuple):
-        assert len(one) == len(other), where
-        for index, pair in enumerate(zip(one, other, strict=True)):
-            assert_same_bits(*pair, f"{where}[{index}]")
-    elif isinstance(one, Tensor):
-        assert torch.equal(one, other), where
-    else:
-        assert one == other, where
 
 
 def task(pretrained: Path | str, *overrides: str) -> FineTuning:

@@ -18,6 +18,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from commands import journal, status
+from evaluating import assert_same_bits
 from in_process import composed, go, job, run
 from semaim import checkpoint, engine
 from semaim.classification import Answers
@@ -67,21 +68,6 @@ def saved(folder: Path) -> dict[str, Any]:
     state = checkpoint.newest(folder / "checkpoints")
     assert state is not None
     return state
-
-
-def assert_same_bits(one: Any, other: Any, where: str = "") -> None:
-    if isinstance(one, dict):
-        assert one.keys() == other.keys(), where
-        for key in one:
-            assert_same_bits(one[key], other[key], f"{where}.{key}")
-    elif isinstance(one, list | tuple):
-        assert len(one) == len(other), where
-        for index, pair in enumerate(zip(one, other, strict=True)):
-            assert_same_bits(*pair, f"{where}[{index}]")
-    elif isinstance(one, Tensor):
-        assert torch.equal(one, other), where
-    else:
-        assert one == other, where
 
 
 def measured(folder: Path) -> dict[tuple[int, str], float]:
