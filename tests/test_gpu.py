@@ -1,6 +1,6 @@
-"""On a CUDA device: the same orders, the same losses as on the CPU, and bf16 by default.
+"""On a CUDA device: the same orders, losses and neighbours as on the CPU, and bf16 by default.
 
-Skipped where there is none..
+Skipped where there is none.
 """
 
 from __future__ import annotations
@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from oracle import masked_predict
+from semaim.distributed import Processes
 from semaim.models.aim import AIM
+from semaim.neighbours import nearest_neighbours
 from semaim.permutations import AttentionCenter
 from semaim.semantics import SemanticMap
 from semaim.targets import Pixels
@@ -59,3 +61,16 @@ def test_automatic_precision_is_bf16_where_the_device_has_it() -> None:
     settings = Trainer(1, 0, 1, 1, None, "auto", False, False, (0.9, 0.9), 0, None, 1, 1, None, 1, None)
     expected = torch.bfloat16 if torch.cuda.get_device_capability()[0] >= 8 else torch.float32
     assert settings.dtype(torch.device("cuda")) == expected
+
+
+def test_nearest_neighbours_are_those_of_the_cpu() -> None:
+    generator = torch.Generator().manual_seed(0)
+    common = 100 * torch.randn(1, 32, generator=generator)  # so alike that float32 could not tell them apart
+    bank, queries = ((common + torch.randn(n, 32, generator=generator)).numpy() for n in (500, 300))
+    labels = torch.randint(7, (500,), generator=generator)
+    on_cpu, on_gpu = (
+        nearest_neighbours(bank, labels, queries, [1, 5, 20], 7, Processes(0, 1, torch.device(device)))
+        for device in ("cpu", "cuda")
+    )
+    for k, predicted in on_cpu.items():
+        assert torch.equal(predicted, on_gpu[k])
