@@ -215,7 +215,7 @@ def origin_of(state: dict[str, Any], ema: bool) -> Origin:
         "weights": "moving average" if ema else "",
     }
     metrics = {
-        "epochs": position["images_seen"] / position["data_set"],
+        "epochs": position["epochs"],
         "images_seen": float(position["images_seen"]),
         "device_hours": state["device_seconds"] / 3600,
     }

@@ -236,8 +236,7 @@ def save(task: TrainingTask, state: TrainingState, trainer: Trainer, run: Run, p
 
 def checkpoint_content(task: TrainingTask, state: TrainingState, run: Run, plan: StepPlan) -> dict[str, Any]:
     """What a checkpoint holds; all processes call it."""
-    epoch, in_epoch = divmod(state.step, plan.steps_per_epoch)
-    position = {"epoch": epoch, "step_in_epoch": in_epoch, "images_seen": state.step * plan.batch_size}
+    position = {"epochs": state.step / plan.steps_per_epoch, "images_seen": state.step * plan.batch_size}
     return state.state_dict(run.processes) | {
         "task": task.state_dict(),
         "config": run.config,
