@@ -65,7 +65,7 @@ def test_round_trip_is_exact(folder):
     for name, tensor in loaded.pop("tensors").items():
         assert tensor.dtype == tensors[name].dtype
         assert torch.equal(tensor, tensors[name])
-    assert loaded == {"format": 1, "step": 120, **plain}
+    assert loaded == {"format": checkpoint.FORMAT, "step": 120, **plain}
 
 
 def test_no_checkpoint_at_all(folder):

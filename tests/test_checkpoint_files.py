@@ -79,7 +79,8 @@ def test_a_file_that_is_not_there(tmp_path):
             checkpoint.load(path)
 
 
-def test_our_checkpoints_of_another_format_are_refused(tmp_path):
-    torch.save({"format": 2, "architecture": {}, "step": 1}, tmp_path / "x.pt")
-    with pytest.raises(UserError, match=r"x\.pt has format 2; this semaim reads 1"):
+@pytest.mark.parametrize("other", [1, 3, None])
+def test_our_checkpoints_of_another_format_are_refused(tmp_path, other):
+    torch.save({"format": other, "architecture": {}, "step": 1}, tmp_path / "x.pt")
+    with pytest.raises(UserError, match=rf"x\.pt has format {other}; this semaim reads 2"):
         checkpoint.load(tmp_path / "x.pt")

@@ -21,7 +21,7 @@ from semaim.errors import UserError
 from semaim.files import HashingWriter, atomic, sha256, write_text
 
 log = logging.getLogger(__name__)
-FORMAT = 1
+FORMAT = 2  # 1 had neither the choices nor what a task keeps
 State = dict[str, Any]
 
 
