@@ -124,7 +124,7 @@ class Pretraining:
         if self.data.source.val is None:
             return larger
         evaluate = shlex.join([*command, "task=knn", f"checkpoint={folder}", *data])
-        return {"evaluate": f"{evaluate}  (or linprobe, finetune, fewshot)"} | larger
+        return {"evaluate": evaluate, "and also": "with task=linprobe, task=finetune or task=fewshot"} | larger
 
     def loss(self, batch: Batch, state: TrainingState, noise: StepNoise) -> Tensor:
         """Loss of each image, (B,): the mean over its patches."""
