@@ -379,7 +379,8 @@ def test_origin_of_others(official: tuple[Path, dict[str, Any]], tmp_path: Path)
     given, _ = timm_folder(tmp_path / "vit", **TINY)
     assert source(given).origin(0, {"model": "aim_tiny"}) == Origin({"pretrained.run": given})
     random = {"pretrained.run": "random", "pretrained.seed": "7", "pretrained.model": "aim_tiny"}
-    assert source("random").origin(7, {"model": "aim_tiny", "data": "digits"}) == Origin(random)
+    nothing = {"pretrained/epochs": 0.0, "pretrained/images_seen": 0.0}
+    assert source("random").origin(7, {"model": "aim_tiny", "data": "digits"}) == Origin(random, nothing)
 
 
 def test_a_run_says_where_its_encoder_is_from(pretrained: Path, tuned: Path, tmp_path: Path) -> None:

@@ -194,7 +194,8 @@ class EncoderSource:
         """
         if self.checkpoint == RANDOM:
             made = {"run": RANDOM, "seed": str(seed), "model": choices.get("model", "")}
-            return Origin({f"pretrained.{key}": value for key, value in made.items() if value})
+            tags = {f"pretrained.{key}": value for key, value in made.items() if value}
+            return Origin(tags, {"pretrained/epochs": 0.0, "pretrained/images_seen": 0.0})
         if self._state is None or "overrides" not in self._state:
             return Origin({"pretrained.run": self.checkpoint})
         return origin_of(self._state, self.ema)
