@@ -70,6 +70,8 @@ MISTAKES = {
         ("1.5", "between 0 and 1"),
     ),
     "clipped heads": ("task=linprobe checkpoint=random trainer.clip_grad=1", ("trainer.clip_grad", "null")),
+    "average of heads": ("task=fewshot checkpoint=random trainer.ema=true", ("trainer.ema=true", "linear heads")),
+    "other heads": ("task=knn checkpoint=other.pt task.source.num_heads=4", ("other.pt has 3 attention heads, not 4",)),
     "one image to normalise over": (
         "task=linprobe checkpoint=random trainer.batch_size=1",
         ("trainer.batch_size", "two images"),

@@ -69,6 +69,8 @@ def model_of(state: dict[str, Any], path: Path, num_heads: int | None, ema: bool
         architecture = state["architecture"]
         if architecture is None or "classifier" in architecture:
             raise UserError(f"checkpoint={path} is of an evaluation, it holds no pretrained two-stream model")
+        if num_heads not in (None, architecture.get("num_heads")):
+            raise UserError(f"checkpoint={path} has {architecture.get('num_heads')} attention heads, not {num_heads}")
         weights = chosen_weights(state, path, ema)
     else:
         if ema:

@@ -33,7 +33,7 @@ from semaim.runfolder import RunFolder
 from semaim.seeding import derive_seed, seeded
 from semaim.tasks.evaluation import Evaluation, check_image_size
 from semaim.tasks.knn import check_ks, classify
-from semaim.tasks.linprobe import HeadTraining
+from semaim.tasks.linprobe import HeadTraining, check_trainer
 from semaim.trainer import Trainer
 
 log = logging.getLogger(__name__)
@@ -94,7 +94,6 @@ class FewShot(Evaluation):
         super().__init__(source, data)
         if not shots or min(shots) < 1 or repeats < 1:
             raise UserError(f"task.shots={list(shots)} and task.repeats={repeats} must be positive")
-        self.optimizer = optimizer
         self.trainer = trainer
         self.shots = list(shots)
         self.repeats = repeats
@@ -104,6 +103,8 @@ class FewShot(Evaluation):
         self.metric = f"linprobe_mean_{self.shots[-1]}shot"
         self.vit = source.encoder()
         check_image_size(self.vit, data, source.checkpoint)
+        check_trainer(trainer, heads=2 if self.vit.cls_token is not None else 1)
+        self.optimizer = optimizer
 
     def check(self, seed: int, processes: Processes) -> None:
         """Raise UserError for what cannot work, before anything is written."""

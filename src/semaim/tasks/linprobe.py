@@ -72,6 +72,14 @@ class HeadTraining:
         """Nothing to put back."""
 
 
+def check_trainer(trainer: Trainer, heads: int) -> None:
+    """Raise UserError for settings of the loop that are not for so many linear heads."""
+    if trainer.clip_grad is not None and heads > 1:
+        raise UserError("trainer.clip_grad would let the heads disturb each other: leave it null")
+    if trainer.ema:
+        raise UserError("trainer.ema=true: no moving average of linear heads is measured; leave it false")
+
+
 class LinearProbe(Evaluation, HeadTraining):
     """The task.
 
@@ -113,8 +121,7 @@ class LinearProbe(Evaluation, HeadTraining):
             raise UserError(f"task.base_lrs={list(base_lrs)} must be positive and different learning rates, or null")
         self.kinds = list(features)
         self.base_lrs = [optimizer.base_lr] if base_lrs is None else list(base_lrs)
-        if trainer.clip_grad is not None and len(self.kinds) * len(self.base_lrs) > 1:
-            raise UserError("trainer.clip_grad would let the heads disturb each other: leave it null")
+        check_trainer(trainer, len(self.kinds) * len(self.base_lrs))
         self.trainer = trainer
         self.batch_size = batch_size
         self.evaluate_every_epochs = evaluate_every_epochs
