@@ -18,6 +18,7 @@ import pytest
 import torch
 
 from commands import SMALL, journal, losses, run, started, status, succeed, wait_for
+from evaluating import assert_same_bits
 
 TEN_STEPS = (
     *SMALL,
@@ -31,21 +32,6 @@ TEN_STEPS = (
 
 def weights(run_folder: Path, step: int = 10) -> dict[str, Any]:
     return torch.load(run_folder / "checkpoints" / f"step_{step:08d}.pt", weights_only=True)
-
-
-def assert_same_bits(one: Any, other: Any, where: str = "") -> None:
-    if isinstance(one, dict):
-        assert one.keys() == other.keys()
-        for key in one:
-            assert_same_bits(one[key], other[key], f"{where}.{key}")
-    elif isinstance(one, list | tuple):
-        assert len(one) == len(other)
-        for index, pair in enumerate(zip(one, other, strict=True)):
-            assert_same_bits(*pair, f"{where}[{index}]")
-    elif isinstance(one, torch.Tensor):
-        assert torch.equal(one, other), where
-    else:
-        assert one == other, where
 
 
 @pytest.fixture(scope="module")
