@@ -19,7 +19,7 @@ from torch import Tensor
 
 from commands import journal, status
 from evaluating import assert_same_bits
-from in_process import composed, go, job, run
+from in_process import composed, go, job, logging_left_as_found, run
 from semaim import checkpoint, engine
 from semaim.classification import Answers
 from semaim.data.loading import TrainingData
@@ -141,7 +141,7 @@ def fit(heads: LinearHeads, features_MKD: Tensor, labels_M: Tensor, folder: Path
     training = TrainingData(rows, lambda x: x, num_workers=0, max_unreadable=0)
     task = HeadTraining(heads, training, lambda x: x.transpose(0, 1), instantiate(cfg.optimizer, _convert_="all"))
     folder.mkdir()
-    with session("cpu") as (processes, stop):
+    with logging_left_as_found(), session("cpu") as (processes, stop):
         surroundings = Run(RunFolder(folder), {}, processes, 0, stop, journal=None, quiet=True)
         engine.fit(task, instantiate(cfg.trainer, _convert_="all"), surroundings)
 
