@@ -26,10 +26,12 @@ TIMM, MLFLOW, RANDOM = "timm:", "mlflow:", "random"
 HEAD_STD = 2e-5  # of a fine-tuned head at the start; MAE (arXiv 2111.06377), code of its appendix A.1
 
 
-class RunFinder(Protocol):
-    """What knows the folders of tracked runs."""
+class Tracking(Protocol):
+    """What knows the folders of tracked runs, and how to compare them."""
 
     def run_folder(self, run_id: str) -> Path: ...
+
+    def how_to_compare(self) -> str | None: ...
 
 
 class Target(Protocol):
@@ -77,7 +79,7 @@ class EncoderSource:
         checkpoint: str | None,
         model: Callable[..., AIM],
         target: Target,
-        tracking: RunFinder,
+        tracking: Tracking,
         ema: bool,
         num_heads: int | None,
     ) -> None:

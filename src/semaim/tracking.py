@@ -16,6 +16,7 @@ from semaim.journal import Journal, read
 from semaim.runfolder import RunFolder
 
 log = logging.getLogger(__name__)
+USUAL_URI = "sqlite:///mlflow.db"  # where the report looks by itself
 
 
 class MLflow:
@@ -113,6 +114,10 @@ class MLflow:
             return f"mlflow ui --backend-store-uri {self.uri}"
         return f"open {self.uri}"
 
+    def how_to_compare(self) -> str | None:
+        """What makes the table of all evaluations."""
+        return "python -m semaim.report" + ("" if self.uri == USUAL_URI else f" --uri {self.uri}")
+
 
 class NoTracking:
     """The journal alone; MLflow need not be installed."""
@@ -132,6 +137,9 @@ class NoTracking:
         raise UserError(f"checkpoint=mlflow:{run_id} needs a tracking store to look it up in: tracking=mlflow")
 
     def how_to_look(self) -> str | None:
+        return None
+
+    def how_to_compare(self) -> str | None:
         return None
 
 

@@ -75,7 +75,8 @@ class Evaluation:
 
     def next_commands(self, folder: Path, overrides: Sequence[str]) -> dict[str, str]:
         """What a person may want to type after this run."""
-        return {"compare": "python -m semaim.report"}
+        command = self.source.tracking.how_to_compare()
+        return {"compare": command} if command else {}
 
 
 def other_split(before: dict[str, Any], now: dict[str, Any]) -> bool:
