@@ -13,8 +13,22 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from semaim.data import ImageData
+from semaim.data.sources import ImageSet
+from semaim.features import Encode, Pass, extract
 from semaim.files import write_text
 from semaim.run_context import Run
+
+
+def answers(predict: Encode, data: ImageData, images: ImageSet, batch_size: int, run: Run) -> dict[str, Answers]:
+    """What classifiers say of all images of a set; processes share the work.
+
+    Args:
+        predict: predicted classes (B,) of a batch of normalised images, by the name of the classifier.
+        data, images, batch_size, run: as for `semaim.features.extract`.
+    """
+    found = extract(Pass(predict, data, images, range(len(images)), batch_size, "accuracy"), run)
+    return {name: Answers(found.tensor(name), found.labels_M, data.source.classes) for name in found.by_kind}
 
 
 @dataclass(frozen=True)

@@ -125,9 +125,7 @@ class EncoderSource:
                 f"checkpoint={self.checkpoint} was fine-tuned for {classifier['num_classes']} classes, the data have "
                 f"{num_classes}: choose the data it was fine-tuned on (data=...)"
             )
-        vit = build_vit(classifier["sizes"], num_classes, classifier["pool"], 0.0)
-        load_weights(vit, chosen_weights(self._state or {}, self._path, self.ema), self._path)
-        return vit.eval()
+        return self._as_fine_tuned(classifier).eval()
 
     def _vit(self, num_classes: int, pool: Pool, drop_path: float) -> VisionTransformer:
         if self.checkpoint.startswith(TIMM):
@@ -143,8 +141,12 @@ class EncoderSource:
                 f"checkpoint={self.checkpoint} is fine-tuned already: task.eval_only=true evaluates it; to fine-tune, "
                 f"give a pretrained checkpoint"
             )
+        return self._as_fine_tuned(classifier)
+
+    def _as_fine_tuned(self, classifier: dict[str, Any]) -> VisionTransformer:
+        """The model that a fine-tuning saved, head and all."""
         vit = build_vit(classifier["sizes"], classifier["num_classes"], classifier["pool"], 0.0)
-        load_weights(vit, chosen_weights(self._state, self._path, self.ema), self._path)
+        load_weights(vit, chosen_weights(self._state or {}, self._path, self.ema), self._path)
         return vit
 
     def _from_timm(self, num_classes: int, pool: Pool, drop_path: float) -> VisionTransformer:

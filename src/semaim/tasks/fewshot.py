@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from semaim import engine
+from semaim.classification import Answers
 from semaim.data import ImageData
 from semaim.data.loading import TrainingData
 from semaim.data.subsets import few_of_each_class
@@ -172,7 +173,7 @@ class FewShot(Evaluation):
             with torch.no_grad():
                 predicted_SM = heads(stacked(queries).to(alone.device)).argmax(-1).cpu()
             for kind, predicted_M in zip(kinds, predicted_SM, strict=True):
-                accuracies[f"linprobe_{kind}"] = 100 * (predicted_M == queries.labels_M).double().mean().item()
+                accuracies[f"linprobe_{kind}"] = Answers(predicted_M, queries.labels_M, self.classes).accuracy
         return run.processes.broadcast(accuracies)
 
 

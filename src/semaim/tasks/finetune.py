@@ -8,20 +8,18 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from timm.data import Mixup
 from torch import Tensor, nn
 
 from semaim import checkpoint, engine
-from semaim.classification import Answers
+from semaim.classification import Answers, answers
 from semaim.data import ImageData
 from semaim.data.loading import Batch
 from semaim.data.transforms import Transform
 from semaim.distributed import Processes
 from semaim.encoders import EncoderSource, fingerprint
 from semaim.errors import UserError
-from semaim.features import Pass, extract
 from semaim.models.vit import Pool
 from semaim.optimizers import Optimization
 from semaim.run_context import Run
@@ -111,9 +109,9 @@ class FineTuning(Evaluation):
         origin = self.begin(run)
         self.origin = origin
         if self.eval_only:
-            answers = self._answers(self.model.to(run.processes.device), run)
-            answers.write(run)
-            return self.end(run, origin, {"finetune": answers.accuracy})
+            found = self._answers(self.model.to(run.processes.device), run)
+            found.write(run)
+            return self.end(run, origin, {"finetune": found.accuracy})
         log.info(
             f"fine-tuning of {self.source.checkpoint}: {len(self.training.images)} training and {len(self.held_out)} "
             f"held-out images in {len(self.classes)} classes"
@@ -141,16 +139,16 @@ class FineTuning(Evaluation):
         """Accuracy on the held-out images, if it is due; the best model so far is kept in `best/`."""
         if not last and not (epoch and epoch % self.evaluate_every_epochs == 0):
             return {}
-        answers = self._answers(self.model, run)
-        metrics = {"val/accuracy": answers.accuracy}
+        found = self._answers(self.model, run)
+        metrics = {"val/accuracy": found.accuracy}
         if state.ema is not None:
             metrics["val/accuracy_ema"] = self._answers(state.ema.module, run).accuracy
         if last:
-            answers.write(run)
+            found.write(run)
         before = run.processes.broadcast([each["val/accuracy"] for each in engine.evaluations(run).values()])
-        if answers.accuracy > max(before, default=-1.0):
+        if found.accuracy > max(before, default=-1.0):
             self._keep_best(state, run)
-        log.info("accuracy after step %d: %.2f %%", state.step, answers.accuracy)
+        log.info("accuracy after step %d: %.2f %%", state.step, found.accuracy)
         return metrics
 
     def _keep_best(self, state: TrainingState, run: Run) -> None:
@@ -167,10 +165,7 @@ class FineTuning(Evaluation):
         def predict(images_BCHW: Tensor) -> dict[str, Tensor]:
             return {"class": model(images_BCHW).argmax(-1)}
 
-        found = extract(
-            Pass(predict, self.data, self.held_out, range(len(self.held_out)), self.batch_size, "accuracy"), run
-        )
-        return Answers(torch.as_tensor(found.by_kind["class"]), found.labels_M, self.classes)
+        return answers(predict, self.data, self.held_out, self.batch_size, run)["class"]
 
     def state_dict(self) -> dict[str, Any]:
         """Which encoder it began with."""

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from semaim import engine
-from semaim.classification import Answers
+from semaim.classification import Answers, answers
 from semaim.data import ImageData
 from semaim.data.loading import Batch, TrainingData
 from semaim.data.sources import ImageSet
@@ -23,7 +23,6 @@ from semaim.data.transforms import Transform
 from semaim.distributed import Processes
 from semaim.encoders import EncoderSource, fingerprint
 from semaim.errors import UserError
-from semaim.features import Pass, extract
 from semaim.models.heads import LinearHeads
 from semaim.models.vit import encode
 from semaim.optimizers import Optimization
@@ -186,12 +185,12 @@ class LinearProbe(Evaluation, HeadTraining):
         if not last and not (every is not None and epoch and epoch % every == 0):
             return {}
         self.model.eval()
-        answers = {f"val/{name}": each for name, each in self._answers(self.held_out, run).items()}
+        found = {f"val/{name}": each for name, each in self._answers(self.held_out, run).items()}
         if self.chosen_on is not None:
-            answers |= {f"holdout/{name}": each for name, each in self._answers(self.chosen_on, run).items()}
-        accuracies = {name: each.accuracy for name, each in answers.items()}
+            found |= {f"holdout/{name}": each for name, each in self._answers(self.chosen_on, run).items()}
+        accuracies = {name: each.accuracy for name, each in found.items()}
         if last:
-            answers[f"val/{self._best(self.kinds[0], accuracies)}"].write(run)
+            found[f"val/{self._best(self.kinds[0], accuracies)}"].write(run)
         shown = ", ".join(f"{name} {value:.2f} %" for name, value in accuracies.items())
         log.info("linear probe after step %d: %s", state.step, shown)
         return accuracies
@@ -200,8 +199,7 @@ class LinearProbe(Evaluation, HeadTraining):
         def predict(images_BCHW: Tensor) -> dict[str, Tensor]:
             return dict(zip(self.head_names, self.model(self._read(images_BCHW)).argmax(-1), strict=True))
 
-        found = extract(Pass(predict, self.data, images, range(len(images)), self.batch_size, "accuracy"), run)
-        return {name: Answers(found.tensor(name), found.labels_M, self.classes) for name in self.head_names}
+        return answers(predict, self.data, images, self.batch_size, run)
 
     def _read(self, images_BCHW: Tensor) -> Tensor:
         by_kind = encode(self.vit, images_BCHW)

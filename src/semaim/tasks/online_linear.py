@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from semaim.classification import Answers
+from semaim.classification import answers
 from semaim.data import ImageData
 from semaim.data.sources import UNLABELLED
 from semaim.distributed import Processes
@@ -68,13 +68,9 @@ class OnlineLinear:
         def predict(images_BCHW: Tensor) -> dict[str, Tensor]:
             return dict(zip(KINDS, self.heads(_stacked(encode(images_BCHW))).argmax(-1), strict=True))
 
-        indices = range(len(self.held_out))
-        found = extract(Pass(predict, self.data, self.held_out, indices, self.batch_size, "linear head"), run)
+        found = answers(predict, self.data, self.held_out, self.batch_size, run)
         self.heads.train()
-        return {
-            f"linear_{kind}": Answers(found.tensor(kind), found.labels_M, self.data.source.classes).accuracy
-            for kind in KINDS
-        }
+        return {f"linear_{kind}": each.accuracy for kind, each in found.items()}
 
     def _normalise(self, encode: Callable[[Tensor], Tensor], run: Run) -> None:
         """Normalise features by what they are now.
