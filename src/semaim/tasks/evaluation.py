@@ -13,7 +13,7 @@ from torch import Tensor
 
 from semaim.data import ImageData
 from semaim.data.sources import ImageSet
-from semaim.encoders import EncoderSource, Origin
+from semaim.encoders import EncoderSource, Origin, fingerprint
 from semaim.errors import UserError
 from semaim.feature_store import stored
 from semaim.features import Features, Pass
@@ -65,18 +65,36 @@ class Evaluation:
         run.log(origin.step, {f"eval/{name}": value for name, value in result.items()})
         return dict(result)
 
-    def features(
-        self, vit: VisionTransformer, weights: str, images: ImageSet, indices: Sequence[int], batch_size: int,
-        folder: str | None, run: Run, title: str,
-    ) -> Features:  # fmt: skip
-        """Features of some images, from disk if they were computed before."""
-        wanted = Pass(encoder_pass(vit), self.data, images, indices, batch_size, title)
-        return stored(None if folder is None else Path(folder), weights, wanted, run)
-
     def next_commands(self, folder: Path, overrides: Sequence[str]) -> dict[str, str]:
         """What a person may want to type after this run."""
         command = self.source.tracking.how_to_compare()
         return {"compare": command} if command else {}
+
+
+class FeatureEvaluation(Evaluation):
+    """Base of the evaluations that compute an encoder's features once and learn from them alone.
+
+    Args:
+        source: the encoder.
+        data: labelled images, some of them held out.
+        batch_size: images at a time on each process.
+        features_dir: where features are kept, so that the next evaluation need not compute them; null to hold them in
+            memory and keep nothing.
+    """
+
+    def __init__(self, source: EncoderSource, data: ImageData, batch_size: int, features_dir: str | None) -> None:
+        super().__init__(source, data)
+        self.batch_size = batch_size
+        self.features_dir = None if features_dir is None else Path(features_dir)
+        self.vit = source.encoder()
+        check_image_size(self.vit, data, source.checkpoint)
+        self.weights = fingerprint(self.vit)
+
+    def features(self, images: ImageSet, indices: Sequence[int], run: Run, title: str) -> Features:
+        """Features of some images, from disk if they were computed before."""
+        self.vit.to(run.processes.device)
+        wanted = Pass(encoder_pass(self.vit), self.data, images, indices, self.batch_size, title)
+        return stored(self.features_dir, self.weights, wanted, run)
 
 
 def other_split(before: dict[str, Any], now: dict[str, Any]) -> bool:

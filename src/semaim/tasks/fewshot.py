@@ -24,7 +24,7 @@ from semaim.data import ImageData
 from semaim.data.loading import TrainingData
 from semaim.data.subsets import few_of_each_class
 from semaim.distributed import Processes
-from semaim.encoders import EncoderSource, fingerprint
+from semaim.encoders import EncoderSource
 from semaim.errors import UserError
 from semaim.features import Features
 from semaim.models.heads import LinearHeads
@@ -32,7 +32,7 @@ from semaim.optimizers import Optimization
 from semaim.run_context import Run
 from semaim.runfolder import RunFolder
 from semaim.seeding import derive_seed, seeded
-from semaim.tasks.evaluation import Evaluation, check_image_size
+from semaim.tasks.evaluation import FeatureEvaluation
 from semaim.tasks.knn import check_ks, classify
 from semaim.tasks.linprobe import HeadTraining, check_trainer
 from semaim.trainer import Trainer
@@ -65,7 +65,7 @@ class FeatureRows:
         return f"few-shot image {index}"
 
 
-class FewShot(Evaluation):
+class FewShot(FeatureEvaluation):
     """The task.
 
     Args:
@@ -92,18 +92,14 @@ class FewShot(Evaluation):
         batch_size: int,
         features_dir: str | None,
     ) -> None:
-        super().__init__(source, data)
+        super().__init__(source, data, batch_size, features_dir)
         if not shots or min(shots) < 1 or repeats < 1:
             raise UserError(f"task.shots={list(shots)} and task.repeats={repeats} must be positive")
         self.trainer = trainer
         self.shots = list(shots)
         self.repeats = repeats
         self.ks = check_ks(ks)
-        self.batch_size = batch_size
-        self.features_dir = features_dir
         self.metric = f"linprobe_mean_{self.shots[-1]}shot"
-        self.vit = source.encoder()
-        check_image_size(self.vit, data, source.checkpoint)
         check_trainer(trainer, heads=2 if self.vit.cls_token is not None else 1)
         self.optimizer = optimizer
 
@@ -114,28 +110,22 @@ class FewShot(Evaluation):
 
     def run(self, run: Run) -> dict[str, float]:
         """Evaluate; mean and deviation of the accuracies in percent."""
-        origin, weights = self.begin(run), fingerprint(self.vit)
-        self.vit.to(run.processes.device)
+        origin = self.begin(run)
         chosen = {
             (shots, repeat): few_of_each_class(self.labelled, shots, derive_seed(run.seed, "few-shot", repeat))
             for shots in self.shots
             for repeat in range(self.repeats)
         }
         needed = sorted({index for indices in chosen.values() for index in indices})
-        bank, queries = (
-            self.features(self.vit, weights, images, indices, self.batch_size, self.features_dir, run, title)
-            for images, indices, title in (
-                (self.labelled, needed, "few-shot images"),
-                (self.held_out, range(len(self.held_out)), "held-out images"),
-            )
-        )
+        bank = self.features(self.labelled, needed, run, "few-shot images")
+        queries = self.features(self.held_out, range(len(self.held_out)), run, "held-out images")
         found: dict[str, list[float]] = {}
         for (shots, repeat), indices in chosen.items():
             few = rows_of(bank, indices)
             ks = [k for k in self.ks if k <= shots]
             answers = classify(few, queries, ks, self.classes, run.processes) if ks else {}
             accuracies = {name: each.accuracy for name, each in answers.items()}
-            place = Path("linear") / weights[:16] / f"{shots}shot_{repeat}"
+            place = Path("linear") / self.weights[:16] / f"{shots}shot_{repeat}"
             accuracies |= self._linear(few, queries, derive_seed(run.seed, "heads", shots, repeat), place, run)
             for name, value in accuracies.items():
                 found.setdefault(f"{name}_{shots}shot", []).append(value)

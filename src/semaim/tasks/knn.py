@@ -13,13 +13,13 @@ from semaim.classification import Answers
 from semaim.data import ImageData
 from semaim.data.sources import ImageSet
 from semaim.distributed import Processes
-from semaim.encoders import EncoderSource, fingerprint
+from semaim.encoders import EncoderSource
 from semaim.errors import UserError
 from semaim.features import Encode, Features, Pass, extract
 from semaim.neighbours import nearest_neighbours
 from semaim.run_context import Run
 from semaim.seeding import derive_seed
-from semaim.tasks.evaluation import Evaluation, check_image_size
+from semaim.tasks.evaluation import FeatureEvaluation
 
 
 def check_ks(ks: Sequence[int]) -> list[int]:
@@ -80,7 +80,7 @@ class OnlineNeighbours:
         return extract(Pass(encode, data, images, indices, self.batch_size, title), run)
 
 
-class KNN(Evaluation):
+class KNN(FeatureEvaluation):
     """The task: k-NN accuracy of a checkpoint's encoder.
 
     Args:
@@ -95,13 +95,9 @@ class KNN(Evaluation):
     def __init__(
         self, source: EncoderSource, data: ImageData, ks: Sequence[int], batch_size: int, features_dir: str | None
     ) -> None:
-        super().__init__(source, data)
+        super().__init__(source, data, batch_size, features_dir)
         self.ks = check_ks(ks)
-        self.batch_size = batch_size
-        self.features_dir = features_dir
         self.metric = f"knn_{self.ks[0]}_mean"
-        self.vit = source.encoder()
-        check_image_size(self.vit, data, source.checkpoint)
         if max(self.ks) > len(self.labelled):
             raise UserError(f"ks={self.ks}, but there are {len(self.labelled)} labelled training images: lower task.ks")
 
@@ -110,12 +106,9 @@ class KNN(Evaluation):
 
     def run(self, run: Run) -> Mapping[str, float]:
         """Evaluate; the accuracies in percent."""
-        origin, weights = self.begin(run), fingerprint(self.vit)
-        self.vit.to(run.processes.device)
-        bank, queries = (
-            self.features(self.vit, weights, images, range(len(images)), self.batch_size, self.features_dir, run, title)
-            for images, title in ((self.labelled, "k-NN bank"), (self.held_out, "k-NN queries"))
-        )
+        origin = self.begin(run)
+        bank = self.features(self.labelled, range(len(self.labelled)), run, "k-NN bank")
+        queries = self.features(self.held_out, range(len(self.held_out)), run, "k-NN queries")
         answers = classify(bank, queries, self.ks, self.classes, run.processes)
         answers[self.metric].write(run)
         return self.end(run, origin, {name: answer.accuracy for name, answer in answers.items()})
