@@ -9,12 +9,12 @@ from pathlib import Path
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig
 
 from commands import SMALL
 from semaim.command_line import CONF
-from semaim.lifecycle import Job, execute, session
-from semaim.run import plain
+from semaim.job import Job, compose_job
+from semaim.lifecycle import execute, session
 
 
 def composed(*overrides: str) -> DictConfig:
@@ -26,12 +26,7 @@ def composed(*overrides: str) -> DictConfig:
 
 def job(*overrides: str) -> Job:
     """What a command line asks for."""
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose("config", overrides=list(overrides), return_hydra_config=True)
-    with open_dict(cfg):
-        choices = {group: choice for group, choice in cfg.pop("hydra").runtime.choices.items() if group in cfg}
-    return Job(cfg, plain(cfg), overrides, choices)
+    return compose_job(overrides)
 
 
 @contextmanager

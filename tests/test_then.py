@@ -11,15 +11,15 @@ import pytest
 from commands import SMALL, journal, run, status, succeed
 from in_process import job
 from semaim.errors import UserError
+from semaim.job import Job
 from semaim.runfolder import run_name
-from semaim.then import FollowUp, follow_ups
+from semaim.then import follow_ups
 
 SHORT = (*SMALL, "trainer.max_steps=2", "tracking=mlflow", "run_name=pre", "seed=3")
 
 
-def followers(*overrides: str) -> list[FollowUp]:
-    asked = job(*overrides)
-    return follow_ups(asked.cfg, asked.choices, [])
+def followers(*overrides: str) -> list[Job]:
+    return follow_ups(job(*overrides))
 
 
 def test_nothing_follows_unless_asked() -> None:

@@ -5,20 +5,19 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hydra.utils import instantiate
-from omegaconf import DictConfig
 
 from semaim import distributed, progress, provenance
 from semaim.checkpoint import fingerprint
 from semaim.distributed import Processes
 from semaim.errors import Interrupted, UserError
 from semaim.files import read_json, write_json
+from semaim.job import Job
 from semaim.journal import Journal, Status
 from semaim.run_context import Run
 from semaim.runfolder import RunFolder
@@ -26,23 +25,6 @@ from semaim.seeding import derive_seed, seed_all
 from semaim.stopping import StopRequest
 
 log = logging.getLogger("semaim")
-
-
-@dataclass(frozen=True)
-class Job:
-    """One run to be made.
-
-    Attributes:
-        cfg: the configuration, for building objects.
-        config: the same, resolved, in plain types.
-        overrides: what the command line said, for the name of the next command.
-        choices: the configuration's choice in each group.
-    """
-
-    cfg: DictConfig
-    config: dict[str, Any]
-    overrides: Sequence[str]
-    choices: dict[str, str]
 
 
 @contextmanager
