@@ -4,20 +4,40 @@ from __future__ import annotations
 
 import difflib
 import re
+import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
-from semaim.errors import UserError
+from semaim.errors import Interrupted, NonFiniteError, SweepFailed, UserError
 from semaim.runfolder import flatten
 
+EXIT_FAULT, EXIT_MISTAKE, EXIT_NOT_FINITE, EXIT_INTERRUPTED, EXIT_AT_ONCE = 1, 2, 3, 75, 130
 CONF = (Path(__file__).parent / "conf").resolve()
+
+# Hydra's launchers for this machine in our form, under the names they have everywhere. (Files of these names would be
+# taken for values of the schemas that the plugins have registered, which must be there first.)
+Plugins.instance()
+LOCAL_LAUNCHERS: dict[str, dict[str, Any]] = {
+    "basic": {"_target_": "hydra_plugins.semaim_launchers.BasicLauncher"},
+    "submitit_local": {
+        "_target_": "hydra_plugins.semaim_launchers.LocalLauncher",
+        "gpus_per_node": None,
+        "tasks_per_node": 1,
+        "timeout_min": 10_000,
+    },
+}
+for _name, _node in LOCAL_LAUNCHERS.items():
+    ConfigStore.instance().store(group="hydra/launcher", name=_name, node=_node, provider="semaim")
 
 
 def options(choices: Sequence[str] = (), folders: Sequence[str] = ()) -> DictConfig:
@@ -126,3 +146,21 @@ def explain(error: BaseException) -> str | None:
     if any(isinstance(link, HydraException) or type(link).__module__.startswith("omegaconf") for link in chain):
         return str(error).split("\nConfig search path:")[0].strip()
     return None
+
+
+def report(error: BaseException) -> int:
+    """Tell the person at the keyboard what ended a run; the exit code for it."""
+    if isinstance(error, Interrupted):
+        print(f"{error}; everything is saved, and the same command continues", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    if isinstance(error, SweepFailed):
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_FAULT
+    if isinstance(error, KeyboardInterrupt):
+        print("interrupted at once; the same command continues from the last checkpoint", file=sys.stderr)
+        return EXIT_AT_ONCE
+    if (message := explain(error)) is None:
+        traceback.print_exception(error)
+        return EXIT_FAULT
+    print(f"error: {message}", file=sys.stderr)
+    return EXIT_NOT_FINITE if isinstance(error, NonFiniteError) else EXIT_MISTAKE

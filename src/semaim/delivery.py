@@ -205,6 +205,8 @@ class Delivery:
         if (status := line.get("status")) == "RUNNING":
             self._client.update_run(run_id, status=status)
             self._client.log_artifact(run_id, str(self.folder.path / "environment.json"))
+        elif status == "SCHEDULED":  # requeued: not over yet
+            self._client.update_run(run_id, status=status)
         elif status:
             self._client.set_terminated(run_id, status, end_time=line["time"])
 

@@ -1,9 +1,11 @@
-"""The processes of a run: one alone, or those that torchrun started."""
+"""The processes of a run: one alone, or those that torchrun or a submitit job started."""
 
 from __future__ import annotations
 
 import os
+import time
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -11,6 +13,14 @@ import torch.distributed as dist
 from torch import Tensor
 
 from semaim.errors import UserError
+from semaim.files import read_json, write_json
+
+TIMEOUT = timedelta(minutes=10)  # how long processes wait for one that has stopped answering
+
+
+def usable_cpus() -> int:
+    """CPUs this process may run on."""
+    return len(os.sched_getaffinity(0))
 
 
 @dataclass(frozen=True)
@@ -82,20 +92,76 @@ def choose_device(device: str, local_rank: int = 0) -> torch.device:
     return chosen
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where a process stands among those of its run, before they know each other."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    local_world_size: int
+
+
 def start(device: str) -> Processes:
-    """Join the process group that torchrun describes in the environment, if there is one."""
-    world_size = int(os.environ.get("WORLD_SIZE", 1))
-    if "RANK" not in os.environ or world_size == 1:
+    """Join the processes that torchrun or a submitit job has started, if there are several."""
+    place = _of_torchrun() or _of_submitit()
+    if place is None or place.world_size == 1:
         return Processes(0, 1, choose_device(device))
-    chosen = choose_device(device, int(os.environ.get("LOCAL_RANK", 0)))
+    # SLURM's --gpus-per-task shows each process its own GPU alone, as the first.
+    gpu = 0 if "SLURM_GPUS_PER_TASK" in os.environ else place.local_rank
+    chosen = choose_device(device, gpu)
+    group: dict[str, Any] = {} if "RANK" in os.environ else _rendezvous(place)
     if chosen.type == "cuda":
-        dist.init_process_group("nccl", device_id=chosen)
+        dist.init_process_group("nccl", device_id=chosen, timeout=TIMEOUT, **group)
     else:
-        dist.init_process_group("gloo")
+        dist.init_process_group("gloo", timeout=TIMEOUT, **group)
         # torchrun sets OMP_NUM_THREADS=1; share the CPUs of this node instead
-        local = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local))
+        cpus = int(os.environ.get("SLURM_CPUS_PER_TASK", usable_cpus() // place.local_world_size))
+        torch.set_num_threads(max(1, cpus))
     return Processes(dist.get_rank(), dist.get_world_size(), chosen)
+
+
+def _of_torchrun() -> Place | None:
+    if "RANK" not in os.environ:
+        return None
+    rank, world_size = int(os.environ["RANK"]), int(os.environ.get("WORLD_SIZE", 1))
+    local = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
+    return Place(rank, world_size, *local)
+
+
+def _of_submitit() -> Place | None:
+    if "SUBMITIT_EXECUTOR" not in os.environ:
+        return None
+    from submitit import JobEnvironment
+
+    job = JobEnvironment()
+    return Place(job.global_rank, job.num_tasks, job.local_rank, job.num_tasks // job.num_nodes)
+
+
+def _rendezvous(place: Place) -> dict[str, Any]:
+    """How the processes of a submitit job find each other: through a file in the job's folder, which all nodes see.
+
+    The first process takes a port that is free and writes it there. A port agreed on beforehand may be taken.
+    """
+    from submitit import JobEnvironment
+
+    attempt = os.environ.get("SLURM_RESTART_COUNT", "0")
+    file = JobEnvironment().paths.folder / f"rendezvous_{attempt}.json"
+    if place.rank == 0:
+        host = os.environ.get("SLURMD_NODENAME", "localhost")
+        store = dist.TCPStore(  # type: ignore[attr-defined]
+            host, 0, is_master=True, wait_for_workers=False, timeout=TIMEOUT
+        )
+        write_json(file, {"host": host, "port": store.port})
+    else:
+        deadline = time.monotonic() + TIMEOUT.total_seconds()
+        while (found := read_json(file)) is None:
+            if time.monotonic() > deadline:
+                raise UserError(f"process {place.rank} waited {TIMEOUT} in vain for {file}: do all nodes see it?")
+            time.sleep(0.1)
+        host, port = found["host"], found["port"]
+        store = dist.TCPStore(host, port, is_master=False, timeout=TIMEOUT)  # type: ignore[attr-defined]
+    return {"store": store, "rank": place.rank, "world_size": place.world_size}
 
 
 def stop() -> None:

@@ -75,6 +75,7 @@ def fit(task: TrainingTask, trainer: Trainer, run: Run) -> TrainingState:
     last = trainer.last_step(per_epoch)
     state = prepare(task, trainer, run, plan)
     evaluate(task, state, run, per_epoch, last)
+    note_progress(run, state.step, last, plan)
     unreadable = UnreadableImages(task.training.max_unreadable)
     images = TrainingImages(task.training.images, task.training.transform, run.seed)
     batches = training_batches(images, plan, range(state.step, last), task.training.num_workers, device.type == "cuda")
@@ -91,8 +92,9 @@ def fit(task: TrainingTask, trainer: Trainer, run: Run) -> TrainingState:
         report.step(state.step, step, state.device_seconds)
         if step.stop or state.step == last or due(state.step, per_epoch, trainer):
             save(task, state, trainer, run, plan)
+            note_progress(run, state.step, last, plan)
         if step.stop and state.step < last:
-            raise Interrupted(f"stopped by {run.stop.name or 'a signal to another process'} after step {state.step}")
+            raise Interrupted(f"stopped by {run.stop.agree(processes)} after step {state.step}")
         evaluate(task, state, run, per_epoch, last)
     return state
 
@@ -231,7 +233,12 @@ def save(task: TrainingTask, state: TrainingState, trainer: Trainer, run: Run, p
         trainer.keep_checkpoints,
         lambda step: every is not None and step % (plan.steps_per_epoch * every) == 0,
     )
-    run.folder.set_status("running", step=state.step)
+
+
+def note_progress(run: Run, step: int, last: int, plan: StepPlan) -> None:
+    """Say in the run folder how far training is."""
+    if run.processes.is_main:
+        run.folder.set_status("running", step=step, last_step=last, batch_size=plan.batch_size)
 
 
 def checkpoint_content(task: TrainingTask, state: TrainingState, run: Run, plan: StepPlan) -> dict[str, Any]:

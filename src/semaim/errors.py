@@ -13,3 +13,7 @@ class NonFiniteError(UserError):
 
 class Interrupted(Exception):
     """The run was asked to stop, saved its state and left; the same command continues it. Exit code 75."""
+
+
+class SweepFailed(Exception):
+    """Some runs of a sweep did not finish; a table has said which, and why. Exit code 1."""

@@ -20,9 +20,10 @@ from semaim.files import read_json, write_json
 from semaim.job import Job
 from semaim.journal import Journal, Status
 from semaim.run_context import Run
-from semaim.runfolder import RunFolder
+from semaim.runfolder import RunFolder, State
 from semaim.seeding import derive_seed, seed_all
 from semaim.stopping import StopRequest
+from semaim.sweeps.slurm import this_job
 
 log = logging.getLogger("semaim")
 
@@ -44,7 +45,7 @@ def execute(job: Job, processes: Processes, stop: StopRequest) -> float:
     """Make a run, or show the result of one that is finished; the value of its task's metric."""
     config = job.config
     folder = RunFolder(Path(config["run_dir"]))
-    if (result := _stored_result(folder, config)) is not None:
+    if (result := stored_result(folder, config)) is not None:
         folder.settle_config(config)
         log.info("this run is finished already (%s)", _from_here(folder.path))
         _tell_result(result)
@@ -77,7 +78,7 @@ def _asked(config: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _stored_result(folder: RunFolder, config: dict[str, Any]) -> dict[str, float] | None:
+def stored_result(folder: RunFolder, config: dict[str, Any]) -> dict[str, float] | None:
     """The result of this run, if it is finished and what it is about is known to be the same."""
     status = folder.status()
     finished = status.get("state") == "finished" and status["asked"] == _asked(config)
@@ -121,17 +122,23 @@ def _opened(folder: RunFolder, job: Job, processes: Processes, stop: StopRequest
     log.info("run folder: %s", _from_here(folder.path))
     run.journal = Journal(folder.journal)
     run.journal.status("RUNNING")
-    folder.set_status("running")
+    folder.set_status("running", **_progress(folder))
+    if place := this_job():
+        run.tag({f"slurm.{name}": str(value) for name, value in place.items()})
     status: Status = "FAILED"
+    state: State = "failed"
     try:
         tracking.start(folder, run.journal)
         yield run, tracking
         status = "FINISHED"
     except BaseException as error:
         stopped = isinstance(error, Interrupted | KeyboardInterrupt)
-        status = "KILLED" if stopped else "FAILED"
-        folder.set_status("interrupted" if stopped else "failed", error=str(error) or type(error).__name__)
-        words = f"the run ends as {status}: {str(error) or type(error).__name__}"
+        status, state = ("KILLED", "interrupted") if stopped else ("FAILED", "failed")
+        if stopped and stop.job_starts_again():
+            status, state = "SCHEDULED", "requeued"
+        words = str(error) or type(error).__name__
+        folder.set_status(state, error=words, **_progress(folder))
+        words = f"the run ends as {status}: {words}"
         handler.handle(logging.makeLogRecord({"msg": words, "exc_info": None if stopped else sys.exc_info()}))
         raise
     finally:
@@ -141,6 +148,11 @@ def _opened(folder: RunFolder, job: Job, processes: Processes, stop: StopRequest
         log.removeHandler(handler)
         handler.close()
         folder.unlock()
+
+
+def _progress(folder: RunFolder) -> dict[str, int]:
+    """How far training is, in the words of status.json."""
+    return {name: value for name, value in folder.status().items() if name in ("step", "last_step", "batch_size")}
 
 
 def _note_start(folder: RunFolder, job: Job, processes: Processes) -> None:

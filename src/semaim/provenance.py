@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 import semaim
+from semaim.sweeps.slurm import this_job
 
 PACKAGES = ("torch", "torchvision", "timm", "hydra-core", "omegaconf", "submitit", "mlflow", "numpy", "pillow")
 
@@ -41,6 +42,11 @@ def code_version() -> dict[str, Any]:
     return {"commit": _git("rev-parse", "HEAD"), "dirty": bool(_git("status", "--porcelain"))}
 
 
+def command_line() -> str:
+    """What was typed."""
+    return shlex.join([Path(sys.executable).name, *sys.orig_argv[1:]])
+
+
 def _installed(package: str) -> str | None:
     try:
         return version(package)
@@ -52,7 +58,7 @@ def describe(device: torch.device, world_size: int) -> dict[str, Any]:
     """This start, in plain types."""
     return {
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "command": shlex.join([Path(sys.executable).name, *sys.orig_argv[1:]]),
+        "command": command_line(),
         "folder": str(Path.cwd()),
         "semaim": semaim.__version__,
         **code_version(),
@@ -63,4 +69,5 @@ def describe(device: torch.device, world_size: int) -> dict[str, Any]:
         "processes": world_size,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu",
         "cuda": torch.version.cuda if device.type == "cuda" else None,
+        **({"slurm": job} if (job := this_job()) else {}),
     }

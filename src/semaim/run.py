@@ -9,19 +9,13 @@ from __future__ import annotations
 
 import os
 import sys
-import traceback
 
 import hydra
-from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from semaim.command_line import CONF, explain
-from semaim.errors import Interrupted, NonFiniteError
+from semaim.command_line import CONF, report
 from semaim.job import job_of_this_process
 from semaim.then import follow_ups
-
-EXIT_FAULT, EXIT_MISTAKE, EXIT_NOT_FINITE, EXIT_INTERRUPTED, EXIT_AT_ONCE = 1, 2, 3, 75, 130
 
 
 @hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")
@@ -36,31 +30,15 @@ def main(cfg: DictConfig) -> float:
             values = [execute(each, processes, stop) for each in jobs]
         return values[0]
     except (Exception, KeyboardInterrupt) as error:
-        code = report(error)
-        # A sweep goes on with its next run after one that failed, but ends when its user stops it.
-        if HydraConfig.get().mode == RunMode.MULTIRUN and code not in (EXIT_INTERRUPTED, EXIT_AT_ONCE):
-            raise
-        sys.exit(code)
-
-
-def report(error: BaseException) -> int:
-    """Tell the person at the keyboard what ended a run; the exit code for it."""
-    if isinstance(error, Interrupted):
-        print(f"{error}; everything is saved, and the same command continues", file=sys.stderr)
-        return EXIT_INTERRUPTED
-    if isinstance(error, KeyboardInterrupt):
-        print("interrupted at once; the same command continues from the last checkpoint", file=sys.stderr)
-        return EXIT_AT_ONCE
-    if (message := explain(error)) is None:
-        traceback.print_exception(error)
-        return EXIT_FAULT
-    print(f"error: {message}", file=sys.stderr)
-    return EXIT_NOT_FINITE if isinstance(error, NonFiniteError) else EXIT_MISTAKE
+        sys.exit(report(error))
 
 
 def command_line() -> int:
     """Compose and run; errors of composition are reported like those of the run."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us instead of ending in Hydra's own report
+    alone = ("-m", "--multirun", "-c", "--cfg", "-i", "--info", "-h", "--help", "--hydra-help")
+    if any(word.startswith("hydra/launcher=") for word in sys.argv) and not set(alone) & set(sys.argv):
+        sys.argv.insert(1, "--multirun")  # Hydra's launchers are for sweeps; this is one of a single point
     try:
         main()
     except Exception as error:

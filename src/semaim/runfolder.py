@@ -25,9 +25,10 @@ from omegaconf import OmegaConf
 
 from semaim.errors import UserError
 from semaim.files import read_json, write_json, write_text
+from semaim.sweeps.slurm import this_job
 
 log = logging.getLogger(__name__)
-State = Literal["running", "finished", "failed", "interrupted"]
+State = Literal["running", "requeued", "finished", "failed", "interrupted", "vanished"]
 
 # Options that change where or how fast a run computes, but not what: they name no folder (but for the place of the
 # data) and may change on continuing.
@@ -39,6 +40,7 @@ MAY_DIFFER = (
     "tracking",
     "then",
     "parent_run",
+    "sweep",
     "task.features_dir",
     "trainer.accumulate",
     "trainer.activation_checkpointing",
@@ -204,6 +206,5 @@ class RunFolder:
 
     def set_status(self, state: State, **fields: Any) -> None:
         """Replace status.json."""
-        write_json(
-            self.path / "status.json", {"state": state, **fields, "host": socket.gethostname(), "pid": os.getpid()}
-        )
+        place = {"host": socket.gethostname(), "pid": os.getpid(), **this_job()}
+        write_json(self.path / "status.json", {"state": state, **fields, **place})

@@ -11,8 +11,17 @@ from pathlib import Path
 
 from semaim.delivery import Delivery
 from semaim.errors import UserError
-from semaim.journal import Journal
-from semaim.runfolder import RunFolder
+from semaim.files import write_json
+from semaim.journal import Journal, Status
+from semaim.runfolder import RunFolder, State
+
+
+def mark_ended(folder: RunFolder, state: State, status: Status, error: str) -> None:
+    """Say in a run folder how its run ended, in place of a process that cannot."""
+    journal = Journal(folder.journal)
+    journal.status(status)
+    journal.close()
+    write_json(folder.path / "status.json", folder.status() | {"state": state, "error": error})
 
 
 def sync(path: Path, uri: str | None) -> int:
@@ -27,12 +36,8 @@ def sync(path: Path, uri: str | None) -> int:
     if not (path / "config.yaml").is_file():
         raise UserError(f"{path} is not a run folder: it has no config.yaml")
     folder = RunFolder(path)
-    status = folder.status()
-    if status.get("state") == "running" and not folder.is_locked():
-        journal = Journal(folder.journal)
-        journal.status("KILLED")
-        journal.close()
-        folder.set_status("interrupted", step=status.get("step"), error="the process was killed")
+    if folder.status().get("state") == "running" and not folder.is_locked():
+        mark_ended(folder, "vanished", "KILLED", "the process was killed")
     delivery = Delivery(folder, uri)
     try:
         return delivery.deliver()

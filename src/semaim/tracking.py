@@ -89,6 +89,19 @@ class MLflow:
                         self.uri, left, folder.path)  # fmt: skip
         self._thread = None
 
+    def prepare(self, folder: RunFolder) -> None:
+        """Make the MLflow run of a folder now, with its store and experiment if need be.
+
+        Raises:
+            UserError: if the store is out of reach.
+        """
+        try:
+            Delivery(folder, self.uri, self.experiment).deliver()
+        except UserError:
+            raise
+        except Exception as error:  # MLflow and what lies below it raise many kinds
+            raise UserError(f"tracking.uri={self.uri} does not answer ({error}): start it, or tracking=none") from error
+
     def run_folder(self, run_id: str) -> Path:
         """The folder of a tracked run.
 
@@ -127,6 +140,9 @@ class NoTracking:
 
     def finish(self) -> None:
         """Nothing to end."""
+
+    def prepare(self, folder: RunFolder) -> None:
+        """Nothing to make."""
 
     def run_folder(self, run_id: str) -> Path:
         """Nobody knows.

@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -24,6 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from semaim.data.sources import ImageSet
 from semaim.data.transforms import Transform
+from semaim.distributed import usable_cpus
 from semaim.errors import UserError
 from semaim.seeding import derive_seed, seeded
 
@@ -234,17 +236,20 @@ class UnreadableImages:
             )
 
 
+def _end_when_parent_says() -> None:
+    """End at a SIGTERM of the parent's. SLURM sends its own to every process of a job, in the middle of a step."""
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)
+
+
 def _quiet_worker(_: int) -> None:
     """Workers leave signals to their parent, which stops them, and use one thread each."""
     for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_end_when_parent_says, daemon=True).start()
     torch.set_num_threads(1)
-
-
-def usable_cpus() -> int:
-    """CPUs this process may run on."""
-    return len(os.sched_getaffinity(0))
 
 
 def _loader(dataset: Dataset[Any], num_workers: int, pin_memory: bool, **how: Any) -> DataLoader[Any]:

@@ -117,7 +117,7 @@ class Pretraining:
     def next_commands(self, folder: Path, overrides: Sequence[str]) -> dict[str, str]:
         """What a person may want to type after this run."""
         data = [o for o in overrides if o.split("=")[0].split(".")[0] == "data"]
-        own = ("model", "run_name", "run_dir", "checkpoint", "trainer.max_steps")
+        own = ("model", "sweep", "run_name", "run_dir", "checkpoint", "trainer.max_steps")
         others = [o for o in overrides if not o.startswith(tuple(f"{name}{end}" for name in own for end in "=."))]
         command = ["python", "-m", "semaim.run"]
         larger = {"larger model": shlex.join([*command, "model=aim_small", *others])}

@@ -1,0 +1,64 @@
+"""Where Hydra finds our launchers and the user's own configuration folder. What they do is in `semaim.sweeps`.
+
+Every program that uses Hydra in this environment imports this file, so it imports nothing heavy.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.utils import JobReturn
+from hydra.plugins.launcher import Launcher
+from hydra.plugins.search_path_plugin import SearchPathPlugin
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf
+
+
+class SiteFolder(SearchPathPlugin):
+    """Puts the folder named by SEMAIM_SITE (~/.config/semaim by default) before ours, so that its site.yaml counts."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        folder = Path(os.environ.get("SEMAIM_SITE", "~/.config/semaim")).expanduser()
+        if (folder / "site.yaml").is_file():
+            search_path.prepend("semaim-site", f"file://{folder.absolute()}")
+
+
+class SweepLauncher(Launcher):
+    """Hands a sweep to `semaim.sweeps`."""
+
+    executor: ClassVar[Literal["basic", "local", "slurm"]]
+
+    def __init__(self, **options: Any) -> None:
+        self.options = OmegaConf.to_container(OmegaConf.create(options), resolve=True)
+        self.config: DictConfig | None = None
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self.config = config
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        from semaim.sweeps.start import launch
+
+        assert self.config is not None
+        return launch(self.executor, self.options, self.config, job_overrides)
+
+
+class BasicLauncher(SweepLauncher):
+    """One run after the other in this process."""
+
+    executor = "basic"
+
+
+class LocalLauncher(SweepLauncher):
+    """Processes of this machine, all at once."""
+
+    executor = "local"
+
+
+class SlurmLauncher(SweepLauncher):
+    """Jobs of a SLURM cluster."""
+
+    executor = "slurm"

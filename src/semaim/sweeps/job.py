@@ -1,0 +1,116 @@
+"""What runs inside a job, and how a job leaves.
+
+SLURM sends SIGUSR2 before the time limit, and SIGTERM when it takes the nodes away or somebody cancels. Either way all
+processes finish the step and the first one saves (see stopping.py). After SIGUSR2 it then asks SLURM to requeue the
+job, with submitit's handler; after SIGTERM SLURM does so by itself, or the job was cancelled.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from semaim.command_line import EXIT_INTERRUPTED, explain, report
+from semaim.errors import Interrupted
+from semaim.files import write_json
+from semaim.lifecycle import execute, session
+from semaim.provenance import code_version
+from semaim.stopping import StopRequest
+from semaim.sweeps.folder import Point, Sweep, failure_file
+from semaim.sweeps.slurm import this_job
+from semaim.sync import mark_ended
+
+log = logging.getLogger(__name__)
+WAIT_FOR_THE_END_SECONDS = 120
+
+
+def run_point(sweep: Sweep, point: Point) -> float:
+    """Make the run of a point, and those that follow it in the same job; the value of the first one's metric.
+
+    Raises:
+        Interrupted: after a signal, once the first process has saved everything.
+    """
+    jobs = sweep.compose(point)
+    with session(jobs[0].cfg.device) as (processes, stop):
+        _warn_if_code_changed(sweep)
+        try:
+            return [execute(each, processes, stop) for each in jobs][0]  # noqa: RUF015 - all of them are made
+        except Interrupted:
+            with suppress(RuntimeError):  # SLURM ends them all when one leaves
+                processes.barrier()
+            if stop.name == "SIGUSR2" and this_job():
+                _requeue(stop, point)
+            raise
+
+
+@dataclass
+class PointJob:
+    """A point of a sweep as submitit starts it, in every process of a job.
+
+    Attributes:
+        sweep: folder of the sweep.
+        number: of the point.
+    """
+
+    sweep: str
+    number: int
+
+    def __call__(self) -> float:
+        os.environ["HYDRA_FULL_ERROR"] = "1"
+        sweep = Sweep.load(Path(self.sweep))
+        try:
+            return run_point(sweep, sweep.points[self.number])
+        except Interrupted as error:
+            sys.exit(report(error))
+        except (Exception, KeyboardInterrupt) as error:
+            from submitit import JobEnvironment
+
+            job = JobEnvironment()
+            note_failure(sweep.job_folder(job.job_id), error, job.global_rank)
+            sys.exit(report(error))
+
+    def checkpoint(self) -> Any:
+        """What submitit starts when the job is requeued: the same."""
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self)
+
+
+def note_failure(job_folder: Path, error: BaseException, rank: int = 0) -> None:
+    """Keep the error of the process that failed first; those of the others follow from it."""
+    words = explain(error) or f"{type(error).__name__}: {error}"
+    path = failure_file(job_folder, int(this_job().get("restarts", 0)))
+    job_folder.mkdir(parents=True, exist_ok=True)
+    if not path.exists():
+        write_json(path, {"error": words, "process": rank, "host": socket.gethostname()})
+
+
+def _requeue(stop: StopRequest, point: Point) -> None:
+    """Let submitit requeue the job, which ends this process; raise Interrupted if it has timed out too often."""
+    from submitit.core.utils import UncompletedJobError
+
+    handler = stop.previous[signal.SIGUSR2]
+    assert callable(handler)
+    try:
+        handler(signal.SIGUSR2, None)  # in the first process this exits
+    except UncompletedJobError as error:
+        words = f"{error} Raise hydra.launcher.max_num_timeout and retry"
+        mark_ended(point.folder, "interrupted", "KILLED", words)
+        raise Interrupted(words) from error
+    time.sleep(WAIT_FOR_THE_END_SECONDS)  # of the job: who leaves before the first process has requeued it kills it
+    sys.exit(EXIT_INTERRUPTED)
+
+
+def _warn_if_code_changed(sweep: Sweep) -> None:
+    """Jobs compute with the code that is there when they start."""
+    now = code_version()
+    if sweep.code and any(sweep.code[key] != now[key] for key in now):
+        log.warning("the code has changed since this was submitted: commit %s then, %s now", sweep.code, now)

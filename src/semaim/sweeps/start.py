@@ -1,0 +1,152 @@
+"""From Hydra's launcher to a sweep: looks it over, opens its folder and MLflow run, submits it, and waits for it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from semaim import progress
+from semaim.command_line import EXIT_AT_ONCE, report
+from semaim.errors import Interrupted, SweepFailed, UserError
+from semaim.job import Job, compose_job
+from semaim.provenance import code_version, command_line
+from semaim.runfolder import RunFolder
+from semaim.sweeps.folder import FILE, Executor, Sweep, make_points, sweep_name
+from semaim.sweeps.launch import run_here, submit, to_submit, wait
+from semaim.sweeps.states import State, states
+from semaim.sweeps.table import next_commands, table, update_parent
+
+log = logging.getLogger(__name__)
+
+
+def launch(
+    executor: Executor, launcher: dict[str, Any], config: DictConfig, job_overrides: Sequence[Sequence[str]]
+) -> list[JobReturn]:
+    """Launch a sweep.
+
+    Args:
+        executor: who runs the jobs.
+        launcher: the launcher's options.
+        config: Hydra's configuration of the sweep.
+        job_overrides: the command line of each run.
+
+    Returns:
+        for each run the value of its metric, or the exception that tells why there is none.
+
+    Raises:
+        UserError: for a mistake, before anything is submitted.
+    """
+    is_main = os.environ.get("RANK", "0") == "0"  # torchrun starts several processes
+    progress.show_logs(is_main)
+    sources = config.hydra.runtime.config_sources
+    folders = [f"file://{source.path}" for source in sources if source.provider == "command-line"]
+    points = make_points(job_overrides, folders, dependent=executor == "slurm")
+    settings = compose_job(points[0].overrides, folders)
+    sweep = Sweep(
+        path=Path(settings.cfg.runs_dir).absolute()
+        / (settings.cfg.sweep.name or sweep_name(points, config.hydra.overrides.task)),
+        executor=executor,
+        launcher=launcher,
+        points=points,
+        restarts=settings.cfg.sweep.restarts,
+        command=command_line(),
+        folders=folders,
+        code=code_version(),
+    )
+    if not is_main:
+        run_here(sweep, to_submit(sweep, None), is_main)
+        return []
+    with _in_hand(sweep):
+        old = _former_states(sweep)
+        _open(sweep, settings)
+        now = _carry_out(sweep, to_submit(sweep, old), settings.cfg.sweep.wait)
+    firsts = [(point, state) for point, state in zip(sweep.points, now, strict=True) if point.after is None]
+    return [_job_return(point.overrides, state, sweep) for point, state in firsts]
+
+
+@contextmanager
+def _in_hand(sweep: Sweep) -> Iterator[None]:
+    """One process at a time launches a sweep."""
+    folder = RunFolder(sweep.path)
+    folder.lock()
+    try:
+        yield
+    finally:
+        folder.unlock()
+
+
+def _former_states(sweep: Sweep) -> list[State] | None:
+    """The states of the points by jobs of an earlier launch, which this one takes over; None if there are none."""
+    if not (sweep.path / FILE).is_file():
+        return None
+    former = Sweep.load(sweep.path)
+    if former.executor == "basic":
+        return None
+    jobs = {point.run_dir: point.job for point in former.points}
+    if former.executor != sweep.executor:
+        if alive := [point.job for point, state in zip(former.points, states(former), strict=True) if not state.over]:
+            raise UserError(
+                f"{sweep.path} has jobs that are not over ({', '.join(map(str, alive))}): wait for them, or "
+                f"python -m semaim.cancel {sweep.path}"
+            )
+        return None
+    for point in sweep.points:
+        point.job = jobs.get(point.run_dir)
+    return states(sweep)
+
+
+def _open(sweep: Sweep, settings: Job) -> None:
+    """Make the folder of the sweep, and the MLflow run that its runs are shown under if there are several."""
+    if len(sweep.points) > 1:
+        for point in sweep.points:
+            point.parent = point.parent or str(sweep.path)
+        sweep.open_parent(instantiate(settings.cfg.tracking, _convert_="all"))
+    sweep.save()
+
+
+def _carry_out(sweep: Sweep, numbers: Sequence[int], waiting: bool) -> list[State]:
+    """Run or submit what must be, and wait for it; says how it went."""
+    if left := len(sweep.points) - len(numbers):
+        log.info("%d of %d runs are finished or under way already", left, len(sweep.points))
+    try:
+        if sweep.executor == "basic":
+            run_here(sweep, numbers, is_main=True)
+        else:
+            if numbers:
+                submit(sweep, numbers)
+                ids = ", ".join(dict.fromkeys(str(sweep.points[number].job).split("_")[0] for number in numbers))
+                log.info("submitted %d jobs (%s %s); the sweep is in %s", len(numbers), sweep.executor, ids, sweep.path)
+                log.info("what to type next:\n%s", next_commands(sweep))
+        now = wait(sweep) if waiting and sweep.executor != "basic" else states(sweep)
+    except Interrupted as error:
+        sys.exit(report(error))
+    except KeyboardInterrupt:
+        if sweep.executor == "slurm":
+            log.info("no longer waiting; the jobs go on:\n%s", next_commands(sweep))
+        sys.exit(EXIT_AT_ONCE)
+    log.info("%s\n%s", sweep.command, table(sweep, now))
+    update_parent(sweep, now)
+    return now
+
+
+def _job_return(overrides: list[str], state: State, sweep: Sweep) -> JobReturn:
+    """What Hydra's sweeper is told of a run."""
+    told = JobReturn(overrides=overrides, status=JobStatus.COMPLETED)
+    told.return_value = state.value
+    if state.over and state.word != "finished":
+        bad = sum(1 for point in states(sweep) if point.over and point.word != "finished")
+        told.status = JobStatus.FAILED
+        told.return_value = SweepFailed(
+            f"{bad} of {len(sweep.points)} runs did not finish; the table above says why. Results: "
+            f"{sweep.path / 'results.csv'}. Try them again with: python -m semaim.retry --failed {sweep.path}"
+        )
+    return told

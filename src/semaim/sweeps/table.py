@@ -1,0 +1,73 @@
+"""What came out of a sweep: a table for people, `results.csv` for programs, and the end of its MLflow run."""
+
+from __future__ import annotations
+
+import csv
+import io
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from semaim.files import write_text
+from semaim.journal import Journal, Status
+from semaim.runfolder import RunFolder
+from semaim.sweeps.folder import FILE, Sweep, labels
+from semaim.sweeps.states import State, deliver, journal_tail
+
+
+def table(sweep: Sweep, now: Sequence[State], numbers: Sequence[int] | None = None) -> str:
+    """Some points, or all: job, state, and progress, result or last error."""
+    rows = [("run", "job", "state", "result, progress or reason")]
+    for number, (label, point, state) in enumerate(zip(labels(sweep), sweep.points, now, strict=True)):
+        if numbers is not None and number not in numbers:
+            continue
+        times = f"requeued {state.restarts} time{'s' * (state.restarts > 1)}"
+        word = state.word if not state.restarts else times if state.word == "requeued" else f"{state.word} ({times})"
+        job = "-" if point.job is None or point.job.startswith("here") else point.job
+        rows.append((label, job, word, state.detail.split("\n")[0]))
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    return "\n".join(
+        f"{name:<{widths[0]}}  {job:<{widths[1]}}  {word:<{widths[2]}}  {detail}".rstrip()
+        for name, job, word, detail in rows
+    )
+
+
+def update_parent(sweep: Sweep, now: Sequence[State]) -> None:
+    """Say in the MLflow run of the sweep whether it is over; if it is, also write `results.csv`."""
+    if not (sweep.path / FILE).is_file():  # a run alone
+        return
+    over = all(state.over for state in now)
+    status: Status = "RUNNING"
+    if over:
+        write_results(sweep, now)
+        status = "FINISHED" if all(state.word == "finished" for state in now) else "FAILED"
+    folder = RunFolder(sweep.path)
+    said = [line["status"] for line in journal_tail(folder) if "status" in line]
+    if not said or said[-1] == status:
+        return
+    journal = Journal(folder.journal)
+    if over:
+        journal.artifact("results.csv")
+    journal.status(status)
+    journal.close()
+    deliver(folder)
+
+
+def write_results(sweep: Sweep, now: Sequence[State]) -> None:
+    """How every point ended, as a table for other programs."""
+    names = list(dict.fromkeys(name for state in now for name in state.result))
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["run", "command line", "job", "state", "error", *names])
+    for point, state in zip(sweep.points, now, strict=True):
+        error = "" if state.word == "finished" else state.detail
+        values = [state.result.get(name, "") for name in names]
+        writer.writerow([point.name, shlex.join(point.overrides), point.job, state.word, error, *values])
+    write_text(sweep.path / "results.csv", text.getvalue())
+
+
+def next_commands(sweep: Sweep) -> str:
+    """What to type about a sweep that goes on."""
+    here = sweep.path.relative_to(Path.cwd()) if sweep.path.is_relative_to(Path.cwd()) else sweep.path
+    commands = {"watch it": "status --watch", "stop it": "cancel", "try again": "retry --failed"}
+    return "\n".join(f"  {what + ':':<11} python -m semaim.{command} {here}" for what, command in commands.items())
