@@ -1,9 +1,13 @@
-"""Fixtures that several test files use: small seeded models and images. Golden files lie in tests/golden/*.npz."""
+"""Fixtures that several test files use: small seeded models and images, a SLURM cluster, a PostgreSQL.
+
+Golden files lie in tests/golden/*.npz.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +17,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+import slurm
+from commands import ENVIRONMENT
+from mlflow_server import PostgreSQL
 from semaim.data.sources import FileImages
 from semaim.models.aim import AIM
 
+os.environ["SEMAIM_SITE"] = "/nowhere"  # the settings of whoever runs the tests are not for them
 if "OMP_NUM_THREADS" not in os.environ:
     torch.set_num_threads(1)  # tensors here are small: threads only cost, and pytest-xdist brings its own processes
 
@@ -55,3 +63,52 @@ def damaged(tmp_path: Path) -> FileImages:
     (tmp_path / "2.png").write_bytes(b"")
     (tmp_path / "5.png").write_text("no image")
     return FileImages(tmp_path, [f"{i}.png" for i in range(6)], list(range(6)))
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks for groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With several processes, one runs all tests that need the cluster, and one those that need PostgreSQL alone."""
+    for item in items:
+        for fixture in ("cluster", "postgres"):
+            if fixture in getattr(item, "fixturenames", ()):
+                item.add_marker(pytest.mark.xdist_group(fixture))
+                break
+
+
+@pytest.fixture(scope="session")
+def running_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[slurm.Cluster]:
+    """The cluster of all tests; they ask for `cluster`."""
+    if reason := slurm.missing():
+        pytest.skip(reason)
+    cluster = slurm.Cluster(tmp_path_factory.mktemp("cluster"))
+    try:
+        cluster.start()
+        yield cluster
+    finally:
+        cluster.stop()
+        shutil.rmtree(cluster.folder / "mariadb", ignore_errors=True)  # 100 MB; the logs stay
+
+
+@pytest.fixture
+def cluster(running_cluster: slurm.Cluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[slurm.Cluster]:
+    """A SLURM cluster with an empty queue, which this process and those of commands.py use."""
+    monkeypatch.setenv("SLURM_CONF", running_cluster.environment["SLURM_CONF"])
+    monkeypatch.setitem(ENVIRONMENT, "SLURM_CONF", running_cluster.environment["SLURM_CONF"])
+    try:
+        yield running_cluster
+    finally:
+        running_cluster.cancel_all()
+        running_cluster.wait_idle()
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgreSQL]:
+    """A PostgreSQL that makes a new database whenever it is asked."""
+    if reason := PostgreSQL.missing():
+        pytest.skip(reason)
+    postgres = PostgreSQL()
+    try:
+        postgres.start()
+        yield postgres
+    finally:
+        postgres.stop()

@@ -39,19 +39,22 @@ start() {
 
 stop() {
     [ "$(id -u)" = 0 ] || fail "only root can stop a cluster"
-    if [ -n "$(daemons 'slurmctld *')" ]; then # what runs gets SIGTERM, the time to save, and a place in the queue
-        { timeout 20 squeue -h -r -t running -o %A | xargs -r -n 1 scontrol requeue; } >/dev/null 2>&1 || true
-        until_it 17 no_job_process || true
+    if [ -n "$(daemons 'slurmctld *')" ]; then # what runs gets SIGTERM, time to save, and a place in the queue
+        {
+            printf 'partitionname=%s state=down\n' main urgent short | xargs -L 1 scontrol update
+            squeue -h -r -t running -o %A | xargs -r -n 1 scontrol requeue
+            scancel -t running # what cannot be requeued
+            until_it 30 no_job_runs
+        } >/dev/null 2>&1 || true
     fi
     end 'slurmctld *'
     end 'slurmd *'
-    local name
-    until no_job_process; do
-        job_processes | xargs -r kill -KILL 2>/dev/null || true
+    local pids name
+    while pids=$(job_processes) && [ -n "$pids" ]; do
+        xargs kill -KILL <<<"$pids" 2>/dev/null || true
         sleep 0.1
     done
     for name in slurmdbd mariadbd munged; do end "$name *"; done
-    end '*'
 }
 
 status() {
@@ -220,8 +223,8 @@ job_processes() {
     done
 }
 
-no_job_process() {
-    [ -z "$(job_processes)" ]
+no_job_runs() {
+    [ -z "$(squeue -h -t running,completing)" ]
 }
 
 # daemon NAME OPTION...: start it unless it runs.

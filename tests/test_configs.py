@@ -276,7 +276,8 @@ def test_option_in_the_help_exists(key: str, values: str) -> None:
 def exists(key: str, value: str, task: str) -> bool:
     """Whether a task has an option."""
     try:
-        composed(f"task={task}", f"{key}={value}")
+        launcher = ["hydra/launcher=slurm"] if key.startswith("hydra.launcher") else []
+        composed(f"task={task}", f"{key}={value}", *launcher)
     except ConfigCompositionException:
         return False
     return True

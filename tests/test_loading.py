@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import logging
+import os
 import random
 import signal
+import subprocess
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from PIL import Image
@@ -173,13 +176,13 @@ class SignalReport(TrainingImages):
     """Reports, in place of unreadable images, what its process does on signals, and its number of threads."""
 
     def __getitem__(self, item):
-        numbers = (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM)
+        numbers = (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
         handlers = [(number.name, str(signal.getsignal(number))) for number in numbers]
         return *super().__getitem__(item)[:4], [*handlers, ("threads", str(torch.get_num_threads()))]
 
 
 def test_workers_leave_signals_to_their_parent():
-    numbers = (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM)
+    numbers = (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
     previous = {number: signal.signal(number, lambda *_: None) for number in numbers}  # as a run has them
     try:
         dataset = SignalReport(noise_images(), pretraining(8), 0)
@@ -187,15 +190,35 @@ def test_workers_leave_signals_to_their_parent():
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-    ignored, default = str(signal.SIG_IGN), str(signal.SIG_DFL)
+    ignored = str(signal.SIG_IGN)
     for batch in batches:
         assert dict(batch.unreadable) == {
             "SIGINT": ignored,
             "SIGUSR1": ignored,
             "SIGUSR2": ignored,
-            "SIGTERM": default,  # the loader ends its workers with it
             "threads": "1",
         }
+
+
+def test_workers_end_at_their_parents_sigterm_but_not_at_anothers():
+    """SLURM sends SIGTERM to every process of a job; the step in flight still needs the workers."""
+    dataset, plan = training(), StepPlan(40, 8, 3)
+    expected = list(training_batches(dataset, plan, range(12), 0, False))
+    batches = training_batches(dataset, plan, range(12), 2, False)
+    found = [next(batches)]
+    workers = psutil.Process().children()
+    assert len(workers) == 2
+    subprocess.run(["kill", "-TERM", *(str(worker.pid) for worker in workers)], check=True)
+    found += list(batches)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert torch.equal(ours.images_BCHW, theirs.images_BCHW)
+    batches = training_batches(dataset, plan, range(1000), 2, False)
+    next(batches)
+    workers = psutil.Process().children()
+    for worker in workers:
+        os.kill(worker.pid, signal.SIGTERM)
+    _, alive = psutil.wait_procs(workers, timeout=30)
+    assert not alive
 
 
 # Evaluation

@@ -209,7 +209,7 @@ def test_killed_stopped_and_continued_is_one_run(store: Any, tmp_path: Path) -> 
     done = run(tmp_path, "runs/cut", launcher=SYNC)
     assert done.returncode == 0, done.stdout
     assert "metric points delivered" in done.stdout
-    assert status(run_folder)["state"] == "interrupted"
+    assert status(run_folder)["state"] == "vanished"
     assert_shows_all(store, run_folder, "KILLED")
 
     with started(tmp_path, *command) as process:

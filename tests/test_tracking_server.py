@@ -8,60 +8,17 @@ from __future__ import annotations
 import os
 import re
 import signal
-import socket
-import subprocess
 import sys
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from commands import ENVIRONMENT, RUN, journal, run, started, status, wait_for
+from mlflow_server import Server
 from semaim import sync
 from test_command_line import run_here
 from test_tracking import SYNC, TINY, assert_shows_all, delivery_state, mlflow_client, only_run
-
-
-class Server:
-    """An `mlflow server` that can be stopped and started again on the same port and store."""
-
-    def __init__(self, place: Path) -> None:
-        self.place = place
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
-        self.uri = f"http://127.0.0.1:{self.port}"
-        self.process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        if self.process is not None:
-            return
-        options = ("--backend-store-uri", f"sqlite:///{self.place}/server.db", "--workers", "1")
-        with open(self.place / "server.log", "ab") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "mlflow", "server", "--port", str(self.port), *options],
-                cwd=self.place,
-                env=ENVIRONMENT | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"},
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
-        wait_for(self.answers, f"the server; see {self.place}/server.log")
-
-    def stop(self) -> None:
-        if self.process is not None:
-            os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait(30)
-            self.process = None
-
-    def answers(self) -> bool:
-        try:
-            with urllib.request.urlopen(f"{self.uri}/health", timeout=5) as reply:
-                return reply.status == 200
-        except (urllib.error.URLError, TimeoutError, ConnectionError):
-            return False
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 
-class SiteFolder(SearchPathPlugin):
+class SiteFolder(SearchPathPlugin):  # type: ignore[misc]
     """Puts the folder named by SEMAIM_SITE (~/.config/semaim by default) before ours, so that its site.yaml counts."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
@@ -27,13 +27,13 @@ class SiteFolder(SearchPathPlugin):
             search_path.prepend("semaim-site", f"file://{folder.absolute()}")
 
 
-class SweepLauncher(Launcher):
+class SweepLauncher(Launcher):  # type: ignore[misc]
     """Hands a sweep to `semaim.sweeps`."""
 
     executor: ClassVar[Literal["basic", "local", "slurm"]]
 
     def __init__(self, **options: Any) -> None:
-        self.options = OmegaConf.to_container(OmegaConf.create(options), resolve=True)
+        self.options: Any = OmegaConf.to_container(OmegaConf.create(options), resolve=True)
         self.config: DictConfig | None = None
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:

@@ -1,21 +1,18 @@
-"""What would make jobs fail hours later, found before they are queued: `python -m semaim.check <command line of a run>`.
+"""What would make jobs fail hours later, found before they are queued: `python -m semaim.check <options of a run>`.
 
-It takes exactly the command line of `python -m semaim.run`, with `-m`, `then=[...]` and `hydra/launcher=...`. Every point
-of a sweep, and every evaluation after it, is composed; its data are opened and an image of each part is read (data that
-a run would download are downloaded); its networks are built without memory; its run folder, its tracking store and
-what it asks of SLURM are looked at. No run is started and no run folder written. It prints a table of what each run is
-and costs, and a line for each problem. Exit codes: 0 if there is none, 2 otherwise.
+It takes exactly what `python -m semaim.run` takes, with `-m`, `then=[...]` and `hydra/launcher=...`. Every point of a
+sweep, and every evaluation after it, is composed; its data are opened and an image of each part is read (data that a
+run would download are downloaded); its networks are built without memory; its run folder, its tracking store and what
+it asks of SLURM are looked at. No run is started and no run folder written. It prints a table of what each run is and
+costs, and a line for each problem. Exit codes: 0 if there is none, 2 otherwise.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
 import sys
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,25 +25,35 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from PIL import Image
 
 from semaim import checkpoint
 from semaim.command_line import EXIT_MISTAKE, composition, explain, report
 from semaim.data import ImageData
-from semaim.data.loading import UNREADABLE
-from semaim.data.sources import ImageSet
-from semaim.delivery import SQLITE
 from semaim.distributed import Processes, choose_device
 from semaim.encoders import RANDOM
 from semaim.errors import UserError
-from semaim.estimate import TFLOPS, Asked, Checked, Row, build_task, estimate, plural, slurm_problems
+from semaim.estimate import (
+    TFLOPS,
+    Asked,
+    Checked,
+    Row,
+    build_task,
+    estimate,
+    existing,
+    first_image,
+    opened,
+    plural,
+    slurm_problems,
+    unreachable,
+    writable,
+)
 from semaim.job import Job, compose_job
 from semaim.lifecycle import stored_result
 from semaim.progress import count, duration
 from semaim.runfolder import RunFolder
 from semaim.then import follow_ups
 
-ANSWER_SECONDS = 5  # that a tracking server is given
+THEN = " then "
 
 
 def check_sweep(
@@ -83,13 +90,16 @@ class _Check:
 
     def run(self, points: Sequence[Sequence[str]]) -> Checked:
         common = set.intersection(*map(set, points)) if len(points) > 1 else set(*points)
-        for point in points:
-            self.point(list(point), " ".join(word for word in point if word not in common))
+        labels = [" ".join(word for word in point if word not in common) for point in points]
+        for point, label in zip(points, labels, strict=True):
+            self.point(list(point), label)
         with self.noting(""):
             self.disk()
         problems = slurm_problems(self.asked)
         for message, where in self.found.items():
-            named = [run for run in dict.fromkeys(where) if run]
+            # what is wrong with a run needs not be said of its evaluations too, nor of every run of a sweep
+            runs = [run for run in dict.fromkeys(where) if THEN not in run or run.split(THEN)[0] not in where]
+            named = [] if {*labels} <= {*runs} else [run.strip() for run in runs if run]
             shown = "; ".join(named[:3]) + (f"; and {len(named) - 3} more" if len(named) > 3 else "")
             problems.append(message + (f" [{shown}]" if named else ""))
         return Checked(problems, self.notes(), self.rows, len(points), self.asked.processes, self.tflops)
@@ -109,18 +119,20 @@ class _Check:
         with self.noting(label):
             job = compose_job(overrides, self.folders)
             row.name = job.cfg.run_name
-            place = Path(job.cfg.run_dir).absolute()
-            if place in self.places:
-                raise UserError(f"several points of this sweep are the same run, {job.cfg.run_dir}: leave run_name and "
-                                f"run_dir to be made of the options, and sweep over what differs")  # fmt: skip
-            self.places.add(place)
-            self.job(job, row, label)
-            for after in follow_ups(job):
+            with self.noting(label):
+                if (place := Path(job.cfg.run_dir).absolute()) in self.places:
+                    raise UserError(f"several points of this sweep are the same run, {job.cfg.run_dir}: leave run_name "
+                                    f"to be made of the options, and sweep over what differs")  # fmt: skip
+                self.places.add(place)
+            built = self.job(job, row, label, job.cfg)
+            for after in follow_ups(job) if job.cfg.then else []:
                 self.rows.append(Row(after.cfg.run_name))
-                self.job(after, self.rows[-1], f"{label} then {after.choices['task']}".strip(), job, row)
+                cfg = after.cfg.copy()  # with the encoder that its checkpoint will hold
+                cfg.model, cfg.target, cfg.checkpoint = job.cfg.model, job.cfg.target, RANDOM
+                self.job(after, self.rows[-1], f"{label}{THEN}{after.choices['task']}", cfg if built else None)
 
-    def job(self, job: Job, row: Row, label: str, before: Job | None = None, first: Row | None = None) -> None:
-        """Everything about a run; `before` and `first` are the one that makes its checkpoint, if it has yet to."""
+    def job(self, job: Job, row: Row, label: str, built_as: DictConfig | None) -> bool:
+        """Everything about a run, whose networks are built by a configuration (None: not at all); whether they were."""
         cfg, config = job.cfg, job.config
         with self.noting(label):
             self.device(cfg.device)
@@ -131,18 +143,18 @@ class _Check:
         with self.noting(label):
             if config["seed"] < 0:
                 raise UserError(f"seed={config['seed']} must not be negative")
+        task: Any = None
+        with self.noting(label):
             row.data = self.images(cfg)
-            if before is not None and first is not None:
-                if first.cost is None:  # nothing is known of the encoder
-                    return
-                cfg = cfg.copy()
-                cfg.model, cfg.target, cfg.checkpoint = before.cfg.model, before.cfg.target, RANDOM
-            task = build_task(cfg, row.data)
-            on_gpu = cfg.device != "cpu" and (self.asked.gpus > 0 or torch.cuda.is_available())
-            row.cost = estimate(task, config["seed"], self.asked.processes, on_gpu)
-            task.check(config["seed"], Processes(0, self.asked.processes, torch.device("cpu")))
+            if built_as is not None:
+                task = build_task(built_as, row.data)
+                on_gpu = cfg.device != "cpu" and (self.asked.gpus > 0 or torch.cuda.is_available())
+                row.cost = estimate(task, config["seed"], self.asked.processes, on_gpu)
+                task.check(config["seed"], Processes(0, self.asked.processes, torch.device("cpu")))
+        with self.noting(label):
             if (training := getattr(task, "training", None)) is not None:
                 training.transform(first_image(training.images, training.max_unreadable))
+        return task is not None
 
     def device(self, name: str) -> None:
         """Raise UserError if the device is not there, or not for every process."""
@@ -161,6 +173,7 @@ class _Check:
             raise UserError(f"the run folder {folder.path} cannot be made: set runs_dir")
         if not (folder.path / "config.yaml").exists():
             return
+        row.state = "of another configuration"
         folder.settle_config(config)  # which writes nothing where there is one
         row.finished = stored_result(folder, config) is not None
         if not row.finished and folder.is_locked():
@@ -218,63 +231,22 @@ class _Check:
 
 def in_a_line(error: Exception) -> str:
     """What is wrong, as its user is told, in one line; a fault of the program with its kind."""
-    message = (explain(error) or f"{type(error).__name__}: {error}").strip()
-    return message.replace(":\n  ", ": ").replace("\n  ", "; ").replace("\n", ". ")
+    first, *others = (explain(error) or f"{type(error).__name__}: {error}").strip().splitlines()
+    for line in filter(None, map(str.strip, others)):
+        first += (" " if first.endswith((":", ".")) else "; ") + line
+    return first
 
 
-def opened(cfg: DictConfig) -> ImageData:
-    """Data, of which one image of each part has been read; raises UserError if that cannot be."""
-    data: ImageData = instantiate(cfg, _convert_="all")
-    for images in (data.source.train, data.source.val):
-        if images is not None:
-            data.eval_transform(first_image(images, data.max_unreadable))
-    return data
-
-
-def first_image(images: ImageSet, max_unreadable: int) -> Image.Image:
-    """The first image that can be read; raises UserError if too many before it cannot."""
-    for index in range(len(images)):
-        try:
-            return images.read(index)
-        except UNREADABLE as error:
-            if index >= max_unreadable or index + 1 == len(images):
-                raise UserError(f"{images.name(index)} cannot be read ({error}): repair or remove it") from error
-    raise UserError("these data hold no image: see data.root")
-
-
-def unreachable(uri: str) -> str | None:
-    """What keeps a tracking store from taking metrics; None if nothing does, or it is of a kind not known here."""
-    if uri.startswith(SQLITE) and not writable(Path(uri.removeprefix(SQLITE))):
-        return "this file cannot be written; choose another"
-    if uri.startswith(("http://", "https://")):
-        try:
-            urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=ANSWER_SECONDS).close()
-        except urllib.error.HTTPError as error:
-            return f"the server answers {error.code} {error.reason}; mend it" if error.code >= 500 else None
-        except (OSError, ValueError) as error:
-            return f"no server answers ({getattr(error, 'reason', error)}); start it"
-    return None
-
-
-def existing(path: Path) -> Path:
-    """What is there of a path."""
-    return next(place for place in (path.absolute(), *path.absolute().parents) if place.exists())
-
-
-def writable(path: Path) -> bool:
-    """Whether a file or folder can be written, or made if it is not there."""
-    there = existing(path)
-    return os.access(there, os.W_OK) and (there == path.absolute() or there.is_dir())
-
-
-def expanded(words: Sequence[str], folders: Sequence[str], multirun: bool) -> tuple[list[list[str]], dict[str, Any]]:
-    """The command line of each run, and the launcher's options (none for a run in this process).
+def expanded(
+    words: Sequence[str], folders: Sequence[str], multirun: bool
+) -> tuple[list[list[str]], dict[str, Any], list[str]]:
+    """The command line of each run, the launcher's options (none for a run in this process), and what is wrong there.
 
     Raises:
         UserError: for a sweeper other than Hydra's basic one.
-        hydra.errors.HydraException: for a mistake in Hydra's own options, or in what is swept over.
+        hydra.errors.HydraException: for what cannot be parsed.
     """
-    parser = OverridesParser.create()
+    parser, problems = OverridesParser.create(), []
     parsed = parser.parse_overrides(list(words))
     of_hydra = [str(each.input_line) for each in parsed if each.is_hydra_override()]
     own = [str(each.input_line) for each in parsed if not each.is_hydra_override()]
@@ -282,17 +254,21 @@ def expanded(words: Sequence[str], folders: Sequence[str], multirun: bool) -> tu
     try:
         cfg = composition([*of_hydra, *fixed], folders, return_hydra_config=True).hydra
     except Exception:  # a mistake in a run's options is told with the run
-        cfg = composition(of_hydra, folders, return_hydra_config=True).hydra
+        try:
+            cfg = composition(of_hydra, folders, return_hydra_config=True).hydra
+        except Exception as error:
+            problems.append(in_a_line(error))
+            cfg = composition((), folders, return_hydra_config=True).hydra
     if not (multirun or cfg.mode == RunMode.MULTIRUN or any(word.startswith("hydra/launcher=") for word in of_hydra)):
-        return [own], {}
+        return [own], {}, problems
     if not cfg.sweeper._target_.endswith("BasicSweeper"):
         raise UserError(
             f"hydra/sweeper={cfg.sweeper._target_}: only the points of Hydra's basic sweeper are known here"
         )
     swept = [f"{key}={value}" for key, value in (cfg.sweeper.params or {}).items()]
     (points,) = BasicSweeper.split_arguments(parser.parse_overrides([*swept, *own]), None)
-    told = {"name", "submitit_folder"}  # which Hydra knows only once it launches
-    return points, {key: cfg.launcher[key] for key in cfg.launcher if key not in told}
+    told = {"name", "submitit_folder"}  # what they are, Hydra knows only once it launches
+    return points, {key: cfg.launcher[key] for key in cfg.launcher if key not in told}, problems
 
 
 def main() -> int:
@@ -311,8 +287,9 @@ def main() -> int:
             raise UserError(f"--config-dir {arguments.config_dir} is not a folder")
         if arguments.tflops <= 0:
             raise UserError(f"--tflops {arguments.tflops:g} must be positive")
-        points, launcher = expanded(arguments.overrides, folders, arguments.multirun)
+        points, launcher, problems = expanded(arguments.overrides, folders, arguments.multirun)
         checked = check_sweep(points, folders, launcher, arguments.tflops)
+        checked.problems[:0] = problems
     except Exception as error:
         return report(error)
     print(checked)

@@ -1,4 +1,4 @@
-"""What a run needs, told from its configuration alone, and whether a SLURM cluster has it.
+"""What runs need, told from their configuration alone, and whether it is there: on a SLURM cluster, a disk, a server.
 
 Models are built on torch's meta device, where tensors have shapes and no values. So ViT-H takes milliseconds and no
 memory.
@@ -6,10 +6,13 @@ memory.
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -18,11 +21,16 @@ import timm
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
-from timm.models import vision_transformer as timm_vit
+from PIL import Image
+from timm.models.vision_transformer import Block as ViTBlock
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from semaim import checkpoint, engine
 from semaim.data import ImageData
+from semaim.data.loading import UNREADABLE
+from semaim.data.sources import ImageSet
+from semaim.delivery import SQLITE
 from semaim.distributed import Processes
 from semaim.encoders import RANDOM, TIMM, EncoderSource
 from semaim.errors import UserError
@@ -31,6 +39,7 @@ from semaim.models.aim import AIM
 from semaim.models.cost import FLOAT32, cost, encoder_cost, moments, training_memory
 from semaim.models.layers import Block
 from semaim.models.vit import Pool
+from semaim.progress import count
 from semaim.sweeps.slurm import answer
 from semaim.tasks.finetune import FineTuning
 from semaim.tasks.linprobe import LinearProbe
@@ -47,11 +56,10 @@ COLUMNS = (
     "images",
     "held out",
     "classes",
-    "memory",
+    "memory/process",
     "GPU-hours",
 )
 SOURCE = "semaim.encoders.EncoderSource"
-Vit = timm_vit.VisionTransformer
 
 
 @dataclass(frozen=True)
@@ -82,32 +90,34 @@ class EncoderShape(EncoderSource):
     It stands where `EncoderSource` stands in an evaluation's configuration.
     """
 
-    def encoder(self) -> Vit:
+    def encoder(self) -> VisionTransformer:
         return _valueless(super().encoder)
 
-    def classifier(self, num_classes: int, pool: Pool, drop_path: float) -> Vit:
+    def classifier(self, num_classes: int, pool: Pool, drop_path: float) -> VisionTransformer:
         return _valueless(lambda: super(EncoderShape, self).classifier(num_classes, pool, drop_path))
 
-    def trained_classifier(self, num_classes: int) -> Vit:
+    def trained_classifier(self, num_classes: int) -> VisionTransformer:
         return _valueless(lambda: super(EncoderShape, self).trained_classifier(num_classes))
 
     @cached_property
     def _state(self) -> dict[str, Any] | None:
         return None if self.checkpoint == RANDOM or self.checkpoint.startswith(TIMM) else read_shapes(self._path)
 
-    def _from_timm(self, num_classes: int, pool: Pool, drop_path: float) -> Vit:
+    def _from_timm(self, num_classes: int, pool: Pool, drop_path: float) -> VisionTransformer:
         name = self.checkpoint.removeprefix(TIMM)
         try:
             vit = timm.create_model(name, pretrained=False, num_classes=num_classes)  # the weights are not fetched
         except Exception as error:  # what an absent name or file raises differs
-            raise UserError(f"checkpoint={self.checkpoint}: timm has no such model ({error})") from error
+            raise UserError(
+                f"checkpoint={self.checkpoint}: timm has no such model ({error}): see timm.list_models(pretrained=True)"
+            ) from error
         if not hasattr(vit, "num_prefix_tokens") or not hasattr(vit, "blocks"):
             raise UserError(f"checkpoint={self.checkpoint} is not a vision transformer, which semaim evaluates")
         vit.architecture = name
         return vit
 
 
-def _valueless(build: Callable[[], Vit]) -> Vit:
+def _valueless(build: Callable[[], VisionTransformer]) -> VisionTransformer:
     with torch.device("meta"):
         vit = build()
     vit.state_dict = dict  # there are no values, of which tasks would take a checksum
@@ -133,6 +143,26 @@ def _shapes(value: Any) -> Any:
     if isinstance(value, Tensor):
         return value.to("meta")
     return {key: _shapes(each) for key, each in value.items()} if isinstance(value, dict) else value
+
+
+def opened(cfg: DictConfig) -> ImageData:
+    """Data, of which one image of each part has been read; raises UserError if that cannot be."""
+    data: ImageData = instantiate(cfg, _convert_="all")
+    for images in (data.source.train, data.source.val):
+        if images is not None:
+            data.eval_transform(first_image(images, data.max_unreadable))
+    return data
+
+
+def first_image(images: ImageSet, max_unreadable: int) -> Image.Image:
+    """The first image that can be read; raises UserError if too many before it cannot."""
+    for index in range(len(images)):
+        try:
+            return images.read(index)
+        except UNREADABLE as error:
+            if index >= max_unreadable or index + 1 == len(images):
+                raise UserError(f"{images.name(index)} cannot be read ({error}): repair or remove it") from error
+    raise UserError("these data hold no image: see data.root")
 
 
 def build_task(cfg: DictConfig, data: ImageData) -> Any:
@@ -196,7 +226,7 @@ def estimate(task: Any, seed: int, processes: int, on_gpu: bool) -> Estimate | N
     steps, kept = trainer.last_step(plan.steps_per_epoch), moments(task.optimizer, task.model)
     flops = spent.encode if isinstance(task, LinearProbe) else spent.training_step
     memory = None
-    if isinstance(getattr(task.model, "blocks", [None])[0], Block | timm_vit.Block):
+    if isinstance(getattr(task.model, "blocks", [None])[0], Block | ViTBlock):
         number = PRECISIONS.get(trainer.precision, torch.bfloat16 if on_gpu else torch.float32).itemsize
         memory = training_memory(task.model, plan.micro_batch_size, number, kept, trainer.ema)
     files = trainer.keep_checkpoints + 1  # a new one is there before the oldest goes
@@ -268,24 +298,18 @@ class Checked:
 
     @property
     def table(self) -> str:
-        """The runs, aligned in columns; memory is that of each process, an upper estimate."""
-        lines = [[*COLUMNS, "state"], *(row.cells(self.tflops) for row in self.rows)]
-        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        return "\n".join(
-            "  ".join(
-                [
-                    line[0].ljust(widths[0]),
-                    *(c.rjust(w) for c, w in zip(line[1:-1], widths[1:-1], strict=True)),
-                    line[-1],
-                ]
-            )
-            for line in lines
-        )
+        """The runs, aligned in columns: parameters, images to learn from, and an upper estimate of memory."""
+        columns = list(zip([*COLUMNS, "state"], *(row.cells(self.tflops) for row in self.rows), strict=True))
+        widths = [max(map(len, column)) for column in columns]
+        aligned = [[cell.rjust(width) for cell in column] for column, width in zip(columns, widths, strict=True)]
+        for place in (0, -1):
+            aligned[place] = [cell.ljust(widths[place]) for cell in columns[place]]
+        return "\n".join("  ".join(line).rstrip() for line in zip(*aligned, strict=True))
 
     def __str__(self) -> str:
-        total, after = sum(row.gpu_hours(self.tflops) for row in self.rows), len(self.rows) - self.runs
+        spent, after = hours(sum(row.gpu_hours(self.tflops) for row in self.rows)), len(self.rows) - self.runs
         what = plural(self.runs, "run") + (f" and {plural(after, 'evaluation')} after" if after else "")
-        what += f", {plural(self.processes, 'process', 'es')} each, about {hours(total)} GPU-hours"
+        what += f", {plural(self.processes, 'process', 'es')} each, about {spent} GPU-hours"
         found = plural(len(self.problems), "problem") if self.problems else "OK"
         lines = [*(f"note: {note}" for note in self.notes), *(f"problem: {problem}" for problem in self.problems)]
         return "\n".join([self.table, "", *lines, f"{found}: {what}"])
@@ -297,11 +321,12 @@ def plural(number: int, noun: str, ending: str = "s") -> str:
 
 
 def hours(number: float) -> str:
-    """Hours for people: 0, < 0.1, 3.2, 410."""
-    return f"{number:.0f}" if number >= 10 or number == 0 else f"{number:.1f}" if number >= 0.1 else "< 0.1"
+    """Hours for people: 0.0, 3.2, 410."""
+    return f"{number:.1f}" if number < 10 else f"{number:.0f}"
 
 
 SINFO = ("sinfo", "--noheader", "--Node", "--format=%P|%N|%G|%c|%m|%l|%T")
+ANSWER_SECONDS = 5  # that a tracking server is given
 OUT_OF_SERVICE = re.compile(r"down|drain|drng|fail|error|unknown|inval|future|\*")  # a star: it does not respond
 
 
@@ -389,41 +414,63 @@ def slurm_problems(asked: Asked) -> list[str]:
 
 
 def not_granted(asked: Asked, nodes: Sequence[Node]) -> list[str]:
-    """What a launcher asks for and nodes do not have. Features and accounts are not looked at, nor who uses the nodes."""
+    """What a launcher asks for and nodes do not have; features, accounts and who uses the nodes are not looked at."""
     known = ", ".join(sorted({node.partition for node in nodes}))
     wanted = (asked.options["partition"] or "").split(",")
-    if absent := sorted({*wanted} - {"", *(node.partition for node in nodes)}):
-        return [f"hydra.launcher.partition={absent[0]}: there is no such partition; choose from {known}"]
-    mine = [node for node in nodes if node.partition in wanted or (wanted == [""] and node.usual)]
+    if len(wanted) > 1:  # a job runs in one of them
+        options = [{**asked.options, "partition": name} for name in wanted]
+        return min((not_granted(replace(asked, options=each), nodes) for each in options), key=len)
+    mine = [node for node in nodes if (node.partition == wanted[0] if wanted[0] else node.usual)]
+    if not mine and wanted[0]:
+        return [f"hydra.launcher.partition={wanted[0]}: there is no such partition; choose from {known}"]
     if not mine:
         return [f"hydra.launcher.partition must be given, since none is the default; choose from {known}"]
-    where, problems = f"partition {', '.join(sorted({node.partition for node in mine}))}", []
-    limits = [node.minutes for node in mine if node.minutes is not None]
-    if len(limits) == len(mine) and asked.minutes > max(limits):
-        problems.append(
-            f"hydra.launcher.timeout_min={asked.minutes}: {where} allows {max(limits)}, choose at most that"
-        )
-    options, left = asked.options, [node for node in mine if node.up]
-    gpu_option = next((key for key in ("gpus_per_node", "gpus_per_task", "gres") if options.get(key)), "")
-    needs: list[tuple[str, str, Callable[[Node], int], int]] = [
-        (f"nodes={asked.nodes}", "nodes in service", lambda node: 0, 0),
-        (f"{gpu_option}={options.get(gpu_option)}", "GPUs", lambda node: node.gpus, asked.gpus),
-        (
-            f"cpus_per_task={options.get('cpus_per_task') or 1} x tasks_per_node={asked.tasks}",
-            "CPUs",
-            lambda node: node.cpus,
-            asked.cpus,
-        ),
-        (f"mem_gb={options.get('mem_gb')}", "MB", lambda node: node.memory, asked.memory),
-    ]
-    for option, unit, size, need in needs:
-        enough = [node for node in left if size(node) >= need]
-        if len(enough) >= asked.nodes:
+    where, limit, problems = f"partition {mine[0].partition}", mine[0].minutes, []
+    if limit is not None and asked.minutes > limit:
+        problems.append(f"hydra.launcher.timeout_min={asked.minutes}: {where} allows {limit} minutes, lower it")
+    left = [node for node in mine if node.up]
+    if len(left) < asked.nodes:
+        down = f" ({len(mine) - len(left)} more are out of service)" if len(left) < len(mine) else ""
+        problems.append(f"hydra.launcher.nodes={asked.nodes}: {where} has {len(left)}{down}, ask for fewer")
+        return problems
+    told = asked.options
+    gpus = next((key for key in ("gpus_per_node", "gpus_per_task", "gres") if told.get(key)), "gpus_per_node")
+    cpus = f"cpus_per_task={told.get('cpus_per_task') or 1} x tasks_per_node={asked.tasks}"
+    for option, size, unit in (
+        (f"{gpus}={told.get(gpus)}", "gpus", "GPUs"),
+        (cpus, "cpus", "CPUs"),
+        (f"mem_gb={told.get('mem_gb')}", "memory", "MB"),
+    ):
+        need = getattr(asked, size)
+        if len(enough := [node for node in left if getattr(node, size) >= need]) >= asked.nodes:
             left = enough
             continue
-        has = f"{len(enough)} nodes with {need} {unit}" if need else f"{len(enough)} of {len(mine)} {unit}"
-        most = f" (at most {max(map(size, left))})" if need and left else ""
-        problems.append(f"hydra.launcher.{option}: {where} has {has}{most}, {asked.nodes} are asked for")
-        if not need:
-            break
+        most = max(getattr(node, size) for node in left)
+        there = f"{where} has {plural(len(enough), 'node')} with {need} {unit} (at most {most})"
+        problems.append(f"hydra.launcher.{option}: {there}, {asked.nodes} must have them")
     return problems
+
+
+def unreachable(uri: str) -> str | None:
+    """What keeps a tracking store from taking metrics; None if nothing does, or it is of a kind not known here."""
+    if uri.startswith(SQLITE) and not writable(Path(uri.removeprefix(SQLITE))):
+        return "this file cannot be written; choose another"
+    if uri.startswith(("http://", "https://")):
+        try:
+            urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=ANSWER_SECONDS).close()
+        except urllib.error.HTTPError as error:
+            return f"the server answers {error.code} {error.reason}; mend it" if error.code >= 500 else None
+        except (OSError, ValueError) as error:
+            return f"no server answers ({getattr(error, 'reason', error)}); start it"
+    return None
+
+
+def existing(path: Path) -> Path:
+    """What is there of a path."""
+    return next(place for place in (path.absolute(), *path.absolute().parents) if place.exists())
+
+
+def writable(path: Path) -> bool:
+    """Whether a file or folder can be written, or made if it is not there."""
+    there = existing(path)
+    return os.access(there, os.W_OK) and (there == path.absolute() or there.is_dir())

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from timm.models.vision_transformer import VisionTransformer
@@ -114,7 +115,7 @@ def moments(optimization: Optimization, model: nn.Module) -> int:
     return sum(isinstance(kept, Tensor) and kept.shape == tried.shape for kept in optimizer.state[tried].values())
 
 
-def training_memory(model: nn.Module, images: int, number: int, moments: int, ema: bool) -> int:
+def training_memory(model: AIM | VisionTransformer, images: int, number: int, moments: int, ema: bool) -> int:
     """Bytes that training takes at most on a process, without what CUDA and NCCL take for themselves (1 to 2 GB).
 
     With P parameters and m moments (numbers that the optimizer keeps for each of them), in bytes,
@@ -137,7 +138,7 @@ def training_memory(model: nn.Module, images: int, number: int, moments: int, em
     return parameters * for_each + images * activations(model, number)
 
 
-def activations(model: nn.Module, number: int) -> int:
+def activations(model: AIM | VisionTransformer, number: int) -> int:
     """Bytes that the forward pass of an image keeps for the backward pass; within 3 % of what autograd saves.
 
     For each token, a block of width D and hidden width M keeps the inputs of its two norms in float32 (8 D bytes), and
@@ -146,7 +147,7 @@ def activations(model: nn.Module, number: int) -> int:
     block also keeps its context, as one number of 4 bytes or twice one of 2 (for k and v). With activation
     checkpointing blocks keep their inputs alone, and one of them at a time has the rest.
     """
-    block = model.blocks[0]
+    block: Any = model.blocks[0]
     width, hidden, heads = block.norm1.weight.numel(), block.mlp.fc1.out_features, block.attn.num_heads
 
     def kept(tokens: int) -> int:
@@ -157,8 +158,9 @@ def activations(model: nn.Module, number: int) -> int:
         return len(model.blocks) * kept(tokens) + tokens * width * FLOAT32
     patches = model.grid[0] * model.grid[1]
     state, depth, queries = patches * width * FLOAT32, len(model.blocks), len(model.query_blocks)
-    mlp = 2 * hidden if model.architecture["head"] == "mlp" else 0
-    head = state + patches * (number * (width + mlp) + 2 * FLOAT32 * model.architecture["out_channels"])
+    sizes: dict[str, Any] = model.architecture
+    mlp = 2 * hidden if sizes["head"] == "mlp" else 0
+    head = state + patches * (number * (width + mlp) + 2 * FLOAT32 * sizes["out_channels"])
     if model.activation_checkpointing:
         return (depth + queries + 2) * state + kept(patches) + head
     return (depth + queries) * kept(patches) + (queries + 1) * state + head

@@ -178,7 +178,7 @@ def labels(sweep: Sweep) -> list[str]:
         own = [" ".join(override for override in each if override not in common(firsts)) for each in firsts]
     names: list[str] = []
     for point in sweep.points:
-        names.append(own.pop(0) if point.after is None else f"  {point.overrides[0]}")
+        names.append(own.pop(0) if point.after is None else f"{names[point.after]}, {point.overrides[0]}")
     return names
 
 

@@ -95,7 +95,9 @@ def _limits(sweep: Sweep) -> dict[str, Any]:
 def _parameters(sweep: Sweep, dependency: str | None) -> dict[str, Any]:
     """The launcher's options in submitit's words, and what every job of ours needs besides."""
     given = {key: value for key, value in sweep.launcher.items() if key not in ("submitit_folder", "max_num_timeout")}
-    if sweep.executor == "slurm":
+    if sweep.executor == "local":  # a site's settings are for SLURM
+        given = {key: value for key, value in given.items() if key in COMMON}
+    else:
         cpus = given.get("cpus_per_task")
         more = {"requeue": True, "kill-on-invalid-dep": "yes"} | (given.get("additional_parameters") or {})
         given |= {
@@ -184,7 +186,7 @@ def wait(sweep: Sweep) -> list[State]:
             if told.get(point.run_dir) != state.word and point.job is not None:
                 told[point.run_dir] = state.word
                 detail = f"  {state.detail}" if state.detail and state.word != "running" else ""
-                log.info("%s (job %s): %s%s", label.strip(), point.job, state.word, detail)
+                log.info("%s (job %s): %s%s", label, point.job, state.word, detail)
         if all(state.over for state in now):
             return now
         time.sleep(min(POLL_SECONDS[1], max(POLL_SECONDS[0], (time.monotonic() - began) / 20)))

@@ -65,10 +65,20 @@ def launch(
     if not is_main:
         run_here(sweep, to_submit(sweep, None), is_main)
         return []
-    with _in_hand(sweep):
-        old = _former_states(sweep)
-        _open(sweep, settings)
-        now = _carry_out(sweep, to_submit(sweep, old), settings.cfg.sweep.wait)
+    try:
+        with _in_hand(sweep):
+            numbers = to_submit(sweep, _former_states(sweep))
+            _open(sweep, settings)
+            _start(sweep, numbers)
+        now = wait(sweep) if settings.cfg.sweep.wait and executor != "basic" else states(sweep)
+    except Interrupted as error:
+        sys.exit(report(error))
+    except KeyboardInterrupt:
+        if executor == "slurm":
+            log.info("no longer waiting; the jobs go on:\n%s", next_commands(sweep))
+        sys.exit(EXIT_AT_ONCE)
+    log.info("%s\n%s", sweep.command, table(sweep, now))
+    update_parent(sweep, now)
     firsts = [(point, state) for point, state in zip(sweep.points, now, strict=True) if point.after is None]
     return [_job_return(point.overrides, state, sweep) for point, state in firsts]
 
@@ -113,29 +123,17 @@ def _open(sweep: Sweep, settings: Job) -> None:
     sweep.save()
 
 
-def _carry_out(sweep: Sweep, numbers: Sequence[int], waiting: bool) -> list[State]:
-    """Run or submit what must be, and wait for it; says how it went."""
+def _start(sweep: Sweep, numbers: Sequence[int]) -> None:
+    """Run or submit what must be."""
     if left := len(sweep.points) - len(numbers):
         log.info("%d of %d runs are finished or under way already", left, len(sweep.points))
-    try:
-        if sweep.executor == "basic":
-            run_here(sweep, numbers, is_main=True)
-        else:
-            if numbers:
-                submit(sweep, numbers)
-                ids = ", ".join(dict.fromkeys(str(sweep.points[number].job).split("_")[0] for number in numbers))
-                log.info("submitted %d jobs (%s %s); the sweep is in %s", len(numbers), sweep.executor, ids, sweep.path)
-                log.info("what to type next:\n%s", next_commands(sweep))
-        now = wait(sweep) if waiting and sweep.executor != "basic" else states(sweep)
-    except Interrupted as error:
-        sys.exit(report(error))
-    except KeyboardInterrupt:
-        if sweep.executor == "slurm":
-            log.info("no longer waiting; the jobs go on:\n%s", next_commands(sweep))
-        sys.exit(EXIT_AT_ONCE)
-    log.info("%s\n%s", sweep.command, table(sweep, now))
-    update_parent(sweep, now)
-    return now
+    if sweep.executor == "basic":
+        run_here(sweep, numbers, is_main=True)
+    elif numbers:
+        submit(sweep, numbers)
+        ids = ", ".join(dict.fromkeys(str(sweep.points[number].job).split("_")[0] for number in numbers))
+        log.info("submitted %d jobs (%s %s); the sweep is in %s", len(numbers), sweep.executor, ids, sweep.path)
+        log.info("what to type next:\n%s", next_commands(sweep))
 
 
 def _job_return(overrides: list[str], state: State, sweep: Sweep) -> JobReturn:

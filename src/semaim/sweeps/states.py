@@ -24,7 +24,9 @@ from semaim.sweeps.folder import Point, Sweep, failure_file
 from semaim.sweeps.slurm import Seen
 from semaim.sync import mark_ended
 
-Word = Literal["pending", "starting", "running", "requeued", "finished", "failed", "killed", "vanished", "unknown"]
+Word = Literal[
+    "pending", "starting", "running", "ending", "requeued", "finished", "failed", "killed", "vanished", "unknown"
+]
 OVER = ("finished", "failed", "killed", "vanished")
 TAIL_BYTES = 100_000
 TROUBLE = re.compile(r"error|exception|killed|cancelled|out of memory|not found", re.IGNORECASE)
@@ -98,8 +100,10 @@ def _state(sweep: Sweep, point: Point, seen: Seen) -> State:
         return State("requeued" if seen.restarts else "pending", seen.reason, seen.restarts)
     current = here and status.get("restarts", 0) == seen.restarts
     if seen.state == "running" and not (current and status["state"] == "finished"):
-        started = current and status["state"] == "running"
-        return State("running", progress(point.folder), seen.restarts) if started else State("starting", seen.nodes)
+        if not current:
+            return State("starting", seen.nodes, seen.restarts)
+        word: Word = "running" if status["state"] == "running" else "ending"
+        return State(word, progress(point.folder) if word == "running" else status["error"], seen.restarts)
     if status.get("state") == "finished":
         value = status["result"][status["metric"]]
         return State("finished", result_text(status), seen.restarts, status["result"], value)
@@ -110,6 +114,7 @@ def _state(sweep: Sweep, point: Point, seen: Seen) -> State:
 
 def _ended_badly(sweep: Sweep, point: Point, seen: Seen, status: dict[str, Any]) -> State:
     """The state of a run that did not finish and that nothing works on: in whose words, and why."""
+    word: Word
     if point.job is None:
         return State("killed", "never submitted")
     attempt = max(seen.restarts, status.get("restarts", 0))
@@ -120,7 +125,7 @@ def _ended_badly(sweep: Sweep, point: Point, seen: Seen, status: dict[str, Any])
     if status.get("state") == "failed":
         return State("failed", status["error"], seen.restarts)
     if status.get("state") in ("interrupted", "vanished"):
-        word: Word = "killed" if status["state"] == "interrupted" else "vanished"
+        word = "killed" if status["state"] == "interrupted" else "vanished"
         return State(word, _joined(seen.reason, status["error"]), seen.restarts)
     word = "killed" if seen.reason.startswith("CANCELLED") else "vanished"
     last = "" if word == "killed" else last_trouble(sweep.job_folder(point.job))
@@ -217,7 +222,7 @@ def journal_tail(folder: RunFolder) -> Sequence[dict[str, Any]]:
 
 
 def result_text(status: dict[str, Any]) -> str:
-    """The metric of a finished run, and what else fits."""
+    """The metric of a finished run, and what else fits; of what was measured before and after, what came after."""
     result: dict[str, float] = status["result"]
-    names = [status["metric"], *(name for name in result if name != status["metric"] and not name.endswith("_std"))]
-    return "  ".join(f"{name} {result[name]:.4g}" for name in names[:4])
+    others = [name for name in result if name != status["metric"] and not name.endswith(("_std", "_before"))]
+    return "  ".join(f"{name} {result[name]:.4g}" for name in [status["metric"], *others[:3]])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import shlex
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from semaim.journal import Journal, Status
 from semaim.runfolder import RunFolder
 from semaim.sweeps.folder import FILE, Sweep, labels
 from semaim.sweeps.states import State, deliver, journal_tail
+
+MAX_DETAIL = 200  # characters; results.csv has all
 
 
 def table(sweep: Sweep, now: Sequence[State], numbers: Sequence[int] | None = None) -> str:
@@ -24,7 +27,7 @@ def table(sweep: Sweep, now: Sequence[State], numbers: Sequence[int] | None = No
         times = f"requeued {state.restarts} time{'s' * (state.restarts > 1)}"
         word = state.word if not state.restarts else times if state.word == "requeued" else f"{state.word} ({times})"
         job = "-" if point.job is None or point.job.startswith("here") else point.job
-        rows.append((label, job, word, state.detail.split("\n")[0]))
+        rows.append((label, job, word, textwrap.shorten(state.detail, MAX_DETAIL, placeholder=" ...")))
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     return "\n".join(
         f"{name:<{widths[0]}}  {job:<{widths[1]}}  {word:<{widths[2]}}  {detail}".rstrip()

@@ -25,7 +25,7 @@ from semaim.data.loading import TrainingData
 from semaim.data.subsets import few_of_each_class
 from semaim.distributed import Processes
 from semaim.encoders import EncoderSource
-from semaim.errors import UserError
+from semaim.errors import Interrupted, UserError
 from semaim.features import Features
 from semaim.models.heads import LinearHeads
 from semaim.optimizers import Optimization
@@ -142,29 +142,41 @@ class FewShot(FeatureEvaluation):
         return self.end(run, origin, result)
 
     def _linear(self, few: Features, queries: Features, seed: int, place: Path, run: Run) -> dict[str, float]:
-        """Accuracy of a linear classifier trained on few images. One process does it: the work is small.
+        """Accuracy of a linear classifier trained on few images. One process does it: the work is small."""
+        outcome: dict[str, float] | Interrupted = {}
+        if run.processes.is_main:
+            try:
+                outcome = self._linear_alone(few, queries, seed, place, run)
+            except Interrupted as error:  # the others wait to hear of it
+                outcome = error
+        outcome = run.processes.broadcast(outcome)
+        if isinstance(outcome, Interrupted):
+            raise outcome
+        return outcome
+
+    def _linear_alone(self, few: Features, queries: Features, seed: int, place: Path, run: Run) -> dict[str, float]:
+        """The same, in one process.
 
         Its checkpoints lie at a place of the run folder that is this encoder's, which another one does not continue.
         """
-        accuracies: dict[str, float] = {}
-        if run.processes.is_main:
-            folder = RunFolder(run.folder.path / place)
-            folder.path.mkdir(parents=True, exist_ok=True)
-            alone = Processes(0, 1, run.processes.device)
-            inner = dataclasses.replace(run, folder=folder, processes=alone, seed=seed, journal=None, quiet=True)
-            trainer = dataclasses.replace(self.trainer, batch_size=min(self.trainer.batch_size, len(few.labels_M)))
-            kinds = list(few.by_kind)
-            with seeded(seed):
-                heads = LinearHeads(self.vit.embed_dim, len(self.classes), len(kinds), [1.0])
-            images: Any = FeatureRows(stacked(few).transpose(0, 1).contiguous(), few.labels_M)
-            training = TrainingData(images, as_it_is, num_workers=0, max_unreadable=0)
-            engine.fit(HeadTraining(heads, training, lambda rows: rows.transpose(0, 1), self.optimizer), trainer, inner)
-            heads.eval()
-            with torch.no_grad():
-                predicted_SM = heads(stacked(queries).to(alone.device)).argmax(-1).cpu()
-            for kind, predicted_M in zip(kinds, predicted_SM, strict=True):
-                accuracies[f"linprobe_{kind}"] = Answers(predicted_M, queries.labels_M, self.classes).accuracy
-        return run.processes.broadcast(accuracies)
+        folder = RunFolder(run.folder.path / place)
+        folder.path.mkdir(parents=True, exist_ok=True)
+        alone = Processes(0, 1, run.processes.device)
+        inner = dataclasses.replace(run, folder=folder, processes=alone, seed=seed, journal=None, quiet=True)
+        trainer = dataclasses.replace(self.trainer, batch_size=min(self.trainer.batch_size, len(few.labels_M)))
+        kinds = list(few.by_kind)
+        with seeded(seed):
+            heads = LinearHeads(self.vit.embed_dim, len(self.classes), len(kinds), [1.0])
+        images: Any = FeatureRows(stacked(few).transpose(0, 1).contiguous(), few.labels_M)
+        training = TrainingData(images, as_it_is, num_workers=0, max_unreadable=0)
+        engine.fit(HeadTraining(heads, training, lambda rows: rows.transpose(0, 1), self.optimizer), trainer, inner)
+        heads.eval()
+        with torch.no_grad():
+            predicted_SM = heads(stacked(queries).to(alone.device)).argmax(-1).cpu()
+        return {
+            f"linprobe_{kind}": Answers(predicted_M, queries.labels_M, self.classes).accuracy
+            for kind, predicted_M in zip(kinds, predicted_SM, strict=True)
+        }
 
 
 def as_it_is(features_KD: Any) -> Tensor:
