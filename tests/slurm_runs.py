@@ -64,11 +64,15 @@ def digits(side: int = 32, val_fraction: float = 0.2) -> sources.Splits:
     return replace(splits, train=Slow(splits.train))
 
 
-def until(condition: Callable[[], Any], what: str | Callable[[], str], seconds: float = 120, every: float = 0.05) -> Any:
+def until(
+    condition: Callable[[], Any], what: str | Callable[[], str], seconds: float = 120, every: float = 0.05
+) -> Any:
     """Wait until something holds; it."""
     deadline = time.monotonic() + seconds
     while not (found := condition()):
-        assert time.monotonic() < deadline, f"waited {seconds} s in vain for {what if isinstance(what, str) else what()}"
+        assert time.monotonic() < deadline, (
+            f"waited {seconds} s in vain for {what if isinstance(what, str) else what()}"
+        )
         time.sleep(every)
     return found
 

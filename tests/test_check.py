@@ -32,11 +32,11 @@ from in_process import go, job
 from semaim import check, estimate
 from semaim.check import Checked, check_sweep
 from semaim.errors import UserError
-from semaim.estimate import Asked, Node, gpus_in, minutes_in, nodes_of, not_granted
 from semaim.models.aim import AIM
 from semaim.models.cost import activations, cost, encoder_cost, moments, training_memory
 from semaim.models.vit import vit_of
 from semaim.optimizers import Optimization, parameter_groups
+from semaim.sweeps.nodes import Asked, Node, gpus_in, minutes_in, nodes_of, not_granted
 from semaim.then import follow_ups
 from slurm import Cluster
 

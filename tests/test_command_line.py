@@ -250,7 +250,13 @@ def test_failing_point_of_a_sweep_spares_the_others(tmp_path: Path, capsys: pyte
     sweep = ("-m", "model.query_depth=3,2", "trainer.max_steps=2", *SMALL)  # the failing one first
     assert run_here(tmp_path, *sweep) == 2
     err = capsys.readouterr().err
-    assert "error: model.query_depth=3 must divide model.depth=4" in err
+    assert "model.query_depth=3 must divide model.depth=4 [model.query_depth=3]" in err
+    assert not list((tmp_path / "runs").glob("*/status.json")), "nothing was started"
+    assert run_here(tmp_path, *sweep, "sweep.check=false") == 1
+    err = capsys.readouterr().err
+    assert re.search(r"\nmodel.query_depth=3 +- +failed +model.query_depth=3 must divide model.depth=4", err)
+    assert re.search(r"\nmodel.query_depth=2 +- +finished +loss [\d.]+", err)
+    assert "error: 1 of 2 runs did not finish" in err
     assert "Traceback" not in err
     (finished,) = (tmp_path / "runs").glob("*/status.json")
     assert status(finished.parent)["state"] == "finished"

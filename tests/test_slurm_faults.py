@@ -260,7 +260,9 @@ def test_without_restarts_the_death_of_a_process_ends_the_run_with_its_reason(cl
     told = run.say("semaim.status", str(run.sweep), expect=1)
     state = shown(tmp_path)["lost"][1]
     known = time.monotonic()
-    print(f"the job ended {asked - killed:.1f} s after the kill; MLflow said {state} {known - asked:.1f} s after asking")
+    print(
+        f"the job ended {asked - killed:.1f} s after the kill; MLflow said {state} {known - asked:.1f} s after asking"
+    )
     assert "failed" in told
     assert "task 3: Killed" in told
     assert state in ("FAILED", "KILLED")

@@ -29,28 +29,17 @@ from omegaconf import DictConfig, OmegaConf
 from semaim import checkpoint
 from semaim.command_line import EXIT_MISTAKE, composition, explain, report
 from semaim.data import ImageData
+from semaim.delivery import unreachable
 from semaim.distributed import Processes, choose_device
 from semaim.encoders import RANDOM
 from semaim.errors import UserError
-from semaim.estimate import (
-    TFLOPS,
-    Asked,
-    Checked,
-    Row,
-    build_task,
-    estimate,
-    existing,
-    first_image,
-    opened,
-    plural,
-    slurm_problems,
-    unreachable,
-    writable,
-)
+from semaim.estimate import TFLOPS, Checked, Row, build_task, estimate, first_image, opened
+from semaim.files import existing, writable
 from semaim.job import Job, compose_job
 from semaim.lifecycle import stored_result
-from semaim.progress import count, duration
+from semaim.progress import count, duration, plural
 from semaim.runfolder import RunFolder
+from semaim.sweeps.nodes import Asked, slurm_problems
 from semaim.then import follow_ups
 
 THEN = " then "

@@ -7,6 +7,7 @@ import re
 import sys
 import traceback
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,14 @@ def options(choices: Sequence[str] = (), folders: Sequence[str] = ()) -> DictCon
         choices: such as "model=aim_large".
         folders: configuration folders besides our own (Hydra's --config-dir).
     """
-    return composition(choices, folders)
+    return _options(tuple(choices), tuple(folders))
+
+
+@lru_cache(maxsize=256)
+def _options(choices: tuple[str, ...], folders: tuple[str, ...]) -> DictConfig:
+    config = composition(choices, folders)
+    OmegaConf.set_readonly(config, True)
+    return config
 
 
 def composition(overrides: Sequence[str], folders: Sequence[str] = (), return_hydra_config: bool = False) -> DictConfig:

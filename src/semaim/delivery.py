@@ -10,6 +10,8 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
+import urllib.error
+import urllib.request
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +21,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from semaim.errors import UserError
-from semaim.files import read_json, write_json
+from semaim.files import read_json, writable, write_json
 from semaim.journal import read
 from semaim.runfolder import RunFolder, flatten
 
@@ -28,6 +30,7 @@ MAX_VALUE = 6000  # MLflow cuts longer parameter values in silence
 PARAMS_PER_CALL = 100
 METRICS_PER_CALL = 1000
 SQLITE = "sqlite:///"
+ANSWER_SECONDS = 5  # that a server is given to say whether it is well
 
 # Nothing phones home; and a server that does not answer is given up soon, since the journal keeps everything for later.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -51,6 +54,20 @@ def existing_store(uri: str) -> str:
     if uri.startswith(SQLITE) and not Path(uri.removeprefix(SQLITE)).is_file():
         raise UserError(f"there is no MLflow store {uri} (from {Path.cwd()})")
     return absolute_uri(uri)
+
+
+def unreachable(uri: str) -> str | None:
+    """What keeps a tracking store from taking metrics; None if nothing does, or it is of a kind not known here."""
+    if uri.startswith(SQLITE) and not writable(Path(uri.removeprefix(SQLITE))):
+        return "this file cannot be written; choose another"
+    if uri.startswith(("http://", "https://")):
+        try:
+            urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=ANSWER_SECONDS).close()
+        except urllib.error.HTTPError as error:
+            return f"the server answers {error.code} {error.reason}; mend it" if error.code >= 500 else None
+        except (OSError, ValueError) as error:
+            return f"no server answers ({getattr(error, 'reason', error)}); start it"
+    return None
 
 
 def parameters(config: dict[str, Any]) -> dict[str, str]:

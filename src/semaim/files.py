@@ -75,3 +75,14 @@ def sha256(path: Path) -> str:
     """Checksum of a file, in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def existing(path: Path) -> Path:
+    """What is there of a path."""
+    return next(place for place in (path.absolute(), *path.absolute().parents) if place.exists())
+
+
+def writable(path: Path) -> bool:
+    """Whether a file or folder can be written, or made if it is not there."""
+    there = existing(path)
+    return os.access(there, os.W_OK) and (there == path.absolute() or there.is_dir())

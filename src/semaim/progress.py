@@ -29,6 +29,11 @@ def count(number: float, unit: str = "") -> str:
     return f"{number:.3g} {unit}".strip()
 
 
+def plural(number: int, noun: str, ending: str = "s") -> str:
+    """A number of things: 1 run, 2 runs."""
+    return f"{number} {noun}{'' if number == 1 else ending}"
+
+
 class Line:
     """A status line.
 

@@ -68,6 +68,8 @@ def launch(
     try:
         with _in_hand(sweep):
             numbers = to_submit(sweep, _former_states(sweep))
+            if settings.cfg.sweep.check:
+                _look_over(sweep, numbers)
             _open(sweep, settings)
             _start(sweep, numbers)
         now = wait(sweep) if settings.cfg.sweep.wait and executor != "basic" else states(sweep)
@@ -112,6 +114,23 @@ def _former_states(sweep: Sweep) -> list[State] | None:
     for point in sweep.points:
         point.job = jobs.get(point.run_dir)
     return states(sweep)
+
+
+def _look_over(sweep: Sweep, numbers: Sequence[int]) -> None:
+    """Find what would make runs fail before any starts; raises UserError with a line for each problem."""
+    from semaim.check import check_sweep
+
+    firsts = [sweep.points[number].overrides for number in numbers if sweep.points[number].after is None]
+    if not firsts:
+        return
+    options = sweep.launcher if sweep.executor == "slurm" else {}
+    if sweep.executor == "local":  # not partition and the like, which a site may have set
+        options = {key: value for key, value in sweep.launcher.items() if key in ("tasks_per_node", "gpus_per_node")}
+    checked = check_sweep(firsts, sweep.folders, options)
+    if checked.problems:
+        raise UserError("\n  ".join(["nothing was started, since this would go wrong (sweep.check=false starts it "
+                                     "all the same):", *checked.problems]))  # fmt: skip
+    log.info("looked over:\n%s", checked)
 
 
 def _open(sweep: Sweep, settings: Job) -> None:
