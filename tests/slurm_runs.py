@@ -231,7 +231,8 @@ class JobRun:
             with suppress(OSError):
                 command = (folder / "cmdline").read_bytes().decode().split("\0")
                 environment = (folder / "environ").read_bytes().decode(errors="replace").split("\0")
-                if "submitit.core._submit" in command and wanted <= set(environment):
+                python = "submitit.core._submit" in command and Path(command[0]).name != "srun"
+                if python and wanted <= set(environment):
                     parent = int((folder / "stat").read_text().rsplit(")", 1)[1].split()[1])
                     if b"submitit" not in Path(f"/proc/{parent}/cmdline").read_bytes():  # else a loader's
                         return int(folder.name)

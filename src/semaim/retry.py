@@ -16,6 +16,7 @@ from omegaconf import OmegaConf
 
 from semaim import progress
 from semaim.errors import UserError
+from semaim.progress import plural
 from semaim.status import find
 from semaim.sweeps.folder import Sweep
 from semaim.sweeps.launch import submit
@@ -61,7 +62,7 @@ def main() -> int:
         count = retry(sweep, numbers, options)
         now = states(sweep)
         update_parent(sweep, now)
-        print(f"submitted {count} jobs\n{table(sweep, now, numbers)}\n{next_commands(sweep)}")
+        print(f"submitted {plural(count, 'job')}\n{table(sweep, now, numbers)}\n{next_commands(sweep)}")
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -26,6 +26,7 @@ from semaim.provenance import code_version
 from semaim.stopping import StopRequest
 from semaim.sweeps.folder import Point, Sweep, failure_file
 from semaim.sweeps.slurm import this_job
+from semaim.sweeps.states import deliver
 from semaim.sync import mark_ended
 
 log = logging.getLogger(__name__)
@@ -104,6 +105,7 @@ def _requeue(stop: StopRequest, point: Point) -> None:
     except UncompletedJobError as error:
         words = f"{error} Raise hydra.launcher.max_num_timeout and retry"
         mark_ended(point.folder, "interrupted", "KILLED", words)
+        deliver(point.folder)
         raise Interrupted(words) from error
     time.sleep(WAIT_FOR_THE_END_SECONDS)  # of the job: who leaves before the first process has requeued it kills it
     sys.exit(EXIT_INTERRUPTED)

@@ -123,15 +123,16 @@ def _before_the_processes(sweep: Sweep) -> list[str]:
 def _restart_after_death(sweep: Sweep) -> list[str]:
     """What the batch script does last: if a process was killed, it notes that in `deaths` and requeues the job.
 
-    srun tells of each process how it ended, in words. Its exit code does not: of processes that it had to end itself,
-    because another one was killed, it says the same as of those that SLURM ended on purpose.
+    srun tells of each process how it ended, in words, and of the first one first; bash tells of srun itself. The exit
+    code does not help: processes that srun had to end because of another one count in it like those that were killed.
     """
     signals = "Killed|Segmentation fault|Aborted|Bus error|Illegal instruction|Floating point|Out Of Memory"
     return [
         "code=$?",
-        f'death=$(tail -c +$((logged + 1)) $here/${{job}}_0_log.err | grep -E "task.*: ({signals})" | head -n 1)',
-        'if [ -n "$death" ] && [ "$(squeue -h -j $SLURM_JOB_ID -o %T)" = RUNNING ]; then',
-        '  echo "${SLURM_RESTART_COUNT:-0} $(date +%FT%T) ${death#srun: error: }" >> $here/deaths',
+        "first=$(tail -c +$((logged + 1)) $here/${job}_0_log.err | grep -E 'task.*: |slurm_script: line' |"
+        " grep -v Terminated | head -n 1 | cut -c 1-200)",
+        f'if grep -qE \'{signals}\' <<<"$first" && [ "$(squeue -h -j $SLURM_JOB_ID -o %T)" = RUNNING ]; then',
+        '  echo "${SLURM_RESTART_COUNT:-0} $(date +%FT%T) ${first#srun: error: }" >> $here/deaths',
         f"  [ $(wc -l < $here/deaths) -le {sweep.restarts} ] && scontrol requeue $SLURM_JOB_ID && sleep 300",
         "fi",
         "exit $code",

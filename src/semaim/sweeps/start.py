@@ -18,6 +18,7 @@ from semaim import progress
 from semaim.command_line import EXIT_AT_ONCE, report
 from semaim.errors import Interrupted, SweepFailed, UserError
 from semaim.job import Job, compose_job
+from semaim.progress import plural
 from semaim.provenance import code_version, command_line
 from semaim.runfolder import RunFolder
 from semaim.sweeps.folder import FILE, Executor, Sweep, make_points, sweep_name
@@ -151,7 +152,9 @@ def _start(sweep: Sweep, numbers: Sequence[int]) -> None:
     elif numbers:
         submit(sweep, numbers)
         ids = ", ".join(dict.fromkeys(str(sweep.points[number].job).split("_")[0] for number in numbers))
-        log.info("submitted %d jobs (%s %s); the sweep is in %s", len(numbers), sweep.executor, ids, sweep.path)
+        log.info(
+            "submitted %s (%s %s); the sweep is in %s", plural(len(numbers), "job"), sweep.executor, ids, sweep.path
+        )
         log.info("what to type next:\n%s", next_commands(sweep))
 
 
