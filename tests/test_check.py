@@ -29,13 +29,14 @@ from torch import Tensor, nn
 
 import test_command_line
 from in_process import go, job
-from semaim import check, estimate
+from semaim import check, delivery
 from semaim.check import Checked, check_sweep
 from semaim.errors import UserError
 from semaim.models.aim import AIM
 from semaim.models.cost import activations, cost, encoder_cost, moments, training_memory
 from semaim.models.vit import vit_of
 from semaim.optimizers import Optimization, parameter_groups
+from semaim.sweeps import nodes
 from semaim.sweeps.nodes import Asked, Node, gpus_in, minutes_in, nodes_of, not_granted
 from semaim.then import follow_ups
 from slurm import Cluster
@@ -73,7 +74,7 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def two_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
     """SLURM says what it said when it was recorded."""
     monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
-    monkeypatch.setattr(estimate, "answer", lambda *words: {estimate.SINFO: SINFO}[words])
+    monkeypatch.setattr(nodes, "answer", lambda *words: {nodes.SINFO: SINFO}[words])
 
 
 # Costs
@@ -523,7 +524,7 @@ def test_a_tracking_server_that_is_not_there(monkeypatch: pytest.MonkeyPatch) ->
         "tracking.uri=http://127.0.0.1:9: no server answers ([Errno 111] Connection refused); start it, or set "
         "tracking=none"
     ]
-    monkeypatch.setattr(estimate, "ANSWER_SECONDS", 0.2)
+    monkeypatch.setattr(delivery, "ANSWER_SECONDS", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         uri = f"tracking.uri=http://127.0.0.1:{silent.getsockname()[1]}"
         assert one(uri).problems == [f"{uri}: no server answers (timed out); start it, or set tracking=none"]

@@ -250,7 +250,7 @@ def test_failing_point_of_a_sweep_spares_the_others(tmp_path: Path, capsys: pyte
     sweep = ("-m", "model.query_depth=3,2", "trainer.max_steps=2", *SMALL)  # the failing one first
     assert run_here(tmp_path, *sweep) == 2
     err = capsys.readouterr().err
-    assert "model.query_depth=3 must divide model.depth=4 [model.query_depth=3]" in err
+    assert "model.query_depth=3 must divide model.depth=4: choose one of [1, 2, 4] [model.query_depth=3]" in err
     assert not list((tmp_path / "runs").glob("*/status.json")), "nothing was started"
     assert run_here(tmp_path, *sweep, "sweep.check=false") == 1
     err = capsys.readouterr().err

@@ -77,7 +77,7 @@ def extract(wanted: Pass, run: Run) -> Features:
     """What a pass gives, in memory; processes share the work and all get the whole.
 
     Raises:
-        Interrupted: on a signal, in all processes.
+        Interrupted: on a signal, when there is one process (several finish the pass first).
         UserError: if too many images cannot be read.
     """
     parts = [part for mine in run.processes.gather(list(share(wanted, run))) for part in mine]
@@ -108,9 +108,8 @@ def share(wanted: Pass, run: Run) -> Iterator[Part]:
         data.evaluation(wanted.images, mine), batch_size, data.num_workers, processes.device.type == "cuda"
     )
     unreadable = UnreadableImages(data.max_unreadable)
-    batches_of_all = -(-len(indices) // batch_size) // processes.world_size  # as many batches every process has
     line, started, seen = Line(processes.is_main, every=max(1, len(mine) // batch_size // 4)), time.monotonic(), 0
-    for number, batch in enumerate(batches):
+    for batch in batches:
         unreadable.note(batch)
         seen += len(batch.index_B) + len(batch.unreadable)
         if len(batch.index_B):
@@ -121,9 +120,8 @@ def share(wanted: Pass, run: Run) -> Iterator[Part]:
         left = (time.monotonic() - started) / max(seen, 1) * (len(mine) - seen)
         if left > 2 or line.terminal:
             line.update(f"{wanted.title}: {seen}/{len(mine)} images, {duration(left)} left", last=False)
-        stop = torch.tensor(float(run.stop.requested), device=processes.device)
-        if number < batches_of_all and processes.sum(stop) > 0:
-            raise Interrupted(f"stopped by {run.stop.agree(processes)} during an evaluation")
+        if run.stop.requested and processes.world_size == 1:
+            raise Interrupted(f"stopped by {run.stop.name} during an evaluation")
 
 
 def nothing_read(wanted: Pass) -> UserError:

@@ -51,6 +51,17 @@ class Job:
         return config
 
 
+def _resolved_name(cfg: DictConfig) -> str:
+    """The run's name, which may be made of what only Hydra knows."""
+    hydra_config = HydraConfig.instance()
+    before = hydra_config.cfg
+    hydra_config.set_config(cfg)
+    try:
+        return str(cfg.run_name)
+    finally:
+        hydra_config.cfg = before
+
+
 def compose_job(overrides: Sequence[str], folders: Sequence[str] = ()) -> Job:
     """The run that a command line asks for, from any process; `python -m semaim.run` gives the same.
 
@@ -59,11 +70,11 @@ def compose_job(overrides: Sequence[str], folders: Sequence[str] = ()) -> Job:
         hydra.errors.HydraException: for one that Hydra finds (see command_line.explain).
     """
     cfg = composition(overrides, folders, return_hydra_config=True)
+    name = _resolved_name(cfg)
     with open_dict(cfg):
         choices = {group: choice for group, choice in cfg.pop("hydra").runtime.choices.items() if group in cfg}
     check_overrides(overrides, cfg, folders)
-    if OmegaConf.is_interpolation(cfg, "run_name"):  # Hydra's own composition tells it to the resolver above
-        cfg.run_name = run_name(choices, cfg.named_after, overrides)
+    cfg.run_name = name
     return Job(cfg, overrides, choices, folders)
 
 

@@ -97,7 +97,8 @@ def _state(sweep: Sweep, point: Point, seen: Seen) -> State:
     status = _status(point.folder)
     here = bool(status) and (sweep.executor != "slurm" or status.get("job") == point.job)
     if seen.state == "waiting":
-        return State("requeued" if seen.restarts else "pending", seen.reason, seen.restarts)
+        death = _death(sweep.job_folder(point.job or ""), seen.restarts - 1)
+        return State("requeued" if seen.restarts else "pending", _joined(seen.reason, death or ""), seen.restarts)
     current = here and status.get("restarts", 0) == seen.restarts
     if seen.state == "running" and not (current and status["state"] == "finished"):
         if not current:
