@@ -12,7 +12,7 @@ from typing import Any
 
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from semaim import progress
 from semaim.command_line import EXIT_AT_ONCE, report
@@ -50,11 +50,11 @@ def launch(
     progress.show_logs(is_main)
     sources = config.hydra.runtime.config_sources
     folders = [f"file://{source.path}" for source in sources if source.provider == "command-line"]
+    typed: Any = OmegaConf.to_container(config.hydra.overrides.task, resolve=False)
     points = make_points(job_overrides, folders, dependent=executor == "slurm")
     settings = compose_job(points[0].overrides, folders)
     sweep = Sweep(
-        path=Path(settings.cfg.runs_dir).absolute()
-        / (settings.cfg.sweep.name or sweep_name(points, config.hydra.overrides.task)),
+        path=Path(settings.cfg.runs_dir).absolute() / (settings.cfg.sweep.name or sweep_name(points, typed)),
         executor=executor,
         launcher=launcher,
         points=points,
