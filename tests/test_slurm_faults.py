@@ -88,7 +88,7 @@ def _hits_its_limit_twice(cluster: Cluster, home: Path, undisturbed: Path) -> No
         run.continue_now(number, seconds=150)
     run.finish(300)  # on a busy machine it may meet its limit once more
     assert run.starts() >= 2
-    assert run.printed().count("this job is timed-out") == len(run.stops()) == run.starts()
+    assert run.printed().count("Job has timed out.") == len(run.stops()) == run.starts()
     assert run.stops() == run.continuations(), "no step was done twice"
     assert_nothing_lost(run.folder, undisturbed)
 

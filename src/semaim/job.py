@@ -69,12 +69,12 @@ def compose_job(overrides: Sequence[str], folders: Sequence[str] = ()) -> Job:
         UserError: for a mistake in the command line, naming the option.
         hydra.errors.HydraException: for one that Hydra finds (see command_line.explain).
     """
-    cfg = composition(overrides, folders, return_hydra_config=True)
-    name = _resolved_name(cfg)
+    whole = composition(overrides, folders, return_hydra_config=True)
+    cfg = whole.copy()
     with open_dict(cfg):
         choices = {group: choice for group, choice in cfg.pop("hydra").runtime.choices.items() if group in cfg}
     check_overrides(overrides, cfg, folders)
-    cfg.run_name = name
+    cfg.run_name = _resolved_name(whole)
     return Job(cfg, overrides, choices, folders)
 
 
