@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from commands import SMALL, losses, run, succeed
+from evaluating import assert_same_bits
 
 TWO = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "semaim.run")
 SIX_STEPS = (*SMALL, "trainer.max_steps=6", "trainer.save_every_steps=3", "run_name=six")
@@ -58,6 +59,19 @@ def test_a_run_of_two_processes_continues_on_one(tmp_path: Path, alone: Path) ->
     assert "continuing after step 3" in out
     assert "the checkpoint is of 2 processes, now there are 1" in out
     assert_close(tmp_path, alone)
+
+
+@pytest.mark.slow
+def test_a_run_of_four_processes_that_was_interrupted_equals_an_undisturbed_one_to_the_last_bit(tmp_path: Path) -> None:
+    """More than two terms are added in an order that must not depend on the number of steps since the start."""
+    four = (*TWO[:4], "--nproc-per-node=4", *TWO[5:])
+    options = (*SIX_STEPS, "model.drop_path=0.1", "trainer.ema=true")
+    for home, steps in (("undisturbed", [6]), ("interrupted", [3, 6])):
+        (tmp_path / home).mkdir()
+        for last in steps:
+            succeed(tmp_path / home, *options, f"trainer.max_steps={last}", launcher=four)
+    assert losses(tmp_path / "interrupted" / "runs" / "six") == losses(tmp_path / "undisturbed" / "runs" / "six")
+    assert_same_bits(model(tmp_path / "interrupted"), model(tmp_path / "undisturbed"), "weights")
 
 
 def test_two_processes_extract_the_features_of_one(tmp_path: Path, alone: Path) -> None:

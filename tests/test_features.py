@@ -17,6 +17,7 @@ from semaim.data.transforms import evaluation
 from semaim.errors import Interrupted, UserError
 from semaim.features import Features, Pass, extract, in_order
 from semaim.models.vit import encode, vit_of
+from semaim.stopping import StopRequest
 
 ASKED = [7, 0, 29, 3, 12, 4, 21]
 
@@ -142,16 +143,27 @@ def test_processes_share_the_batches_of_one(run, images, vit, world_size, shared
         assert found.labels_M.tolist() == [i % 3 for i in ASKED]
 
 
-def test_several_processes_finish_a_pass_before_they_heed_a_signal(run, images):
+def test_a_signal_to_one_of_several_processes_ends_the_evaluation_on_all(run, images):
     """One that left at once would let the others wait for ever."""
-    os.kill(os.getpid(), signal.SIGTERM)
-    assert run.stop.requested
+    batches = {0: 0, 1: 0}
 
     def work(processes):
-        mine = dataclasses.replace(run, processes=processes)
-        return extract(Pass(sums, of(images), images, ASKED, 2, "test"), mine).index_M.tolist()
+        stop = object.__new__(StopRequest)  # signals reach the main thread alone
+        stop.name = None
 
-    assert together(2, work) == [ASKED, ASKED]
+        def passed(images_BCHW):
+            batches[processes.rank] += 1
+            if processes.rank == 1:
+                stop.name = "SIGUSR2"
+            return sums(images_BCHW)
+
+        mine = dataclasses.replace(run, processes=processes, stop=stop)
+        with pytest.raises(Interrupted, match="SIGUSR2"):
+            extract(Pass(passed, of(images), images, ASKED, 1, "test"), mine)
+        return stop.name
+
+    assert together(2, work) == ["SIGUSR2", "SIGUSR2"]
+    assert batches == {0: 4, 1: 1}  # of 4 and 3
 
 
 def test_a_signal_ends_an_evaluation(run, images):

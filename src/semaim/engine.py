@@ -95,7 +95,11 @@ def fit(task: TrainingTask, trainer: Trainer, run: Run) -> TrainingState:
             note_progress(run, state.step, last, plan)
         if step.stop and state.step < last:
             raise Interrupted(f"stopped by {run.stop.agree(processes)} after step {state.step}")
-        evaluate(task, state, run, per_epoch, last)
+        try:
+            evaluate(task, state, run, per_epoch, last)
+        except Interrupted:
+            save(task, state, trainer, run, plan)
+            raise
     return state
 
 

@@ -77,7 +77,7 @@ def extract(wanted: Pass, run: Run) -> Features:
     """What a pass gives, in memory; processes share the work and all get the whole.
 
     Raises:
-        Interrupted: on a signal, when there is one process (several finish the pass first).
+        Interrupted: on all processes, after a signal to any of them.
         UserError: if too many images cannot be read.
     """
     parts = [part for mine in run.processes.gather(list(share(wanted, run))) for part in mine]
@@ -100,7 +100,11 @@ class Part:
 
 
 def share(wanted: Pass, run: Run) -> Iterator[Part]:
-    """The batches that fall to this process. They are those of one process alone, so that features are the same."""
+    """The batches that fall to this process. They are those of one process alone, so that features are the same.
+
+    Raises:
+        Interrupted: at the end, which comes early on a process that got a signal; the others finish what falls to them.
+    """
     processes, data, indices, batch_size = run.processes, wanted.data, wanted.indices, wanted.batch_size
     starts = range(processes.rank * batch_size, len(indices), processes.world_size * batch_size)
     mine = [index for start in starts for index in indices[start : start + batch_size]]
@@ -120,8 +124,10 @@ def share(wanted: Pass, run: Run) -> Iterator[Part]:
         left = (time.monotonic() - started) / max(seen, 1) * (len(mine) - seen)
         if left > 2 or line.terminal:
             line.update(f"{wanted.title}: {seen}/{len(mine)} images, {duration(left)} left", last=False)
-        if run.stop.requested and processes.world_size == 1:
-            raise Interrupted(f"stopped by {run.stop.name} during an evaluation")
+        if run.stop.requested:
+            break
+    if (signal := run.stop.agree(processes)) is not None:
+        raise Interrupted(f"stopped by {signal} during an evaluation")
 
 
 def nothing_read(wanted: Pass) -> UserError:

@@ -35,10 +35,11 @@ class StopRequest:
         if self.name != "SIGUSR2":  # SIGTERM follows it where the time is up
             self.name = signal.Signals(number).name
 
-    def agree(self, processes: Processes) -> str:
-        """The signal's name on all processes, whichever of them got it; all call this together."""
+    def agree(self, processes: Processes) -> str | None:
+        """The signal's name on all processes, whichever of them got it, None if none did; all call this together."""
         names = [name for name in processes.gather(self.name) if name is not None]
-        self.name = "SIGUSR2" if "SIGUSR2" in names else names[0]
+        if names:
+            self.name = "SIGUSR2" if "SIGUSR2" in names else names[0]
         return self.name
 
     def job_starts_again(self) -> bool:
