@@ -142,7 +142,7 @@ def _shows_its_result_again(cluster: Cluster, run: JobRun) -> None:
     run.continue_now(7)
     run.finish()
     assert "this run is finished already" in run.printed()
-    assert f"  loss  {status(run.folder)['result']['loss']:.2f}" in run.printed().split("finished already")[-1]
+    assert f"  loss  {status(run.folder)['result']['loss']:.4g}" in run.printed().split("finished already")[-1]
     told = run.say("semaim.run", *run.overrides, "sweep.check=false", f"run_name={run.name}")
     assert "1 of 1 runs are finished" in told
     assert run.job == job, "nothing was submitted"
