@@ -27,7 +27,8 @@ def build_vit(sizes: dict[str, Any], num_classes: int, pool: Pool, drop_path: fl
     class token is normed and read.
 
     Args:
-        sizes: those of `AIM.architecture`, or {"timm": name} for one of timm's models.
+        sizes: those of `AIM.architecture`, or {"timm": name, "args": {...}} for one of timm's models with other sizes
+            or parts than its own (no args: with its own).
         num_classes: outputs of the linear head; 0 for none.
         pool: what the head reads.
         drop_path: stochastic depth rate of the last block.
@@ -37,7 +38,7 @@ def build_vit(sizes: dict[str, Any], num_classes: int, pool: Pool, drop_path: fl
     settings: dict[str, Any] = {"num_classes": num_classes, "global_pool": "token" if pool == "cls" else "avg"}
     settings["drop_path_rate"] = drop_path
     if "timm" in sizes:
-        model = timm.create_model(sizes["timm"], pretrained=False, **settings)
+        model = timm.create_model(sizes["timm"], pretrained=False, **sizes.get("args", {}), **settings)
     else:
         model = VisionTransformer(
             img_size=tuple(sizes["image_size"]),
@@ -63,6 +64,30 @@ def vit_of(model: AIM, num_classes: int = 0, pool: Pool = "cls", drop_path: floa
     assert not missing, missing
     vit.load_state_dict(weights | own)
     return vit
+
+
+def resample_positions(vit: VisionTransformer, image_size: tuple[int, int]) -> None:
+    """Make an encoder one for images of another size: its position embeddings are resampled, as timm does it.
+
+    Absolute embeddings bicubic with antialiasing, BEiT's tables of relative ones on a grid that is finer near zero.
+
+    Raises:
+        UserError: if the size is not divisible by the patch size.
+    """
+    patch_size = vit.patch_embed.patch_size
+    if any(side % patch for side, patch in zip(image_size, patch_size, strict=True)):
+        raise UserError(
+            f"data.image_size={image_size[0]}x{image_size[1]} is not divisible by the encoder's patches of "
+            f"{patch_size[0]}x{patch_size[1]}"
+        )
+    vit.set_input_size(img_size=image_size)
+    classifier = vit.architecture["classifier"]
+    sizes = classifier["sizes"]
+    if "timm" in sizes:
+        sizes = sizes | {"args": sizes.get("args", {}) | {"img_size": list(image_size)}}
+    else:
+        sizes = sizes | {"image_size": image_size}
+    vit.architecture = {"classifier": classifier | {"sizes": sizes}}
 
 
 def pooled(tokens_BND: Tensor, prefix_tokens: int = 1, class_token: bool = True) -> dict[str, Tensor]:
