@@ -81,9 +81,10 @@ def recognise(weights: Weights, path: Path, num_heads: int | None, architecture:
     layout = next((each for each in LAYOUTS if weights.keys() >= {*each.marks, each.patches}), None)
     if layout is None:
         kind = next((f" (it looks like {what})" for name, what in OTHERS.items() if name in weights), "")
+        names = ", ".join(sorted(weights)[:3]) + ", ..." if weights else "no weights"
         raise UserError(
-            f"checkpoint={path} holds no vision transformer that semaim knows{kind}: {', '.join(sorted(weights)[:3])}, "
-            f"... docs/moving-weights.md says what is known; all else of timm's goes by checkpoint=timm:<name>"
+            f"checkpoint={path} holds no vision transformer that semaim knows{kind}: {names} "
+            f"docs/moving-weights.md says what is known; all else of timm's goes by checkpoint=timm:<name>"
         )
     if layout.doubt and architecture is None:
         log.warning("checkpoint %s: %s", path, layout.doubt)

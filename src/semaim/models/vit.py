@@ -5,6 +5,7 @@ Shapes: B images, N tokens (those before the patches first), D width.
 
 from __future__ import annotations
 
+import warnings
 from functools import partial
 from typing import Any, Literal
 
@@ -69,7 +70,7 @@ def vit_of(model: AIM, num_classes: int = 0, pool: Pool = "cls", drop_path: floa
 def resample_positions(vit: VisionTransformer, image_size: tuple[int, int]) -> None:
     """Make an encoder one for images of another size: its position embeddings are resampled, as timm does it.
 
-    Absolute embeddings bicubic with antialiasing, BEiT's tables of relative ones on a grid that is finer near zero.
+    Absolute embeddings bicubic with antialiasing, BEiT's tables of relative ones linearly, finer where they are near.
 
     Raises:
         UserError: if the size is not divisible by the patch size.
@@ -80,7 +81,9 @@ def resample_positions(vit: VisionTransformer, image_size: tuple[int, int]) -> N
             f"data.image_size={image_size[0]}x{image_size[1]} is not divisible by the encoder's patches of "
             f"{patch_size[0]}x{patch_size[1]}"
         )
-    vit.set_input_size(img_size=image_size)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of what timm's interpolation of tables asks of torch
+        vit.set_input_size(img_size=image_size)
     classifier = vit.architecture["classifier"]
     sizes = classifier["sizes"]
     if "timm" in sizes:
