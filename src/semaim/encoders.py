@@ -205,9 +205,8 @@ class EncoderSource:
             made = {"run": RANDOM, "seed": str(seed), "model": choices.get("model", "")}
             tags = {f"pretrained.{key}": value for key, value in made.items() if value}
             return Origin(tags, {"pretrained/epochs": 0.0, "pretrained/images_seen": 0.0})
-        if self._stored is None or not self._stored.has_history:
-            return Origin({"pretrained.run": self.checkpoint})
-        return self._stored.origin()
+        known = None if self._stored is None else self._stored.origin
+        return known or Origin({"pretrained.run": self.checkpoint})
 
 
 def _sizes_of(name: str, vit: VisionTransformer) -> dict[str, Any]:

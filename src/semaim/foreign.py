@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from semaim.errors import UserError
 from semaim.interop import check_weights, usual_heads
-from semaim.layouts import LAYOUTS, OTHERS, PLAIN, Layout, Normalisation, Weights
-from semaim.models.vit import Pool, build_vit
+from semaim.layouts import LAYOUTS, OTHERS, Layout, Normalisation, Weights
+from semaim.models.vit import Pool, build_vit, from_timm
 from semaim.progress import plural
 
 log = logging.getLogger(__name__)
@@ -126,7 +126,7 @@ def of_timm(config: Mapping[str, Any], weights: Weights, path: Path) -> Foreign:
     classes = weights["head.weight"].shape[0] if "head.weight" in weights else 0
     normalisation = (tuple(card["mean"]), tuple(card["std"])) if {"mean", "std"} <= card.keys() else None
     name = str(config["architecture"])
-    sizes = {"timm": name, "args": args}
+    sizes = from_timm(name, args)
     return _fitted(f"timm's {name}", weights, lambda same, _: same, sizes, classes, normalisation, path)
 
 
@@ -155,13 +155,8 @@ def _sizes(
     common = {"embed_dim": dim, "depth": depth, "num_heads": heads, "mlp_ratio": ratio}
     if args.get("class_token") is False and "fc_norm.weight" not in weights:
         args["fc_norm"] = False  # the norm stands on the tokens, although their mean is what is read
-    model = architecture or layout.architecture
-    if model == PLAIN and not args and height == width:  # which is how our own encoders are described
-        return {"image_size": (side * height, side * width), "patch_size": height, **common}
-    return {
-        "timm": model,
-        "args": {"img_size": [side * height, side * width], "patch_size": [height, width]} | common | args,
-    }
+    shapes = {"img_size": [side * height, side * width], "patch_size": height if height == width else [height, width]}
+    return from_timm(architecture or layout.architecture, shapes | common | args)
 
 
 def _fitted(

@@ -19,13 +19,13 @@ from timm.models import beit, vision_transformer
 from torch import Tensor, nn
 
 from semaim.huggingface import from_huggingface
+from semaim.models.vit import PLAIN
 
 Weights = Mapping[str, Tensor]
 Normalisation = tuple[tuple[float, ...], tuple[float, ...]]  # mean and standard deviation of each colour
 IMAGENET: Normalisation = (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
 CLIP: Normalisation = (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD)
 HALF: Normalisation = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-PLAIN = "vit_base_patch16_224"
 # Weights of parts that only some vision transformers have, and what makes timm build these parts.
 PARTS: dict[str, dict[str, Any]] = {
     "blocks.0.ls1.gamma": {"init_values": 1e-5},

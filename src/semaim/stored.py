@@ -66,15 +66,18 @@ class StoredEncoder:
         return foreign.of_timm(config, self.weights, self.path)
 
     def _config(self) -> dict[str, Any]:
-        """What stands beside the weights in a folder of timm's or transformers'."""
+        return self._beside("config.json")
+
+    def _beside(self, name: str) -> dict[str, Any]:
+        """What a file says that stands beside the weights in a folder of timm's or transformers'."""
         file = checkpoint.weights_file(self.path)
-        if file is None or file.name not in checkpoint.WEIGHTS:
+        if self.ours or file is None or file.name not in checkpoint.WEIGHTS:
             return {}
         try:
-            config = read_json(file.with_name("config.json"))
+            said = read_json(file.with_name(name))
         except json.JSONDecodeError as error:
-            raise UserError(f"{file.with_name('config.json')} is damaged ({error})") from error
-        return config if isinstance(config, dict) else {}
+            raise UserError(f"{file.with_name(name)} is damaged ({error})") from error
+        return said if isinstance(said, dict) else {}
 
     @property
     def num_classes(self) -> int:
@@ -118,20 +121,34 @@ class StoredEncoder:
         return vit_of(model_of(self.state, self.path, self.num_heads, self.ema), num_classes, pool, drop_path)
 
     @property
-    def has_history(self) -> bool:
-        """Whether it says of itself where it was pretrained."""
-        return "overrides" in self.state
+    def origin(self) -> Origin | None:
+        """Where it was pretrained, if it says so: as our checkpoints do, and folders that semaim exported."""
+        if "overrides" in self.state:
+            return origin_of(self.state, self.ema)
+        written = self._config().get("semaim", {}).get("origin")
+        return Origin(written["tags"], written["metrics"], written["step"]) if written else None
 
-    def origin(self) -> Origin:
-        """Where it was pretrained, if it says so."""
-        return origin_of(self.state, self.ema)
+    @property
+    def _preparation(self) -> dict[str, Any]:
+        """How our run prepared images to evaluate it; empty for others."""
+        found = self.state.get("config", {}).get("data", {}).get("eval_transform", {}) if self.ours else {}
+        return dict(found)
 
     @property
     def normalisation(self) -> Normalisation | None:
         """That of the images it was made for; None if it is not known."""
         if self.foreign is not None:
+            theirs = self._beside("preprocessor_config.json")
+            if self.foreign.normalisation is None and {"image_mean", "image_std"} <= theirs.keys():
+                return tuple(theirs["image_mean"]), tuple(theirs["image_std"])
             return self.foreign.normalisation
         if not self.ours:
             return IMAGENET  # SemAIM and SAIM
-        transform = self.state.get("config", {}).get("data", {}).get("eval_transform", {})
-        return (tuple(transform["mean"]), tuple(transform["std"])) if {"mean", "std"} <= transform.keys() else None
+        ours = self._preparation
+        return (tuple(ours["mean"]), tuple(ours["std"])) if {"mean", "std"} <= ours.keys() else None
+
+    @property
+    def crop_ratio(self) -> float | None:
+        """Side of the centre crop of its images over the shorter side before; None if it is not known."""
+        found = self._preparation.get("crop_ratio", self._config().get("pretrained_cfg", {}).get("crop_pct"))
+        return None if found is None else float(found)

@@ -14,11 +14,12 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from semaim.errors import UserError
-from semaim.models.aim import AIM
+from semaim.models.aim import AIM, pair
 from semaim.models.layers import LAYER_NORM_EPS
 
 Pool = Literal["cls", "mean"]
 SIZES = ("image_size", "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio")
+PLAIN = "vit_base_patch16_224"  # timm's model of the parts that our encoders have
 
 
 def build_vit(sizes: dict[str, Any], num_classes: int, pool: Pool, drop_path: float) -> VisionTransformer:
@@ -54,6 +55,23 @@ def build_vit(sizes: dict[str, Any], num_classes: int, pool: Pool, drop_path: fl
     # What a checkpoint of it needs in order to be built again.
     model.architecture = {"classifier": {"sizes": sizes, "num_classes": num_classes, "pool": pool}}
     return model
+
+
+def as_timm(sizes: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The sizes that `build_vit` takes as the name of a model of timm's and its arguments, in plain types."""
+    if "timm" in sizes:
+        return sizes["timm"], sizes.get("args", {})
+    args = {name: sizes[name] for name in SIZES if name != "image_size"}
+    return PLAIN, {"img_size": list(sizes["image_size"]), **args}
+
+
+def from_timm(name: str, args: dict[str, Any]) -> dict[str, Any]:
+    """Undo of `as_timm`: an encoder that could be ours is described as ours are."""
+    patch = args.get("patch_size")
+    sides = {patch} if isinstance(patch, int) else set(patch or ())
+    if name != PLAIN or set(args) != {"img_size", *SIZES} - {"image_size"} or len(sides) != 1:
+        return {"timm": name, "args": args}
+    return {"image_size": pair(args["img_size"]), "patch_size": sides.pop()} | {name: args[name] for name in SIZES[2:]}
 
 
 def vit_of(model: AIM, num_classes: int = 0, pool: Pool = "cls", drop_path: float = 0.0) -> VisionTransformer:
