@@ -11,17 +11,21 @@ import errno
 import logging
 import pickle
 import re
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any, cast
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 
 from semaim.errors import UserError
 from semaim.files import HashingWriter, atomic, sha256, write_text
 
 log = logging.getLogger(__name__)
 FORMAT = 2  # 1 had neither the choices nor what a task keeps
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # what folders of timm and transformers hold
 State = dict[str, Any]
 
 
@@ -104,9 +108,15 @@ def load(path: Path) -> State:
     """
     if not path.is_file():
         raise UserError(f"checkpoint={path} does not exist")
+    if path.suffix == ".safetensors":
+        try:
+            return load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"checkpoint={path} is not a safetensors file, or is damaged ({error})") from error
     try:
         # MAE, SAIM and SemAIM store their command line, a plain record of options.
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*TorchScript archive")  # which is refused below
             state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         blocked = re.search(r"(?:Unsupported global: GLOBAL|Unsupported class|GLOBAL) (\S+)", str(error))
@@ -117,6 +127,11 @@ def load(path: Path) -> State:
             ) from error
         raise UserError(f"checkpoint={path} is not a checkpoint, or is damaged") from error
     except Exception as error:  # bytes that are no checkpoint make the reader fail in any way
+        if "TorchScript" in str(error):
+            raise UserError(
+                f"checkpoint={path} was not loaded: it is a TorchScript archive, which is a program. If you trust it, "
+                f"save its weights: torch.save(torch.jit.load({str(path)!r}, 'cpu').state_dict(), 'weights.pth')"
+            ) from error
         raise UserError(f"checkpoint={path} is not a checkpoint, or is damaged ({type(error).__name__})") from error
     if not isinstance(state, dict):
         raise UserError(f"checkpoint={path} holds a {type(state).__name__}, not a checkpoint")
@@ -125,8 +140,16 @@ def load(path: Path) -> State:
     return state
 
 
+def weights_file(path: Path) -> Path | None:
+    """The file of weights that a path means: itself, or that of a folder of timm's or transformers', or None."""
+    if not path.is_dir():
+        return path
+    return next((path / name for name in WEIGHTS if (path / name).is_file()), None)
+
+
 def fingerprint(path: Path) -> str | None:
     """What changes when a checkpoint, or the newest one of a run folder, does; None if there is none."""
+    path = weights_file(path) or path
     if path.is_dir():
         steps = list_steps(path / "checkpoints") or list_steps(path)
         return fingerprint(steps[-1][1]) if steps else None

@@ -1,28 +1,33 @@
-"""Which encoder is evaluated: of a run, a file, MLflow or timm, or a random one; and what is known of its origin."""
+"""Which encoder is evaluated: of a run, a file, a folder, MLflow or timm, or a random one."""
 
 from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
 import timm
 import torch
+from timm.models._hub import load_model_config_from_hf, load_model_config_from_path
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from semaim.errors import UserError
-from semaim.interop import chosen_weights, load_weights, model_of, read_checkpoint
-from semaim.models.aim import AIM
-from semaim.models.vit import Pool, build_vit, vit_of
-from semaim.runfolder import asked_besides
+from semaim.foreign import SET_BY_USE, is_vision_transformer
+from semaim.interop import read_checkpoint
+from semaim.layouts import Normalisation
+from semaim.models.aim import AIM, pair
+from semaim.models.vit import Pool, resample_positions, vit_of
+from semaim.origins import Origin
+from semaim.stored import StoredEncoder
 
 log = logging.getLogger(__name__)
 TIMM, MLFLOW, RANDOM = "timm:", "mlflow:", "random"
+# What timm builds from a configuration elsewhere, which may not be there when it is built again.
+CONFIGURED = {"local-dir:": load_model_config_from_path, "hf-hub:": load_model_config_from_hf}
 HEAD_STD = 2e-5  # of a fine-tuned head at the start; MAE (arXiv 2111.06377), code of its appendix A.1
 
 
@@ -41,37 +46,25 @@ class Target(Protocol):
     def channels(self) -> int: ...
 
 
-@dataclass(frozen=True)
-class Origin:
-    """Where an encoder is from.
-
-    Attributes:
-        tags: names of what it was pretrained with, as `pretrained.<what>`.
-        metrics: how long, as `pretrained/<what>`.
-        step: of its pretraining.
-        data: configuration of the data it was pretrained on, if known.
-    """
-
-    tags: dict[str, str]
-    metrics: dict[str, float] = field(default_factory=dict)
-    step: int = 0
-    data: dict[str, Any] | None = None
-
-
 class EncoderSource:
     """The encoder to evaluate.
 
     Args:
-        checkpoint: a run folder, a folder of checkpoints, a checkpoint file (ours, or one of SemAIM's or SAIM's code),
-            `mlflow:<run id>`, `timm:<name>` (pretrained weights from the hub), or `random` (a new `model`).
+        checkpoint: a run folder, a folder of checkpoints, a checkpoint file (ours, one of SemAIM's or SAIM's code, or
+            one of the families in `semaim.layouts`), a folder of timm's or transformers', `mlflow:<run id>`,
+            `timm:<name>` (pretrained weights from the hub), or `random` (a new `model`).
         model: makes the model that `random` means, given the target's channels.
         target: of the pretraining that `random` stands before: with the same seed, it is that encoder.
         tracking: where `mlflow:<run id>` is looked up.
         ema: take the moving average of the weights instead of the weights.
-        num_heads: attention heads of an official checkpoint, if not the usual number for its width.
+        num_heads: attention heads of a file that does not tell them, if not the usual number for its width.
+        architecture: a model of timm's with the parts of another project's file, where its weights do not tell them.
+        interpolate: resample position embeddings to the size of the data's images, if it is another.
+        image_size: of the data.
+        mean, std: colour normalisation of the data; null if their transform has none.
 
     Raises:
-        UserError: if no checkpoint is named.
+        UserError: if no checkpoint is named, or an option does not go with it.
     """
 
     def __init__(
@@ -82,28 +75,40 @@ class EncoderSource:
         tracking: Tracking,
         ema: bool,
         num_heads: int | None,
+        architecture: str | None,
+        interpolate: bool,
+        image_size: int | tuple[int, int],
+        mean: Sequence[float] | None,
+        std: Sequence[float] | None,
     ) -> None:
         if checkpoint is None:
             raise UserError(
                 "an evaluation needs a checkpoint: say which with checkpoint=runs/<name> (or a file, mlflow:<run id>, "
                 "timm:<name>, or random for comparison)"
             )
-        if ema and (checkpoint == RANDOM or checkpoint.startswith(TIMM)):
+        self.in_a_file = checkpoint != RANDOM and not checkpoint.startswith(TIMM)
+        if ema and not self.in_a_file:
             raise UserError(f"task.source.ema=true, but checkpoint={checkpoint} has no moving average")
+        if architecture is not None and not self.in_a_file:
+            raise UserError(f"task.source.architecture={architecture}, but checkpoint={checkpoint} says what it is")
         self.checkpoint = checkpoint
         self.model = model
         self.target = target
         self.tracking = tracking
         self.ema = ema
         self.num_heads = num_heads
+        self.architecture = architecture
+        self.interpolate = interpolate
+        self.image_size = pair(image_size)
+        self.data_normalisation = None if mean is None or std is None else (tuple(mean), tuple(std))
 
     def encoder(self) -> VisionTransformer:
-        """The encoder without a head, in eval mode."""
-        return self._vit(0, "cls", 0.0).eval()
+        """The encoder, whose head (if it has one) is of no account, in eval mode."""
+        return self._fitted(self._vit(0, "cls", 0.0)).eval()
 
     def classifier(self, num_classes: int, pool: Pool, drop_path: float) -> VisionTransformer:
         """The encoder with a new linear head, for fine-tuning."""
-        vit = self._vit(num_classes, pool, drop_path)
+        vit = self._fitted(self._vit(num_classes, pool, drop_path))
         nn.init.trunc_normal_(vit.head.weight, std=HEAD_STD)
         nn.init.zeros_(vit.head.bias)
         return vit
@@ -114,40 +119,46 @@ class EncoderSource:
         Raises:
             UserError: if the checkpoint has no trained head, or one for another number of classes.
         """
-        classifier = self._classifier
-        if classifier is None:
+        stored = self._stored
+        if stored is None or stored.num_classes == 0:
             raise UserError(
                 f"checkpoint={self.checkpoint} has no trained head, so there is nothing to evaluate without training: "
                 f"fine-tune it first (task.eval_only=false), or give the run folder of a fine-tuning"
             )
-        if classifier["num_classes"] != num_classes:
+        if stored.num_classes != num_classes:
             raise UserError(
-                f"checkpoint={self.checkpoint} was fine-tuned for {classifier['num_classes']} classes, the data have "
+                f"checkpoint={self.checkpoint} was fine-tuned for {stored.num_classes} classes, the data have "
                 f"{num_classes}: choose the data it was fine-tuned on (data=...)"
             )
-        return self._as_fine_tuned(classifier).eval()
+        return self._fitted(stored.trained_classifier()).eval()
 
     def _vit(self, num_classes: int, pool: Pool, drop_path: float) -> VisionTransformer:
-        if self.checkpoint.startswith(TIMM):
-            return self._from_timm(num_classes, pool, drop_path)
+        """The encoder, with a new head for any classes."""
         if self.checkpoint == RANDOM:
             return vit_of(self.model(out_channels=self.target.channels), num_classes, pool, drop_path)
-        assert self._state is not None
-        classifier = self._classifier
-        if classifier is None:
-            return vit_of(model_of(self._state, self._path, self.num_heads, self.ema), num_classes, pool, drop_path)
-        if num_classes:
-            raise UserError(
-                f"checkpoint={self.checkpoint} is fine-tuned already: task.eval_only=true evaluates it; to fine-tune, "
-                f"give a pretrained checkpoint"
-            )
-        return self._as_fine_tuned(classifier)
+        if self._stored is None:
+            return self._from_timm(num_classes, pool, drop_path)
+        return self._stored.classifier(num_classes, pool, drop_path) if num_classes else self._stored.encoder()
 
-    def _as_fine_tuned(self, classifier: dict[str, Any]) -> VisionTransformer:
-        """The model that a fine-tuning saved, head and all."""
-        vit = build_vit(classifier["sizes"], classifier["num_classes"], classifier["pool"], 0.0)
-        load_weights(vit, chosen_weights(self._state or {}, self._path, self.ema), self._path)
+    def _fitted(self, vit: VisionTransformer) -> VisionTransformer:
+        """The encoder for images of the data's size, if that is asked for; says what they should be like."""
+        if self.interpolate and pair(vit.patch_embed.img_size) != self.image_size:
+            h, w = pair(vit.patch_embed.img_size)
+            resample_positions(vit, self.image_size)
+            log.info("positions of %dx%d pixels are resampled to %dx%d", h, w, *self.image_size)
+        theirs, ours = self._normalisation(vit), self.data_normalisation
+        if ours is not None and theirs is not None and theirs != ours:
+            mean, std = (f"[{','.join(f'{value:.6g}' for value in values)}]" for values in theirs)
+            log.warning("%s was made for images normalised otherwise than these data's: data.train_transform.mean=%s "
+                        "data.train_transform.std=%s", self.checkpoint, mean, std)  # fmt: skip
         return vit
+
+    def _normalisation(self, vit: VisionTransformer) -> Normalisation | None:
+        """That of the images an encoder was made for, if it is known."""
+        if self._stored is not None:
+            return self._stored.normalisation
+        card = getattr(vit, "pretrained_cfg", None)
+        return None if card is None else (tuple(card["mean"]), tuple(card["std"]))
 
     def _from_timm(self, num_classes: int, pool: Pool, drop_path: float) -> VisionTransformer:
         name = self.checkpoint.removeprefix(TIMM)
@@ -162,32 +173,26 @@ class EncoderSource:
                 f"checkpoint={self.checkpoint}: timm cannot give this model ({said}). Is it one of "
                 f"timm.list_models(pretrained=True), and is there a network (or timm:local-dir:/path)?"
             ) from error
-        if not hasattr(vit, "num_prefix_tokens") or not hasattr(vit, "blocks"):
+        if not is_vision_transformer(vit):
             raise UserError(f"checkpoint={self.checkpoint} is not a vision transformer, which semaim evaluates")
         if num_classes:
             vit.reset_classifier(num_classes)
-        mean, std = (list(vit.pretrained_cfg[key]) for key in ("mean", "std"))
-        log.info("%s was made for data.train_transform.mean=%s data.train_transform.std=%s", name, mean, std)
-        vit.architecture = {"classifier": {"sizes": {"timm": name}, "num_classes": num_classes, "pool": pool}}
+        vit.architecture = {"classifier": {"sizes": _sizes_of(name, vit), "num_classes": num_classes, "pool": pool}}
         return vit
 
     @cached_property
-    def _path(self) -> Path:
-        if self.checkpoint.startswith(MLFLOW):
-            return self.tracking.run_folder(self.checkpoint.removeprefix(MLFLOW))
-        return Path(self.checkpoint).expanduser()
-
-    @cached_property
-    def _state(self) -> dict[str, Any] | None:
-        """What the checkpoint file holds; None for encoders that come from no file."""
-        if self.checkpoint == RANDOM or self.checkpoint.startswith(TIMM):
+    def _stored(self) -> StoredEncoder | None:
+        """The encoder in a file or folder; None for those that come from neither."""
+        if not self.in_a_file:
             return None
-        return read_checkpoint(self._path)
+        if self.checkpoint.startswith(MLFLOW):
+            path = self.tracking.run_folder(self.checkpoint.removeprefix(MLFLOW))
+        else:
+            path = Path(self.checkpoint).expanduser()
+        return StoredEncoder(path, self._read(path), self.ema, self.num_heads, self.architecture)
 
-    @property
-    def _classifier(self) -> dict[str, Any] | None:
-        """What describes a fine-tuned model, if the checkpoint is of one."""
-        return ((self._state or {}).get("architecture") or {}).get("classifier")
+    def _read(self, path: Path) -> dict[str, Any]:
+        return read_checkpoint(path)
 
     def origin(self, seed: int, choices: dict[str, str]) -> Origin:
         """What is known of the encoder's pretraining.
@@ -200,36 +205,18 @@ class EncoderSource:
             made = {"run": RANDOM, "seed": str(seed), "model": choices.get("model", "")}
             tags = {f"pretrained.{key}": value for key, value in made.items() if value}
             return Origin(tags, {"pretrained/epochs": 0.0, "pretrained/images_seen": 0.0})
-        if self._state is None or "overrides" not in self._state:
-            return Origin({"pretrained.run": self.checkpoint})
-        return origin_of(self._state, self.ema)
+        known = None if self._stored is None else self._stored.origin
+        return known or Origin({"pretrained.run": self.checkpoint})
 
 
-def origin_of(state: dict[str, Any], ema: bool) -> Origin:
-    """Where the encoder in one of our checkpoints is from; that of a fine-tuned model is where it was pretrained."""
-    if (before := state["task"].get("origin")) is not None:
-        return Origin(**before)
-    choices, position = state["choices"], state["data_position"]
-    options = asked_besides((*choices, "seed", "data.root"), state["overrides"])
-    made = {key: choices[key] for key in ("model", "permutation", "target", "data") if key in choices}
-    made |= {
-        "run": Path(state["config"]["run_dir"]).name,
-        "seed": str(state["config"]["seed"]),
-        "device": state["device"],
-        "options": " ".join(option for option in options if not option.startswith("task.")),  # which only measures
-        "weights": "moving average" if ema else "",
-    }
-    metrics = {
-        "epochs": position["epochs"],
-        "images_seen": float(position["images_seen"]),
-        "device_hours": state["device_seconds"] / 3600,
-    }
-    return Origin(
-        {f"pretrained.{key}": value for key, value in made.items() if value},
-        {f"pretrained/{key}": value for key, value in metrics.items()},
-        state["step"],
-        state["config"]["data"],
-    )
+def _sizes_of(name: str, vit: VisionTransformer) -> dict[str, Any]:
+    """What builds a model of timm's again, also when the folder or the network that told its sizes is away."""
+    read = next((read for start, read in CONFIGURED.items() if name.startswith(start)), None)
+    if read is None:
+        return {"timm": name}
+    _, architecture, args = read(name.split(":", 1)[1])
+    plain = {key: value for key, value in args.items() if key not in SET_BY_USE}
+    return {"timm": architecture, "args": plain | {"img_size": list(pair(vit.patch_embed.img_size))}}
 
 
 def fingerprint(encoder: VisionTransformer) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property, lru_cache, partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,9 @@ from semaim.data import ImageData
 from semaim.data.loading import UNREADABLE
 from semaim.data.sources import ImageSet
 from semaim.distributed import Processes
-from semaim.encoders import RANDOM, TIMM, EncoderSource
+from semaim.encoders import TIMM, EncoderSource
 from semaim.errors import UserError
+from semaim.foreign import is_vision_transformer
 from semaim.interop import load_weights, model_of, read_checkpoint
 from semaim.models.aim import AIM
 from semaim.models.cost import FLOAT32, cost, encoder_cost, moments, training_memory
@@ -92,9 +93,8 @@ class EncoderShape(EncoderSource):
     def trained_classifier(self, num_classes: int) -> VisionTransformer:
         return _valueless(lambda: super(EncoderShape, self).trained_classifier(num_classes))
 
-    @cached_property
-    def _state(self) -> dict[str, Any] | None:
-        return None if self.checkpoint == RANDOM or self.checkpoint.startswith(TIMM) else read_shapes(self._path)
+    def _read(self, path: Path) -> dict[str, Any]:
+        return read_shapes(path)
 
     def _from_timm(self, num_classes: int, pool: Pool, drop_path: float) -> VisionTransformer:
         name = self.checkpoint.removeprefix(TIMM)
@@ -104,9 +104,9 @@ class EncoderShape(EncoderSource):
             raise UserError(
                 f"checkpoint={self.checkpoint}: timm has no such model ({error}): see timm.list_models(pretrained=True)"
             ) from error
-        if not hasattr(vit, "num_prefix_tokens") or not hasattr(vit, "blocks"):
+        if not is_vision_transformer(vit):
             raise UserError(f"checkpoint={self.checkpoint} is not a vision transformer, which semaim evaluates")
-        vit.architecture = name
+        vit.architecture = {"classifier": {"sizes": {"timm": name}}}
         return vit
 
 

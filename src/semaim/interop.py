@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,9 @@ log = logging.getLogger(__name__)
 # The weights that tell a two-stream model and its sizes.
 NEEDED = {"patch_embed.proj.weight", "pos_embed", "query_blocks.0.attn.q.weight", "blocks.0.mlp.fc1.weight"}
 HEADS = {"prediction_head.weight", "prediction_head.fc2.weight"}
+INNER = ("state_dict", "model", "teacher")  # where files keep the weights; DINO's teacher is what is evaluated
+OUTER = re.compile(r"^((module|_orig_mod|backbone|vit)\.)+")  # of wrappers: parallel, compiled, with a head beside it
+WITH_16_HEADS = (1024, 1152, 1280, 1408, 1664)  # widths of ViT-L, SoViT, ViT-H, ViT-g and ViT-bigG
 
 
 def load_model(path: str | Path, device: str = "cpu", num_heads: int | None = None, ema: bool = False) -> AIM:
@@ -25,8 +30,8 @@ def load_model(path: str | Path, device: str = "cpu", num_heads: int | None = No
         path: a run folder (its newest intact checkpoint), a checkpoint of ours, or an official SemAIM or SAIM `.pth`,
             whose sizes are inferred from its weights.
         device: where the model is put.
-        num_heads: attention heads of an official checkpoint, which weights cannot tell; by default 16 for widths 1024
-            and 1280, else width / 64, else (width not divisible by 64) width / 16.
+        num_heads: attention heads of an official checkpoint, which weights cannot tell; by default 16 for the widths
+            of ViT-L and larger, else width / 64, else (width not divisible by 64) width / 16.
         ema: take the moving average of the weights, which a run with trainer.ema=true keeps.
 
     Returns:
@@ -40,13 +45,13 @@ def load_model(path: str | Path, device: str = "cpu", num_heads: int | None = No
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """What a checkpoint file holds, or the newest intact one of a folder: of a run, or of checkpoints.
+    """What a checkpoint file holds; of a folder the newest intact one (of a run, or of checkpoints), or its weights.
 
     Raises:
         UserError: if there is none.
     """
-    if not path.is_dir():
-        return checkpoint.load(path)
+    if (file := checkpoint.weights_file(path)) is not None:
+        return checkpoint.load(file)
     below = path / "checkpoints"
     state = checkpoint.newest(below if below.is_dir() else path)
     if state is None:
@@ -91,7 +96,12 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor], path: Path) -> No
     Raises:
         UserError: naming what is missing, unexpected or of another shape; the model is unchanged then.
     """
-    own = model.state_dict()
+    check_weights(model.state_dict(), weights, path)
+    model.load_state_dict(weights)
+
+
+def check_weights(own: Mapping[str, Tensor], weights: Mapping[str, Tensor], path: Path) -> None:
+    """Raise UserError if weights do not match a model's exactly, naming what is missing, unexpected or misshapen."""
     missing = sorted(own.keys() - weights.keys())
     unexpected = sorted(weights.keys() - own.keys())
     shapes = [
@@ -106,23 +116,37 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor], path: Path) -> No
             if names
         ]
         raise UserError(f"checkpoint={path} is of another architecture than the model ({'; '.join(parts)})")
-    model.load_state_dict(weights)
 
 
-def _official_weights(state: dict[str, Any], path: Path) -> dict[str, Tensor]:
-    """The weights of an official checkpoint, without the prefix of a parallel wrapper and the fixed blur kernel."""
-    for key in ("state_dict", "model"):
+def bare_weights(state: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The weights in a checkpoint of any project, without the prefixes of wrappers around the model."""
+    for key in INNER:
         if isinstance(state.get(key), dict):
             state = state[key]
             break
-    weights = {name.removeprefix("module."): value for name, value in state.items() if isinstance(value, Tensor)}
+    return {OUTER.sub("", name, 1): value for name, value in state.items() if isinstance(value, Tensor)}
+
+
+def is_two_stream(weights: Mapping[str, Tensor]) -> bool:
+    """Whether weights are of a two-stream model, whole or in part."""
+    return any(name.startswith("query_blocks.") for name in weights)
+
+
+def _official_weights(state: dict[str, Any], path: Path) -> dict[str, Tensor]:
+    """The weights of an official checkpoint, without the fixed blur kernel."""
+    weights = bare_weights(state)
     if not weights.keys() >= NEEDED or not HEADS & weights.keys():
         raise UserError(
             f"checkpoint={path} is not a pretraining checkpoint of semaim, SemAIM or SAIM: it holds "
-            f"{sorted(weights)[:3] or sorted(state)[:3]}, ..."
+            f"{sorted(weights)[:3] or sorted(state)[:3]}, ... (other projects' encoders are for evaluations: task=knn)"
         )
     weights.pop("gaussian_blur.weight", None)  # the target's fixed kernel, computed here by semaim.targets.Pixels
     return weights
+
+
+def usual_heads(dim: int) -> int:
+    """Attention heads that vision transformers of a width usually have."""
+    return 16 if dim in WITH_16_HEADS else dim // 64 if dim % 64 == 0 else max(1, dim // 16)
 
 
 def infer_architecture(weights: dict[str, Tensor], num_heads: int | None, path: Path) -> dict[str, Any]:
@@ -137,7 +161,7 @@ def infer_architecture(weights: dict[str, Tensor], num_heads: int | None, path: 
 
     linear = "prediction_head.weight" in weights
     if num_heads is None:
-        num_heads = 16 if dim in (1024, 1280) else dim // 64 if dim % 64 == 0 else max(1, dim // 16)
+        num_heads = usual_heads(dim)
         log.info("checkpoint %s: taking %d attention heads for width %d", path, num_heads, dim)
     return {
         "out_channels": weights[f"prediction_head.{'' if linear else 'fc2.'}weight"].shape[0],

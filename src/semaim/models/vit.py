@@ -5,6 +5,7 @@ Shapes: B images, N tokens (those before the patches first), D width.
 
 from __future__ import annotations
 
+import warnings
 from functools import partial
 from typing import Any, Literal
 
@@ -13,11 +14,12 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from semaim.errors import UserError
-from semaim.models.aim import AIM
+from semaim.models.aim import AIM, pair
 from semaim.models.layers import LAYER_NORM_EPS
 
 Pool = Literal["cls", "mean"]
 SIZES = ("image_size", "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio")
+PLAIN = "vit_base_patch16_224"  # timm's model of the parts that our encoders have
 
 
 def build_vit(sizes: dict[str, Any], num_classes: int, pool: Pool, drop_path: float) -> VisionTransformer:
@@ -27,7 +29,8 @@ def build_vit(sizes: dict[str, Any], num_classes: int, pool: Pool, drop_path: fl
     class token is normed and read.
 
     Args:
-        sizes: those of `AIM.architecture`, or {"timm": name} for one of timm's models.
+        sizes: those of `AIM.architecture`, or {"timm": name, "args": {...}} for one of timm's models with other sizes
+            or parts than its own (no args: with its own).
         num_classes: outputs of the linear head; 0 for none.
         pool: what the head reads.
         drop_path: stochastic depth rate of the last block.
@@ -37,7 +40,7 @@ def build_vit(sizes: dict[str, Any], num_classes: int, pool: Pool, drop_path: fl
     settings: dict[str, Any] = {"num_classes": num_classes, "global_pool": "token" if pool == "cls" else "avg"}
     settings["drop_path_rate"] = drop_path
     if "timm" in sizes:
-        model = timm.create_model(sizes["timm"], pretrained=False, **settings)
+        model = timm.create_model(sizes["timm"], pretrained=False, **sizes.get("args", {}), **settings)
     else:
         model = VisionTransformer(
             img_size=tuple(sizes["image_size"]),
@@ -54,6 +57,23 @@ def build_vit(sizes: dict[str, Any], num_classes: int, pool: Pool, drop_path: fl
     return model
 
 
+def as_timm(sizes: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The sizes that `build_vit` takes as the name of a model of timm's and its arguments, in plain types."""
+    if "timm" in sizes:
+        return sizes["timm"], sizes.get("args", {})
+    args = {name: sizes[name] for name in SIZES if name != "image_size"}
+    return PLAIN, {"img_size": list(sizes["image_size"]), **args}
+
+
+def from_timm(name: str, args: dict[str, Any]) -> dict[str, Any]:
+    """Undo of `as_timm`: an encoder that could be ours is described as ours are."""
+    patch = args.get("patch_size")
+    sides = {patch} if isinstance(patch, int) else set(patch or ())
+    if name != PLAIN or set(args) != {"img_size", *SIZES} - {"image_size"} or len(sides) != 1:
+        return {"timm": name, "args": args}
+    return {"image_size": pair(args["img_size"]), "patch_size": sides.pop()} | {name: args[name] for name in SIZES[2:]}
+
+
 def vit_of(model: AIM, num_classes: int = 0, pool: Pool = "cls", drop_path: float = 0.0) -> VisionTransformer:
     """The encoder of a two-stream model; a head, and the norm before it if pool="mean", start anew."""
     vit = build_vit({key: model.architecture[key] for key in SIZES}, num_classes, pool, drop_path)
@@ -63,6 +83,32 @@ def vit_of(model: AIM, num_classes: int = 0, pool: Pool = "cls", drop_path: floa
     assert not missing, missing
     vit.load_state_dict(weights | own)
     return vit
+
+
+def resample_positions(vit: VisionTransformer, image_size: tuple[int, int]) -> None:
+    """Make an encoder one for images of another size: its position embeddings are resampled, as timm does it.
+
+    Absolute embeddings bicubic with antialiasing, BEiT's tables of relative ones linearly, finer where they are near.
+
+    Raises:
+        UserError: if the size is not divisible by the patch size.
+    """
+    patch_size = vit.patch_embed.patch_size
+    if any(side % patch for side, patch in zip(image_size, patch_size, strict=True)):
+        raise UserError(
+            f"data.image_size={image_size[0]}x{image_size[1]} is not divisible by the encoder's patches of "
+            f"{patch_size[0]}x{patch_size[1]}"
+        )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of what timm's interpolation of tables asks of torch
+        vit.set_input_size(img_size=image_size)
+    classifier = vit.architecture["classifier"]
+    sizes = classifier["sizes"]
+    if "timm" in sizes:
+        sizes = sizes | {"args": sizes.get("args", {}) | {"img_size": list(image_size)}}
+    else:
+        sizes = sizes | {"image_size": image_size}
+    vit.architecture = {"classifier": classifier | {"sizes": sizes}}
 
 
 def pooled(tokens_BND: Tensor, prefix_tokens: int = 1, class_token: bool = True) -> dict[str, Tensor]:

@@ -13,12 +13,13 @@ from torch import Tensor
 
 from semaim.data import ImageData
 from semaim.data.sources import ImageSet
-from semaim.encoders import EncoderSource, Origin, fingerprint
+from semaim.encoders import EncoderSource, fingerprint
 from semaim.errors import UserError
 from semaim.feature_store import stored
 from semaim.features import Features, Pass
 from semaim.models.aim import pair
 from semaim.models.vit import encode
+from semaim.origins import Origin
 from semaim.run_context import Run
 
 log = logging.getLogger(__name__)
@@ -30,7 +31,8 @@ def check_image_size(vit: VisionTransformer, data: ImageData, checkpoint: str) -
     if own != data.image_size:
         raise UserError(
             f"checkpoint={checkpoint} is for images of {own[0]}x{own[1]}, the data are of "
-            f"{data.image_size[0]}x{data.image_size[1]}: choose the data it was made with (data=...) or data.image_size"
+            f"{data.image_size[0]}x{data.image_size[1]}: choose the data it was made with (data=...) or "
+            f"data.image_size, or resample its positions with task.source.interpolate=true"
         )
 
 

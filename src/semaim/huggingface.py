@@ -1,0 +1,134 @@
+"""The plain vision transformer as Hugging Face's transformers writes it: names of weights both ways, and its settings.
+
+Its attention has three projections where timm's has one for queries, keys and values together (qkv).
+
+Shapes: D width.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from semaim.models.layers import LAYER_NORM_EPS
+
+# Beginnings of names: timm's, and those of transformers' ViTModel in files (its own modules are renamed on loading).
+STEM = {
+    "cls_token": "embeddings.cls_token",
+    "pos_embed": "embeddings.position_embeddings",
+    "patch_embed.proj.": "embeddings.patch_embeddings.projection.",
+    "norm.": "layernorm.",
+}
+BLOCK = {
+    "norm1.": "layernorm_before.",
+    "attn.proj.": "attention.output.dense.",
+    "norm2.": "layernorm_after.",
+    "mlp.fc1.": "intermediate.dense.",
+    "mlp.fc2.": "output.dense.",
+}
+QKV = "attn.qkv."
+PROJECTIONS = tuple(f"attention.attention.{name}." for name in ("query", "key", "value"))
+TRUNK, HEAD = "vit.", "classifier."  # of the model with a classifier
+
+
+def _renamed(name: str, names: Mapping[str, str]) -> str | None:
+    return next((new + name.removeprefix(old) for old, new in names.items() if name.startswith(old)), None)
+
+
+def to_huggingface(weights: Mapping[str, Tensor], classifier: bool) -> dict[str, Tensor]:
+    """Weights by timm's names as those of `ViTModel`, or of `ViTForImageClassification`.
+
+    Raises:
+        ValueError: for a weight that these models do not have.
+    """
+    theirs: dict[str, Tensor] = {}
+    for name, value in weights.items():
+        trunk = TRUNK if classifier else ""
+        if block := re.fullmatch(r"blocks\.(\d+)\.(.+)", name):
+            prefix, rest = f"{trunk}encoder.layer.{block[1]}.", block[2]
+            if rest.startswith(QKV):
+                parts = value.chunk(3)
+                theirs |= {prefix + p + rest.removeprefix(QKV): x for p, x in zip(PROJECTIONS, parts, strict=True)}
+                continue
+            new = _renamed(rest, BLOCK)
+        elif classifier and name.startswith("head."):
+            prefix, new = "", HEAD + name.removeprefix("head.")
+        else:
+            prefix, new = trunk, _renamed(name, STEM)
+        if new is None:
+            raise ValueError(f"transformers' ViT has no weight {name}")
+        theirs[prefix + new] = value
+    return theirs
+
+
+def from_huggingface(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Undo of `to_huggingface`, of names without the trunk's prefix; weights of other names keep theirs."""
+    stem, inside = ({new: old for old, new in names.items()} for names in (STEM, BLOCK))
+    ours: dict[str, Tensor] = {}
+    for name, value in weights.items():
+        if block := re.fullmatch(r"encoder\.layer\.(\d+)\.(.+)", name):
+            prefix, rest = f"blocks.{block[1]}.", block[2]
+            if rest.startswith(PROJECTIONS[0]):
+                which = rest.removeprefix(PROJECTIONS[0])
+                layer = name.removesuffix(rest)
+                ours[prefix + QKV + which] = torch.cat([weights[layer + p + which] for p in PROJECTIONS])
+            elif not rest.startswith(PROJECTIONS):
+                ours[prefix + (_renamed(rest, inside) or rest)] = value
+        elif name.startswith(HEAD):
+            ours["head." + name.removeprefix(HEAD)] = value
+        else:
+            ours[_renamed(name, stem) or name] = value
+    return ours
+
+
+def model_config(sizes: Mapping[str, Any], classes: Sequence[str]) -> dict[str, Any]:
+    """`config.json` of a model.
+
+    Args:
+        sizes: those of `semaim.models.vit.build_vit`.
+        classes: names of the classes; none for a model without a classifier.
+    """
+    config = {
+        "architectures": ["ViTForImageClassification" if classes else "ViTModel"],
+        "model_type": "vit",
+        "image_size": list(sizes["image_size"]),
+        "patch_size": sizes["patch_size"],
+        "num_channels": 3,
+        "hidden_size": sizes["embed_dim"],
+        "num_hidden_layers": sizes["depth"],
+        "num_attention_heads": sizes["num_heads"],
+        "intermediate_size": int(sizes["embed_dim"] * sizes["mlp_ratio"]),
+        "hidden_act": "gelu",
+        "qkv_bias": True,
+        "layer_norm_eps": LAYER_NORM_EPS,
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+    }
+    if classes:
+        config["id2label"] = {str(index): name for index, name in enumerate(classes)}
+        config["label2id"] = {name: index for index, name in enumerate(classes)}
+    return config
+
+
+def preprocessor_config(
+    image_size: tuple[int, int], shorter_side: int, mean: Sequence[float], std: Sequence[float]
+) -> dict[str, Any]:
+    """`preprocessor_config.json`: resize the shorter side (bicubic), cut the centre out, normalise."""
+    return {
+        "image_processor_type": "BitImageProcessor",  # that of DINOv2 and BiT; ViT's own knows no centre crop
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "size": {"shortest_edge": shorter_side},
+        "resample": 3,  # PIL's number for bicubic
+        "do_center_crop": True,
+        "crop_size": {"height": image_size[0], "width": image_size[1]},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(mean),
+        "image_std": list(std),
+    }
