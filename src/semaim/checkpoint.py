@@ -96,14 +96,18 @@ def newest(folder: Path) -> State | None:
     return None
 
 
-def load(path: Path) -> State:
+def load(path: Path, option: str = "checkpoint") -> State:
     """Read a checkpoint file of any origin without executing anything in it.
+
+    Args:
+        path: the file.
+        option: what named it, for messages.
 
     Raises:
         UserError: if there is no such file, it is no checkpoint, or it holds objects whose loading would run code.
     """
     if not path.is_file():
-        raise UserError(f"checkpoint={path} does not exist")
+        raise UserError(f"{option}={path} does not exist")
     try:
         # MAE, SAIM and SemAIM store their command line, a plain record of options.
         with torch.serialization.safe_globals([argparse.Namespace]):
@@ -112,16 +116,16 @@ def load(path: Path) -> State:
         blocked = re.search(r"(?:Unsupported global: GLOBAL|Unsupported class|GLOBAL) (\S+)", str(error))
         if blocked:
             raise UserError(
-                f"checkpoint={path} was not loaded: it is not made of plain tensors and numbers, and loading it would "
+                f"{option}={path} was not loaded: it is not made of plain tensors and numbers, and loading it would "
                 f"run code ({blocked[1]}). If you trust it, save its state dict anew with torch.save"
             ) from error
-        raise UserError(f"checkpoint={path} is not a checkpoint, or is damaged") from error
+        raise UserError(f"{option}={path} is not a checkpoint, or is damaged") from error
     except Exception as error:  # bytes that are no checkpoint make the reader fail in any way
-        raise UserError(f"checkpoint={path} is not a checkpoint, or is damaged ({type(error).__name__})") from error
+        raise UserError(f"{option}={path} is not a checkpoint, or is damaged ({type(error).__name__})") from error
     if not isinstance(state, dict):
-        raise UserError(f"checkpoint={path} holds a {type(state).__name__}, not a checkpoint")
+        raise UserError(f"{option}={path} holds a {type(state).__name__}, not a checkpoint")
     if "architecture" in state and state.get("format") != FORMAT:
-        raise UserError(f"checkpoint={path} has format {state.get('format')}; this semaim reads {FORMAT}")
+        raise UserError(f"{option}={path} has format {state.get('format')}; this semaim reads {FORMAT}")
     return state
 
 

@@ -234,8 +234,13 @@ def origin_of(state: dict[str, Any], ema: bool) -> Origin:
 
 def fingerprint(encoder: VisionTransformer) -> str:
     """Checksum of an encoder's shape and weights: the same for the same encoder, whatever file it came from."""
-    checksum = hashlib.sha256(f"{encoder.architecture}{encoder}".encode())
-    for name, value in encoder.state_dict().items():
+    return weights_checksum(encoder, f"{encoder.architecture}{encoder}")
+
+
+def weights_checksum(network: nn.Module, about: str = "") -> str:
+    """Checksum of a network's weights, and of what else is said about it."""
+    checksum = hashlib.sha256(about.encode())
+    for name, value in network.state_dict().items():
         checksum.update(name.encode())
         checksum.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return checksum.hexdigest()

@@ -91,7 +91,14 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor], path: Path) -> No
     Raises:
         UserError: naming what is missing, unexpected or of another shape; the model is unchanged then.
     """
-    own = model.state_dict()
+    wrong = mismatch(model.state_dict(), weights)
+    if wrong is not None:
+        raise UserError(f"checkpoint={path} is of another architecture than the model ({wrong})")
+    model.load_state_dict(weights)
+
+
+def mismatch(own: dict[str, Tensor], weights: dict[str, Tensor]) -> str | None:
+    """What is missing, unexpected or of another shape in weights, by name; None if they are what a model has."""
     missing = sorted(own.keys() - weights.keys())
     unexpected = sorted(weights.keys() - own.keys())
     shapes = [
@@ -99,14 +106,12 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor], path: Path) -> No
         for name in own.keys() & weights.keys()
         if weights[name].shape != own[name].shape
     ]
-    if missing or unexpected or shapes:
-        parts = [
-            f"{len(names)} {what}: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
-            for what, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", sorted(shapes)))
-            if names
-        ]
-        raise UserError(f"checkpoint={path} is of another architecture than the model ({'; '.join(parts)})")
-    model.load_state_dict(weights)
+    parts = [
+        f"{len(names)} {what}: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
+        for what, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", sorted(shapes)))
+        if names
+    ]
+    return "; ".join(parts) or None
 
 
 def _official_weights(state: dict[str, Any], path: Path) -> dict[str, Tensor]:
