@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -11,14 +10,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import timm
-import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from semaim.errors import UserError
 from semaim.interop import chosen_weights, load_weights, model_of, read_checkpoint
 from semaim.models.aim import AIM
-from semaim.models.vit import Pool, build_vit, vit_of
+from semaim.models.vit import Pool, build_vit, vit_of, weights_checksum
 from semaim.runfolder import asked_besides
 
 log = logging.getLogger(__name__)
@@ -235,12 +233,3 @@ def origin_of(state: dict[str, Any], ema: bool) -> Origin:
 def fingerprint(encoder: VisionTransformer) -> str:
     """Checksum of an encoder's shape and weights: the same for the same encoder, whatever file it came from."""
     return weights_checksum(encoder, f"{encoder.architecture}{encoder}")
-
-
-def weights_checksum(network: nn.Module, about: str = "") -> str:
-    """Checksum of a network's weights, and of what else is said about it."""
-    checksum = hashlib.sha256(about.encode())
-    for name, value in network.state_dict().items():
-        checksum.update(name.encode())
-        checksum.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    return checksum.hexdigest()

@@ -104,8 +104,8 @@ def read(path: Path) -> dict[str, Any]:
     if _is_torchscript(path):
         take_out = f"torch.save(torch.jit.load('{path}', map_location='cpu').state_dict(), 'weights.pth')"
         raise UserError(
-            f"target.weights={path} is a TorchScript archive, which is a program (OpenAI publishes CLIP as one): loading "
-            f"it would run it. If you trust it, take the weights out once, then give target.weights=weights.pth:\n"
+            f"target.weights={path} is a TorchScript archive, a program (OpenAI publishes CLIP as one), and loading it "
+            f"would run it. If you trust it, take the weights out once, then give target.weights=weights.pth:\n"
             f'  python -c "import torch; {take_out}"'
         )
     return checkpoint.load(path, "target.weights")

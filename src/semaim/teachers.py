@@ -9,20 +9,22 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from semaim.encoders import weights_checksum
 from semaim.errors import UserError
 from semaim.models.aim import AIM
 from semaim.models.cost import encoder_cost
 from semaim.models.layers import first_row_of_attention
-from semaim.run_context import Run
+from semaim.models.vit import weights_checksum
 from semaim.targets import Features, check_patch_size
 from semaim.teacher_weights import build, fill
+
+if TYPE_CHECKING:
+    from semaim.run_context import Run
 
 log = logging.getLogger(__name__)
 
@@ -91,11 +93,6 @@ class Teacher(Features):
             source = "random"
             with torch.random.fork_rng(devices=[]):  # that what is drawn after it is the same with any teacher
                 self.network = build(self.model, self.projection)
-            log.warning(
-                "target.pretrained=false: the teacher %s is RANDOM. It has learned nothing, so neither losses nor "
-                "accuracies of this run say anything about this target",
-                self.model,
-            )
         elif self.weights is not None:
             source = self.weights
             fill(self.network, self.model, Path(self.weights).expanduser())
@@ -104,20 +101,29 @@ class Teacher(Features):
         self.network.requires_grad_(False).eval()
         self.identity = {"model": self.model, "source": source, "checksum": weights_checksum(self.network)}
 
+    def to(self, device: torch.device) -> None:
+        """Go where training is."""
+        self.network.to(device)
+        self.scale_C11, self.shift_C11 = self.scale_C11.to(device), self.shift_C11.to(device)
+
     def begin(self, run: Run) -> None:
         """Go where training is, and say in the run which teacher it has.
 
         Raises:
             UserError: if the processes have different weights.
         """
-        device = run.processes.device
-        self.network.to(device)
-        self.scale_C11, self.shift_C11 = self.scale_C11.to(device), self.shift_C11.to(device)
+        self.to(run.processes.device)
         checksums = run.processes.gather(self.identity["checksum"])
         if len(set(checksums)) > 1:
             raise UserError(
                 f"the processes have different weights of target.model={self.model}, by checksum "
                 f"{', '.join(checksum[:12] for checksum in checksums)}: give all of them the same file"
+            )
+        if not self.pretrained:
+            log.warning(
+                "target.pretrained=false: the teacher %s is RANDOM. It has learned nothing, so neither losses nor "
+                "accuracies of this run say anything about this target",
+                self.model,
             )
         run.tag({f"teacher.{key}": value for key, value in self.identity.items()})
 
