@@ -3,9 +3,9 @@
     python benchmarks/pretrain_step.py --model base --batch-size 64 --map --json benchmarks/results/mine.json
 
 All forms have the same weights, images and orders and take turns in one process, so that a change of clock or load
-meets them alike. A step is: the semantic pass (with --map), the order, the target, forward, backward and AdamW, whose
-learning rate is zero: it does all its arithmetic and leaves the weights as they were. Needs torch and timm alone, and
-runs from a checkout that is not installed.
+meets them alike. A step is: the semantic pass (with --map), the order, the target (pixels, or the tokens of --teacher,
+which then make the map too), forward, backward and AdamW, whose learning rate is zero: it does all its arithmetic and
+leaves the weights as they were. Needs torch and timm alone, and runs from a checkout that is not installed.
 
 Shapes: B images, C channels, (H, W) pixels, L patches, K = L + 1 random numbers per image, P target channels.
 """
@@ -42,10 +42,12 @@ import semaim
 from semaim.models.aim import AIM
 from semaim.models.cost import cost
 from semaim.optimizers import parameter_groups
+from semaim.passes import Passes
 from semaim.permutations import AttentionCenter, Stochastic, noise_columns
 from semaim.provenance import code_version
 from semaim.semantics import semantic_map
 from semaim.targets import Pixels
+from semaim.teachers import Teacher
 from semaim.training_state import compile_blocks
 
 
@@ -84,7 +86,7 @@ class Step:
     images_BCHW: Tensor
     noise_BK: Tensor
     grid: tuple[int, int]
-    target: Pixels
+    target: Pixels | Teacher
     optimizer: Optimizer
     dtype: torch.dtype
     with_map: bool
@@ -93,20 +95,27 @@ class Step:
         """The precision in which training runs."""
         return torch.autocast(self.images_BCHW.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
-    def map(self, form: Form) -> Tensor:
+    def passes(self, form: Form) -> Passes:
+        """The passes without gradient that a step of a form may make."""
+        teacher = {"teacher": self.target} if isinstance(self.target, Teacher) else {}
+        return Passes({"online": form.encoder, **teacher}, self.images_BCHW)
+
+    def map(self, passes: Passes) -> Tensor:
         """The semantic pass: (B, L)."""
         with torch.no_grad(), self.autocast():
-            return semantic_map(form.encoder.encode(self.images_BCHW))
+            return semantic_map(passes.tokens(self.target.source or "online"))
 
     def loss(self, form: Form) -> Tensor:
         """Mean loss of the images, from the order on."""
+        passes = self.passes(form)
         if self.with_map:
-            order_BL = AttentionCenter().order(self.grid, self.noise_BK, self.map(form))
+            order_BL = AttentionCenter().order(self.grid, self.noise_BK, self.map(passes))
         else:
             order_BL = Stochastic().order(self.grid, self.noise_BK)
         with self.autocast():
+            target_BLP = self.target(self.images_BCHW, passes)
             prediction_BLP = form.predict(self.images_BCHW, order_BL)
-            return self.target.loss(prediction_BLP, self.target(self.images_BCHW)).mean()
+            return self.target.loss(prediction_BLP, target_BLP).mean()
 
     def run(self, form: Form) -> None:
         """The whole step."""
@@ -118,7 +127,12 @@ class Step:
 def build(args: argparse.Namespace) -> tuple[AIM, dict[str, Form], Step]:
     """The model, its forms by name and the step."""
     torch.manual_seed(0)
-    target = Pixels(args.patch_size)
+    target: Pixels | Teacher = Pixels(args.patch_size)
+    if args.teacher:
+        grey = (0.5, 0.5, 0.5)  # weights and colours make no difference to time
+        target = Teacher(args.teacher, None, False, False, "data", args.patch_size, grey, grey)
+        target.load()
+        target.to(args.device)
     model = AIM(target.channels, args.image_size, args.patch_size, *MODELS[args.model]).to(args.device)
     attention = args.masked_attention
     forms = {"sorted": Form(model, model), "masked": Form(model, lambda x, o: masked_predict(model, x, o, attention))}
@@ -176,7 +190,7 @@ def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
 def measure(forms: dict[str, Form], step: Step, args: argparse.Namespace) -> dict[str, list[tuple[float, int | None]]]:
     """Seconds and peak memory of every repeat of each form's step, and of the semantic pass alone."""
     actions: dict[str, Callable[[], Any]] = {name: partial(step.run, form) for name, form in forms.items()}
-    actions["semantic pass"] = partial(step.map, forms["sorted"])
+    actions["semantic pass"] = lambda: step.map(step.passes(forms["sorted"]))
     rounds = []
     for number in range(args.warmup + args.repeats):
         print(f"\rround {number + 1} of {args.warmup + args.repeats}", end="", file=sys.stderr, flush=True)
@@ -257,6 +271,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--patch-size", type=int, default=16)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--map", action="store_true", help="the order follows a semantic map computed in the step")
+    parser.add_argument("--teacher", metavar="NAME", help="predict tokens of this model of timm's, with random weights")
     parser.add_argument("--precision", choices=["auto", "bf16", "float32"], default="auto", help="auto: bf16 on GPUs")
     parser.add_argument("--compile", action="store_true", help="also measure the sorted form with compiled blocks")
     parser.add_argument("--masked-attention", choices=["sdpa", "explicit"], default="sdpa")
@@ -289,9 +304,11 @@ def main() -> int:
         print(f"the forms disagree: {losses}", file=sys.stderr)
         return 1
 
-    spent, peak = cost(model, args.map), matmul_peak(args.device, args.dtype)
+    teacher = step.target.flops(step.grid[0] * step.grid[1]) if isinstance(step.target, Teacher) else 0
+    spent, peak = cost(model, int(args.map and not teacher), teacher), matmul_peak(args.device, args.dtype)
+    semantic_pass = teacher or spent.encode
     measured = {
-        name: summary(repeats, spent.encode if name == "semantic pass" else spent.training_step, peak, args.batch_size)
+        name: summary(repeats, semantic_pass if name == "semantic pass" else spent.training_step, peak, args.batch_size)
         for name, repeats in measure(forms, step, args).items()
     }
     if args.device.type == "cpu":

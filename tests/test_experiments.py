@@ -55,7 +55,7 @@ RECIPE = {
     "target.norm_pix": True,
     "target.loss": "l2",
     "semantic_map.kind": "cls",
-    "semantic_map.source": "online",
+    "semantic_map.source": "auto",  # with pixels, the encoder that learns
 }
 FINE_TUNING = {
     "task._target_": "semaim.tasks.finetune.FineTuning",

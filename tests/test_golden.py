@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from semaim.models.aim import AIM
+from semaim.passes import Passes
 from semaim.permutations import Attention, AttentionCenter, Center2Out, Raster, Zigzag, square_rings
 from semaim.semantics import semantic_map
 from semaim.targets import Features, Pixels
@@ -59,10 +60,14 @@ class Golden:
         return self[f"{name}/order"].long()
 
     def targets(self) -> Tensor:
-        """What is predicted, (B, L, P)."""
-        if isinstance(self.target, Pixels):
-            return self.target(self.images_BCHW)
-        return self["target_tokens"][:, 1:]
+        """What is predicted, (B, L, P); a teacher says what is stored."""
+        return self.target(self.images_BCHW, Passes({"teacher": self}, self.images_BCHW))
+
+    def encode(self, images_BCHW: Tensor) -> Tensor:
+        return self["target_tokens"]
+
+    def encode_with_attention(self, images_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+        raise AssertionError("no target needs attention")
 
 
 golden = functools.cache(Golden)

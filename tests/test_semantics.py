@@ -8,9 +8,16 @@ import pytest
 import torch
 
 from semaim.errors import UserError
+from semaim.passes import Encoder, Passes
 from semaim.semantics import SemanticMap, semantic_map
 
 KINDS = ("cls", "gap", "self")
+
+
+def made(encoder: Encoder, images_BCHW: torch.Tensor, kind: str, full_precision: bool = False) -> torch.Tensor:
+    """The map of a pass of its own."""
+    passes = Passes({"online": encoder}, images_BCHW)
+    return SemanticMap(kind, full_precision=full_precision)(passes, "online")  # type: ignore[arg-type]
 
 
 def by_softmax(cosines: list[float]) -> list[float]:
@@ -56,13 +63,13 @@ def test_the_pass_leaves_no_trace_on_the_model(tiny_model, images, kind):
     images_BCHW = images().requires_grad_()
     for training in (True, False):
         model = tiny_model(drop_path=0.9).train(training)
-        map_BL = SemanticMap(kind)(model, images_BCHW)
+        map_BL = made(model, images_BCHW, kind)
         assert not map_BL.requires_grad
         assert [module.training for module in model.modules()] == [training] * len(list(model.modules()))
         assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
         # Drop path plays no part: in training, twice the same map, and that of a model that has none.
-        assert torch.equal(SemanticMap(kind)(model, images_BCHW), map_BL)
-        assert torch.equal(SemanticMap(kind)(tiny_model(), images_BCHW), map_BL)
+        assert torch.equal(made(model, images_BCHW, kind), map_BL)
+        assert torch.equal(made(tiny_model(), images_BCHW, kind), map_BL)
     assert torch.is_grad_enabled()
 
 
@@ -70,31 +77,31 @@ def test_the_pass_leaves_no_trace_on_the_model(tiny_model, images, kind):
 def test_each_kind_is_what_the_encoder_gives(tiny_model, images):
     model, images_BCHW = tiny_model(image_size=(12, 20)), images(3, 12, 20)
     tokens_BND, attention_BL = model.encode_with_attention(images_BCHW)
-    assert torch.equal(SemanticMap("self")(model, images_BCHW), attention_BL)
-    assert torch.equal(SemanticMap("cls")(model, images_BCHW), semantic_map(tokens_BND, "cls"))
-    assert torch.equal(SemanticMap("gap")(model, images_BCHW), semantic_map(tokens_BND, "gap"))
+    assert torch.equal(made(model, images_BCHW, "self"), attention_BL)
+    assert torch.equal(made(model, images_BCHW, "cls"), semantic_map(tokens_BND, "cls"))
+    assert torch.equal(made(model, images_BCHW, "gap"), semantic_map(tokens_BND, "gap"))
     assert attention_BL.shape == (3, 15)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_precision_under_autocast(tiny_model, images, kind):
     model, images_BCHW = tiny_model(), images()
-    exact_BL = SemanticMap(kind)(model, images_BCHW)
+    exact_BL = made(model, images_BCHW, kind)
     with torch.autocast("cpu", torch.bfloat16):
-        full_BL = SemanticMap(kind, full_precision=True)(model, images_BCHW)
-        low_BL = SemanticMap(kind)(model, images_BCHW)
+        full_BL = made(model, images_BCHW, kind, full_precision=True)
+        low_BL = made(model, images_BCHW, kind)
         assert torch.is_autocast_enabled("cpu")  # and the caller's precision is restored
     assert torch.equal(full_BL, exact_BL)
     assert low_BL.dtype == torch.float32
     assert not torch.equal(low_BL, exact_BL)
     assert ((low_BL - exact_BL).abs() / exact_BL).max() <= 0.05
-    assert torch.equal(SemanticMap(kind)(model, images_BCHW), exact_BL)  # without autocast float32 is the default
+    assert torch.equal(made(model, images_BCHW, kind), exact_BL)  # without autocast float32 is the default
 
 
 def test_low_precision_is_the_callers():
     seen = []
 
-    class Encoder:
+    class Watched:
         def encode(self, images_BCHW: torch.Tensor) -> torch.Tensor:
             seen.append((torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")))
             return torch.ones(1, 5, 8)
@@ -104,8 +111,8 @@ def test_low_precision_is_the_callers():
 
     for dtype in (torch.bfloat16, torch.float16):
         with torch.autocast("cpu", dtype):
-            SemanticMap("cls")(Encoder(), torch.zeros(1, 3, 8, 8))
-            SemanticMap("cls", full_precision=True)(Encoder(), torch.zeros(1, 3, 8, 8))
+            made(Watched(), torch.zeros(1, 3, 8, 8), "cls")
+            made(Watched(), torch.zeros(1, 3, 8, 8), "cls", full_precision=True)
     assert seen[0] == (True, torch.bfloat16)
     assert seen[2] == (True, torch.float16)
     assert seen[1][0] is seen[3][0] is False
@@ -116,5 +123,12 @@ def test_unknown_kinds_are_refused():
         semantic_map(torch.zeros(1, 4, 8), "self")  # type: ignore[arg-type]
     with pytest.raises(UserError, match=r"semantic_map\.kind=mean is unknown: choose cls, gap or self"):
         SemanticMap("mean")  # type: ignore[arg-type]
-    with pytest.raises(UserError, match=r"semantic_map\.source=teacher is unknown: choose online or ema"):
-        SemanticMap("cls", source="teacher")  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"semantic_map\.source=dino is unknown: choose auto, online, ema or teacher"):
+        SemanticMap("cls", source="dino")  # type: ignore[arg-type]
+
+
+def test_the_map_is_made_of_what_the_target_is_made_of_unless_told_otherwise():
+    for of_target, expected in ((None, "online"), ("online", "online"), ("ema", "ema"), ("teacher", "teacher")):
+        assert SemanticMap().source_beside(of_target) == expected
+        for source in ("online", "ema", "teacher"):
+            assert SemanticMap(source=source).source_beside(of_target) == source

@@ -2,9 +2,10 @@
 
 It takes exactly what `python -m semaim.run` takes, with `-m`, `then=[...]` and `hydra/launcher=...`. Every point of a
 sweep, and every evaluation after it, is composed; its data are opened and an image of each part is read (data that a
-run would download are downloaded); its networks are built without memory; its run folder, its tracking store and what
-it asks of SLURM are looked at. No run is started and no run folder written. It prints a table of what each run is and
-costs, and a line for each problem. Exit codes: 0 if there is none, 2 otherwise.
+run would download are downloaded); its networks are built without memory, but for the weights of a teacher, which are
+fetched and read; its run folder, its tracking store and what it asks of SLURM are looked at. No run is started and no
+run folder written. It prints a table of what each run is and costs, and a line for each problem. Exit codes: 0 if there
+is none, 2 otherwise.
 """
 
 from __future__ import annotations

@@ -100,19 +100,23 @@ def newest(folder: Path) -> State | None:
     return None
 
 
-def load(path: Path) -> State:
+def load(path: Path, option: str = "checkpoint") -> State:
     """Read a checkpoint file of any origin without executing anything in it.
+
+    Args:
+        path: the file.
+        option: what named it, for messages.
 
     Raises:
         UserError: if there is no such file, it is no checkpoint, or it holds objects whose loading would run code.
     """
     if not path.is_file():
-        raise UserError(f"checkpoint={path} does not exist")
+        raise UserError(f"{option}={path} does not exist")
     if path.suffix == ".safetensors":
         try:
             return load_file(path)
         except (SafetensorError, OSError) as error:
-            raise UserError(f"checkpoint={path} is not a safetensors file, or is damaged ({error})") from error
+            raise UserError(f"{option}={path} is not a safetensors file, or is damaged ({error})") from error
     try:
         # MAE, SAIM and SemAIM store their command line, a plain record of options.
         with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
@@ -122,21 +126,24 @@ def load(path: Path) -> State:
         blocked = re.search(r"(?:Unsupported global: GLOBAL|Unsupported class|GLOBAL) (\S+)", str(error))
         if blocked:
             raise UserError(
-                f"checkpoint={path} was not loaded: it is not made of plain tensors and numbers, and loading it would "
+                f"{option}={path} was not loaded: it is not made of plain tensors and numbers, and loading it would "
                 f"run code ({blocked[1]}). If you trust it, save its state dict anew with torch.save"
             ) from error
-        raise UserError(f"checkpoint={path} is not a checkpoint, or is damaged") from error
+        raise UserError(f"{option}={path} is not a checkpoint, or is damaged") from error
     except Exception as error:  # bytes that are no checkpoint make the reader fail in any way
         if "TorchScript" in str(error):
             raise UserError(
-                f"checkpoint={path} was not loaded: it is a TorchScript archive, which is a program. If you trust it, "
-                f"save its weights: torch.save(torch.jit.load({str(path)!r}, 'cpu').state_dict(), 'weights.pth')"
+                f"{option}={path} was not loaded: it is a TorchScript archive, which is a program (OpenAI publishes "
+                f"CLIP as one), and loading it would run it. If you trust it, take the weights out once, then give "
+                f"{option}=weights.pth:\n"
+                f"  python -c \"import torch; torch.save(torch.jit.load({str(path)!r}, map_location='cpu')"
+                f".state_dict(), 'weights.pth')\""
             ) from error
-        raise UserError(f"checkpoint={path} is not a checkpoint, or is damaged ({type(error).__name__})") from error
+        raise UserError(f"{option}={path} is not a checkpoint, or is damaged ({type(error).__name__})") from error
     if not isinstance(state, dict):
-        raise UserError(f"checkpoint={path} holds a {type(state).__name__}, not a checkpoint")
+        raise UserError(f"{option}={path} holds a {type(state).__name__}, not a checkpoint")
     if "architecture" in state and state.get("format") != FORMAT:
-        raise UserError(f"checkpoint={path} has format {state.get('format')}; this semaim reads {FORMAT}")
+        raise UserError(f"{option}={path} has format {state.get('format')}; this semaim reads {FORMAT}")
     return state
 
 

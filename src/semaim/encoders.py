@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Callable, Sequence
 from functools import cached_property
@@ -10,7 +9,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import timm
-import torch
 from timm.models._hub import load_model_config_from_hf, load_model_config_from_path
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
@@ -20,7 +18,7 @@ from semaim.foreign import SET_BY_USE, is_vision_transformer
 from semaim.interop import read_checkpoint
 from semaim.layouts import Normalisation
 from semaim.models.aim import AIM, pair
-from semaim.models.vit import Pool, resample_positions, vit_of
+from semaim.models.vit import Pool, resample_positions, vit_of, weights_checksum
 from semaim.origins import Origin
 from semaim.stored import StoredEncoder
 
@@ -221,8 +219,4 @@ def _sizes_of(name: str, vit: VisionTransformer) -> dict[str, Any]:
 
 def fingerprint(encoder: VisionTransformer) -> str:
     """Checksum of an encoder's shape and weights: the same for the same encoder, whatever file it came from."""
-    checksum = hashlib.sha256(f"{encoder.architecture}{encoder}".encode())
-    for name, value in encoder.state_dict().items():
-        checksum.update(name.encode())
-        checksum.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    return checksum.hexdigest()
+    return weights_checksum(encoder, f"{encoder.architecture}{encoder}")

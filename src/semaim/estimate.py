@@ -31,7 +31,7 @@ from semaim.errors import UserError
 from semaim.foreign import is_vision_transformer
 from semaim.interop import load_weights, model_of, read_checkpoint
 from semaim.models.aim import AIM
-from semaim.models.cost import FLOAT32, cost, encoder_cost, moments, training_memory
+from semaim.models.cost import FLOAT32, encoder_cost, moments, training_memory
 from semaim.models.layers import Block
 from semaim.models.vit import Pool
 from semaim.progress import count, plural
@@ -204,7 +204,7 @@ def estimate(task: Any, seed: int, processes: int, on_gpu: bool) -> Estimate | N
     """
     finetunes = isinstance(task, FineTuning)
     if isinstance(task, Pretraining):
-        spent = cost(task.model, task.permutation.needs_map or task.online_linear is not None)
+        spent = task.spent()
     elif (vit := task.model if finetunes else getattr(task, "vit", None)) is not None:
         spent = encoder_cost(vit)
     else:
@@ -222,6 +222,8 @@ def estimate(task: Any, seed: int, processes: int, on_gpu: bool) -> Estimate | N
     if isinstance(getattr(task.model, "blocks", [None])[0], Block | ViTBlock):
         number = PRECISIONS.get(trainer.precision, torch.bfloat16 if on_gpu else torch.float32).itemsize
         memory = training_memory(task.model, plan.micro_batch_size, number, kept, trainer.ema)
+        if (teacher := getattr(task, "teacher", None)) is not None:
+            memory += FLOAT32 * teacher.parameters
     files = trainer.keep_checkpoints + 1  # a new one is there before the oldest goes
     if trainer.milestone_every_epochs is not None:
         files += steps // (plan.steps_per_epoch * trainer.milestone_every_epochs)

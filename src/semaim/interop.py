@@ -102,6 +102,12 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor], path: Path) -> No
 
 def check_weights(own: Mapping[str, Tensor], weights: Mapping[str, Tensor], path: Path) -> None:
     """Raise UserError if weights do not match a model's exactly, naming what is missing, unexpected or misshapen."""
+    if (wrong := mismatch(own, weights)) is not None:
+        raise UserError(f"checkpoint={path} is of another architecture than the model ({wrong})")
+
+
+def mismatch(own: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> str | None:
+    """What is missing, unexpected or of another shape in weights, by name; None if they are what a model has."""
     missing = sorted(own.keys() - weights.keys())
     unexpected = sorted(weights.keys() - own.keys())
     shapes = [
@@ -109,13 +115,12 @@ def check_weights(own: Mapping[str, Tensor], weights: Mapping[str, Tensor], path
         for name in own.keys() & weights.keys()
         if weights[name].shape != own[name].shape
     ]
-    if missing or unexpected or shapes:
-        parts = [
-            f"{len(names)} {what}: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
-            for what, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", sorted(shapes)))
-            if names
-        ]
-        raise UserError(f"checkpoint={path} is of another architecture than the model ({'; '.join(parts)})")
+    parts = [
+        f"{len(names)} {what}: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
+        for what, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", sorted(shapes)))
+        if names
+    ]
+    return "; ".join(parts) or None
 
 
 def bare_weights(state: Mapping[str, Any]) -> dict[str, Tensor]:

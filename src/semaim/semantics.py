@@ -5,13 +5,14 @@ Shapes: B images, L patches, N = 1 + L tokens (cls first), D width. Source: SemA
 
 from __future__ import annotations
 
-from typing import Literal, Protocol
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from semaim.errors import UserError
+from semaim.passes import Passes
 
 
 def semantic_map(tokens_BND: Tensor, kind: Literal["cls", "gap"] = "cls") -> Tensor:
@@ -40,49 +41,41 @@ def semantic_map(tokens_BND: Tensor, kind: Literal["cls", "gap"] = "cls") -> Ten
     return F.cosine_similarity(global_B1D, patches_BLD, dim=-1).softmax(-1)
 
 
-class Encoder(Protocol):
-    """What a semantic map needs of a model."""
-
-    def encode(self, images_BCHW: Tensor) -> Tensor: ...
-
-    def encode_with_attention(self, images_BCHW: Tensor) -> tuple[Tensor, Tensor]: ...
-
-
 class SemanticMap:
-    """Computes semantic maps with one encoder pass without mask, drop path or gradient.
+    """Makes semantic maps of the tokens of a pass without mask, drop path or gradient.
 
     Args:
         kind: "cls" or "gap" similarity, or "self": attention of the last block from cls, averaged over heads.
-        source: "online", the encoder being trained, or "ema", its moving average (needs trainer.ema=true).
-        full_precision: run the pass in float32 although training runs in a lower precision.
+        source: whose tokens: "online" (the encoder that learns), "ema" (its moving average, needs trainer.ema=true),
+            "teacher" (that of target=dino or target=clip), or "auto": those that are the target, and with pixels as the
+            target those of the encoder that learns.
+        full_precision: run that pass in float32 although training runs in a lower precision; a target or classifier
+            that shares the pass has these tokens too.
     """
 
     def __init__(
         self,
         kind: Literal["cls", "gap", "self"] = "cls",
-        source: Literal["online", "ema"] = "online",
+        source: Literal["auto", "online", "ema", "teacher"] = "auto",
         full_precision: bool = False,
     ) -> None:
         if kind not in ("cls", "gap", "self"):
             raise UserError(f"semantic_map.kind={kind} is unknown: choose cls, gap or self")
-        if source not in ("online", "ema"):
-            raise UserError(f"semantic_map.source={source} is unknown: choose online or ema")
+        if source not in ("auto", "online", "ema", "teacher"):
+            raise UserError(f"semantic_map.source={source} is unknown: choose auto, online, ema or teacher")
         self.kind = kind
         self.source = source
         self.full_precision = full_precision
 
-    def __call__(self, encoder: Encoder, images_BCHW: Tensor) -> Tensor:
-        """Maps (B, L), float32, in the autocast precision of the caller unless `full_precision`."""
-        return self.with_tokens(encoder, images_BCHW)[0]
+    def source_beside(self, target_source: str | None) -> str:
+        """The network whose tokens the map is made of, beside a target made of a network's tokens, or of none."""
+        return (target_source or "online") if self.source == "auto" else self.source
 
-    @torch.no_grad()
-    def with_tokens(self, encoder: Encoder, images_BCHW: Tensor) -> tuple[Tensor, Tensor]:
-        """Maps, and the tokens (B, N, D) of the pass that they are made of."""
-        device = images_BCHW.device.type
+    def __call__(self, passes: Passes, source: str) -> Tensor:
+        """Maps (B, L), float32, of a network's pass in the caller's autocast precision unless `full_precision`."""
+        device = passes.images_BCHW.device.type
         enabled = torch.is_autocast_enabled(device) and not self.full_precision
-        with torch.autocast(device, torch.get_autocast_dtype(device), enabled=enabled):
+        with torch.no_grad(), torch.autocast(device, torch.get_autocast_dtype(device), enabled=enabled):
             if self.kind == "self":
-                tokens_BND, attention_BL = encoder.encode_with_attention(images_BCHW)
-                return attention_BL.float(), tokens_BND
-            tokens_BND = encoder.encode(images_BCHW)
-            return semantic_map(tokens_BND, self.kind), tokens_BND
+                return passes.attention(source).float()
+            return semantic_map(passes.tokens(source), self.kind)

@@ -1,18 +1,49 @@
 """What is predicted per patch, and the loss against it.
 
 Shapes: B images, C channels, L patches, P target channels. Targets and losses are raster-indexed.
+A target is called with normalised images and the passes that networks make over them (semaim.passes).
 Source: SemAIM (arXiv 2312.10457), sections 3.1 and 3.3; normalised pixels: MAE (arXiv 2111.06377), section 3.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from semaim.errors import UserError
+from semaim.passes import Passes
+
+if TYPE_CHECKING:
+    from semaim.models.aim import AIM
+
+
+class Target(Protocol):
+    """What pretraining asks of a target."""
+
+    @property
+    def channels(self) -> int:
+        """P."""
+        ...
+
+    @property
+    def source(self) -> str | None:
+        """The network whose tokens it is made of, by its name in `Passes`; None if no network makes a pass for it."""
+        ...
+
+    def check(self, model: AIM) -> None:
+        """Raise UserError if the model is not for it."""
+        ...
+
+    def __call__(self, images_BCHW: Tensor, passes: Passes) -> Tensor:
+        """What is to be predicted of normalised images, (B, L, P), without gradient."""
+        ...
+
+    def loss(self, prediction_BLP: Tensor, target_BLP: Tensor) -> Tensor:
+        """Loss per patch (B, L), float32."""
+        ...
 
 
 class Pixels:
@@ -25,6 +56,8 @@ class Pixels:
         norm_pix: normalise each patch by its mean and unbiased variance (+ 1e-6).
         loss: "l2" (squared difference) or "l1" (absolute difference), mean over the patch's channels.
     """
+
+    source = None
 
     def __init__(
         self,
@@ -51,7 +84,11 @@ class Pixels:
         """P: three colours per pixel of a patch."""
         return 3 * self.patch_size**2
 
-    def __call__(self, images_BCHW: Tensor) -> Tensor:
+    def check(self, model: AIM) -> None:
+        """Raise UserError if the model's patches are of another size."""
+        check_patch_size(self.patch_size, model)
+
+    def __call__(self, images_BCHW: Tensor, passes: Passes | None = None) -> Tensor:
         """Targets (B, L, P), float32, of normalised images; channel last inside a patch (row, column, colour)."""
         with torch.no_grad(), torch.autocast(images_BCHW.device.type, enabled=False):
             target_BLP = patchify(self.blur(images_BCHW.float()), self.patch_size)
@@ -82,20 +119,57 @@ class Pixels:
 
 
 class Features:
-    """Features of a teacher, compared by direction.
+    """Patch tokens of a network, compared by direction.
 
     Args:
-        channels: P, the width of the teacher's tokens.
+        channels: P, the width of these tokens.
+        source: the network, by its name in `Passes`.
     """
 
-    def __init__(self, channels: int = 512) -> None:
+    def __init__(self, channels: int = 512, source: str = "teacher") -> None:
         self.channels = channels
+        self.source = source
+
+    def __call__(self, images_BCHW: Tensor, passes: Passes) -> Tensor:
+        """Targets (B, L, P), without gradient."""
+        return passes.tokens(self.source)[:, 1:]
 
     def loss(self, prediction_BLP: Tensor, target_BLP: Tensor) -> Tensor:
         """Loss per patch (B, L), float32: squared distance of the L2-normalised vectors, 2 - 2 cos."""
         prediction_BLP = F.normalize(prediction_BLP.float(), dim=-1)
         target_BLP = F.normalize(target_BLP.float(), dim=-1)
         return (prediction_BLP - target_BLP).square().sum(-1)
+
+
+class EncoderFeatures(Features):
+    """Patch tokens of the model's own encoder after its final norm.
+
+    Args:
+        source: "online", the encoder as it is, or "ema", the moving average of its weights (needs trainer.ema=true).
+        channels: P, the encoder's width.
+    """
+
+    def __init__(self, source: Literal["online", "ema"], channels: int) -> None:
+        if source not in ("online", "ema"):
+            raise UserError(f"target.source={source} is unknown: choose online or ema")
+        super().__init__(channels, source)
+
+    def check(self, model: AIM) -> None:
+        """Raise UserError if the encoder is of another width."""
+        if self.channels != model.embed_dim:
+            raise UserError(
+                f"target.channels={self.channels}, but the encoder's tokens have {model.embed_dim} (model.embed_dim), "
+                f"which it follows when it is left out"
+            )
+
+
+def check_patch_size(patch_size: int, model: AIM) -> None:
+    """Raise UserError if a target is for patches of another size than the model's."""
+    if patch_size != model.patch_size:
+        raise UserError(
+            f"the model has patches of {model.patch_size} pixels, the target of {patch_size}: change data.patch_size, "
+            f"which both follow"
+        )
 
 
 def patchify(images_BCHW: Tensor, patch_size: int) -> Tensor:

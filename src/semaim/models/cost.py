@@ -43,13 +43,18 @@ class Cost:
 
     encoder_parameters: int
     parameters: int
-    encode: int  # the encoder without mask: evaluation, and the semantic pass
+    encode: int  # the encoder without mask: evaluation, and the passes for semantic maps and feature targets
     predict: int  # both streams and the head, forward
-    training_step: int  # forward and backward, and the semantic pass if the order needs a map
+    training_step: int  # forward and backward, and the passes without gradient
 
 
-def cost(model: AIM, needs_map: bool) -> Cost:
+def cost(model: AIM, encoder_passes: int, teacher: int = 0) -> Cost:
     """Count analytically, from the sizes alone (so a model on the meta device will do).
+
+    Args:
+        model: the two-stream model.
+        encoder_passes: of a training step without gradient: 1 if its order needs a map, say.
+        teacher: operations per image of a teacher's pass, if there is one.
 
     The backward pass counts twice the forward pass (once for the patch embedding, whose input needs no gradient); what
     fused attention or activation checkpointing compute anew is not counted.
@@ -74,14 +79,19 @@ def cost(model: AIM, needs_map: bool) -> Cost:
         parameters=sum(p.numel() for p in model.parameters()),
         encode=encode,
         predict=predict,
-        training_step=3 * predict - embed + (encode if needs_map else 0),
+        training_step=3 * predict - embed + encoder_passes * encode + teacher,
     )
 
 
-def encoder_cost(vit: VisionTransformer) -> Cost:
-    """The same of an encoder by itself: `predict` is a forward pass with its head, `training_step` is fine-tuning."""
+def encoder_cost(vit: VisionTransformer, patches: int | None = None) -> Cost:
+    """The same of an encoder by itself: `predict` is a forward pass with its head, `training_step` is fine-tuning.
+
+    Args:
+        vit: the encoder.
+        patches: of an image, if not those of the size that it was made for.
+    """
     linear = {name: p.numel() for name, p in vit.named_parameters() if p.ndim >= 2}
-    patches = vit.patch_embed.num_patches
+    patches = patches or vit.patch_embed.num_patches
     tokens = patches + vit.num_prefix_tokens
 
     def weights(prefix: str) -> int:

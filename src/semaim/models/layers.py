@@ -29,6 +29,12 @@ def attend(q_BHLK: Tensor, k_BHNK: Tensor, v_BHNK: Tensor, causal: bool) -> Tens
     return out_BHLK.transpose(1, 2).flatten(2)
 
 
+def first_row_of_attention(q_BHNK: Tensor, k_BHNK: Tensor) -> Tensor:
+    """How the first token attends to all, averaged over heads: (B, N), float32. The rest of the matrix is not built."""
+    scores_BH1N = q_BHNK[:, :, :1].float() * q_BHNK.shape[-1] ** -0.5 @ k_BHNK.float().transpose(-1, -2)
+    return scores_BH1N.softmax(-1)[:, :, 0].mean(1)
+
+
 class SelfAttention(nn.Module):
     """Attention of tokens among themselves."""
 
@@ -85,15 +91,15 @@ class Block(nn.Module):
     def forward_with_attention(self, x_BND: Tensor) -> tuple[Tensor, Tensor]:
         """The unmasked block, and how its first token attends to the others, averaged over heads.
 
-        Queries, keys and values are computed once and serve both; only the one row of the attention matrix is built.
+        Queries, keys and values are computed once and serve both.
 
         Returns:
             tokens (B, N, D) and attention (B, N - 1).
         """
         q, k, v = self.attn.heads(self.norm1(x_BND))
-        row_BHN = (q[:, :, :1].float() * q.shape[-1] ** -0.5 @ k.float().transpose(-1, -2)).softmax(-1)[:, :, 0]
+        attention_BN = first_row_of_attention(q, k)
         x_BND = x_BND + self.attn.proj(attend(q, k, v, causal=False))
-        return x_BND + self.mlp(self.norm2(x_BND)), row_BHN.mean(1)[:, 1:]
+        return x_BND + self.mlp(self.norm2(x_BND)), attention_BN[:, 1:]
 
 
 class QueryBlock(nn.Module):

@@ -5,11 +5,13 @@ Shapes: B images, N tokens (those before the patches first), D width.
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from functools import partial
 from typing import Any, Literal
 
 import timm
+import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
@@ -128,3 +130,12 @@ def encode(vit: VisionTransformer, images_BCHW: Tensor) -> dict[str, Tensor]:
     tokens_BND = vit.forward_features(images_BCHW)
     by_kind = pooled(tokens_BND, vit.num_prefix_tokens, vit.cls_token is not None)
     return {kind: vit.fc_norm(x_BD) for kind, x_BD in by_kind.items()}
+
+
+def weights_checksum(network: nn.Module, about: str = "") -> str:
+    """Checksum of a network's weights, with their names, and of what else is said about it."""
+    checksum = hashlib.sha256(about.encode())
+    for name, value in network.state_dict().items():
+        checksum.update(name.encode())
+        checksum.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return checksum.hexdigest()

@@ -11,8 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from semaim import engine
 from semaim.data import ImageData
@@ -21,17 +20,19 @@ from semaim.distributed import Processes
 from semaim.errors import UserError
 from semaim.interop import load_model, load_weights
 from semaim.models.aim import AIM
-from semaim.models.cost import cost, matrix_product_speed
+from semaim.models.cost import Cost, cost, matrix_product_speed
 from semaim.models.vit import pooled
 from semaim.optimizers import Optimization, scaled_lr
+from semaim.passes import Encoder, Passes
 from semaim.permutations import Permutation, noise_columns
 from semaim.progress import count, duration
 from semaim.run_context import Run
 from semaim.seeding import StepNoise
 from semaim.semantics import SemanticMap
-from semaim.targets import Pixels
+from semaim.targets import Target
 from semaim.tasks.knn import OnlineNeighbours
 from semaim.tasks.online_linear import OnlineLinear
+from semaim.teachers import Teacher
 from semaim.trainer import Trainer
 from semaim.training_state import TrainingState
 
@@ -53,7 +54,8 @@ class Pretraining:
         online_knn: k-NN evaluation before, during and after training; null for none.
         knn_every_epochs: epochs between those during training; null for none but the first and the last.
         online_linear_lr: learning rate of a linear classifier that learns beside, for 256 images; its accuracy is
-            measured together with the k-NN's. Null for none. Orders without a map pay an encoder pass a step for it.
+            measured together with the k-NN's. Null for none. Where nothing else needs the encoder's tokens, a step pays
+            an encoder pass for it.
         checkpoint: weights to start from (what `load_model` takes); null to start from random ones.
     """
 
@@ -64,7 +66,7 @@ class Pretraining:
         model: Callable[..., AIM],
         permutation: Permutation,
         semantic_map: SemanticMap,
-        target: Pixels,
+        target: Target,
         optimizer: Optimization,
         data: ImageData,
         trainer: Trainer,
@@ -89,22 +91,49 @@ class Pretraining:
             self.online_linear = OnlineLinear(self.model.embed_dim, data, lr, EVALUATED_AT_ONCE)
         if checkpoint is not None:
             load_weights(self.model, load_model(checkpoint).state_dict(), Path(checkpoint))
-        if self.model.image_size != data.image_size or self.model.patch_size != target.patch_size:
+        if self.model.image_size != data.image_size:
             raise UserError(
-                f"model ({self.model.image_size[0]}x{self.model.image_size[1]} in patches of {self.model.patch_size}), "
-                f"data ({data.image_size[0]}x{data.image_size[1]}) and target (patches of {target.patch_size}) must "
-                f"agree: change data.image_size and data.patch_size, which the others follow"
+                f"the model is for images of {self.model.image_size[0]}x{self.model.image_size[1]}, the data are of "
+                f"{data.image_size[0]}x{data.image_size[1]}: change data.image_size, which both follow"
             )
-        if semantic_map.source == "ema" and permutation.needs_map and not trainer.ema:
+        target.check(self.model)
+        self.teacher = target if isinstance(target, Teacher) else None
+        self.map_source = semantic_map.source_beside(target.source) if permutation.needs_map else None
+        self._check_sources()
+
+    def _check_sources(self) -> None:
+        """Raise UserError if a network is to give tokens that is not there."""
+        if self.target.source == "ema" and not self.trainer.ema:
+            raise UserError("target=ema predicts tokens of the moving average, but trainer.ema=false: leave that out")
+        if self.map_source == "ema" and not self.trainer.ema:
             raise UserError("semantic_map.source=ema needs the moving average: set trainer.ema=true")
+        if self.map_source == "teacher" and self.teacher is None:
+            raise UserError("semantic_map.source=teacher needs a teacher: choose target=dino or target=clip, or "
+                            "semantic_map.source=auto")  # fmt: skip
+
+    @property
+    def sources(self) -> set[str]:
+        """The networks that make a pass without gradient over each image of a step."""
+        learns = "online" if self.online_linear is not None else None
+        return {source for source in (self.map_source, self.target.source, learns) if source is not None}
+
+    def spent(self) -> Cost:
+        """Parameters and operations of the model, and those of a step with all passes."""
+        h, w = self.model.grid
+        teacher = self.teacher.flops(h * w) if self.teacher is not None else 0
+        return cost(self.model, len(self.sources - {"teacher"}), teacher)
 
     def check(self, seed: int, processes: Processes) -> None:
         """Raise UserError for what cannot work on these processes, before anything is written."""
         engine.step_plan(self, self.trainer, seed, processes)
+        if self.teacher is not None:
+            self.teacher.load()
 
     def run(self, run: Run) -> dict[str, float]:
         """Pretrain to the end; the last loss and the k-NN accuracies before and after."""
         self._announce(run)
+        if self.teacher is not None:
+            self.teacher.begin(run)
         if self.online_linear is not None:
             self.online_linear.begin(run.processes)
         state = engine.fit(self, self.trainer, run)
@@ -129,39 +158,33 @@ class Pretraining:
     def loss(self, batch: Batch, state: TrainingState, noise: StepNoise) -> Tensor:
         """Loss of each image, (B,): the mean over its patches."""
         images_BCHW = batch.images_BCHW
-        grid = self.model.grid
-        noise_BK = noise.rows(batch.first_row, len(images_BCHW), noise_columns(grid), images_BCHW.device)
-        map_BL, tokens_BND = None, None
-        if self.permutation.needs_map:
-            map_BL, tokens_BND = self.semantic_map.with_tokens(self._map_encoder(state), images_BCHW)
+        passes = Passes(self._encoders(state), images_BCHW)
+        map_BL = None if self.map_source is None else self.semantic_map(passes, self.map_source)
         if self.online_linear is not None:
-            self._learn_online(self.online_linear, batch, tokens_BND)
-        order_BL = self.permutation.order(grid, noise_BK, map_BL)
+            self.online_linear.learn(passes.tokens("online"), batch.labels_B)
+        target_BLP = self.target(images_BCHW, passes)  # before what the backward pass needs takes memory
+        noise_BK = noise.rows(batch.first_row, len(images_BCHW), noise_columns(self.model.grid), images_BCHW.device)
+        order_BL = self.permutation.order(self.model.grid, noise_BK, map_BL)
         prediction_BLP = state.forward(images_BCHW, order_BL)
-        return self.target.loss(prediction_BLP, self.target(images_BCHW)).mean(1)
+        return self.target.loss(prediction_BLP, target_BLP).mean(1)
 
-    def _learn_online(self, linear: OnlineLinear, batch: Batch, tokens_BND: Tensor | None) -> None:
-        """A step of the linear classifier, on the tokens of the semantic pass if they are the online encoder's."""
-        if tokens_BND is None or self.semantic_map.source != "online":
-            with torch.no_grad():
-                tokens_BND = self.model.encode(batch.images_BCHW)
-        linear.learn(tokens_BND, batch.labels_B)
+    def _encoders(self, state: TrainingState) -> dict[str, Encoder]:
+        """The networks that may make a pass over a batch, by name."""
+        ema: Any = state.ema and state.ema.module
+        found: dict[str, Encoder | None] = {"online": self.model, "ema": ema, "teacher": self.teacher}
+        return {name: encoder for name, encoder in found.items() if encoder is not None}
 
     def state_dict(self) -> dict[str, Any]:
-        """The linear classifier that learns beside."""
-        return {} if self.online_linear is None else {"online_linear": self.online_linear.state_dict()}
+        """The linear classifier that learns beside, and which teacher there is (its weights are not kept)."""
+        linear = {} if self.online_linear is None else {"online_linear": self.online_linear.state_dict()}
+        return linear if self.teacher is None else linear | {"teacher": self.teacher.identity}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Undo of `state_dict`."""
+        """Undo of `state_dict`; raises UserError for another teacher."""
         if self.online_linear is not None:
             self.online_linear.load_state_dict(state["online_linear"])
-
-    def _map_encoder(self, state: TrainingState) -> AIM:
-        model: nn.Module = self.model
-        if self.semantic_map.source == "ema" and state.ema is not None:
-            model = state.ema.module
-        assert isinstance(model, AIM)
-        return model
+        if self.teacher is not None:
+            self.teacher.check_same(state["teacher"])
 
     def evaluate(self, state: TrainingState, epoch: int, last: bool, run: Run) -> dict[str, float]:
         """Online k-NN and linear accuracies, if they are due."""
@@ -183,7 +206,7 @@ class Pretraining:
 
     def _announce(self, run: Run) -> None:
         """Say what is about to be computed, how much it is, and how long it takes at the very least."""
-        spent, device = cost(self.model, self.permutation.needs_map), run.processes.device
+        spent, device = self.spent(), run.processes.device
         h, w = self.model.grid
         trainer, dtype = self.trainer, self.trainer.dtype(device)
         plan = engine.step_plan(self, trainer, run.seed, run.processes)
@@ -192,6 +215,11 @@ class Pretraining:
             f"model: {count(spent.parameters)} parameters (encoder {count(spent.encoder_parameters)}), {h}x{w} patches "
             f"of {self.model.patch_size} pixels, {count(spent.training_step, 'FLOP')} per image and training step"
         )
+        if self.teacher is not None:
+            log.info(
+                f"teacher: {self.teacher.identity['model']} ({self.teacher.identity['source']}), "
+                f"{count(self.teacher.parameters)} parameters, {count(self.teacher.flops(h * w), 'FLOP')} of these"
+            )
         log.info(
             f"data: {plan.dataset_size} training images, {steps} steps of {trainer.batch_size} images "
             f"({trainer.accumulate} x {plan.micro_batch_size} on each of {plan.world_size} process(es)), "
