@@ -218,7 +218,7 @@ BAD_FILES: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "text.safetensors": (lambda path: path.write_text("<html>404"), "is not a safetensors file, or is damaged"),
     "page.pth": (lambda path: path.write_text("<html>404"), "is not a checkpoint, or is damaged"),
-    "program.pt": (torchscript, r"(?s)is a TorchScript archive, which is a program .*torch\.jit\.load\('\S+program\.pt'"),
+    "program.pt": (torchscript, r"(?s)is a TorchScript archive, which is a program .*torch\.jit\.load\('\S+\.pt'"),
     "malicious.pth": (lambda path: torch.save({"model": Runs()}, path), "loading it would run code"),
     "list.pth": (lambda path: torch.save([1], path), "holds a list"),
     "text_tower.pt": (lambda path: write(path, text_tower()), r"missing: blocks\.0\.\S+.*unexpected: input_resolution"),
