@@ -12,19 +12,26 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
-from semaim.models.aim import AIM
-from semaim.models.cost import cost
+from semaim.estimate import build_task, opened
+from semaim.models.cost import encoder_cost
+from semaim.tasks.pretrain import Pretraining
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "experiments").glob("*.yaml"))
 NAMES = [file.stem for file in FILES]
 EVALUATIONS = [name for name in NAMES if name.startswith(("finetune", "linprobe"))]
-PRETRAININGS = [name for name in NAMES if name not in EVALUATIONS]
+SWEEPS = {
+    "ablation_orders": (
+        "permutation",
+        "raster zigzag center2out out2center stochastic stochastic_center attention attention_guided attention_center",
+    ),
+    "ablation_targets": ("target", "pixels online ema dino clip"),
+}
+PRETRAININGS = [name for name in NAMES if name not in EVALUATIONS and name not in SWEEPS]
 IMAGENET, H100_FLOPS = 1_281_167, 0.4 * 989e12
 
 # What the published recipes share, then what each has of its own.
@@ -49,13 +56,22 @@ RECIPE = {
     "model.head": "mlp",
     "model.mlp_ratio": 4.0,
     "model.drop_path": 0.0,
+    "semantic_map.kind": "cls",
+    "semantic_map.source": "auto",  # with pixels, the encoder that learns
+}
+PIXELS = {
     "target._target_": "semaim.targets.Pixels",
     "target.blur_kernel_size": 9,
     "target.blur_sigma": 1.0,
     "target.norm_pix": True,
     "target.loss": "l2",
-    "semantic_map.kind": "cls",
-    "semantic_map.source": "auto",  # with pixels, the encoder that learns
+}
+CLIP = {
+    "target._target_": "semaim.teachers.Teacher",
+    "target.model": "vit_base_patch16_clip_quickgelu_224.openai",
+    "target.projection": True,
+    "target.normalization": "teacher",
+    "target.pretrained": True,
 }
 FINE_TUNING = {
     "task._target_": "semaim.tasks.finetune.FineTuning",
@@ -93,11 +109,16 @@ RANDOM = {"permutation._target_": "semaim.permutations.Stochastic"}
 RASTER = {"permutation._target_": "semaim.permutations.Raster"}
 LENGTH, DECAY = ("trainer.epochs", "trainer.warmup_epochs"), "optimizer.groups.layer_decay"
 OWN = {
-    "semaim_vitb_800ep": RECIPE | BASE | SEMANTIC | {"trainer.epochs": 800},
-    "semaim_vitb_400ep": RECIPE | BASE | SEMANTIC | {"trainer.epochs": 400},
-    "semaim_vitl_800ep": RECIPE | LARGE | SEMANTIC | {"trainer.epochs": 800},
-    "saim_vitb_800ep": RECIPE | BASE | RANDOM | {"trainer.epochs": 800},
-    "vit_igpt_raster_800ep": RECIPE | BASE | RASTER | {"trainer.epochs": 800},
+    "semaim_vitb_800ep": RECIPE | BASE | SEMANTIC | PIXELS | {"trainer.epochs": 800},
+    "semaim_vitb_400ep": RECIPE | BASE | SEMANTIC | PIXELS | {"trainer.epochs": 400},
+    "semaim_vitl_800ep": RECIPE | LARGE | SEMANTIC | PIXELS | {"trainer.epochs": 800},
+    "semaim_vitl_400ep": RECIPE | LARGE | SEMANTIC | PIXELS | {"trainer.epochs": 400},
+    "semaim_clip_vitb_800ep": RECIPE | BASE | SEMANTIC | CLIP | {"trainer.epochs": 800},
+    "semaim_clip_vitl_800ep": RECIPE | LARGE | SEMANTIC | CLIP | {"trainer.epochs": 800},
+    "saim_vitb_800ep": RECIPE | BASE | RANDOM | PIXELS | {"trainer.epochs": 800},
+    "vit_igpt_raster_800ep": RECIPE | BASE | RASTER | PIXELS | {"trainer.epochs": 800},
+    "ablation_orders": RECIPE | BASE | PIXELS | {"trainer.epochs": 200, "then": ["knn", "linprobe"]},
+    "ablation_targets": RECIPE | BASE | SEMANTIC | {"trainer.epochs": 200, "then": ["knn", "linprobe"]},
     "finetune_vitb": FINE_TUNING
     | BASE
     | {"optimizer.base_lr": 5e-4, DECAY: 0.65, "task.drop_path": 0.1}
@@ -111,7 +132,8 @@ OWN = {
 SMALL = (
     "model.embed_dim=32 model.depth=2 model.num_heads=2 model.query_depth=2 data.image_size=32 data.patch_size=8 "
     "data.num_workers=0 trainer.batch_size=8 trainer.max_steps=2 trainer.log_every_steps=1 "
-    "tracking=none runs_dir=runs data.root=images run_name=${hydra:runtime.choices.experiment}"
+    "tracking=none runs_dir=runs data.root=images "
+    "run_name=${hydra:runtime.choices.experiment}-${hydra:runtime.choices.permutation}-${hydra:runtime.choices.target}"
 )
 
 every_experiment = pytest.mark.parametrize("name", NAMES)
@@ -122,21 +144,45 @@ def composed(name: str) -> DictConfig:
         return compose("config", [f"+experiment={name}", "data.root=/data/imagenet"])
 
 
+def points(name: str) -> list[DictConfig]:
+    """Configurations of the runs of an experiment: one, or those of its sweep."""
+    swept, values = SWEEPS.get(name, ("seed", "0"))
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        words = [f"+experiment={name}", "data.root=/data/imagenet"]
+        return [compose("config", [*words, f"{swept}={value}"]) for value in values.split()]
+
+
 @pytest.fixture(scope="module")
-def small_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of two-step runs of all experiments, made by one command on sixteen noise images."""
-    folder = tmp_path_factory.mktemp("experiments")
+def noise_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of sixteen noise images in two classes."""
+    folder = tmp_path_factory.mktemp("experiments") / "images"
     noise = np.random.default_rng(0)
     for split in ("train", "val"):
         for number in range(16):
-            file = folder / "images" / split / f"class_{number % 2}" / f"{number}.jpeg"
+            file = folder / split / f"class_{number % 2}" / f"{number}.jpeg"
             file.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(noise.integers(0, 256, (40, 48, 3), dtype=np.uint8)).save(file)
-    for names, options in ((PRETRAININGS, "task.online_knn=null"), (EVALUATIONS, "checkpoint=random")):
+    return folder
+
+
+@pytest.fixture(scope="module")
+def small_runs(noise_images: Path) -> Path:
+    """The folder of two-step runs of all experiments. Their teachers are small and random: tests have no hub."""
+    folder = noise_images.parent
+    own = folder / "site" / "target"
+    own.mkdir(parents=True)
+    own.with_name("site.yaml").touch()
+    for teacher in ("dino", "clip"):
+        text = (ROOT / "conf" / "target" / f"{teacher}.yaml").read_text()
+        text = re.sub("model: vit_base_patch16[^ ]*", "model: vit_tiny_patch16_224.augreg_in21k_ft_in1k", text)
+        (own / f"{teacher}.yaml").write_text(text.replace("pretrained: true", "pretrained: false"))
+    commands = [("-m", PRETRAININGS, "task.online_knn=null"), ("-m", EVALUATIONS, "checkpoint=random")]
+    commands += [("then=[]", [name], "task.online_knn=null") for name in SWEEPS]
+    for first, names, last in commands:
         done = subprocess.run(
-            [sys.executable, "-m", "semaim.run", "-m", f"+experiment={','.join(names)}", *SMALL.split(), options],
+            [sys.executable, "-m", "semaim.run", first, f"+experiment={','.join(names)}", *SMALL.split(), last],
             cwd=folder,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            env={**os.environ, "OMP_NUM_THREADS": "1", "SEMAIM_SITE": str(own.parent)},
             capture_output=True,
             text=True,
             check=False,
@@ -148,14 +194,18 @@ def small_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 @every_experiment
 def test_it_runs(name: str, small_runs: Path) -> None:
-    run = small_runs / name
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    losses = [line["metrics"]["train/loss"] for line in lines if "train/loss" in line.get("metrics", {})]
-    assert len(losses) == 2
-    assert all(math.isfinite(loss) for loss in losses)
-    stored, config = OmegaConf.load(run / "config.yaml"), composed(name)
-    for key in ("trainer.epochs", "permutation._target_", "optimizer.base_lr"):
-        assert OmegaConf.select(stored, key) == OmegaConf.select(config, key)
+    swept, values = SWEEPS.get(name, (None, "*"))
+    for value, config in zip(values.split(), points(name), strict=True):
+        pattern = f"{name}-{value}-pixels" if swept == "permutation" else f"{name}-*-{value}"
+        (run,) = small_runs.glob(pattern)
+        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        losses = [line["metrics"]["train/loss"] for line in lines if "train/loss" in line.get("metrics", {})]
+        assert len(losses) == 2
+        assert all(math.isfinite(loss) for loss in losses)
+        stored = OmegaConf.load(run / "config.yaml")
+        for key in ("trainer.epochs", "permutation._target_", "target._target_", "optimizer.base_lr"):
+            assert OmegaConf.select(stored, key) == OmegaConf.select(config, key)
+    assert len(list(small_runs.glob(f"{name}-*"))) == len(values.split())
 
 
 @pytest.mark.parametrize("name", OWN)
@@ -180,21 +230,24 @@ def test_its_page_says_what_a_page_must(name: str) -> None:
 
 
 @every_experiment
-def test_its_hours_follow_from_its_operations(name: str) -> None:
+def test_its_hours_follow_from_its_operations(name: str, noise_images: Path) -> None:
     text = (ROOT / "experiments" / f"{name}.yaml").read_text()
-    config = composed(name)
-    with torch.device("meta"):
-        sizes = {key: config.model[key] for key in ("embed_dim", "depth", "num_heads", "query_depth")}
-        model = AIM(out_channels=768, image_size=224, patch_size=16, **sizes)
-    needs_map = config.permutation._target_.endswith("AttentionCenter")
-    spent = cost(model, needs_map)
-    of_evaluation = {"finetune": 3 * spent.encode, "linprobe": spent.encode}
-    flops = of_evaluation.get(name.split("_")[0], spent.training_step)
-    images = IMAGENET // config.trainer.batch_size * config.trainer.batch_size
-    hours = flops * images * config.trainer.epochs / H100_FLOPS / 3600
+    flops, hours = [], 0.0
+    for config in points(name):
+        config.data.root = str(noise_images)
+        if name in EVALUATIONS:
+            config.task.source.checkpoint = "random"
+        task = build_task(config, opened(config.data))
+        if isinstance(task, Pretraining):
+            flops.append(task.spent().training_step)
+        else:
+            spent = encoder_cost(task.model if name.startswith("finetune") else task.vit)
+            flops.append(spent.training_step if name.startswith("finetune") else spent.encode)
+        images = IMAGENET // config.trainer.batch_size * config.trainer.batch_size
+        hours += flops[-1] * images * config.trainer.epochs / H100_FLOPS / 3600
     said_hours = re.search(r"about (\d+) GPU-hours", text)
     said_flops = re.search(r"(\d+) GFLOP per image", text)
     assert said_hours is not None
     assert said_flops is not None
     assert float(said_hours[1]) == pytest.approx(hours, rel=0.01, abs=0.5)
-    assert int(said_flops[1]) == round(flops / 1e9)
+    assert int(said_flops[1]) == round(sum(flops) / len(flops) / 1e9)
