@@ -81,3 +81,4 @@ def show_logs(to_screen: bool) -> None:
     logger.handlers[:] = [handler]
     logger.setLevel(logging.INFO if to_screen else logging.ERROR)
     logger.propagate = False
+    logging.getLogger("huggingface_hub").propagate = False  # it shows what it has to say itself
