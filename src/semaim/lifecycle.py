@@ -71,18 +71,22 @@ def execute(job: Job, processes: Processes, stop: StopRequest) -> float:
 
 def _asked(config: dict[str, Any]) -> dict[str, Any]:
     """What makes a finished run unfinished when it changes: the steps asked for, and the checkpoint it is about."""
-    trainer, checkpoint = config.get("trainer") or {}, config.get("checkpoint")
-    return {
-        "max_steps": trainer.get("max_steps"),
-        "checkpoint": fingerprint(Path(checkpoint).expanduser()) if checkpoint else None,
-    }
+    trainer = config.get("trainer") or {}
+    found = [fingerprint(Path(checkpoint).expanduser()) for checkpoint in _checkpoints(config)]
+    return {"max_steps": trainer.get("max_steps"), "checkpoint": found[0] if len(found) == 1 else found or None}
+
+
+def _checkpoints(config: dict[str, Any]) -> list[str]:
+    """What a run is about: one checkpoint, several to be compared, or none."""
+    named = config.get("checkpoint") or []
+    return [named] if isinstance(named, str) else list(named)
 
 
 def stored_result(folder: RunFolder, config: dict[str, Any]) -> dict[str, float] | None:
     """The result of this run, if it is finished and what it is about is known to be the same."""
     status = folder.status()
     finished = status.get("state") == "finished" and status["asked"] == _asked(config)
-    elsewhere = (config.get("checkpoint") or "").startswith("mlflow:")  # that run may have gone on
+    elsewhere = any(name.startswith("mlflow:") for name in _checkpoints(config))  # that run may have gone on
     return status["result"] if finished and not elsewhere else None
 
 

@@ -219,6 +219,22 @@ def image_folders(root: str, layout: Literal["auto", "classes", "flat"] = "auto"
     return Splits(train, train, val, classes)
 
 
+def image_files(paths: Sequence[str]) -> FileImages:
+    """Images to look at: files, and all images in folders at any depth, without labels.
+
+    Raises:
+        UserError: if one of them is not there, or there is no image.
+    """
+    files: list[str] = []
+    for path in (Path(each).expanduser() for each in paths):
+        if not path.exists():
+            raise UserError(f"images={path} does not exist: give files of images, or folders of them")
+        files += [str(path / below) for below in _images_below(path, path)] if path.is_dir() else [str(path)]
+    if not files:
+        raise UserError(f"images={','.join(paths)} holds no image ({', '.join(EXTENSIONS)})")
+    return FileImages(Path(), files, None)
+
+
 def _is_image(name: str) -> bool:
     return name.lower().endswith(EXTENSIONS)
 
