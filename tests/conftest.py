@@ -19,6 +19,7 @@ from torch import Tensor
 
 import slurm
 from commands import ENVIRONMENT
+from in_process import logging_left_as_found
 from mlflow_server import PostgreSQL
 from semaim.data.sources import FileImages
 from semaim.models.aim import AIM
@@ -26,6 +27,13 @@ from semaim.models.aim import AIM
 os.environ["SEMAIM_SITE"] = "/nowhere"  # the settings of whoever runs the tests are not for them
 if "OMP_NUM_THREADS" not in os.environ:
     torch.set_num_threads(1)  # tensors here are small: threads only cost, and pytest-xdist brings its own processes
+
+
+@pytest.fixture(autouse=True)
+def _logging() -> Iterator[None]:
+    """Commands run in the tests' own process send messages to the screen of that test, which is gone afterwards."""
+    with logging_left_as_found():
+        yield
 
 
 @pytest.fixture
