@@ -13,12 +13,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-# Seconds of work made as small as it goes: 16 images a step, no evaluation, no tracking.
+# Seconds of work made as small as it goes: 16 images a step, no evaluation, no pictures, no tracking.
 SMALL = (
     "tracking=none",
     "trainer.batch_size=16",
     "trainer.log_every_steps=1",
     "task.online_knn=null",
+    "task.pictures=null",
     "model.embed_dim=32",
     "model.num_heads=2",
 )

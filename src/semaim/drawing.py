@@ -43,12 +43,12 @@ class Panel:
     kind: Literal["image", "map", "order", "error"] = "image"
 
 
-def check_palette(name: str) -> None:
-    """Raise UserError if there is no such colour map."""
+def check_palette(name: str, option: str) -> None:
+    """Raise UserError if there is no such colour map as an option asks for."""
     from matplotlib import colormaps
 
     if name not in colormaps:
-        raise UserError(f"task.palette={name} is no colour map of matplotlib's: choose cividis or viridis, say")
+        raise UserError(f"{option}={name} is no colour map of matplotlib's: choose cividis or viridis, say")
 
 
 def grid_figure(

@@ -11,6 +11,7 @@ an image of which nothing can be said: average with `nanmean`.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -51,6 +52,11 @@ def order_quality(
     if previous_order_BL is not None:
         found["order_agreement"] = agreement(order_BL, previous_order_BL)
     return found
+
+
+def means(quality: Mapping[str, Tensor]) -> dict[str, float]:
+    """The mean of each number over the images it can be told of; numbers that can be told of none are left out."""
+    return {name: float(value_B.nanmean()) for name, value_B in quality.items() if not value_B.isnan().all()}
 
 
 def entropy(semantic_map_BL: Tensor) -> Tensor:

@@ -42,34 +42,56 @@ class Seen:
 
 def orders_figure(images_BHWC: Tensor, seen: Sequence[Seen], palette: str) -> Figure:
     """The figure of SemAIM's paper: each image, and for each model its attention, its semantic map and its orders."""
-    rows = []
-    for number, image_HWC in enumerate(images_BHWC):
-        row = [Panel(image_HWC.numpy())]
-        for each in seen:
-            maps = (each.maps.attention_BL, each.maps.semantic_BL)
-            row += [Panel(on_grid(map_BL[number], each.grid), "map") for map_BL in maps]
-            row += [Panel(on_grid(ranks(order)[number], each.grid), "order") for order in each.orders.values()]
-        rows.append(row)
-    titles = ["image"] + [title for each in seen for title in ("self-attention", "similarity", *each.orders)]
-    named = [(each.name, 2 + len(each.orders)) for each in seen] if len(seen) > 1 else []
-    return grid_figure(rows, titles, [("", 1), *named] if named else [], palette)
+    columns = [column for each in seen for column in _seen(each)]
+    named = [("", 1), *((each.name, 2 + len(each.orders)) for each in seen)] if len(seen) > 1 else []
+    return _figure([_image(images_BHWC), *columns], named, palette)
 
 
 def reconstruction_figure(
     images_BHWC: Tensor, prediction: Prediction, grid: Grid, colours: Colours, palette: str
 ) -> Figure:
     """Each image, the blurred target, each patch as predicted from those before it, the error, and the order."""
-    shown: list[tuple[str, Tensor]] = [("image", images_BHWC)]
-    if prediction.target_BCHW is not None and prediction.predicted_BCHW is not None:
-        shown += [("target", colours.shown(prediction.target_BCHW))]
-        shown += [("predicted", colours.shown(prediction.predicted_BCHW))]
-    error_BL, rank_BL = prediction.error_BL, ranks(prediction.order_BL)
-    rows = [
-        [Panel(each[number].numpy()) for _, each in shown]
-        + [Panel(on_grid(error_BL[number], grid), "error"), Panel(on_grid(rank_BL[number], grid), "order")]
-        for number in range(len(images_BHWC))
+    order = _order("order", prediction.order_BL, grid)
+    return _figure([_image(images_BHWC), *_predicted(prediction, grid, colours), order], [], palette)
+
+
+def look_figure(images_BHWC: Tensor, seen: Seen, prediction: Prediction, colours: Colours, palette: str) -> Figure:
+    """Each image with all that one model makes of it: its maps, its orders, and what it predicts."""
+    return _figure([_image(images_BHWC), *_seen(seen), *_predicted(prediction, seen.grid, colours)], [], palette)
+
+
+Column = tuple[str, list[Panel]]  # a title, and a picture for each image
+
+
+def _figure(columns: Sequence[Column], groups: Sequence[tuple[str, int]], palette: str) -> Figure:
+    rows = list(zip(*(panels for _, panels in columns), strict=True))
+    return grid_figure(rows, [title for title, _ in columns], groups, palette)
+
+
+def _image(images_BHWC: Tensor, title: str = "image") -> Column:
+    return title, [Panel(image_HWC.numpy()) for image_HWC in images_BHWC]
+
+
+def _order(name: str, order_BL: Tensor, grid: Grid) -> Column:
+    return name, [Panel(on_grid(rank_L, grid), "order") for rank_L in ranks(order_BL)]
+
+
+def _seen(seen: Seen) -> list[Column]:
+    """Maps and orders."""
+    maps = {"self-attention": seen.maps.attention_BL, "similarity": seen.maps.semantic_BL}
+    return [
+        *((name, [Panel(on_grid(map_L, seen.grid), "map") for map_L in map_BL]) for name, map_BL in maps.items()),
+        *(_order(name, order_BL, seen.grid) for name, order_BL in seen.orders.items()),
     ]
-    return grid_figure(rows, [*(title for title, _ in shown), "error", "order"], [], palette)
+
+
+def _predicted(prediction: Prediction, grid: Grid, colours: Colours) -> list[Column]:
+    """The target and what was predicted, where these are pixels, and the error."""
+    columns = []
+    if prediction.target_BCHW is not None and prediction.predicted_BCHW is not None:
+        columns += [_image(colours.shown(prediction.target_BCHW), "target")]
+        columns += [_image(colours.shown(prediction.predicted_BCHW), "predicted")]
+    return [*columns, ("error", [Panel(on_grid(error_L, grid), "error") for error_L in prediction.error_BL])]
 
 
 def film_figure(images_BCHW: Tensor, prediction: Prediction, patch_size: int, colours: Colours, palette: str) -> Figure:

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from semaim.passes import Passes
+from semaim.models.aim import AIM
+from semaim.passes import Encoder, Passes
 from semaim.permutations import Grid, Permutation, noise_columns
 from semaim.semantics import SemanticMap
 from semaim.targets import Pixels, Target, patchify
@@ -110,6 +111,68 @@ def predict(
         predicted_BLP = predicted_BLP * scale_BL1 + true_BLP.mean(-1, keepdim=True)
     images = (unpatchify(each_BLP, grid) for each_BLP in (true_BLP, predicted_BLP))
     return Prediction(order_BL, error_BL, *images)
+
+
+@dataclass(frozen=True)
+class Viewer:
+    """A model to look with, and what surrounds it.
+
+    Attributes:
+        model: in eval mode.
+        encoders: the networks that may make a pass over images, by their names in `Passes`.
+        source: the one that semantic maps are made of.
+        semantic_map: how.
+        permutations: orders, by name.
+        target: what the model predicts.
+    """
+
+    model: AIM
+    encoders: Mapping[str, Encoder]
+    source: str
+    semantic_map: SemanticMap
+    permutations: Mapping[str, Permutation]
+    target: Target
+
+    @torch.no_grad()
+    def look(self, images_BCHW: Tensor, seed: int, predict_order: str | None) -> View:
+        """What it sees in normalised images.
+
+        Args:
+            images_BCHW: on the model's device.
+            seed: of what is random in orders.
+            predict_order: name of the order to predict in; None for no prediction.
+        """
+        passes = Passes(self.encoders, images_BCHW)
+        grid = self.model.grid
+        found = maps(passes, self.source, self.semantic_map)
+        orders = draw_orders(self.permutations, grid, found.semantic_BL, seed)
+        if predict_order is None:
+            return View(found, orders, None)
+        order_BL = orders[predict_order]
+        prediction_BLP = self.model.predict(images_BCHW, order_BL)
+        prediction = predict(prediction_BLP, images_BCHW, order_BL, self.target, passes, grid)
+        return View(found, orders, prediction)
+
+
+@dataclass(frozen=True)
+class View:
+    """What a model sees in images.
+
+    Attributes:
+        maps: attention and semantic map.
+        orders: by name, (B, L) each.
+        prediction: of every patch, or None.
+    """
+
+    maps: Maps
+    orders: Mapping[str, Tensor]
+    prediction: Prediction | None
+
+    def of(self, images: slice) -> View:
+        """Of some of the images."""
+        found = Maps(self.maps.attention_BL[images], self.maps.semantic_BL[images])
+        orders = {name: order_BL[images] for name, order_BL in self.orders.items()}
+        return View(found, orders, self.prediction and self.prediction.of(images))
 
 
 def unpatchify(patches_BLP: Tensor, grid: Grid) -> Tensor:

@@ -32,9 +32,11 @@ from semaim.semantics import SemanticMap
 from semaim.targets import Target
 from semaim.tasks.knn import OnlineNeighbours
 from semaim.tasks.online_linear import OnlineLinear
+from semaim.tasks.online_pictures import OnlinePictures
 from semaim.teachers import Teacher
 from semaim.trainer import Trainer
 from semaim.training_state import TrainingState
+from semaim.views import Viewer
 
 log = logging.getLogger(__name__)
 EVALUATED_AT_ONCE = 64  # images, when the online linear classifier is measured
@@ -56,6 +58,7 @@ class Pretraining:
         online_linear_lr: learning rate of a linear classifier that learns beside, for 256 images; its accuracy is
             measured together with the k-NN's. Null for none. Where nothing else needs the encoder's tokens, a step pays
             an encoder pass for it.
+        pictures: looks at held-out images before, during and after training; null for none.
         checkpoint: weights to start from (what `load_model` takes); null to start from random ones.
     """
 
@@ -73,6 +76,7 @@ class Pretraining:
         online_knn: OnlineNeighbours | None,
         knn_every_epochs: int | None,
         online_linear_lr: float | None,
+        pictures: OnlinePictures | None,
         checkpoint: str | None,
     ) -> None:
         self.model: AIM = model(out_channels=target.channels)
@@ -85,6 +89,7 @@ class Pretraining:
         self.trainer = trainer
         self.online_knn = online_knn
         self.knn_every_epochs = knn_every_epochs
+        self.pictures = pictures
         self.online_linear: OnlineLinear | None = None
         if online_linear_lr is not None:
             lr = scaled_lr(online_linear_lr, trainer.batch_size // trainer.accumulate)
@@ -140,7 +145,8 @@ class Pretraining:
         evaluations = engine.evaluations(run)
         result = {"loss": state.loss}
         for when, step in (("before", "0"), ("after", str(state.step))):
-            result |= {f"{name}_{when}": value for name, value in evaluations.get(step, {}).items()}
+            found = {name: value for name, value in evaluations.get(step, {}).items() if name.startswith("online/")}
+            result |= {f"{name}_{when}": value for name, value in found.items()}
         return result
 
     def next_commands(self, folder: Path, overrides: Sequence[str]) -> dict[str, str]:
@@ -187,12 +193,20 @@ class Pretraining:
             self.teacher.check_same(state["teacher"])
 
     def evaluate(self, state: TrainingState, epoch: int, last: bool, run: Run) -> dict[str, float]:
-        """Online k-NN and linear accuracies, if they are due."""
+        """Online k-NN and linear accuracies, and the quality of the orders, if they are due."""
+        self.model.eval()
         every = self.knn_every_epochs
         during = every is not None and epoch % every == 0
-        if self.data.source.val is None or not (epoch == 0 or last or during):
-            return {}
-        self.model.eval()
+        metrics: dict[str, float] = {}
+        if self.data.source.val is not None and (epoch == 0 or last or during):
+            metrics |= {f"online/{name}": value for name, value in self._accuracies(state, epoch, run).items()}
+        if self.pictures is not None and self.pictures.due(epoch, last):
+            order = run.choices["permutation"]
+            metrics |= self.pictures.look(self._viewer(state, order), order, self.data, run, state.step)
+        return metrics
+
+    def _accuracies(self, state: TrainingState, epoch: int, run: Run) -> dict[str, float]:
+        """Of the classifiers beside."""
         accuracies: dict[str, float] = {}
         if self.online_knn is not None:
             accuracies = self.online_knn.accuracy(lambda images: pooled(self.model.encode(images)), self.data, run)
@@ -202,7 +216,14 @@ class Pretraining:
             accuracies |= (linear := self.online_linear.accuracy(self.model.encode, run))
             shown = ", ".join(f"{value:.1f} % ({name})" for name, value in linear.items())
             log.info("online linear classifier after step %d: %s", state.step, shown)
-        return {f"online/{name}": value for name, value in accuracies.items()}
+        return accuracies
+
+    def _viewer(self, state: TrainingState, order: str) -> Viewer:
+        """The model as it is now, to look with."""
+        source = self.map_source or "online"
+        return Viewer(
+            self.model, self._encoders(state), source, self.semantic_map, {order: self.permutation}, self.target
+        )
 
     def _announce(self, run: Run) -> None:
         """Say what is about to be computed, how much it is, and how long it takes at the very least."""

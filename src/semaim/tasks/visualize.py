@@ -6,6 +6,7 @@ Shapes: B images, L patches.
 from __future__ import annotations
 
 import logging
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,8 @@ from torch import Tensor
 
 from semaim import drawing, pictures
 from semaim.data import ImageData
-from semaim.data.loading import UNREADABLE
+from semaim.data.masks import object_patches
+from semaim.data.samples import read_some, spread
 from semaim.data.sources import ImageSet, image_files
 from semaim.data.transforms import IMAGENET_MEAN, IMAGENET_STD, Transform, evaluation
 from semaim.distributed import Processes
@@ -24,7 +26,7 @@ from semaim.encoders import MLFLOW, Tracking
 from semaim.errors import UserError
 from semaim.interop import model_of, read_checkpoint
 from semaim.models.aim import AIM
-from semaim.passes import Passes
+from semaim.order_quality import means, order_quality
 from semaim.permutations import Permutation
 from semaim.pictures import Seen
 from semaim.run_context import Run
@@ -32,7 +34,7 @@ from semaim.semantics import SemanticMap
 from semaim.stored import StoredEncoder
 from semaim.targets import Target
 from semaim.teachers import Teacher
-from semaim.views import Colours, Prediction, draw_orders, maps, predict
+from semaim.views import Colours, Prediction, Viewer
 
 log = logging.getLogger(__name__)
 ON_A_PAGE = 16  # images of a figure
@@ -108,7 +110,7 @@ class Visualize:
                 raise UserError(f"task.orders: there is no order {name}; choose from {', '.join(permutations)}")
         if not formats or set(formats) - {"png", "svg"}:
             raise UserError(f"task.formats={list(formats)} is unknown: choose png, svg or both")
-        drawing.check_palette(palette)
+        drawing.check_palette(palette, "task.palette")
         names = [checkpoint] if isinstance(checkpoint, str) else list(checkpoint)
         self.images: ImageSet = data.source.val or data.source.train
         if images is not None:
@@ -134,24 +136,33 @@ class Visualize:
             self.target.to(processes.device)
 
     def run(self, run: Run) -> dict[str, float]:
-        """Draw; how many images there are."""
+        """Draw; how many images there are, and how good the orders are that are drawn (means over these images)."""
+        quality: dict[str, list[Tensor]] = defaultdict(list)
         if run.processes.is_main:
             for page, start in enumerate(range(0, len(self.indices), ON_A_PAGE)):
-                self._draw(self.indices[start : start + ON_A_PAGE], page, run)
-        return {"images": len(self.indices)}
+                for name, value_B in self._draw(self.indices[start : start + ON_A_PAGE], page, run).items():
+                    quality[name].append(value_B)
+        found = means({name: torch.cat(parts) for name, parts in quality.items()})
+        run.log(0, found)
+        return {"images": len(self.indices), **found}
 
     def next_commands(self, folder: Path, overrides: Sequence[str]) -> dict[str, str]:
         """What a person may want to do after this run."""
         return {"pictures": str(folder / "pictures")}
 
-    def _draw(self, indices: Sequence[int], page: int, run: Run) -> None:
-        seen = []
+    def _draw(self, indices: Sequence[int], page: int, run: Run) -> dict[str, Tensor]:
+        """Draw one page; how good each order is, (B,) each, by the name of the number."""
+        seen, quality = [], {}
         images_BHWC = None
         for number, each in enumerate(self.shown):
-            images_BCHW = self._read(indices, each.transform).to(run.processes.device)
+            readable, images_BCHW = read_some(self.images, indices, each.transform)
+            images_BCHW = images_BCHW.to(run.processes.device)
             each.model.to(run.processes.device)
             made, prediction = self._look(each, images_BCHW, run.seed)
             seen.append(made)
+            object_BL = object_patches(self.images, readable, each.transform, each.model.patch_size)
+            several = f"{each.name}/" if len(self.shown) > 1 else ""
+            quality |= {f"{several}{name}": value_B for name, value_B in of_orders(made, object_BL).items()}
             if images_BHWC is None:
                 images_BHWC = each.colours.shown(images_BCHW)
             if prediction is not None:
@@ -159,23 +170,19 @@ class Visualize:
                 self._draw_prediction(each, images_BCHW, prediction, suffix, page, run)
         assert images_BHWC is not None
         self._save(pictures.orders_figure(images_BHWC, seen, self.palette), "orders", page, run)
+        return quality
 
     def _look(self, shown: Shown, images_BCHW: Tensor, seed: int) -> tuple[Seen, Prediction | None]:
         """Maps, orders and (where this target is the model's) predictions of some images."""
         model = shown.model
         encoders: dict[str, Any] = {"online": model, "ema": shown.average, "teacher": self.target}
-        passes = Passes({name: encoder for name, encoder in encoders.items() if encoder is not None}, images_BCHW)
-        with torch.no_grad():
-            found = maps(passes, "online", self.semantic_map)
-            orders = draw_orders(self.permutations, model.grid, found.semantic_BL, seed)
-            trained_with = shown.order if shown.order in orders else "attention_center"
-            drawn = {name: orders[name] for name in self.orders or [trained_with]}
-            if model.architecture["out_channels"] != self.target.channels:
-                return Seen(shown.name, found, drawn, model.grid), None
-            order_BL = orders[self.predict_order or trained_with]
-            predictions_BLP = model.predict(images_BCHW, order_BL)
-            prediction = predict(predictions_BLP, images_BCHW, order_BL, self.target, passes, model.grid)
-        return Seen(shown.name, found, drawn, model.grid), prediction
+        there = {name: encoder for name, encoder in encoders.items() if encoder is not None}
+        viewer = Viewer(model, there, "online", self.semantic_map, self.permutations, self.target)
+        trained_with = shown.order if shown.order in self.permutations else "attention_center"
+        predicts = model.architecture["out_channels"] == self.target.channels
+        view = viewer.look(images_BCHW, seed, (self.predict_order or trained_with) if predicts else None)
+        drawn = {name: view.orders[name] for name in self.orders or [trained_with]}
+        return Seen(shown.name, view.maps, drawn, model.grid), view.prediction
 
     def _draw_prediction(
         self, shown: Shown, images_BCHW: Tensor, prediction: Prediction, suffix: str, page: int, run: Run
@@ -201,19 +208,15 @@ class Visualize:
     def _page(self, page: int) -> str:
         return f"_page{page + 1}" if len(self.indices) > ON_A_PAGE else ""
 
-    def _read(self, indices: Sequence[int], transform: Transform) -> Tensor:
-        images = []
-        for index in indices:
-            try:
-                images.append(transform(self.images.read(index)))
-            except UNREADABLE as error:
-                raise UserError(f"{self.images.name(index)} cannot be read ({error}): leave it out") from error
-        return torch.stack(images)
 
-
-def spread(total: int, count: int) -> list[int]:
-    """So many indices, evenly spread, or all there are."""
-    return [index * total // min(count, total) for index in range(min(count, total))]
+def of_orders(seen: Seen, object_BL: Tensor) -> dict[str, Tensor]:
+    """How good each order is that a model would take, (B,) each; numbers that differ between orders name theirs."""
+    found: dict[str, Tensor] = {}
+    for order, order_BL in seen.orders.items():
+        quality = order_quality(seen.grid, order_BL.cpu(), seen.maps.semantic_BL.cpu(), object_BL)
+        first = quality.pop("object_in_first_quarter")
+        found |= quality | {f"object_in_first_quarter/{order}": first}
+    return found
 
 
 def what_differs(names: Sequence[str]) -> list[str]:

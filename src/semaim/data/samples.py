@@ -1,0 +1,41 @@
+"""A few images of a set, to look at.
+
+Shapes: B images, C colours, H x W pixels.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from semaim.data.loading import UNREADABLE
+from semaim.data.sources import ImageSet
+from semaim.data.transforms import Transform
+from semaim.errors import UserError
+
+log = logging.getLogger(__name__)
+
+
+def spread(total: int, count: int) -> list[int]:
+    """So many indices, evenly spread, or all there are."""
+    return [index * total // min(count, total) for index in range(min(count, total))]
+
+
+def read_some(images: ImageSet, indices: Sequence[int], transform: Transform) -> tuple[list[int], Tensor]:
+    """Those of the indices whose images can be read, and these images, (B, C, H, W); the others are named in the log.
+
+    Raises:
+        UserError: if none can be read.
+    """
+    read: dict[int, Tensor] = {}
+    for index in indices:
+        try:
+            read[index] = transform(images.read(index))
+        except UNREADABLE as error:
+            log.warning("%s cannot be read (%s): it is not drawn", images.name(index), error)
+    if not read:
+        raise UserError(f"none of these images can be read: {', '.join(images.name(index) for index in indices[:3])}")
+    return list(read), torch.stack(list(read.values()))
