@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from semaim.data.loading import UNREADABLE
+from semaim.data.folders import UNREADABLE
 from semaim.data.sources import ImageSet
 from semaim.data.transforms import Transform
 from semaim.errors import UserError

@@ -41,8 +41,8 @@ class Sample:
 class OnlinePictures:
     """Looks during training, at held-out images (training images where none are held out), evenly spread over all.
 
-    What it saw at a step is kept in the run folder as pictures/step_<step>.npz (maps, orders and errors of every patch),
-    with which the next look compares its orders, and as a PNG.
+    What it saw at a step is kept in the run folder as a PNG, and as pictures/step_<step>.npz (maps, orders, and the
+    error of every patch), with which the next look compares its orders.
 
     Args:
         every_epochs: epochs between looks, besides the first and the last; null for these alone.
@@ -134,9 +134,7 @@ class OnlinePictures:
         assert view.prediction is not None
         seen = Seen("", view.maps, {order: view.orders[order]}, grid)
         shown_BHWC = self.colours.shown(images_BCHW[few])
-        drawing.save(
-            pictures.look_figure(shown_BHWC, seen, view.prediction, self.colours, self.palette), path, ["png"]
-        )
+        drawing.save(pictures.look_figure(shown_BHWC, seen, view.prediction, self.colours, self.palette), path, ["png"])
 
 
 def _orders_before(folder: Path, step: int, names: Sequence[str]) -> Tensor | None:
