@@ -129,7 +129,8 @@ class OnlinePictures:
             np.savez(file, **found)  # type: ignore[arg-type]  # its stub takes the second name for an option
 
     def _draw(self, path: Path, images_BCHW: Tensor, view: View, order: str, grid: Grid) -> None:
-        few = slice(0, self.drawn)
+        apart = max(1, len(images_BCHW) // self.drawn)
+        few = slice(0, self.drawn * apart, apart)
         view = view.of(few)
         assert view.prediction is not None
         seen = Seen("", view.maps, {order: view.orders[order]}, grid)

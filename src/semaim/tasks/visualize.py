@@ -152,7 +152,8 @@ class Visualize:
 
     def _draw(self, indices: Sequence[int], page: int, run: Run) -> dict[str, Tensor]:
         """Draw one page; how good each order is, (B,) each, by the name of the number."""
-        seen, quality = [], {}
+        seen: list[Seen] = []
+        quality: dict[str, Tensor] = {}
         images_BHWC = None
         for number, each in enumerate(self.shown):
             readable, images_BCHW = read_some(self.images, indices, each.transform)
@@ -178,7 +179,9 @@ class Visualize:
         encoders: dict[str, Any] = {"online": model, "ema": shown.average, "teacher": self.target}
         there = {name: encoder for name, encoder in encoders.items() if encoder is not None}
         viewer = Viewer(model, there, "online", self.semantic_map, self.permutations, self.target)
-        trained_with = shown.order if shown.order in self.permutations else "attention_center"
+        trained_with = "attention_center"
+        if shown.order is not None and shown.order in self.permutations:
+            trained_with = shown.order
         predicts = model.architecture["out_channels"] == self.target.channels
         view = viewer.look(images_BCHW, seed, (self.predict_order or trained_with) if predicts else None)
         drawn = {name: view.orders[name] for name in self.orders or [trained_with]}
