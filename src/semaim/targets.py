@@ -7,7 +7,9 @@ Source: SemAIM (arXiv 2312.10457), sections 3.1 and 3.3; normalised pixels: MAE 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, Protocol
+from collections.abc import Sequence
+from copy import copy
+from typing import TYPE_CHECKING, Literal, Protocol, Self
 
 import torch
 import torch.nn.functional as F
@@ -35,6 +37,10 @@ class Target(Protocol):
 
     def check(self, model: AIM) -> None:
         """Raise UserError if the model is not for it."""
+        ...
+
+    def fitted(self, model: AIM, mean: Sequence[float], std: Sequence[float]) -> Self:
+        """The same target for the patches of another model, whose images have colours normalised by these numbers."""
         ...
 
     def __call__(self, images_BCHW: Tensor, passes: Passes) -> Tensor:
@@ -87,6 +93,12 @@ class Pixels:
     def check(self, model: AIM) -> None:
         """Raise UserError if the model's patches are of another size."""
         check_patch_size(self.patch_size, model)
+
+    def fitted(self, model: AIM, mean: Sequence[float], std: Sequence[float]) -> Self:
+        """The same target for the patches of another model; see `Target`."""
+        changed = copy(self)
+        changed.patch_size = model.patch_size
+        return changed
 
     def __call__(self, images_BCHW: Tensor, passes: Passes | None = None) -> Tensor:
         """Targets (B, L, P), float32, of normalised images; channel last inside a patch (row, column, colour)."""
@@ -161,6 +173,12 @@ class EncoderFeatures(Features):
                 f"target.channels={self.channels}, but the encoder's tokens have {model.embed_dim} (model.embed_dim), "
                 f"which it follows when it is left out"
             )
+
+    def fitted(self, model: AIM, mean: Sequence[float], std: Sequence[float]) -> Self:
+        """The same target for the encoder of another model; see `Target`."""
+        changed = copy(self)
+        changed.channels = model.embed_dim
+        return changed
 
 
 def check_patch_size(patch_size: int, model: AIM) -> None:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from copy import copy
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -70,7 +71,12 @@ class Teacher(Features):
         with torch.device("meta"):
             self.network = build(model, projection)
         super().__init__(self.network.num_classes if projection else self.network.embed_dim)
-        own = self.network.pretrained_cfg if normalization == "teacher" else {"mean": mean, "std": std}
+        self.normalization = normalization
+        self._see(mean, std)
+
+    def _see(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        """Take images with colours normalised by these numbers."""
+        own = self.network.pretrained_cfg if self.normalization == "teacher" else {"mean": mean, "std": std}
         std_C, own_std_C = (torch.tensor(values, dtype=torch.float64) for values in (std, own["std"]))
         mean_C, own_mean_C = (torch.tensor(values, dtype=torch.float64) for values in (mean, own["mean"]))
         self.scale_C11 = (std_C / own_std_C).float()[:, None, None]
@@ -79,6 +85,14 @@ class Teacher(Features):
     def check(self, model: AIM) -> None:
         """Raise UserError if the model's patches are of another size."""
         check_patch_size(self.patch_size, model)
+
+    def fitted(self, model: AIM, mean: Sequence[float], std: Sequence[float]) -> Self:
+        """The same teacher for the patches of another model; see `Target`."""
+        changed = copy(self)
+        changed.patch_size = model.patch_size
+        changed._see(mean, std)
+        changed.to(self.scale_C11.device)
+        return changed
 
     def load(self) -> None:
         """Give the network its weights, for good: they take no gradient.

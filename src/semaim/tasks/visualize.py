@@ -51,7 +51,7 @@ class Shown:
         average: its moving average, if a target needs it.
         transform: what its images are prepared with.
         colours: how they are normalised.
-        order: name of the order that it was trained with; None if it does not say.
+        order, target: names of what it was trained with; None if it does not say.
     """
 
     name: str
@@ -60,6 +60,7 @@ class Shown:
     transform: Transform
     colours: Colours
     order: str | None
+    target: str | None
 
 
 class Visualize:
@@ -105,9 +106,9 @@ class Visualize:
             raise UserError("task=visualize needs a checkpoint: checkpoint=runs/<name>, or several: checkpoint=[a,b]")
         if count < 1:
             raise UserError(f"task.count={count} must be positive")
-        for name in [*(orders or []), *([predict_order] if predict_order else [])]:
-            if name not in permutations:
-                raise UserError(f"task.orders: there is no order {name}; choose from {', '.join(permutations)}")
+        for option, chosen in (("orders", orders or []), ("predict_order", [predict_order] if predict_order else [])):
+            if unknown := [name for name in chosen if name not in permutations]:
+                raise UserError(f"task.{option}: there is no order {unknown[0]}; choose from {', '.join(permutations)}")
         if not formats or set(formats) - {"png", "svg"}:
             raise UserError(f"task.formats={list(formats)} is unknown: choose png, svg or both")
         drawing.check_palette(palette, "task.palette")
@@ -125,9 +126,6 @@ class Visualize:
         headings = what_differs(names)
         self.shown = [load(*each, tracking, target.source == "ema") for each in zip(names, headings, strict=True)]
         self.orders = orders or (SOME_ORDERS if len(names) == 1 else None)
-        for each in self.shown:
-            if each.model.architecture["out_channels"] == target.channels:
-                target.check(each.model)
 
     def check(self, seed: int, processes: Processes) -> None:
         """Raise UserError for what cannot work on these processes."""
@@ -159,7 +157,7 @@ class Visualize:
             readable, images_BCHW = read_some(self.images, indices, each.transform)
             images_BCHW = images_BCHW.to(run.processes.device)
             each.model.to(run.processes.device)
-            made, prediction = self._look(each, images_BCHW, run.seed)
+            made, prediction = self._look(each, images_BCHW, run)
             seen.append(made)
             object_BL = object_patches(self.images, readable, each.transform, each.model.patch_size)
             several = f"{each.name}/" if len(self.shown) > 1 else ""
@@ -173,17 +171,25 @@ class Visualize:
         self._save(pictures.orders_figure(images_BHWC, seen, self.palette), "orders", page, run)
         return quality
 
-    def _look(self, shown: Shown, images_BCHW: Tensor, seed: int) -> tuple[Seen, Prediction | None]:
+    def _look(self, shown: Shown, images_BCHW: Tensor, run: Run) -> tuple[Seen, Prediction | None]:
         """Maps, orders and (where this target is the model's) predictions of some images."""
-        model = shown.model
-        encoders: dict[str, Any] = {"online": model, "ema": shown.average, "teacher": self.target}
+        model, colours = shown.model, shown.colours
+        target = self.target.fitted(model, colours.mean, colours.std)
+        encoders: dict[str, Any] = {"online": model, "ema": shown.average, "teacher": target}
         there = {name: encoder for name, encoder in encoders.items() if encoder is not None}
-        viewer = Viewer(model, there, "online", self.semantic_map, self.permutations, self.target)
+        viewer = Viewer(model, there, "online", self.semantic_map, self.permutations, target)
         trained_with = "attention_center"
         if shown.order is not None and shown.order in self.permutations:
             trained_with = shown.order
-        predicts = model.architecture["out_channels"] == self.target.channels
-        view = viewer.look(images_BCHW, seed, (self.predict_order or trained_with) if predicts else None)
+        predicts = model.architecture["out_channels"] == target.channels and shown.target in (
+            None,
+            run.choices["target"],
+        )
+        if not predicts:
+            log.info(
+                "%s predicts %s: to see how well, say so", shown.name, f"target={shown.target or 'something else'}"
+            )
+        view = viewer.look(images_BCHW, run.seed, (self.predict_order or trained_with) if predicts else None)
         drawn = {name: view.orders[name] for name in self.orders or [trained_with]}
         return Seen(shown.name, view.maps, drawn, model.grid), view.prediction
 
@@ -245,5 +251,7 @@ def load(name: str, heading: str, tracking: Tracking, ema: bool) -> Shown:
     mean, std = stored.normalisation or (IMAGENET_MEAN, IMAGENET_STD)
     transform = evaluation(model.image_size, stored.crop_ratio or 0.875, mean, std)
     average = model_of(state, path, None, True).eval() if ema else None
-    order = state.get("choices", {}).get("permutation")
-    return Shown(heading, model, average, transform, Colours(mean, std), order)
+    choices = state.get("choices", {})
+    return Shown(
+        heading, model, average, transform, Colours(mean, std), choices.get("permutation"), choices.get("target")
+    )
