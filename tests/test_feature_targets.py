@@ -184,6 +184,7 @@ def test_golden_losses_come_out_of_the_task(path: Path, source: Any) -> None:
         online_knn=None,
         knn_every_epochs=None,
         online_linear_lr=None,
+        pictures=None,
         checkpoint=None,
     )
     loss_B = task.loss(*one_batch(task, file.images_BCHW))
