@@ -519,6 +519,20 @@ def test_a_tracking_server_is_asked_once(server: str, monkeypatch: pytest.Monkey
     ]
 
 
+def test_a_tracking_server_that_wants_to_know_who_asks(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What MLflow's basic-auth app answers; to its /health it answers everybody."""
+    mend = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or write ~/.mlflow/credentials"
+    monkeypatch.setattr(Health, "status", 401)
+    assert tracking_store.unreachable(server) == f"the server wants a password: {mend}"
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "ada")
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "wrong")
+    assert tracking_store.unreachable(server) == f"the server does not know user ada with this password: {mend}"
+    monkeypatch.setattr(Health, "status", 403)
+    assert tracking_store.unreachable(server) == (
+        "the server does not let user ada do this: its administrator must give the permission EDIT"
+    )
+
+
 def test_a_tracking_server_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     assert one("tracking.uri=http://127.0.0.1:9").problems == [
         "tracking.uri=http://127.0.0.1:9: no server answers ([Errno 111] Connection refused); start it, or set "

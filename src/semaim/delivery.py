@@ -53,12 +53,14 @@ class Delivery:
         if stored is None:
             if uri is None:
                 raise UserError(f"{folder.path} was never meant for MLflow: give uri=... (sqlite:///mlflow.db, say)")
-            stored = {"experiment": experiment or "semaim", "uid": uuid.uuid4().hex, "run_id": None, "sent": 0}
+            stored = {"experiment": "semaim", "uid": uuid.uuid4().hex, "run_id": None, "sent": 0}
         if uri is not None and stored.get("uri") not in (None, absolute_uri(uri)):
             # another store knows nothing of this run yet
             stored |= {"run_id": None, "sent": 0}
         if uri is not None:
             stored["uri"] = absolute_uri(uri)
+        if experiment is not None and stored["run_id"] is None:
+            stored["experiment"] = experiment
         self.state: dict[str, Any] = stored
         write_json(self.file, stored)
         self._client: Any = None
