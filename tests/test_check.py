@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 import test_command_line
 from in_process import go, job
-from semaim import check, delivery
+from semaim import check, tracking_store
 from semaim.check import Checked, check_sweep
 from semaim.errors import UserError
 from semaim.models.aim import AIM
@@ -491,6 +491,8 @@ class Health(http.server.BaseHTTPRequestHandler):
         self.send_response(self.status)
         self.end_headers()
 
+    do_POST = do_GET
+
     def log_message(self, *_: object) -> None:
         pass
 
@@ -510,13 +512,25 @@ def server() -> Iterator[str]:
 def test_a_tracking_server_is_asked_once(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
     points = [[f"seed={seed}", f"tracking.uri={server}/"] for seed in (0, 1)]
     assert check_sweep(points).problems == []
-    assert Health.asked == ["/health"]
+    assert Health.asked == ["/health", "/api/2.0/mlflow/experiments/search"]
     monkeypatch.setattr(Health, "status", 503)
     assert check_sweep(points).problems == [
         f"tracking.uri={server}/: the server answers 503 Service Unavailable; mend it, or set tracking=none"
     ]
-    monkeypatch.setattr(Health, "status", 401)  # it is there
-    assert check_sweep(points).problems == []
+
+
+def test_a_tracking_server_that_wants_to_know_who_asks(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What MLflow's basic-auth app answers; to its /health it answers everybody."""
+    mend = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or write ~/.mlflow/credentials"
+    monkeypatch.setattr(Health, "status", 401)
+    assert tracking_store.unreachable(server) == f"the server wants a password: {mend}"
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "ada")
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "wrong")
+    assert tracking_store.unreachable(server) == f"the server does not know user ada with this password: {mend}"
+    monkeypatch.setattr(Health, "status", 403)
+    assert tracking_store.unreachable(server) == (
+        "the server does not let user ada do this: its administrator must give the permission EDIT"
+    )
 
 
 def test_a_tracking_server_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -524,7 +538,7 @@ def test_a_tracking_server_that_is_not_there(monkeypatch: pytest.MonkeyPatch) ->
         "tracking.uri=http://127.0.0.1:9: no server answers ([Errno 111] Connection refused); start it, or set "
         "tracking=none"
     ]
-    monkeypatch.setattr(delivery, "ANSWER_SECONDS", 0.2)
+    monkeypatch.setattr(tracking_store, "ANSWER_SECONDS", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         uri = f"tracking.uri=http://127.0.0.1:{silent.getsockname()[1]}"
         assert one(uri).problems == [f"{uri}: no server answers (timed out); start it, or set tracking=none"]

@@ -20,13 +20,13 @@ from torch import Tensor
 from commands import journal, status
 from in_process import composed, go, run
 from semaim import checkpoint
-from semaim.delivery import SQLITE
 from semaim.encoders import EncoderSource, Origin, fingerprint
 from semaim.errors import UserError
 from semaim.interop import load_model
 from semaim.models.vit import encode
 from semaim.seeding import seed_all
 from semaim.tasks.evaluation import other_split
+from semaim.tracking_store import SQLITE
 
 GOLDEN = Path(__file__).parent / "golden" / "pixels_mlp_l2_norm.npz"
 SMALLER = ("data.patch_size=8", "trainer.max_steps=2")

@@ -26,10 +26,10 @@ from commands import PIPED, status, succeed
 from in_process import composed, go
 from semaim import checkpoint, export, export_formats
 from semaim.data.transforms import evaluation
-from semaim.delivery import SQLITE
 from semaim.encoders import EncoderSource, fingerprint
 from semaim.interop import read_checkpoint
 from semaim.stored import StoredEncoder
+from semaim.tracking_store import SQLITE
 
 SMALL = ("tracking=none", "data.patch_size=8", "model.embed_dim=32", "model.num_heads=2", "trainer.batch_size=16")
 TWO_STEPS = (*SMALL, "task.online_knn=null", "trainer.max_steps=2", "trainer.warmup_epochs=0")

@@ -20,9 +20,9 @@ import pytest
 
 from commands import run
 from semaim import report
-from semaim.delivery import SQLITE
 from semaim.errors import UserError
 from semaim.report_table import COLOURS, CSV_COLUMNS, MARKERS, Row, by_epochs, by_gpu_hours, columns, points
+from semaim.tracking_store import SQLITE
 
 REPORT = (sys.executable, "-m", "semaim.report")
 # Published accuracies by method, model and epochs: after fine-tuning, and of a linear probe.

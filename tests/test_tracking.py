@@ -20,10 +20,11 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from commands import journal, run, started, status, wait_for
-from semaim.delivery import SQLITE, Delivery, parameters
+from semaim.delivery import Delivery, parameters
 from semaim.journal import Journal
 from semaim.runfolder import RunFolder, flatten
 from semaim.sync import sync
+from semaim.tracking_store import SQLITE
 from test_command_line import run_here
 
 SYNC = (sys.executable, "-m", "semaim.sync")

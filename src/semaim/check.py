@@ -30,7 +30,6 @@ from omegaconf import DictConfig, OmegaConf
 from semaim import checkpoint
 from semaim.command_line import EXIT_MISTAKE, composition, explain, report
 from semaim.data import ImageData
-from semaim.delivery import unreachable
 from semaim.distributed import Processes, choose_device
 from semaim.encoders import RANDOM
 from semaim.errors import UserError
@@ -42,6 +41,7 @@ from semaim.progress import count, duration, plural
 from semaim.runfolder import RunFolder
 from semaim.sweeps.nodes import Asked, slurm_problems
 from semaim.then import follow_ups
+from semaim.tracking_store import unreachable
 
 THEN = " then "
 

@@ -9,9 +9,6 @@ from __future__ import annotations
 
 import fcntl
 import logging
-import os
-import urllib.error
-import urllib.request
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,53 +19,15 @@ from omegaconf import OmegaConf
 
 from semaim import image_steps
 from semaim.errors import UserError
-from semaim.files import read_json, writable, write_json
+from semaim.files import read_json, write_json
 from semaim.journal import read
 from semaim.runfolder import RunFolder, flatten
+from semaim.tracking_store import SQLITE, absolute_uri
 
 log = logging.getLogger(__name__)
 MAX_VALUE = 6000  # MLflow cuts longer parameter values in silence
 PARAMS_PER_CALL = 100
 METRICS_PER_CALL = 1000
-SQLITE = "sqlite:///"
-ANSWER_SECONDS = 5  # that a server is given to say whether it is well
-
-# Nothing phones home; and a server that does not answer is given up soon, since the journal keeps everything for later.
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-
-
-def absolute_uri(uri: str) -> str:
-    """The same store from any working directory."""
-    if uri.startswith(SQLITE) and not uri.startswith(SQLITE + "/"):
-        return SQLITE + str(Path(uri.removeprefix(SQLITE)).absolute())
-    return uri
-
-
-def existing_store(uri: str) -> str:
-    """A store to read from, with its absolute address.
-
-    Raises:
-        UserError: if it is a file that does not exist, which MLflow would create.
-    """
-    if uri.startswith(SQLITE) and not Path(uri.removeprefix(SQLITE)).is_file():
-        raise UserError(f"there is no MLflow store {uri} (from {Path.cwd()})")
-    return absolute_uri(uri)
-
-
-def unreachable(uri: str) -> str | None:
-    """What keeps a tracking store from taking metrics; None if nothing does, or it is of a kind not known here."""
-    if uri.startswith(SQLITE) and not writable(Path(uri.removeprefix(SQLITE))):
-        return "this file cannot be written; choose another"
-    if uri.startswith(("http://", "https://")):
-        try:
-            urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=ANSWER_SECONDS).close()
-        except urllib.error.HTTPError as error:
-            return f"the server answers {error.code} {error.reason}; mend it" if error.code >= 500 else None
-        except (OSError, ValueError) as error:
-            return f"no server answers ({getattr(error, 'reason', error)}); start it"
-    return None
 
 
 def parameters(config: dict[str, Any]) -> dict[str, str]:
@@ -95,12 +54,14 @@ class Delivery:
         if stored is None:
             if uri is None:
                 raise UserError(f"{folder.path} was never meant for MLflow: give uri=... (sqlite:///mlflow.db, say)")
-            stored = {"experiment": experiment or "semaim", "uid": uuid.uuid4().hex, "run_id": None, "sent": 0}
+            stored = {"experiment": "semaim", "uid": uuid.uuid4().hex, "run_id": None, "sent": 0}
         if uri is not None and stored.get("uri") not in (None, absolute_uri(uri)):
             # another store knows nothing of this run yet
             stored |= {"run_id": None, "sent": 0}
         if uri is not None:
             stored["uri"] = absolute_uri(uri)
+        if experiment is not None and stored["run_id"] is None:
+            stored["experiment"] = experiment
         self.state: dict[str, Any] = stored
         write_json(self.file, stored)
         self._client: Any = None
@@ -178,9 +139,9 @@ class Delivery:
         """The tag that files this run under another, whose folder its configuration names as parent_run."""
         config: Any = OmegaConf.load(self.folder.path / "config.yaml")
         path = config.get("parent_run")
-        if path is None or not (Path(path) / "mlflow.json").is_file():
+        if path is None or not (Path(path) / "config.yaml").is_file():
             return {}
-        parent = Delivery(RunFolder(Path(path)), self.state["uri"])
+        parent = Delivery(RunFolder(Path(path)), self.state["uri"], self.state["experiment"])
         parent.deliver()
         return {"mlflow.parentRunId": parent.state["run_id"]}
 

@@ -14,6 +14,7 @@ from semaim.delivery import Delivery
 from semaim.errors import UserError
 from semaim.models.aim import pair
 from semaim.runfolder import RunFolder
+from semaim.tracking_store import refusal
 
 
 def tracked_run(run: Path | None, checkpoint: Path) -> Delivery:
@@ -30,7 +31,8 @@ def tracked_run(run: Path | None, checkpoint: Path) -> Delivery:
     except UserError:
         raise
     except Exception as error:  # MLflow and what lies below it raise many kinds
-        raise UserError(f"mlflow=true: MLflow at {delivery.state['uri']} does not answer ({error})") from error
+        store = delivery.state["uri"]
+        raise UserError(f"mlflow=true: MLflow at {store} does not answer ({refusal(store, error)})") from error
     return delivery
 
 

@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from semaim.delivery import SQLITE, absolute_uri
 from semaim.errors import UserError
 from semaim.files import write_text
 from semaim.report_table import (
@@ -41,6 +40,7 @@ from semaim.report_table import (
     markdown,
     points,
 )
+from semaim.tracking_store import SQLITE, absolute_uri, refusal
 
 SERVERS = ("http://", "https://", "postgresql", "mysql", "mssql")
 PAGE = 1000  # runs asked of MLflow at a time
@@ -119,7 +119,7 @@ def read(uri: str, experiments: Collection[str]) -> list[Any]:
     except UserError:
         raise
     except Exception as error:  # MLflow and what lies below it raise many kinds
-        said = re.split(r"\n|\. ", str(error))[0] or type(error).__name__
+        said = re.split(r"\. ", refusal(uri, error))[0]
         hint = f"; if another version of MLflow wrote it: mlflow db upgrade {uri}" if uri.startswith(SQLITE) else ""
         raise UserError(f"--uri={uri} cannot be read as an MLflow store ({said}){hint}") from error
     return [run for run in runs if "pretrained.run" in run.data.tags and any(map(evaluation, run.data.metrics))]

@@ -1,4 +1,4 @@
-"""Deliver to MLflow what a run could not: `python -m semaim.sync <run folder> [...] [--uri URI]`.
+"""Deliver to MLflow what a run could not: `python -m semaim.sync <run folder> [...]`.
 
 Safe to repeat and to run while the run is running; what was delivered is stored once.
 """
@@ -14,6 +14,7 @@ from semaim.errors import UserError
 from semaim.files import write_json
 from semaim.journal import Journal, Status
 from semaim.runfolder import RunFolder, State
+from semaim.tracking_store import refusal
 
 
 def mark_ended(folder: RunFolder, state: State, status: Status, error: str) -> None:
@@ -24,8 +25,13 @@ def mark_ended(folder: RunFolder, state: State, status: Status, error: str) -> N
     write_json(folder.path / "status.json", folder.status() | {"state": state, "error": error})
 
 
-def sync(path: Path, uri: str | None) -> int:
+def sync(path: Path, uri: str | None, experiment: str | None = None) -> int:
     """Deliver one run folder; a run whose process is gone without a word is marked KILLED first.
+
+    Args:
+        path: the run folder.
+        uri: a store other than the one that the run was meant for.
+        experiment: where to file a run that was meant for none.
 
     Returns:
         number of metric points sent.
@@ -38,13 +44,14 @@ def sync(path: Path, uri: str | None) -> int:
     folder = RunFolder(path)
     if folder.status().get("state") == "running" and not folder.is_locked():
         mark_ended(folder, "vanished", "KILLED", "the process was killed")
-    delivery = Delivery(folder, uri)
+    delivery = Delivery(folder, uri, experiment)
     try:
         return delivery.deliver()
     except UserError:
         raise
     except Exception as error:  # MLflow and what lies below it raise many kinds
-        raise UserError(f"MLflow at {delivery.state['uri']} does not take the metrics of {path}: {error}") from error
+        store = delivery.state["uri"]
+        raise UserError(f"MLflow at {store} does not take the metrics of {path}: {refusal(store, error)}") from error
 
 
 def main() -> int:
@@ -52,10 +59,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m semaim.sync", description=__doc__)
     parser.add_argument("folders", nargs="+", type=Path, help="run folders, such as runs/*")
     parser.add_argument("--uri", help="another MLflow store than the one the run was started with")
+    parser.add_argument("--experiment", help="MLflow experiment for runs started with tracking=none (default: semaim)")
     arguments = parser.parse_args()
     for path in arguments.folders:
         try:
-            points = sync(path, arguments.uri)
+            points = sync(path, arguments.uri, arguments.experiment)
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
             return 2

@@ -10,10 +10,11 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from semaim.delivery import Delivery, existing_store
+from semaim.delivery import Delivery
 from semaim.errors import UserError
 from semaim.journal import Journal, read
 from semaim.runfolder import RunFolder
+from semaim.tracking_store import existing_store, refusal
 
 log = logging.getLogger(__name__)
 USUAL_URI = "sqlite:///mlflow.db"  # where the report looks by itself
@@ -69,9 +70,8 @@ class MLflow:
                 reachable = True
             except Exception as error:  # whatever it is must not end training
                 if reachable:
-                    log.warning(
-                        "MLflow at %s does not take the metrics (%s); they are kept and sent later", self.uri, error
-                    )
+                    log.warning("MLflow at %s does not take the metrics (%s); they are kept and sent later",
+                                self.uri, refusal(self.uri, error))  # fmt: skip
                 reachable, retry_at = False, now + self.RETRY_SECONDS
             if ending:
                 return
@@ -100,7 +100,7 @@ class MLflow:
         except UserError:
             raise
         except Exception as error:  # MLflow and what lies below it raise many kinds
-            raise UserError(f"tracking.uri={self.uri} does not answer ({error}): start it, or tracking=none") from error
+            raise UserError(f"tracking.uri={self.uri}: {refusal(self.uri, error)}; or set tracking=none") from error
 
     def run_folder(self, run_id: str) -> Path:
         """The folder of a tracked run.
@@ -115,7 +115,8 @@ class MLflow:
         except UserError:
             raise
         except Exception as error:  # MLflow and what lies below it raise many kinds
-            raise UserError(f"checkpoint=mlflow:{run_id}: MLflow at {self.uri} gives no such run ({error})") from error
+            why = refusal(self.uri, error)
+            raise UserError(f"checkpoint=mlflow:{run_id}: MLflow at {self.uri} gives no such run ({why})") from error
         folder = Path(tags.get("run_folder", ""))
         if "run_folder" not in tags or not folder.is_dir():
             raise UserError(f"checkpoint=mlflow:{run_id}: its run folder ({folder}) is not on this machine")
@@ -125,7 +126,9 @@ class MLflow:
         """Where the run can be browsed."""
         if not self.uri.startswith("http"):
             return f"mlflow ui --backend-store-uri {self.uri}"
-        return f"open {self.uri}"
+        state = self.delivery.state
+        page = f"/#/experiments/{state['experiment_id']}/runs/{state['run_id']}" if state["run_id"] else ""
+        return f"open {self.uri.rstrip('/')}{page}"
 
     def how_to_compare(self) -> str | None:
         """What makes the table of all evaluations."""
