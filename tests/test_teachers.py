@@ -156,8 +156,11 @@ def test_weights_of_the_hub_are_taken_and_must_be_complete(tmp_path: Path) -> No
         teacher(f"local-dir:{tmp_path}", projection=True).load()
 
 
-def test_no_network_says_where_the_weights_are(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_network_says_where_the_weights_are(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    caplog.set_level("INFO")
     with pytest.raises(UserError) as caught:
         teacher("vit_base_patch16_224.dino", projection=False).load()
     message = str(caught.value)
@@ -166,6 +169,9 @@ def test_no_network_says_where_the_weights_are(monkeypatch: pytest.MonkeyPatch) 
     assert "https://dl.fbaipublicfiles.com/dino/dino_vitbase16_pretrain/dino_vitbase16_pretrain.pth" in message
     assert "target.weights=/path/to/file" in message
     assert "target.pretrained=false" in message
+    heard = [record.name for record in caplog.records if not record.name.startswith("timm")]
+    assert heard == ["semaim.hub"], "who waits is told for what, and once"
+    assert "vit_base_patch16_224.dino: asking the hub for its weights" in caplog.text
 
 
 def test_random_weights_are_asked_for_and_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -221,7 +227,10 @@ BAD_FILES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "program.pt": (torchscript, r"(?s)is a TorchScript archive, which is a program .*torch\.jit\.load\('\S+\.pt'"),
     "malicious.pth": (lambda path: torch.save({"model": Runs()}, path), "loading it would run code"),
     "list.pth": (lambda path: torch.save([1], path), "holds a list"),
-    "text_tower.pt": (lambda path: write(path, text_tower()), r"missing: blocks\.0\.\S+.*unexpected: input_resolution"),
+    "text_tower.pt": (
+        lambda path: write(path, text_tower()),
+        r"\(it looks like a text encoder; \d+ missing: blocks\.0\.\S+.*unexpected: input_resolution",
+    ),
     "empty.pth": (lambda path: write(path, {}), r"missing: blocks\.0\."),
     "incomplete.pth": (
         lambda path: write(path, {n: v for n, v in visual(network(tiny_clip)).items() if "resblocks.1.ln_2" not in n}),

@@ -8,11 +8,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
-import timm
 from timm.models._hub import load_model_config_from_hf, load_model_config_from_path
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
+from semaim import hub
 from semaim.errors import UserError
 from semaim.foreign import SET_BY_USE, is_vision_transformer
 from semaim.interop import read_checkpoint
@@ -25,7 +25,7 @@ from semaim.stored import StoredEncoder
 log = logging.getLogger(__name__)
 TIMM, MLFLOW, RANDOM = "timm:", "mlflow:", "random"
 # What timm builds from a configuration elsewhere, which may not be there when it is built again.
-CONFIGURED = {"local-dir:": load_model_config_from_path, "hf-hub:": load_model_config_from_hf}
+CONFIGURED = {hub.LOCAL: load_model_config_from_path, "hf-hub:": load_model_config_from_hf}
 HEAD_STD = 2e-5  # of a fine-tuned head at the start; MAE (arXiv 2111.06377), code of its appendix A.1
 
 
@@ -164,13 +164,12 @@ class EncoderSource:
         if num_classes:
             settings |= {"global_pool": "token" if pool == "cls" else "avg", "drop_path_rate": drop_path}
         try:
-            vit = timm.create_model(name, pretrained=True, num_classes=0, **settings)
-        except Exception as error:  # what an absent name, network or file raises differs
-            said = (str(error) or type(error).__name__).splitlines()[0][:200]
+            vit = hub.create(name, True, num_classes=0, **settings)
+        except hub.Absent as said:
             raise UserError(
                 f"checkpoint={self.checkpoint}: timm cannot give this model ({said}). Is it one of "
                 f"timm.list_models(pretrained=True), and is there a network (or timm:local-dir:/path)?"
-            ) from error
+            ) from said
         if not is_vision_transformer(vit):
             raise UserError(f"checkpoint={self.checkpoint} is not a vision transformer, which semaim evaluates")
         if num_classes:

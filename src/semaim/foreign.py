@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from semaim.errors import UserError
 from semaim.interop import check_weights, usual_heads
-from semaim.layouts import LAYOUTS, OTHERS, Layout, Normalisation, Weights
+from semaim.layouts import LAYOUTS, Layout, Normalisation, Weights, what_else
 from semaim.models.vit import Pool, build_vit, from_timm
 from semaim.progress import plural
 
@@ -80,10 +80,10 @@ def recognise(weights: Weights, path: Path, num_heads: int | None, architecture:
     """
     layout = next((each for each in LAYOUTS if weights.keys() >= {*each.marks, each.patches}), None)
     if layout is None:
-        kind = next((f" (it looks like {what})" for name, what in OTHERS.items() if name in weights), "")
+        kind = what_else(weights)
         names = ", ".join(sorted(weights)[:3]) + ", ..." if weights else "no weights"
         raise UserError(
-            f"checkpoint={path} holds no vision transformer that semaim knows{kind}: {names} "
+            f"checkpoint={path} holds no vision transformer that semaim knows{kind and f' (it {kind})'}: {names} "
             f"docs/moving-weights.md says what is known; all else of timm's goes by checkpoint=timm:<name>"
         )
     if layout.doubt and architecture is None:

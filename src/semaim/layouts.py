@@ -172,3 +172,8 @@ OTHERS = {
     "token_embedding.weight": "a text encoder",
     "layer1.0.conv1.weight": "a ResNet",
 }
+
+
+def what_else(weights: Weights) -> str:
+    """What weights seem to be that are of no family here; empty if they tell nothing."""
+    return next((f"looks like {what}" for name, what in OTHERS.items() if name in weights), "")

@@ -82,3 +82,4 @@ def show_logs(to_screen: bool) -> None:
     logger.setLevel(logging.INFO if to_screen else logging.ERROR)
     logger.propagate = False
     logging.getLogger("huggingface_hub").propagate = False  # it shows what it has to say itself
+    logging.getLogger("timm").setLevel(logging.WARNING)  # how it fits weights is told here, where they are kept

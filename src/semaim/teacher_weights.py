@@ -12,14 +12,16 @@ import timm
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
 
-from semaim import checkpoint
+from semaim import checkpoint, hub
 from semaim.errors import UserError
 from semaim.interop import mismatch
+from semaim.layouts import what_else
 
 WRAPPERS = ("teacher", "state_dict", "model")  # what DINO, open_clip and timm store weights under when they train
 # What timm fits in silence to patches and images of another size, and how its name ends in a file.
+PATCHES = "patch_embed.proj.weight"
 RESAMPLED = {
-    "patch_embed.proj.weight": ("patch_embed.proj.weight", "visual.conv1.weight"),
+    PATCHES: (PATCHES, "visual.conv1.weight"),
     "pos_embed": ("pos_embed", "visual.positional_embedding"),
 }
 PAGE = "docs/targets-and-teachers.md"
@@ -37,10 +39,9 @@ def build(name: str, projection: bool, from_hub: bool = False) -> VisionTransfor
         UserError: if timm has no such model, the hub cannot be reached, or the model is of another kind.
     """
     try:
-        network = timm.create_model(name, pretrained=from_hub, dynamic_img_size=True)
-    except Exception as error:  # what an absent name, network or file raises differs
-        said = (str(error) or type(error).__name__).splitlines()[0][:200]
-        raise UserError(_not_on_hub(name, said) if from_hub else _no_such_model(name, said)) from error
+        network = hub.create(name, from_hub, dynamic_img_size=True)
+    except hub.Absent as said:
+        raise UserError(_not_on_hub(name, said) if from_hub else _no_such_model(name, said)) from said
     if not isinstance(network, VisionTransformer) or network.cls_token is None:
         raise UserError(_no_such_model(name, "teachers have a class token"))
     if not projection:
@@ -50,14 +51,14 @@ def build(name: str, projection: bool, from_hub: bool = False) -> VisionTransfor
     return network
 
 
-def _no_such_model(name: str, said: str) -> str:
+def _no_such_model(name: str, said: object) -> str:
     return (
         f"target.model={name} is not a vision transformer of timm's that can teach ({said}): choose one of "
-        f"timm.list_models('vit_*', pretrained=True)"
+        f"timm.list_models('vit_*', pretrained=True); names that begin with hf-hub: need a network"
     )
 
 
-def _not_on_hub(name: str, said: str) -> str:
+def _not_on_hub(name: str, said: object) -> str:
     return f"the weights of target.model={name} cannot be fetched ({said}). {how_to_get(name)}"
 
 
@@ -81,8 +82,12 @@ def fill(network: VisionTransformer, name: str, path: Path) -> None:
     weights = _in_timms_names(read(path), network)
     wrong = mismatch(network.state_dict(), weights)
     if wrong is not None:
-        raise UserError(f"target.weights={path} does not hold the weights of target.model={name} ({wrong}). "
-                        f"Choose the model that they are of, or get those of this one. {how_to_get(name)}")  # fmt: skip
+        kind = what_else(weights) if PATCHES not in weights else ""
+        said = f"it {kind}; {wrong}" if kind else wrong
+        raise UserError(
+            f"target.weights={path} does not hold the weights of target.model={name} ({said}). "
+            f"Choose the model that they are of, or get this one's. {how_to_get(name)}"
+        )
     network.load_state_dict(weights, assign=True)
 
 
