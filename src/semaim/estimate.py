@@ -23,7 +23,7 @@ from torch import Tensor
 
 from semaim import checkpoint, engine
 from semaim.data import ImageData
-from semaim.data.loading import UNREADABLE
+from semaim.data.folders import UNREADABLE
 from semaim.data.sources import ImageSet
 from semaim.distributed import Processes
 from semaim.encoders import TIMM, EncoderSource

@@ -19,10 +19,10 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from semaim.data.folders import UNREADABLE
 from semaim.data.sources import ImageSet
 from semaim.data.transforms import Transform
 from semaim.distributed import usable_cpus
@@ -30,8 +30,6 @@ from semaim.errors import UserError
 from semaim.seeding import derive_seed, seeded
 
 log = logging.getLogger(__name__)
-# What Pillow raises on broken files, and on images of an absurd size.
-UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 
 @dataclass

@@ -6,18 +6,18 @@ A source is a function that returns `Splits`. It checks what it finds and says w
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, Literal, Protocol
 
 import numpy as np
 from PIL import Image
 
+from semaim.data.folders import EXTENSIONS, images_below, labelled_files, look, no_images, subfolders
+from semaim.data.masks import mask_names, read_mask
 from semaim.errors import UserError
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 UNLABELLED = -1
 
 
@@ -42,6 +42,14 @@ class ImageSet(Protocol):
         """What changes when the set does; of files, their paths and labels count, not what is in them."""
         ...
 
+    def masked(self) -> np.ndarray[Any, np.dtype[np.int64]]:
+        """Numbers of the images that have a mask."""
+        ...
+
+    def mask(self, index: int) -> np.ndarray[Any, np.dtype[np.uint8]] | None:
+        """The mask (height, width) of the image as read, or None: 0 background, 255 void, all else object."""
+        ...
+
 
 @dataclass(frozen=True)
 class Splits:
@@ -61,12 +69,19 @@ class Splits:
 
 
 class ArrayImages:
-    """Images held in memory: uint8 (n, height, width, 3)."""
+    """Images held in memory: uint8 (n, height, width, 3), perhaps with masks (n, height, width)."""
 
-    def __init__(self, images_NHWC: np.ndarray[Any, Any], labels: Sequence[int], title: str) -> None:
+    def __init__(
+        self,
+        images_NHWC: np.ndarray[Any, Any],
+        labels: Sequence[int],
+        title: str,
+        masks_NHW: np.ndarray[Any, np.dtype[np.uint8]] | None = None,
+    ) -> None:
         self.images_NHWC = np.ascontiguousarray(images_NHWC, dtype=np.uint8)
         self.labels = np.asarray(labels, dtype=np.int64)
         self.title = title
+        self.masks_NHW = masks_NHW
 
     def __len__(self) -> int:
         return len(self.images_NHWC)
@@ -83,14 +98,34 @@ class ArrayImages:
     def fingerprint(self) -> str:
         return hashlib.sha256(self.images_NHWC.tobytes() + self.labels.tobytes()).hexdigest()
 
+    def masked(self) -> np.ndarray[Any, np.dtype[np.int64]]:
+        return np.arange(0 if self.masks_NHW is None else len(self))
+
+    def mask(self, index: int) -> np.ndarray[Any, np.dtype[np.uint8]] | None:
+        return None if self.masks_NHW is None else self.masks_NHW[index]
+
 
 class FileImages:
-    """Images in files, decoded when read."""
+    """Images in files, decoded when read.
 
-    def __init__(self, root: Path, files: Sequence[str], labels: Sequence[int] | None) -> None:
+    Args:
+        root: folder that the files are in.
+        files: their paths in it.
+        labels: their class numbers, if they have any.
+        masks: folder of masks, which have the paths of their images there, ending in .png.
+    """
+
+    def __init__(
+        self, root: Path, files: Sequence[str], labels: Sequence[int] | None, masks: Path | None = None
+    ) -> None:
         self.root = root
         self.files = np.asarray(files)  # one block of memory: forked workers do not copy it page by page
         self.labels = None if labels is None else np.asarray(labels, dtype=np.int64)
+        self.masks = masks
+        self.has_mask = np.zeros(len(files), bool)
+        if masks is not None:
+            there = mask_names(masks)
+            self.has_mask[:] = [_mask_name(file) in there for file in files]
 
     def __len__(self) -> int:
         return len(self.files)
@@ -109,6 +144,19 @@ class FileImages:
         labels = b"" if self.labels is None else self.labels.tobytes()
         paths = "\n".join([str(self.root.resolve()), *self.files.tolist()])
         return hashlib.sha256(paths.encode() + labels).hexdigest()
+
+    def masked(self) -> np.ndarray[Any, np.dtype[np.int64]]:
+        return np.flatnonzero(self.has_mask)
+
+    def mask(self, index: int) -> np.ndarray[Any, np.dtype[np.uint8]] | None:
+        if self.masks is None or not self.has_mask[index]:
+            return None
+        with Image.open(self.name(index)) as image:  # reads no more than the size
+            return read_mask(self.masks / _mask_name(self.files[index]), image.size)
+
+
+def _mask_name(file: str) -> str:
+    return str(PurePath(file).with_suffix(".png"))
 
 
 def digits(side: int = 32, val_fraction: float = 0.2) -> Splits:
@@ -171,7 +219,7 @@ def stl10(root: str, download: bool) -> Splits:
     return Splits(part("train+unlabeled"), part("train"), part("test"), classes)
 
 
-def image_folders(root: str, layout: Literal["auto", "classes", "flat"] = "auto") -> Splits:
+def image_folders(root: str, layout: Literal["auto", "classes", "flat"] = "auto", masks: str | None = None) -> Splits:
     """Folders of image files.
 
     `root/train/<class>/*.jpg` and `root/val/<class>/*.jpg` (ImageNet's layout); or `root/<class>/*.jpg` without
@@ -181,28 +229,55 @@ def image_folders(root: str, layout: Literal["auto", "classes", "flat"] = "auto"
         root: the folder.
         layout: "classes" takes each sub-folder as a class, "flat" takes every image at any depth without labels, "auto"
             looks: images lying directly in the folder mean flat.
+        masks: folder of the objects' masks, as Pascal VOC's: the mask of root/a/b.jpg is masks/a/b.png, grey or with a
+            palette, 0 background, 255 void, all else object. Images may lack one.
 
     Raises:
-        UserError: if the folder is missing, holds no image, mixes both layouts, or train and val differ in classes or
-            are the same folder.
+        UserError: if a folder is missing, the root holds no image, mixes both layouts, or train and val differ in
+            classes or are the same folder; or if no image has a mask.
     """
     folder = Path(root).expanduser()
     if not folder.is_dir():
         raise UserError(f"data.root={root} is not a folder: set data.root to the folder that holds the images")
     train_folder = folder / "train" if (folder / "train").is_dir() else folder
-    if train_folder == folder and _folders(folder) == ["val"]:
+    if train_folder == folder and subfolders(folder) == ["val"]:
         raise UserError(f"{folder} holds val/ but no train/: data.root must hold the images to train on")
     val_folder = folder / "val" if train_folder != folder and (folder / "val").is_dir() else None
     if layout not in ("auto", "classes", "flat"):
         raise UserError(f"data.source.layout={layout} is unknown: choose auto, classes or flat")
+    if masks is not None and not Path(masks).expanduser().is_dir():
+        raise UserError(
+            f"data.source.masks={masks} is not a folder: set it to the folder that holds the masks, or null"
+        )
+
+    def of(part: Path, files: Sequence[str], labels: Sequence[int] | None) -> FileImages:
+        below = None if masks is None else Path(masks).expanduser() / part.relative_to(folder)
+        return FileImages(part, files, labels, below)
+
     if layout == "auto":
-        layout = _look(train_folder)
+        layout = look(train_folder)
     if layout == "flat":
-        files = _images_below(train_folder, train_folder)
+        files = images_below(train_folder, train_folder)
         if not files:
-            raise UserError(_no_images(train_folder))
-        return Splits(FileImages(train_folder, files, None), None, None, [])
-    train, classes = _labelled(train_folder)
+            raise UserError(no_images(train_folder))
+        splits = Splits(of(train_folder, files, None), None, None, [])
+    else:
+        splits = _labelled(train_folder, val_folder, of)
+    if masks is not None and not any(len(part.masked()) for part in (splits.train, splits.val) if part is not None):
+        name = splits.train.name(0)
+        expected = Path(masks, _mask_name(str(Path(name).relative_to(folder))))
+        raise UserError(
+            f"data.source.masks={masks} holds no mask of any image: that of {name}, for one, would be {expected}"
+        )
+    return splits
+
+
+def _labelled(
+    train_folder: Path, val_folder: Path | None, of: Callable[[Path, Sequence[str], Sequence[int]], FileImages]
+) -> Splits:
+    """Splits of folders in which there is a folder for each class."""
+    files, labels, classes = labelled_files(train_folder)
+    train = of(train_folder, files, labels)
     if val_folder is None:
         return Splits(train, train, None, classes)
     if val_folder.samefile(train_folder):
@@ -210,13 +285,13 @@ def image_folders(root: str, layout: Literal["auto", "classes", "flat"] = "auto"
             f"{val_folder} is {train_folder} itself: accuracy on training images says nothing. Put held-out images "
             f"there, or take val/ away and ask for a split with data.val_fraction=0.1"
         )
-    val, val_classes = _labelled(val_folder)
+    files, labels, val_classes = labelled_files(val_folder)
     if val_classes != classes:
         different = sorted(set(classes) ^ set(val_classes))
         raise UserError(
             f"{train_folder} and {val_folder} must hold the same classes; {len(different)} differ: {different[:5]}"
         )
-    return Splits(train, train, val, classes)
+    return Splits(train, train, of(val_folder, files, labels), classes)
 
 
 def image_files(paths: Sequence[str]) -> FileImages:
@@ -229,67 +304,7 @@ def image_files(paths: Sequence[str]) -> FileImages:
     for path in (Path(each).expanduser() for each in paths):
         if not path.exists():
             raise UserError(f"images={path} does not exist: give files of images, or folders of them")
-        files += [str(path / below) for below in _images_below(path, path)] if path.is_dir() else [str(path)]
+        files += [str(path / below) for below in images_below(path, path)] if path.is_dir() else [str(path)]
     if not files:
         raise UserError(f"images={','.join(paths)} holds no image ({', '.join(EXTENSIONS)})")
     return FileImages(Path(), files, None)
-
-
-def _is_image(name: str) -> bool:
-    return name.lower().endswith(EXTENSIONS)
-
-
-def _images_below(folder: Path, root: Path) -> list[str]:
-    """All images at any depth, links followed, as paths from the root, sorted."""
-    found = [
-        str((Path(where) / name).relative_to(root))
-        for where, _, names in os.walk(folder, followlinks=True)
-        for name in names
-        if _is_image(name)  # a look at each file itself would take hours on a network file system
-    ]
-    return sorted(found)
-
-
-def _folders(folder: Path) -> list[str]:
-    """Names of the folders in a folder, but hidden ones, sorted."""
-    return sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
-
-
-def _no_images(folder: Path) -> str:
-    return (
-        f"{folder} holds no image ({', '.join(EXTENSIONS)}). Expected <class>/<image> below it, or "
-        f"train/<class>/<image> and val/<class>/<image>, or images without labels directly in it (data.root)"
-    )
-
-
-def _look(folder: Path) -> Literal["classes", "flat"]:
-    """Which layout a folder has."""
-    loose = next((p for p in folder.iterdir() if _is_image(p.name) and p.is_file()), None)
-    classes = _folders(folder)
-    if loose is not None and classes:
-        raise UserError(
-            f"{folder} holds both images ({loose.name}, ...) and folders ({classes[0]}, ...): say which layout "
-            f"is meant with data.source.layout=classes or data.source.layout=flat"
-        )
-    if loose is None and not classes:
-        raise UserError(_no_images(folder))
-    return "classes" if loose is None else "flat"
-
-
-def _labelled(folder: Path) -> tuple[FileImages, list[str]]:
-    """The images of each class folder, sorted, at any depth below it."""
-    classes = _folders(folder)
-    files: list[str] = []
-    labels: list[int] = []
-    empty = []
-    for number, name in enumerate(classes):
-        found = _images_below(folder / name, folder)
-        files += found
-        labels += [number] * len(found)
-        if not found:
-            empty.append(name)
-    if not files:
-        raise UserError(_no_images(folder))
-    if empty:
-        raise UserError(f"{len(empty)} class folders of {folder} hold no image: {empty[:5]}; remove or fill them")
-    return FileImages(folder, files, labels), classes

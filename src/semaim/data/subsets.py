@@ -41,6 +41,12 @@ class Subset:
     def fingerprint(self) -> str:
         return hashlib.sha256(self.images.fingerprint().encode() + self.indices.tobytes()).hexdigest()
 
+    def masked(self) -> np.ndarray[Any, np.dtype[np.int64]]:
+        return np.flatnonzero(np.isin(self.indices, self.images.masked()))
+
+    def mask(self, index: int) -> np.ndarray[Any, np.dtype[np.uint8]] | None:
+        return self.images.mask(int(self.indices[index]))
+
 
 def hold_out(images: ImageSet, fraction: float, seed: int) -> tuple[Subset, Subset]:
     """Split a labelled set in two: the rest, and a held-out share of every class.

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from timm.data import create_transform
 from torch import Tensor
+from torchvision import tv_tensors
 from torchvision.transforms import InterpolationMode, v2
 
 from semaim.models.aim import pair
@@ -109,3 +112,12 @@ def evaluation(
     shorter = round(max(size) / crop_ratio)
     resize = v2.Resize(shorter, interpolation=InterpolationMode.BICUBIC)
     return v2.Compose([resize, v2.CenterCrop(size), *_to_normalised(mean, std)])
+
+
+def on_mask(transform: Transform, mask_HW: np.ndarray[Any, Any]) -> Tensor:
+    """A mask, uint8 (H, W), resized and cropped as a transform of `evaluation` does with its image.
+
+    Each pixel is that of the nearest one; its number stays as it is.
+    """
+    mask: Any = tv_tensors.Mask(torch.from_numpy(mask_HW))  # torchvision knows what does not apply to a mask
+    return transform(mask).as_subclass(Tensor)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from semaim import drawing, pictures
 from semaim.data import ImageData
-from semaim.data.loading import UNREADABLE
+from semaim.data.folders import UNREADABLE
 from semaim.data.sources import ImageSet, image_files
 from semaim.data.transforms import IMAGENET_MEAN, IMAGENET_STD, Transform, evaluation
 from semaim.distributed import Processes
