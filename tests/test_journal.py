@@ -49,6 +49,25 @@ def test_lines_are_what_was_logged_with_the_time(path):
     assert path.read_text().count("\n") == 4
 
 
+def test_an_image_goes_only_forward(path):
+    for steps in ((1, 3), (2, 3, 4)):  # the second process continues from a checkpoint of step 1
+        journal = Journal(path)
+        for step in steps:
+            journal.image("orders/centre", step, f"pictures/{step}.png")
+        journal.close()
+    journal = Journal(path)
+    journal.image("orders", 1, "pictures/other.png")  # another picture
+    for wrong in ("a+b", "a%b", "a//b", "/a", "", "a~b"):
+        with pytest.raises(ValueError, match="names no picture"):
+            journal.image(wrong, 9, "pictures/9.png")
+    found = [(line["step"], line["image"]["key"], line["image"]["file"]) for line in lines(path)]
+    assert found == [
+        *((step, "orders/centre", f"pictures/{step}.png") for step in (1, 3, 4)),
+        (1, "orders", "pictures/other.png"),
+    ]
+    assert all(set(line) == {"time", "step", "image"} for line in lines(path))
+
+
 def test_a_metric_goes_only_forward(path):
     journal = Journal(path)
     for step, value in [(0, 0.0), (5, 5.0), (5, 5.5), (3, 3.0), (6, 6.0)]:

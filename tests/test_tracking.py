@@ -17,6 +17,7 @@ from unittest import mock
 
 import pytest
 from omegaconf import OmegaConf
+from PIL import Image
 
 from commands import journal, run, started, status, wait_for
 from semaim.delivery import SQLITE, Delivery, parameters
@@ -299,3 +300,43 @@ def test_tags_artifacts_and_the_parent_arrive_in_order(finished: tuple[Path, Any
     assert artifacts == {"config.yaml", "confusion.csv"}
     for folder in (parent, child):
         assert_shows_all(store, folder, "FINISHED")
+
+
+def test_images_over_steps_lie_where_mlflow_looks_for_them(
+    finished: tuple[Path, Any], store: Any, tmp_path: Path
+) -> None:
+    """The same files as MLflow's own `log_image` makes, but for a random word in their names, and none twice."""
+    folder = tmp_path / "runs" / "pictured"
+    shutil.copytree(finished[0], folder, ignore=shutil.ignore_patterns("mlflow.json", "metrics.jsonl"))
+    (folder / "pictures").mkdir()
+    lines = Journal(folder / "metrics.jsonl")
+    for step in (0, 20):
+        Image.new("RGBA", (640, 320), (step, 100, 200, 128)).save(folder / "pictures" / f"{step}.png")
+        lines.image("pictures/one row", step, f"pictures/{step}.png")
+    lines.image("gone", 1, "pictures/1.png")  # as after a person tidied up
+    lines.log(20, {"a": 1.0})
+    lines.status("FINISHED")
+    lines.close()
+    uri = f"{SQLITE}{tmp_path}/mlflow.db"
+    for _ in range(2):  # the second time from the start, as after a crash before it was noted
+        assert Delivery(RunFolder(folder), uri, "pictured").deliver() == 1
+        run_id = delivery_state(folder)["run_id"]
+        (folder / "mlflow.json").write_text(json.dumps(delivery_state(folder) | {"sent": 0}))
+    there = {Path(file.path).name for file in store.list_artifacts(run_id, "images")}
+    for line in [line for line in journal(folder) if "image" in line][:2]:
+        name = f"pictures~one row+step+{line['step']}+timestamp+{line['time']}+journal"
+        assert {f"{name}.png", f"{name}+compressed.webp"} <= there
+        sent = Path(store.download_artifacts(run_id, f"images/{name}.png", str(tmp_path)))
+        assert sent.read_bytes() == (folder / line["image"]["file"]).read_bytes()
+        with Image.open(store.download_artifacts(run_id, f"images/{name}+compressed.webp", str(tmp_path))) as small:
+            assert (small.format, small.size) == ("WEBP", (256, 128))
+    assert len(there) == 4
+    theirs = store.create_run(only_run(store, "pictured").info.experiment_id).info.run_id
+    store.log_image(theirs, Image.open(folder / "pictures" / "20.png"), key="pictures/one row", step=20, timestamp=7)
+    names = sorted(Path(file.path).name for file in store.list_artifacts(theirs, "images"))
+    assert [name.rsplit("+", 1 + ("compressed" in name))[0] for name in names] == 2 * [
+        "pictures~one row+step+20+timestamp+7"
+    ]
+    assert store.get_run(theirs).data.tags["mlflow.loggedImages"] == "True"
+    assert store.get_run(run_id).data.tags["mlflow.loggedImages"] == "True"
+    assert_shows_all(store, folder, "FINISHED")

@@ -20,6 +20,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from semaim import image_steps
 from semaim.errors import UserError
 from semaim.files import read_json, writable, write_json
 from semaim.journal import read
@@ -205,7 +206,7 @@ class Delivery:
             if len(points) + len(new) > METRICS_PER_CALL:
                 flush()
             points += new
-            if line.keys() & {"status", "tags", "artifact"}:
+            if "metrics" not in line:
                 flush()
                 self._send_other(line)
             offset = behind
@@ -219,6 +220,10 @@ class Delivery:
             self._client.set_tag(run_id, key, value)
         if (artifact := line.get("artifact")) and (self.folder.path / artifact).is_file():
             self._client.log_artifact(run_id, str(self.folder.path / artifact))
+        if (image := line.get("image")) and (file := self.folder.path / image["file"]).is_file():
+            with image_steps.files_for_mlflow(file, image["key"], line["step"], line["time"]) as files:
+                self._client.log_artifacts(run_id, str(files), image_steps.PLACE)
+            self._client.set_tag(run_id, image_steps.TAG, "True")
         if (status := line.get("status")) == "RUNNING":
             self._client.update_run(run_id, status=status)
             self._client.log_artifact(run_id, str(self.folder.path / "environment.json"))

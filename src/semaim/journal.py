@@ -1,9 +1,10 @@
 """The journal of a run, `metrics.jsonl`: every metric and change of status, written before anything else hears of it.
 
 One JSON object a line, with its time in milliseconds since 1970: `{"time": ..., "step": ..., "metrics": {...}}`, or in
-place of step and metrics a `"status"` (in MLflow's words), `"tags": {...}` that the run is found by, or an
-`"artifact"`, a file of the run folder to be shown. What a tracking server shows is a copy delivered from here, with
-these times, so a line delivered twice is stored once.
+place of step and metrics a `"status"` (in MLflow's words), `"tags": {...}` that the run is found by, an `"artifact"`, a
+file of the run folder to be shown, or a picture that changes with the steps: `"step"` and `"image": {"key": ...,
+"file": ...}`. What a tracking server shows is a copy delivered from here, with these times, so a line delivered twice
+is stored once.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from semaim.image_steps import check_key
+
 Status = Literal["RUNNING", "SCHEDULED", "FINISHED", "FAILED", "KILLED"]
 
 
@@ -22,18 +25,21 @@ class Journal:
     """Appends to a journal; one process at a time.
 
     A run that continues from a checkpoint repeats the steps after it. What the journal already has for a metric up to
-    some step is kept and the repeated values are not written again, so no step stands twice.
+    some step is kept and the repeated values are not written again, so no step stands twice; likewise of an image.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lock = threading.Lock()
         self._last_step: dict[str, int] = {}
+        self._last_image: dict[str, int] = {}
         if path.exists():
             _cut_torn_line(path)
             for _, line in read(path, 0):
                 for key in line.get("metrics", ()):
                     self._last_step[key] = line["step"]
+                if "image" in line:
+                    self._last_image[line["image"]["key"]] = line["step"]
         self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - open as long as the run
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -58,6 +64,17 @@ class Journal:
         """Write that a file of the run folder is to be shown."""
         with self._lock:
             self._write({"artifact": name})
+
+    def image(self, key: str, step: int, file: str) -> None:
+        """Write that a PNG of the run folder is what this picture looks like at a step, unless a later one is known.
+
+        Raises:
+            ValueError: for a key that MLflow does not take.
+        """
+        with self._lock:
+            if step > self._last_image.get(check_key(key), -1):
+                self._last_image[key] = step
+                self._write({"step": step, "image": {"key": key, "file": file}})
 
     def next_step(self, key: str) -> int:
         """The step after the last one of a metric."""

@@ -52,3 +52,14 @@ class Run:
         """Show a file of the run folder beside the metrics (first process only)."""
         if self.journal is not None:
             self.journal.artifact(name)
+
+    def image(self, key: str, step: int, file: str) -> None:
+        """Show a picture of a step beside those of other steps (first process only).
+
+        Args:
+            key: what it shows, such as "pictures/reconstruction".
+            step: of training.
+            file: a PNG in the run folder, by its path from there; one for each step, since it is sent later.
+        """
+        if self.journal is not None:
+            self.journal.image(key, step, file)
