@@ -14,7 +14,7 @@ import urllib.error
 import urllib.request
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -142,7 +142,7 @@ class Delivery:
         if found:
             run_id = found[0].info.run_id
         else:
-            tags = {marker: self.state["uid"], **self._tags(), **self._parent()}
+            tags = {marker: self.state["uid"], "run_folder": str(self.folder.path), **self._parent()}
             run_id = self._client.create_run(experiment_id, tags=tags, run_name=self.folder.path.name).info.run_id
         config: Any = OmegaConf.to_container(OmegaConf.load(self.folder.path / "config.yaml"))
         params = [Param(key, value) for key, value in parameters(config).items()]
@@ -167,12 +167,6 @@ class Delivery:
         if known.lifecycle_stage == "deleted":
             raise UserError(f"the MLflow experiment {name} is deleted: restore it, or set tracking.experiment")
         return str(known.experiment_id)
-
-    def _tags(self) -> dict[str, str]:
-        start = (read_json(self.folder.path / "environment.json") or {"starts": [{}]})["starts"][0]
-        tags = {name: start.get(name) for name in ("commit", "dirty", "host", "device", "command")}
-        tags |= start.get("choices", {})
-        return {"run_folder": str(self.folder.path)} | {k: str(v) for k, v in tags.items() if v is not None}
 
     def _parent(self) -> dict[str, str]:
         """The tag that files this run under another, whose folder its configuration names as parent_run."""
@@ -231,6 +225,13 @@ class Delivery:
             self._client.update_run(run_id, status=status)
         elif status:
             self._client.set_terminated(run_id, status, end_time=line["time"])
+
+
+def deliver(folder: RunFolder) -> None:
+    """Bring a run folder to MLflow if it was meant for it and MLflow answers; `semaim.sync` does it later if not."""
+    if (folder.path / "mlflow.json").is_file():
+        with suppress(Exception):  # whatever it is, the journal keeps everything
+            Delivery(folder).deliver()
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -83,6 +83,7 @@ class Visualize:
     """
 
     metric = "images"
+    look_at: ClassVar[dict[str, str]] = {"artifacts, pictures": "orders and maps, predictions, and film strips"}
 
     def __init__(
         self,
