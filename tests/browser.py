@@ -1,4 +1,4 @@
-"""A headless Chromium that looks at web pages as a person does: it opens, waits for words, clicks on them, takes pictures.
+"""A headless Chromium that looks at web pages as a person does: opens them, waits for words, clicks.
 
 Debian's packages `chromium` and `chromium-driver`, driven by Selenium.
 """
@@ -11,12 +11,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 if TYPE_CHECKING:
     from selenium.webdriver.remote.webelement import WebElement
 
 PATIENCE_SECONDS = 60.0
 SIZE = (1500, 1000)  # of the window, in pixels
+ROWS = "//*[@role='row'][.//*[@role='gridcell']]"  # of MLflow's table of runs
 OPTIONS = ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu", "--hide-scrollbars")
 
 
@@ -86,3 +88,66 @@ def browser(size: tuple[int, int] = SIZE) -> Iterator[Browser]:
         yield Browser(driver)
     finally:
         driver.quit()
+
+
+class Pages:
+    """The pages of an MLflow experiment.
+
+    Args:
+        browser: what shows them.
+        uri: of the server.
+        experiment: id.
+    """
+
+    TRAINING = "workflowType=machine_learning"  # MLflow opens with the pages for language models otherwise
+
+    def __init__(self, browser: Browser, uri: str, experiment: str) -> None:
+        self.browser = browser
+        self.place = f"{uri}/#/experiments/{experiment}"
+        self.browser.open(f"{uri}/#/experiments?{self.TRAINING}")
+        self.browser.click("//button[@aria-label='Close']")  # MLflow's assistant, which takes a quarter of the window
+
+    def runs(self, chosen: str = "", charts: bool = False) -> None:
+        """The table of runs, or their charts."""
+        mode = "&compareRunsMode=CHART" if charts else ""
+        self.browser.open(f"{self.place}/runs?{self.TRAINING}&searchFilter={quote(chosen)}{mode}")
+        self.browser.see("matching run")
+
+    def listed(self) -> list[str]:
+        """The ids of the runs in the table, from above."""
+        return list(dict.fromkeys(str(row.get_attribute("row-id")) for row in self.browser.all(ROWS)))
+
+    def unfold(self, run_id: str) -> None:
+        """Show what stands under a run of the table."""
+        before = len(self.listed())
+        self.browser.click(f"{ROWS}[@row-id='{run_id}']//button[.//*[name()='svg']]")
+        self.browser.wait(lambda: len(self.listed()) > before, "runs under a run")
+
+    def group_by(self, tag: str) -> None:
+        """Make one line of all runs with the same value of a tag."""
+        self.browser.click("//button[contains(., 'Group by')]")
+        self.browser.click(f"//*[starts-with(@role, 'menuitem') or self::li][normalize-space(.)='{tag}']")
+        self.browser.see(f"Group by: {tag}", "Group:")
+
+    def only_charts(self, words: str) -> None:
+        """Show only those charts whose names have these words in them."""
+        self.browser.find("//input[@placeholder='Search metric charts']").send_keys(words)
+
+    def run(self, run_id: str, tab: str = "") -> None:
+        """The page of a run."""
+        self.browser.open(f"{self.place}/runs/{run_id}{'/' * bool(tab)}{tab}?{self.TRAINING}")
+
+    def whole_description(self) -> None:
+        self.browser.see("Description")
+        self.browser.click("//*[text()='Show more']")
+        self.browser.see("Show less")
+
+    def artifact(self, *path: str) -> None:
+        """Open a file among the artifacts of the run whose page is open, folder by folder."""
+        for name in path:
+            self.browser.click(f"//*[normalize-space(text())='{name}']")
+
+    def see_pictures(self, count: int) -> None:
+        """Wait until the page shows at least so many pictures, loaded and not icons."""
+        script = "return [...document.images].filter(i => i.naturalWidth > 100 && i.offsetWidth > 50).length"
+        self.browser.wait(lambda: self.browser.driver.execute_script(script) >= count, f"{count} pictures")

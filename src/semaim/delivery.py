@@ -31,6 +31,12 @@ MAX_VALUE = 6000  # MLflow cuts longer parameter values in silence
 PARAMS_PER_CALL = 100
 METRICS_PER_CALL = 1000
 SQLITE = "sqlite:///"
+ABOUT_EXPERIMENT = {
+    "mlflow.experimentKind": "custom_model_development",  # and not a language model's
+    "mlflow.note.content": "Runs of semaim. Each says on its page what it is and how to repeat it; its tags are its "
+    "choices (`permutation`, `target`, `model`, `data`, `task`, ...). Evaluations and the points of a sweep stand "
+    "under the run that they belong to.",
+}
 ANSWER_SECONDS = 5  # that a server is given to say whether it is well
 
 # Nothing phones home; and a server that does not answer is given up soon, since the journal keeps everything for later.
@@ -160,7 +166,7 @@ class Delivery:
             database = Path(uri.removeprefix(SQLITE))
             place = (database.parent / "mlartifacts" / name).as_uri() if uri.startswith(SQLITE) else None
             try:
-                return str(self._client.create_experiment(name, artifact_location=place))
+                return str(self._client.create_experiment(name, artifact_location=place, tags=ABOUT_EXPERIMENT))
             except MlflowException:  # another process created it in between
                 if (known := self._client.get_experiment_by_name(name)) is None:
                     raise

@@ -66,7 +66,7 @@ def execute(job: Job, processes: Processes, stop: StopRequest) -> float:
         log.info("finished in %s", progress.duration(time.monotonic() - started))
         _tell_result(result)
         shown = _from_here(folder.path)
-        _tell_next(shown, tracking.how_to_look(), task.next_commands(shown, job.overrides))
+        _tell_next(shown, tracking.how_to_look(folder), task.next_commands(shown, job.overrides))
     return result[task.metric]
 
 
@@ -194,8 +194,8 @@ def _from_here(path: Path) -> Path:
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
-def _tell_next(folder: Path, look: str | None, commands: dict[str, str]) -> None:
+def _tell_next(folder: Path, look: dict[str, str], commands: dict[str, str]) -> None:
     """Where the run is, and what to type next."""
     log.info("the run is in %s", folder)
-    for purpose, command in (({"look at it": look} if look else {}) | commands).items():
+    for purpose, command in (look | commands).items():
         log.info("  %-13s %s", purpose + ":", command)

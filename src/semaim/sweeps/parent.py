@@ -19,8 +19,9 @@ from semaim.sweeps.folder import FILE, Sweep, labels, swept
 from semaim.sweeps.states import State, journal_tail
 from semaim.sweeps.table import write_results
 
-FINISHED, FAILED = "points/finished", "points/failed"
-BESIDE_THE_TABLE = 600  # characters
+FINISHED, FAILED = "sweep/finished", "sweep/failed"
+BESIDE_THE_TABLE = 200  # characters left free
+MOST_OTHERS = 4  # results besides the first one that the table has room for
 
 
 def open_parent(sweep: Sweep, tracking: Any) -> None:
@@ -89,30 +90,40 @@ def summary(now: Sequence[State]) -> dict[str, float]:
         FINISHED: sum(state.word == "finished" for state in now),
         FAILED: sum(state.over and state.word != "finished" for state in now),
     }
-    names = dict.fromkeys(name for state in now for name in state.result if not name.endswith("_std"))
-    for name in names:
+    for name in _results(now):
         values = [state.result[name] for state in now if name in state.result]
-        found[f"best/{name}"] = min(values) if "loss" in name else max(values)
-        found[f"mean/{name}"] = statistics.fmean(values)
+        short = name.replace("/", "_")  # so that all of them are in one group of charts
+        found[f"sweep/best_{short}"] = min(values) if "loss" in name else max(values)
+        found[f"sweep/mean_{short}"] = statistics.fmean(values)
     return found
+
+
+def _results(now: Sequence[State]) -> list[str]:
+    """The names of what came out: no deviations, and nothing that was measured before training."""
+    names = dict.fromkeys(name for state in now for name in state.result)
+    return [name for name in names if not name.endswith(("_std", "_before"))]
 
 
 def description(sweep: Sweep, now: Sequence[State] | None) -> str:
     """The sweep in Markdown: what is swept over, its command, where it is, and once it is over what came out."""
     axes = "; ".join(f"{key} = {', '.join(f'`{value}`' for value in values)}" for key, values in swept(sweep).items())
-    parts = [f"**Sweep** of {len(sweep.points)} runs" + (f" over {axes}" if axes else ", which are shown under it")]
-    parts += [command_block(sweep.command, sweep.cwd), f"* sweep folder: `{sweep.path}`"]
-    parts += [f"To compare them: metrics `best/...` and `mean/...` of this run; or choose the runs in the table of the "
-              f"experiment, and **Compare**; or `python -m semaim.report`. States now: `python -m semaim.status "
-              f"{sweep.path}`"]  # fmt: skip
-    if now is not None:
-        parts.append(_table(sweep, now, MOST_CHARACTERS - sum(map(len, parts)) - BESIDE_THE_TABLE))
-    return "\n\n".join(parts)
+    head = f"**Sweep** of {len(sweep.points)} runs" + (f" over {axes}" if axes else ", which are shown under it")
+    rest = [
+        command_block(sweep.command, sweep.cwd),
+        f"* sweep folder: `{sweep.path}`\n* how far it is: `python -m semaim.status {sweep.path}`",
+        "To compare its runs by charts, choose the chart view above the table of runs, and **Group by** what is swept "
+        "over. The metrics `sweep/...` of this run are over its points.",
+    ]
+    if now is None:
+        return "\n\n".join([head, *rest])
+    room = MOST_CHARACTERS - sum(map(len, (head, *rest))) - BESIDE_THE_TABLE
+    return "\n\n".join([head, _table(sweep, now, room), *rest])
 
 
 def _table(sweep: Sweep, now: Sequence[State], room: int) -> str:
-    """How each point ended, as far as there is room."""
-    names = list(dict.fromkeys(name for state in now for name in state.result if not name.endswith("_std")))
+    """How each point ended, as far as there is room: the first result, and the last ones, which are evaluations."""
+    first, *others = _results(now) or [""]
+    names = [first, *others[-MOST_OTHERS:]]
     rows = [("run", "state", *names)]
     for label, state in zip(labels(sweep), now, strict=True):
         word = state.word if state.word == "finished" else f"{state.word}: {state.detail[:100]}".replace("|", "\\|")
