@@ -60,7 +60,7 @@ def test_the_journal_has_what_a_step_says(plain_run: Path) -> None:
         assert metrics["train/lr"] == pytest.approx(peak * 0.5 * (1 + math.cos(math.pi * done / total)), rel=1e-12)
         assert metrics["train/epoch"] == pytest.approx(line["step"] / 89)
         assert metrics["train/images_per_second"] > 0
-        assert 0 <= metrics["train/data_wait"] <= 1
+        assert 0 <= metrics["data/wait"] <= 1
         assert metrics["train/grad_norm"] > 0
 
 

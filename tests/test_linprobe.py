@@ -72,7 +72,7 @@ def saved(folder: Path) -> dict[str, Any]:
 
 def measured(folder: Path) -> dict[tuple[int, str], float]:
     """Every metric of the journal that is not a matter of time."""
-    timed = {"train/images_per_second", "train/data_wait", "train/device_hours"}
+    timed = {"train/images_per_second", "data/wait", "train/device_hours"}
     return {
         (line["step"], key): value
         for line in journal(folder)

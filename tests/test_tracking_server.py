@@ -70,7 +70,7 @@ def test_run_without_its_server_finishes_and_is_sent_later(
     assert "Traceback" not in err + out
 
     server.start()
-    for points in (2 * 7, 0):  # two entries of seven metrics, then nothing left
+    for points in (2 * 8, 0):  # two entries of eight metrics, then nothing left
         done = run(tmp_path, "runs/late", launcher=SYNC)
         assert done.returncode == 0, done.stdout
         assert f"runs/late: {points} metric points delivered" in done.stdout

@@ -19,8 +19,9 @@ from semaim.errors import UserError
 from semaim.status import find
 from semaim.sweeps import slurm
 from semaim.sweeps.folder import Sweep
+from semaim.sweeps.parent import update_parent
 from semaim.sweeps.states import State, states
-from semaim.sweeps.table import table, update_parent
+from semaim.sweeps.table import table
 
 PATIENCE_SECONDS = 120.0
 

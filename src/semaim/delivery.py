@@ -11,7 +11,7 @@ import fcntl
 import logging
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,12 @@ log = logging.getLogger(__name__)
 MAX_VALUE = 6000  # MLflow cuts longer parameter values in silence
 PARAMS_PER_CALL = 100
 METRICS_PER_CALL = 1000
+ABOUT_EXPERIMENT = {
+    "mlflow.experimentKind": "custom_model_development",  # and not a language model's
+    "mlflow.note.content": "Runs of semaim. Each says on its page what it is and how to repeat it; its tags are its "
+    "choices (`permutation`, `target`, `model`, `data`, `task`, ...). Evaluations and the points of a sweep stand "
+    "under the run that they belong to.",
+}
 
 
 def parameters(config: dict[str, Any]) -> dict[str, str]:
@@ -103,7 +109,7 @@ class Delivery:
         if found:
             run_id = found[0].info.run_id
         else:
-            tags = {marker: self.state["uid"], **self._tags(), **self._parent()}
+            tags = {marker: self.state["uid"], "run_folder": str(self.folder.path), **self._parent()}
             run_id = self._client.create_run(experiment_id, tags=tags, run_name=self.folder.path.name).info.run_id
         config: Any = OmegaConf.to_container(OmegaConf.load(self.folder.path / "config.yaml"))
         params = [Param(key, value) for key, value in parameters(config).items()]
@@ -121,19 +127,13 @@ class Delivery:
             database = Path(uri.removeprefix(SQLITE))
             place = (database.parent / "mlartifacts" / name).as_uri() if uri.startswith(SQLITE) else None
             try:
-                return str(self._client.create_experiment(name, artifact_location=place))
+                return str(self._client.create_experiment(name, artifact_location=place, tags=ABOUT_EXPERIMENT))
             except MlflowException:  # another process created it in between
                 if (known := self._client.get_experiment_by_name(name)) is None:
                     raise
         if known.lifecycle_stage == "deleted":
             raise UserError(f"the MLflow experiment {name} is deleted: restore it, or set tracking.experiment")
         return str(known.experiment_id)
-
-    def _tags(self) -> dict[str, str]:
-        start = (read_json(self.folder.path / "environment.json") or {"starts": [{}]})["starts"][0]
-        tags = {name: start.get(name) for name in ("commit", "dirty", "host", "device", "command")}
-        tags |= start.get("choices", {})
-        return {"run_folder": str(self.folder.path)} | {k: str(v) for k, v in tags.items() if v is not None}
 
     def _parent(self) -> dict[str, str]:
         """The tag that files this run under another, whose folder its configuration names as parent_run."""
@@ -192,6 +192,13 @@ class Delivery:
             self._client.update_run(run_id, status=status)
         elif status:
             self._client.set_terminated(run_id, status, end_time=line["time"])
+
+
+def deliver(folder: RunFolder) -> None:
+    """Bring a run folder to MLflow if it was meant for it and MLflow answers; `semaim.sync` does it later if not."""
+    if (folder.path / "mlflow.json").is_file():
+        with suppress(Exception):  # whatever it is, the journal keeps everything
+            Delivery(folder).deliver()
 
 
 @contextmanager

@@ -141,8 +141,9 @@ def train_step(
     norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
     loss = torch.stack([loss_B.mean() for _, loss_B in losses]).mean() / run.processes.world_size
     # The one exchange between processes, and the one wait for the device, of a step.
-    seen = torch.stack([loss, norm / run.processes.world_size, torch.tensor(float(run.stop.requested), device=device)])
-    loss_value, norm_value, stop = run.processes.sum(seen).tolist()
+    counts = torch.tensor([float(run.stop.requested), len(unreadable.names)], device=device)
+    seen = torch.cat([torch.stack([loss, norm / run.processes.world_size]), counts])
+    loss_value, norm_value, stop, missing = run.processes.sum(seen).tolist()
     scaled = state.scaler.is_enabled()  # fp16 expects an overflow now and then: the scaler skips that update
     if not math.isfinite(loss_value) or not (math.isfinite(norm_value) or (scaled and state.scaler.get_scale() >= 1)):
         raise not_finite(task, state, run, losses, loss_value, norm_value)
@@ -151,7 +152,7 @@ def train_step(
     set_lr(state.optimizer, lr)
     state.scaler.step(state.optimizer)
     state.scaler.update()
-    return StepReport(loss_value, norm_value, lr, time.perf_counter() - started, waited, stop > 0)
+    return StepReport(loss_value, norm_value, lr, time.perf_counter() - started, waited, round(missing), stop > 0)
 
 
 def not_finite(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +11,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from semaim.command_line import check_overrides, composition
-from semaim.runfolder import run_name
+from semaim.runfolder import may_differ, run_name
 
 
 def _name_of_this_run(named_after: Sequence[str]) -> str:
@@ -36,6 +37,18 @@ class Job:
     overrides: Sequence[str]
     choices: dict[str, str]
     folders: Sequence[str] = ()
+
+    @property
+    def command(self) -> str:
+        """The command that makes this run, and finds it again."""
+        folders = [word for folder in self.folders for word in ("--config-dir", folder.removeprefix("file://"))]
+        return shlex.join(["python", "-m", "semaim.run", *folders, *self.overrides])
+
+    @property
+    def parts(self) -> dict[str, str]:
+        """The task, and the choice in each group that it is made of."""
+        taken = [key for key in self.cfg.task if OmegaConf.is_interpolation(self.cfg.task, key) and not may_differ(key)]
+        return {"task": self.choices["task"]} | {key: self.choices[key] for key in taken if key in self.choices}
 
     @property
     def config(self) -> dict[str, Any]:

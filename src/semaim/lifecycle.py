@@ -5,14 +5,14 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from hydra.utils import instantiate
 
-from semaim import distributed, progress, provenance
+from semaim import distributed, presentation, progress, provenance
 from semaim.checkpoint import fingerprint
 from semaim.distributed import Processes
 from semaim.errors import Interrupted, UserError
@@ -23,7 +23,6 @@ from semaim.run_context import Run
 from semaim.runfolder import RunFolder, State
 from semaim.seeding import derive_seed, seed_all
 from semaim.stopping import StopRequest
-from semaim.sweeps.slurm import this_job
 
 log = logging.getLogger("semaim")
 
@@ -58,14 +57,16 @@ def execute(job: Job, processes: Processes, stop: StopRequest) -> float:
     seed_all(derive_seed(config["seed"], "process", processes.rank))
     with _opened(folder, job, processes, stop) as (run, tracking):
         started = time.monotonic()
+        _introduce(run, job, task.look_at, None)
         result = task.run(run)
         if processes.is_main:
             folder.set_status("finished", metric=task.metric, result=result, asked=_asked(config))
+        _introduce(run, job, task.look_at, result)
     if processes.is_main:
         log.info("finished in %s", progress.duration(time.monotonic() - started))
         _tell_result(result)
         shown = _from_here(folder.path)
-        _tell_next(shown, tracking.how_to_look(), task.next_commands(shown, job.overrides))
+        _tell_next(shown, tracking.how_to_look(folder), task.next_commands(shown, job.overrides))
     return result[task.metric]
 
 
@@ -127,8 +128,6 @@ def _opened(folder: RunFolder, job: Job, processes: Processes, stop: StopRequest
     run.journal = Journal(folder.journal)
     run.journal.status("RUNNING")
     folder.set_status("running", **_progress(folder))
-    if place := this_job():
-        run.tag({f"slurm.{name}": str(value) for name, value in place.items()})
     status: Status = "FAILED"
     state: State = "failed"
     try:
@@ -168,8 +167,15 @@ def _note_start(folder: RunFolder, job: Job, processes: Processes) -> None:
         log.warning("the code has changed since this run began: commit %s%s then, %s%s now",
                     starts[0]["commit"], " (modified)" if starts[0]["dirty"] else "",
                     now["commit"], " (modified)" if now["dirty"] else "")  # fmt: skip
-    named_after = {group: job.choices[group] for group in job.config["named_after"] if group in job.choices}
-    write_json(path, {"starts": [*starts, now | {"choices": named_after}]})
+    write_json(path, {"starts": [*starts, now | {"choices": job.parts}]})
+
+
+def _introduce(run: Run, job: Job, look_at: Mapping[str, str], result: dict[str, float] | None) -> None:
+    """Say in the journal what the run is to be found by, and what is to be read on its page."""
+    if run.processes.is_main:
+        start = presentation.last_start(run.folder.path)
+        run.tag(presentation.tags(job, start))
+        run.tag({presentation.NOTE: presentation.description(job, start, look_at, result)})
 
 
 def _tell_result(result: dict[str, float]) -> None:
@@ -188,8 +194,8 @@ def _from_here(path: Path) -> Path:
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
-def _tell_next(folder: Path, look: str | None, commands: dict[str, str]) -> None:
+def _tell_next(folder: Path, look: dict[str, str], commands: dict[str, str]) -> None:
     """Where the run is, and what to type next."""
     log.info("the run is in %s", folder)
-    for purpose, command in (({"look at it": look} if look else {}) | commands).items():
+    for purpose, command in (look | commands).items():
         log.info("  %-13s %s", purpose + ":", command)

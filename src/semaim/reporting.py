@@ -15,13 +15,24 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class StepReport:
-    """What one step says of itself: loss (mean over all images), gradient norm before clipping, seconds."""
+    """What one step says of itself.
+
+    Attributes:
+        loss: mean over all images.
+        grad_norm: before clipping.
+        lr: learning rate.
+        seconds: it took.
+        waited: seconds of these, for images.
+        unreadable: images that could not be read so far, counted once by each process.
+        stop: whether a signal asked to stop.
+    """
 
     loss: float
     grad_norm: float
     lr: float
     seconds: float
     waited: float
+    unreadable: int
     stop: bool
 
 
@@ -67,5 +78,6 @@ class Report:
             "train/grad_norm": step.grad_norm,
             "train/epoch": epoch,
             "train/images_per_second": rate,
-            "train/data_wait": waiting,
+            "data/wait": waiting,
+            "data/unreadable_images": step.unreadable,
         }

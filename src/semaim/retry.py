@@ -20,8 +20,9 @@ from semaim.progress import plural
 from semaim.status import find
 from semaim.sweeps.folder import Sweep
 from semaim.sweeps.launch import submit
+from semaim.sweeps.parent import update_parent
 from semaim.sweeps.states import states
-from semaim.sweeps.table import next_commands, table, update_parent
+from semaim.sweeps.table import next_commands, table
 
 
 def retry(sweep: Sweep, numbers: Sequence[int], options: dict[str, Any]) -> int:

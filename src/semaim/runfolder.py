@@ -169,9 +169,14 @@ class RunFolder:
             self._lock_file.close()
             self._lock_file = None
 
+    @property
+    def is_held(self) -> bool:
+        """Whether this object holds the folder."""
+        return self._lock_file is not None
+
     def is_locked(self) -> bool:
         """Whether a live process other than this one holds the folder."""
-        if self._lock_file is not None:  # and opening the file once more would let go of the lock
+        if self.is_held:  # and opening the file once more would let go of the lock
             return False
         try:
             with open(self.path / ".lock", "r+", encoding="utf-8") as file:

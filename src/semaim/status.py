@@ -15,8 +15,9 @@ from pathlib import Path
 from semaim.errors import UserError
 from semaim.files import read_json
 from semaim.sweeps.folder import FILE, Executor, Point, Sweep
+from semaim.sweeps.parent import update_parent
 from semaim.sweeps.states import State, states
-from semaim.sweeps.table import table, update_parent
+from semaim.sweeps.table import table
 
 EVERY_SECONDS = 5.0
 

@@ -12,11 +12,13 @@ from pathlib import Path
 
 from semaim.delivery import Delivery
 from semaim.errors import UserError
+from semaim.files import read_json
 from semaim.journal import Journal, read
 from semaim.runfolder import RunFolder
 from semaim.tracking_store import existing_store, refusal
 
 log = logging.getLogger(__name__)
+LOCAL_SERVER = "http://127.0.0.1:5000"  # of mlflow ui, where nothing else is said
 USUAL_URI = "sqlite:///mlflow.db"  # where the report looks by itself
 
 
@@ -122,13 +124,14 @@ class MLflow:
             raise UserError(f"checkpoint=mlflow:{run_id}: its run folder ({folder}) is not on this machine")
         return folder
 
-    def how_to_look(self) -> str | None:
-        """Where the run can be browsed."""
-        if not self.uri.startswith("http"):
-            return f"mlflow ui --backend-store-uri {self.uri}"
-        state = self.delivery.state
-        page = f"/#/experiments/{state['experiment_id']}/runs/{state['run_id']}" if state["run_id"] else ""
-        return f"open {self.uri.rstrip('/')}{page}"
+    def how_to_look(self, folder: RunFolder) -> dict[str, str]:
+        """What to do to see a run."""
+        found = read_json(folder.path / "mlflow.json")
+        place = f"/{found['experiment_id']}/runs/{found['run_id']}" if found["run_id"] else ""  # else not delivered yet
+        page = f"/#/experiments{place}?workflowType=machine_learning"  # MLflow also has pages for language models
+        if self.uri.startswith("http"):
+            return {"look at it": f"open {self.uri.rstrip('/')}{page}"}
+        return {"look at it": f"mlflow ui --backend-store-uri {self.uri}", "and open": f"{LOCAL_SERVER}{page}"}
 
     def how_to_compare(self) -> str | None:
         """What makes the table of all evaluations."""
@@ -155,8 +158,8 @@ class NoTracking:
         """
         raise UserError(f"checkpoint=mlflow:{run_id} needs a tracking store to look it up in: tracking=mlflow")
 
-    def how_to_look(self) -> str | None:
-        return None
+    def how_to_look(self, folder: RunFolder) -> dict[str, str]:
+        return {}
 
     def how_to_compare(self) -> str | None:
         return None

@@ -13,15 +13,13 @@ import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from omegaconf import OmegaConf
-
 from semaim.errors import UserError
-from semaim.files import read_json, write_json, write_text
+from semaim.files import read_json, write_json
 from semaim.job import Job, compose_job
-from semaim.journal import Journal
 from semaim.runfolder import RunFolder, asked_besides
 from semaim.then import follow_ups, under
 
@@ -39,6 +37,7 @@ class Point:
         parent: folder of the sweep or run that it is shown under in MLflow; null for none.
         after: number of the point that must have ended well before this one starts.
         job: id of the job that was submitted for it last.
+        then: run folders of what follows it in the same job.
     """
 
     overrides: list[str]
@@ -46,6 +45,7 @@ class Point:
     parent: str | None = None
     after: int | None = None
     job: str | None = None
+    then: list[str] = field(default_factory=list)
 
     @property
     def name(self) -> str:
@@ -82,6 +82,11 @@ class Sweep:
     folders: list[str] = field(default_factory=list)
     code: dict[str, Any] = field(default_factory=dict)
 
+    @cached_property
+    def folder(self) -> RunFolder:
+        """Its folder, as that of the run that the points are shown under."""
+        return RunFolder(self.path)
+
     @property
     def jobs(self) -> Path:
         """Folder of what jobs print."""
@@ -115,24 +120,6 @@ class Sweep:
             job = under(job, point.parent)
         return [job] if self.executor == "slurm" else [job, *follow_ups(job)]
 
-    def open_parent(self, tracking: Any) -> None:
-        """Make the MLflow run that the points are shown under, before any of them starts.
-
-        Processes that meet a new store or experiment at the same time get in each other's way.
-
-        Args:
-            tracking: as in the configuration (semaim.tracking).
-        """
-        folder = RunFolder(self.path)
-        shown = {"command": self.command, "points": len(self.points), "launcher": self.launcher | {"is": self.executor}}
-        write_text(folder.path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(shown)))
-        write_json(folder.path / "environment.json", {"starts": [self.code | {"command": self.command}]})
-        journal = Journal(folder.journal)
-        journal.status("RUNNING")
-        journal.tags({"sweep": str(len(self.points))})
-        journal.close()
-        tracking.prepare(folder)
-
 
 def failure_file(job_folder: Path, attempt: int) -> Path:
     """Where the process that fails first in an attempt of a job leaves its error."""
@@ -154,11 +141,11 @@ def make_points(job_overrides: Sequence[Sequence[str]], folders: Sequence[str], 
     for overrides in job_overrides:
         job = compose_job(list(overrides), folders)
         points.append(Point(list(overrides), _place(job)))
+        first, followers = len(points) - 1, follow_ups(job)
         if dependent:
-            first = len(points) - 1
-            points += [
-                Point(list(each.overrides), _place(each), parent=_place(job), after=first) for each in follow_ups(job)
-            ]
+            points += [Point(list(each.overrides), _place(each), parent=_place(job), after=first) for each in followers]
+        else:
+            points[first].then = [_place(each) for each in followers]
     places = [point.run_dir for point in points]
     if twice := sorted({place for place in places if places.count(place) > 1}):
         raise UserError(f"several points of this sweep are the same run, {twice[0]}: leave run_name to be made of them")
@@ -180,6 +167,17 @@ def labels(sweep: Sweep) -> list[str]:
     for point in sweep.points:
         names.append(own.pop(0) if point.after is None else f"{names[point.after]}, {point.overrides[0]}")
     return names
+
+
+def swept(sweep: Sweep) -> dict[str, list[str]]:
+    """What is swept over: each option that differs between the points, and its values."""
+    firsts = [point.overrides for point in sweep.points if point.after is None]
+    axes: dict[str, list[str]] = {}
+    for override in (override for each in firsts for override in each if override not in common(firsts)):
+        key, _, value = override.partition("=")
+        axes.setdefault(key, [])
+        axes[key] += [value] if value not in axes[key] else []
+    return axes
 
 
 def common(command_lines: Sequence[Sequence[str]]) -> set[str]:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from semaim.command_line import EXIT_INTERRUPTED, explain, report
+from semaim.delivery import deliver
 from semaim.errors import Interrupted
 from semaim.files import write_json
 from semaim.lifecycle import execute, session
@@ -26,7 +27,6 @@ from semaim.provenance import code_version
 from semaim.stopping import StopRequest
 from semaim.sweeps.folder import Point, Sweep, failure_file
 from semaim.sweeps.slurm import this_job
-from semaim.sweeps.states import deliver
 from semaim.sync import mark_ended
 
 log = logging.getLogger(__name__)

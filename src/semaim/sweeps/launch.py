@@ -15,6 +15,7 @@ from semaim.errors import Interrupted, UserError
 from semaim.lifecycle import stored_result
 from semaim.sweeps.folder import Point, Sweep, labels
 from semaim.sweeps.job import PointJob, note_failure, run_point
+from semaim.sweeps.parent import update_parent
 from semaim.sweeps.states import State, states
 
 log = logging.getLogger(__name__)
@@ -175,6 +176,8 @@ def run_here(sweep: Sweep, numbers: Sequence[int], is_main: bool) -> None:
             if is_main:
                 note_failure(sweep.job_folder(point.job), error)
             report(error)
+        if is_main:
+            update_parent(sweep, states(sweep))
 
 
 def wait(sweep: Sweep) -> list[State]:
@@ -183,6 +186,7 @@ def wait(sweep: Sweep) -> list[State]:
     told: dict[str, str] = {}
     while True:
         now = states(sweep)
+        update_parent(sweep, now)
         for label, point, state in zip(labels(sweep), sweep.points, now, strict=True):
             if told.get(point.run_dir) != state.word and point.job is not None:
                 told[point.run_dir] = state.word

@@ -20,11 +20,11 @@ from semaim.errors import Interrupted, SweepFailed, UserError
 from semaim.job import Job, compose_job
 from semaim.progress import plural
 from semaim.provenance import code_version, command_line
-from semaim.runfolder import RunFolder
 from semaim.sweeps.folder import FILE, Executor, Sweep, make_points, sweep_name
 from semaim.sweeps.launch import run_here, submit, to_submit, wait
+from semaim.sweeps.parent import open_parent, update_parent
 from semaim.sweeps.states import State, states
-from semaim.sweeps.table import next_commands, table, update_parent
+from semaim.sweeps.table import next_commands, table
 
 log = logging.getLogger(__name__)
 
@@ -89,12 +89,11 @@ def launch(
 @contextmanager
 def _in_hand(sweep: Sweep) -> Iterator[None]:
     """One process at a time launches a sweep."""
-    folder = RunFolder(sweep.path)
-    folder.lock()
+    sweep.folder.lock()
     try:
         yield
     finally:
-        folder.unlock()
+        sweep.folder.unlock()
 
 
 def _former_states(sweep: Sweep) -> list[State] | None:
@@ -139,7 +138,7 @@ def _open(sweep: Sweep, settings: Job) -> None:
     if len(sweep.points) > 1:
         for point in sweep.points:
             point.parent = point.parent or str(sweep.path)
-        sweep.open_parent(instantiate(settings.cfg.tracking, _convert_="all"))
+        open_parent(sweep, instantiate(settings.cfg.tracking, _convert_="all"))
     sweep.save()
 
 

@@ -9,12 +9,11 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from semaim.delivery import Delivery
+from semaim.delivery import deliver
 from semaim.files import read_json
 from semaim.journal import read
 from semaim.progress import duration
@@ -75,7 +74,7 @@ def look(sweep: Sweep) -> list[Seen]:
         return [by_job[point.job] if point.job else Seen("over") for point in sweep.points]
     if sweep.executor == "local":
         return [Seen("running" if _is_submitit(point.job) else "over") for point in sweep.points]
-    launching = RunFolder(sweep.path).is_locked()
+    launching = sweep.folder.is_held or sweep.folder.is_locked()
     return [_one_after_the_other(point, launching) for point in sweep.points]
 
 
@@ -107,10 +106,16 @@ def _state(sweep: Sweep, point: Point, seen: Seen) -> State:
         return State(word, progress(point.folder) if word == "running" else status["error"], seen.restarts)
     if status.get("state") == "finished":
         value = status["result"][status["metric"]]
-        return State("finished", result_text(status), seen.restarts, status["result"], value)
+        return State("finished", result_text(status), seen.restarts, status["result"] | _followed(point), value)
     if seen.state == "unknown":
         return State("unknown", f"{seen.reason}; the run folder says: {status.get('state', 'not begun')}")
     return _ended_badly(sweep, point, seen, status if here else {})
+
+
+def _followed(point: Point) -> dict[str, float]:
+    """The results of what followed a run in the same job."""
+    ended = [_status(RunFolder(Path(place))) for place in point.then]
+    return {name: value for status in ended for name, value in status.get("result", {}).items()}
 
 
 def _ended_badly(sweep: Sweep, point: Point, seen: Seen, status: dict[str, Any]) -> State:
@@ -155,13 +160,6 @@ def settle(folder: RunFolder, state: State) -> None:
         word = "interrupted" if state.word == "killed" else "failed"
     mark_ended(folder, word, "FAILED" if word == "failed" else "KILLED", state.detail)
     deliver(folder)
-
-
-def deliver(folder: RunFolder) -> None:
-    """Bring a run folder to MLflow if it was meant for it and MLflow answers; `semaim.sync` does it later if not."""
-    if (folder.path / "mlflow.json").is_file():
-        with suppress(Exception):  # whatever it is, the journal keeps everything
-            Delivery(folder).deliver()
 
 
 def _death(job_folder: Path, attempt: int) -> str | None:

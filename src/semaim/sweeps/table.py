@@ -1,4 +1,4 @@
-"""What came out of a sweep: a table for people, `results.csv` for programs, and the end of its MLflow run."""
+"""What came out of a sweep: a table for people, and `results.csv` for programs."""
 
 from __future__ import annotations
 
@@ -10,10 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from semaim.files import write_text
-from semaim.journal import Journal, Status
-from semaim.runfolder import RunFolder
-from semaim.sweeps.folder import FILE, Sweep, labels
-from semaim.sweeps.states import State, deliver, journal_tail
+from semaim.sweeps.folder import Sweep, labels
+from semaim.sweeps.states import State
 
 MAX_DETAIL = 200  # characters; results.csv has all
 
@@ -33,27 +31,6 @@ def table(sweep: Sweep, now: Sequence[State], numbers: Sequence[int] | None = No
         f"{name:<{widths[0]}}  {job:<{widths[1]}}  {word:<{widths[2]}}  {detail}".rstrip()
         for name, job, word, detail in rows
     )
-
-
-def update_parent(sweep: Sweep, now: Sequence[State]) -> None:
-    """Say in the MLflow run of the sweep whether it is over; if it is, also write `results.csv`."""
-    if not (sweep.path / FILE).is_file():  # a run alone
-        return
-    over = all(state.over for state in now)
-    status: Status = "RUNNING"
-    if over:
-        write_results(sweep, now)
-        status = "FINISHED" if all(state.word == "finished" for state in now) else "FAILED"
-    folder = RunFolder(sweep.path)
-    said = [line["status"] for line in journal_tail(folder) if "status" in line]
-    if not said or said[-1] == status:
-        return
-    journal = Journal(folder.journal)
-    if over:
-        journal.artifact("results.csv")
-    journal.status(status)
-    journal.close()
-    deliver(folder)
 
 
 def write_results(sweep: Sweep, now: Sequence[State]) -> None:

@@ -6,21 +6,24 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from semaim.data import ImageData
 from semaim.data.sources import ImageSet
+from semaim.delivery import deliver, locked
 from semaim.encoders import EncoderSource, fingerprint
 from semaim.errors import UserError
 from semaim.feature_store import stored
 from semaim.features import Features, Pass
+from semaim.journal import Journal
 from semaim.models.aim import pair
 from semaim.models.vit import encode
 from semaim.origins import Origin
 from semaim.run_context import Run
+from semaim.runfolder import RunFolder
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +47,12 @@ class Evaluation:
         data: labelled images, some of them held out.
     """
 
+    look_at: ClassVar[dict[str, str]] = {
+        "eval/...": "accuracies in percent on held-out images, at the step that the encoder's pretraining had reached",
+        "tags pretrained.... and metrics pretrained/...": "which encoder it is, and what its pretraining cost",
+        "artifacts": "`per_class.csv` and `confusion.csv` (not of few-shot evaluations)",
+    }
+
     def __init__(self, source: EncoderSource, data: ImageData) -> None:
         self.source = source
         self.data = data
@@ -63,8 +72,11 @@ class Evaluation:
         return origin
 
     def end(self, run: Run, origin: Origin, result: Mapping[str, float]) -> dict[str, float]:
-        """Log the result at the step of the encoder's pretraining."""
-        run.log(origin.step, {f"eval/{name}": value for name, value in result.items()})
+        """Log the result at the step of the encoder's pretraining, also in the run that this one follows."""
+        metrics = {f"eval/{name}": value for name, value in result.items()}
+        run.log(origin.step, metrics)
+        if run.processes.is_main and run.config["parent_run"] is not None:
+            tell_pretraining(RunFolder(Path(run.config["parent_run"])), origin.step, metrics)
         return dict(result)
 
     def next_commands(self, folder: Path, overrides: Sequence[str]) -> dict[str, str]:
@@ -97,6 +109,20 @@ class FeatureEvaluation(Evaluation):
         self.vit.to(run.processes.device)
         wanted = Pass(encoder_pass(self.vit), self.data, images, indices, self.batch_size, title)
         return stored(self.features_dir, self.weights, wanted, run)
+
+
+def tell_pretraining(folder: RunFolder, step: int, metrics: Mapping[str, float]) -> None:
+    """Show accuracies of an encoder in the run that pretrained it, so that pretrainings can be compared by them.
+
+    Nothing happens if the folder is that of a sweep, or of a run that goes on meanwhile.
+    """
+    if folder.status().get("state") != "finished" or folder.is_locked():
+        return
+    with locked(folder.path / ".journal.lock"):  # evaluations that end at the same time
+        journal = Journal(folder.journal)
+        journal.log(step, metrics)
+        journal.close()
+    deliver(folder)
 
 
 def other_split(before: dict[str, Any], now: dict[str, Any]) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from safetensors.numpy import save as safetensors_bytes
@@ -34,6 +34,7 @@ class ExportFeatures:
     """
 
     metric = "images"
+    look_at: ClassVar[dict[str, str]] = {"run folder": "`train.*` and `val.*` hold the features"}
 
     def __init__(
         self, source: EncoderSource, data: ImageData, format: Literal["npz", "safetensors"], batch_size: int

@@ -9,7 +9,7 @@ import logging
 import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -63,6 +63,14 @@ class Pretraining:
     """
 
     metric = "loss"
+    look_at: ClassVar[dict[str, str]] = {
+        "online/knn_...": "accuracy in percent of nearest neighbours on held-out images, before, during (with "
+        "`task.knn_every_epochs`) and after training. This compares orders; the loss does not, since orders differ in "
+        "how hard they are to predict",
+        "train/loss, train/grad_norm": "whether training goes well",
+        "data/wait": "share of a step spent waiting for images; if it is more than a few percent, raise "
+        "`data.num_workers`",
+    }
 
     def __init__(
         self,

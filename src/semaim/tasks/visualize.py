@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -86,6 +86,7 @@ class Visualize:
     """
 
     metric = "images"
+    look_at: ClassVar[dict[str, str]] = {"artifacts, pictures": "orders and maps, predictions, and film strips"}
 
     def __init__(
         self,
