@@ -1,6 +1,6 @@
 """A run loses nothing when MLflow is away: not installed, its server down, or gone in the middle.
 
-The server is a real `mlflow server` on a free port of this machine, with a SQLite backend.
+The server is a real `mlflow server` on a free port of this machine, over PostgreSQL where that is installed.
 """
 
 from __future__ import annotations
@@ -14,17 +14,21 @@ from pathlib import Path
 
 import pytest
 
-from commands import ENVIRONMENT, RUN, journal, run, started, status, wait_for
-from mlflow_server import Server
+from commands import ENVIRONMENT, RUN, journal, losses, run, started, status, succeed, wait_for
+from mlflow_server import PostgreSQL, Server
 from semaim import sync
+from slurm_runs import PACE, PACED, SMALL_ANYHOW, import_path
 from test_command_line import run_here
 from test_tracking import SYNC, TINY, assert_shows_all, delivery_state, mlflow_client, only_run
 
+pytestmark = pytest.mark.xdist_group("postgres")
+
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server that tests start and stop as they need it."""
-    server = Server(tmp_path_factory.mktemp("server"))
+    store = None if PostgreSQL.missing() else request.getfixturevalue("postgres").database()
+    server = Server(tmp_path_factory.mktemp("server"), store)
     try:
         yield server
     finally:
@@ -35,8 +39,10 @@ def test_run_against_a_server_is_complete(server: Server, tmp_path: Path, capsys
     server.start()
     options = ("trainer.max_steps=4", f"tracking.uri={server.uri}", "tracking.experiment=plain", "run_name=plain")
     assert run_here(tmp_path, *TINY, *options) == 0
-    assert f"open {server.uri}" in capsys.readouterr().err
     client, run_folder = mlflow_client(server.uri), tmp_path / "runs" / "plain"
+    state = delivery_state(run_folder)
+    page = f"{server.uri}/#/experiments/{state['experiment_id']}/runs/{state['run_id']}"
+    assert f"open {page}\n" in capsys.readouterr().err
     assert_shows_all(client, run_folder, "FINISHED")
     run_id = only_run(client, "plain").info.run_id
     (tmp_path / "fetched").mkdir()
@@ -84,8 +90,14 @@ def test_run_without_its_server_finishes_and_is_sent_later(
 def test_server_away_in_the_middle_of_a_run(
     how: str, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Killed: connections are refused. Silent (SIGSTOP): they are taken and never answered."""
-    monkeypatch.setitem(ENVIRONMENT, "MLFLOW_HTTP_REQUEST_TIMEOUT", "3")
+    """Killed: connections are refused, until it is back. Silent (SIGSTOP): they are taken and not answered, to the end.
+
+    The run takes its time until the test has seen enough.
+    """
+    pace, steps = tmp_path / "pace", 400
+    for variable, value in {"MLFLOW_HTTP_REQUEST_TIMEOUT": "3", PACE: str(pace), **import_path()}.items():
+        monkeypatch.setitem(ENVIRONMENT, variable, value)
+    pace.write_text(str(0.25 / 16))  # seconds for an image, of which a step has 16
     server.start()
     assert server.process is not None
     run_folder = tmp_path / "runs" / how
@@ -94,23 +106,29 @@ def test_server_away_in_the_middle_of_a_run(
     def log_says(words: str) -> bool:
         return words in (run_folder / "run.log").read_text()
 
-    with started(tmp_path, *TINY, *options, "trainer.log_every_steps=20") as process:
-        wait_for(lambda: delivery_state(run_folder)["sent"] > 500, "a delivery")
+    with started(tmp_path, *SMALL_ANYHOW, *PACED, *options, f"trainer.max_steps={steps}") as process:
+        wait_for(lambda: delivery_state(run_folder)["sent"] > 5000, "a delivery of metrics")
         server.stop() if how == "killed" else os.killpg(server.process.pid, signal.SIGSTOP)
-        sent, lines = delivery_state(run_folder)["sent"], len(journal(run_folder))
+        sent, last = delivery_state(run_folder)["sent"], max(losses(run_folder))
         wait_for(lambda: log_says("does not take the metrics"), "the run to notice")
-        assert len(journal(run_folder)) > lines  # training went on
-        server.start() if how == "killed" else os.killpg(server.process.pid, signal.SIGCONT)
-        if how == "silent":  # the other one delivers at its end
+        wait_for(lambda: last + 40 in losses(run_folder), "ten seconds of training")
+        assert delivery_state(run_folder)["sent"] == sent
+        if how == "killed":
+            server.start()
             wait_for(lambda: log_says("answers again"), "the run to deliver again")
             assert delivery_state(run_folder)["sent"] > sent
-        process.terminate()
-        said = process.communicate(timeout=90)[0]
-    assert process.returncode == 75, said
-    assert "has not got" not in said
+        pace.unlink()
+        wait_for(lambda: steps in losses(run_folder), "the last step")
+        said = process.communicate(timeout=60)[0]
+    assert process.returncode == 0, said
+    assert list(losses(run_folder)) == list(range(1, steps + 1))
+    assert ("has not got" in said) == (how == "silent")
+    if how == "silent":  # it also gets what was sent to it meanwhile
+        os.killpg(server.process.pid, signal.SIGCONT)
+        assert "metric points delivered" in succeed(tmp_path, str(run_folder), launcher=SYNC)
     client = mlflow_client(server.uri)
     assert only_run(client, how).info.run_id == delivery_state(run_folder)["run_id"]
-    assert_shows_all(client, run_folder, "KILLED")
+    assert_shows_all(client, run_folder, "FINISHED")
 
 
 def test_untracked_run_needs_no_mlflow(tmp_path: Path) -> None:
