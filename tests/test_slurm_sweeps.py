@@ -16,6 +16,7 @@ import pytest
 from mlflow import MlflowClient
 
 from commands import status, wait_for
+from semaim.sweeps import slurm
 from slurm import Cluster
 from slurm_runs import ON_CPU, SMALL_ANYHOW, JobRun, shown, subprocess_run
 
@@ -186,6 +187,22 @@ def test_controller_that_does_not_answer_makes_nobody_dead(cluster: Cluster, tmp
     assert status(run.folder)["state"] == "running"
     wait_for(lambda: run.step() > 5, "steps")
     cluster.run("scancel", run.job)
+
+
+def test_job_cancelled_on_its_way_back_into_the_queue_is_over(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The accounts say REQUEUED of it for ever, and after some minutes they alone remember it."""
+    (tmp_path / "job.sh").write_text("#!/bin/bash\ntrap 'sleep 3; exit' TERM\nwhile true; do sleep 0.1; done\n")
+    job = str(cluster.sbatch("-o", "/dev/null", "job.sh", cwd=tmp_path))
+    cluster.wait_for_state(job, "RUNNING")
+    time.sleep(2)  # until the script listens
+    cluster.run("scontrol", "requeue", job)
+    cluster.run("scancel", job)
+    cluster.wait_for_state(job, "CANCELLED")
+    wait_for(lambda: [start["State"] for start in cluster.sacct(int(job))] == ["REQUEUED"], "the accounts")
+    monkeypatch.setattr(slurm, "_from_controller", lambda _: {})
+    assert slurm.look([job])[job].state == "over"
 
 
 def test_check_asks_the_real_sinfo(cluster: Cluster, tmp_path: Path) -> None:

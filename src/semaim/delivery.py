@@ -176,9 +176,11 @@ class Delivery:
 
     def _send_other(self, line: dict[str, Any]) -> None:
         """Send a line that holds no metrics."""
+        from mlflow.entities import RunTag
+
         run_id = self.state["run_id"]
-        for key, value in line.get("tags", {}).items():
-            self._client.set_tag(run_id, key, value)
+        if tags := [RunTag(key, value) for key, value in line.get("tags", {}).items()]:
+            self._client.log_batch(run_id, tags=tags)
         if (artifact := line.get("artifact")) and (self.folder.path / artifact).is_file():
             self._client.log_artifact(run_id, str(self.folder.path / artifact))
         if (image := line.get("image")) and (file := self.folder.path / image["file"]).is_file():

@@ -80,6 +80,8 @@ def _from_accounting(job_ids: Sequence[str]) -> dict[str, Seen]:
         job, state, code, nodes = line.split("|")
         word = state.split()[0]  # "CANCELLED by 1000"
         reason = f"{state}, exit code {code}" if word == "FAILED" else state
+        if word == "REQUEUED":  # the controller, which has forgotten it, would know a job that is in the queue again
+            word, reason = "CANCELLED", "CANCELLED before it started again"
         seen[job] = Seen(_kind(word), reason, 0, nodes)
     return seen
 
