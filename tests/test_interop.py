@@ -57,11 +57,15 @@ def target_of(config, tensors):
 
 @pytest.mark.parametrize("how", ["official", "parallel", "mae", "plain"])
 @torch.no_grad()
-def test_official_checkpoints_predict_as_the_authors_code(tmp_path, golden, how):
+def test_official_checkpoints_predict_as_the_authors_code(tmp_path, golden, how, caplog):
+    caplog.set_level("INFO")
     stem, tensors, config = golden
     weights = {name[6:]: value for name, value in tensors.items() if name.startswith("state/")}
     torch.save(wrapped(weights, how), tmp_path / "checkpoint.pth")
     model = semaim.load_model(tmp_path / "checkpoint.pth")
+    taken = f": of SemAIM's or SAIM's code, {len(model.state_dict())} weights taken, none missing"
+    assert taken in caplog.text
+    assert ("left out: the target's fixed blur kernel" in caplog.text) == ("gaussian_blur.weight" in weights)
     sizes = {key: config[key] for key in ("patch_size", "embed_dim", "depth", "num_heads", "query_depth", "mlp_ratio")}
     assert {key: model.architecture[key] for key in sizes} == sizes
     assert model.image_size == (224, 224)

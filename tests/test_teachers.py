@@ -139,14 +139,14 @@ def test_without_projection_tokens_are_those_after_the_norm(clip_file: Path, ima
     assert (tokens_BNP - expected_BNP).abs().max() <= 1e-5 * expected_BNP.abs().max()
 
 
-def test_weights_of_the_hub_are_taken_and_must_be_complete(tmp_path: Path) -> None:
-    # A folder that timm reads as it reads the hub.
+def test_weights_of_a_folder_are_taken_and_must_be_complete(tmp_path: Path) -> None:
+    # timm reads it as it reads the hub.
     made = network(tiny_clip)
     timm.models.save_for_hf(made, tmp_path, model_config={"num_classes": 20, **COLOURS})
     found = teacher(f"local-dir:{tmp_path}", projection=True)
     found.load()
     assert found.identity == {
-        "model": f"local-dir:{tmp_path}", "source": "hub", "checksum": weights_checksum(made),
+        "model": f"local-dir:{tmp_path}", "source": "folder", "checksum": weights_checksum(made),
     }  # fmt: skip
     state = made.state_dict()
     del state["blocks.0.attn.qkv.weight"]

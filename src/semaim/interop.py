@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from semaim import checkpoint
 from semaim.errors import UserError
 from semaim.models.aim import AIM
+from semaim.progress import plural
 
 log = logging.getLogger(__name__)
 # The weights that tell a two-stream model and its sizes.
@@ -87,6 +88,8 @@ def model_of(state: dict[str, Any], path: Path, num_heads: int | None, ema: bool
     except TypeError as error:
         raise UserError(f"checkpoint={path} describes a model that this semaim does not know: {error}") from error
     load_weights(model, weights, path)
+    whose = "of semaim" if "architecture" in state else "of SemAIM's or SAIM's code"
+    log.info("checkpoint %s: %s, %s taken, none missing", path, whose, plural(len(weights), "weight"))
     return model
 
 
@@ -145,7 +148,8 @@ def _official_weights(state: dict[str, Any], path: Path) -> dict[str, Tensor]:
             f"checkpoint={path} is not a pretraining checkpoint of semaim, SemAIM or SAIM: it holds "
             f"{sorted(weights)[:3] or sorted(state)[:3]}, ... (other projects' encoders are for evaluations: task=knn)"
         )
-    weights.pop("gaussian_blur.weight", None)  # the target's fixed kernel, computed here by semaim.targets.Pixels
+    if weights.pop("gaussian_blur.weight", None) is not None:  # computed here by semaim.targets.Pixels
+        log.info("left out: the target's fixed blur kernel")
     return weights
 
 

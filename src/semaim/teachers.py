@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from semaim import hub
 from semaim.errors import UserError
 from semaim.models.aim import AIM
 from semaim.models.cost import encoder_cost
@@ -34,8 +35,9 @@ class Teacher(Features):
     """Patch tokens of a frozen vision transformer of timm's, and that network; it has no values before `load`.
 
     Args:
-        model: timm's name of it.
-        weights: a file of its weights, as DINO, CLIP, open_clip or timm save them; null for those of the hub.
+        model: timm's name of it; `local-dir:<folder>` for one in a folder, such as semaim exports.
+        weights: a file of its weights, as DINO, CLIP, open_clip or timm save them; null for those of the hub (or of the
+            folder).
         pretrained: false for random weights, to try things out.
         projection: put every token, after the final norm, through the network's last linear layer (CLIP's projection).
         normalization: of the colours that it sees: "teacher", which it was made for, or "data", as the images come,
@@ -102,7 +104,7 @@ class Teacher(Features):
         """
         if self.identity:
             return
-        source = "hub"
+        source = "folder" if self.model.startswith(hub.LOCAL) else "hub"
         if not self.pretrained:
             source = "random"
             with torch.random.fork_rng(devices=[]):  # that what is drawn after it is the same with any teacher
