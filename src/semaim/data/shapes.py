@@ -20,8 +20,8 @@ from semaim.errors import UserError
 from semaim.seeding import derive_seed
 
 Array = np.ndarray[Any, Any]
-# Textures are faint and lightness has two values: where images differ more in colour or texture, a small encoder finds those
-# of like colours near each other, whatever the shape, and a short pretraining does not change that.
+# Textures are faint and lightness has two values: where images differ more in colour or texture, a small encoder finds
+# those of like colours near each other, whatever the shape, and a short pretraining does not change that.
 AREA = (0.1, 0.35)  # of the image that a shape covers
 TURN = np.pi / 18  # at most, either way
 LIGHTNESS = (0.2, 0.8)  # of shape and background, or of background and shape
@@ -94,7 +94,7 @@ def _gradient(x: Array, _: Array, __: np.random.Generator) -> Array:
 
 
 def _grain(x: Array, _: Array, rng: np.random.Generator) -> Array:
-    return rng.random(x.shape)
+    return rng.uniform(0, 1, x.shape)
 
 
 TEXTURES = (_stripes, _checks, _gradient, _grain)
