@@ -94,7 +94,7 @@ def _gradient(x: Array, _: Array, __: np.random.Generator) -> Array:
 
 
 def _grain(x: Array, _: Array, rng: np.random.Generator) -> Array:
-    return rng.uniform(0, 1, x.shape)
+    return rng.random((len(x), len(x)))
 
 
 TEXTURES = (_stripes, _checks, _gradient, _grain)
