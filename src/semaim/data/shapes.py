@@ -20,10 +20,12 @@ from semaim.errors import UserError
 from semaim.seeding import derive_seed
 
 Array = np.ndarray[Any, Any]
-AREA = (0.08, 0.35)  # of the image that a shape covers
-TURN = np.pi / 9  # at most, either way
-LIGHTNESS = (0.3, 0.7)  # of shape and background, or of background and shape
-TEXTURE = (0.1, 0.4)  # distance between the two colours of a texture, in units of full red, green or blue
+# Textures are faint and lightness has two values: where images differ more in colour or texture, a small encoder finds
+# those of like colours near each other, whatever the shape, and a short pretraining does not change that.
+AREA = (0.1, 0.35)  # of the image that a shape covers
+TURN = np.pi / 18  # at most, either way
+LIGHTNESS = (0.2, 0.8)  # of shape and background, or of background and shape
+TEXTURE = (0.04, 0.16)  # distance between the two colours of a texture, in units of full red, green or blue
 STEP = 0.02  # between points at which shapes are measured
 NOISE = 0.02  # deviation of each pixel's own noise
 
@@ -79,7 +81,7 @@ def _turned(middle: Array, angle: float, side: int) -> tuple[Array, Array]:
 
 # The strength, 0 to 1, of one of two colours at the points (x, y), which are pixels of a turned image.
 def _stripes(x: Array, _: Array, rng: np.random.Generator) -> Array:
-    return (x / rng.uniform(4, 8) + rng.uniform()) % 1 < 0.5
+    return (x / rng.uniform(5, 7) + rng.uniform()) % 1 < 0.5
 
 
 def _checks(x: Array, y: Array, rng: np.random.Generator) -> Array:
@@ -91,17 +93,16 @@ def _gradient(x: Array, _: Array, __: np.random.Generator) -> Array:
     return (x - x.min()) / (x.max() - x.min())
 
 
-def _clouds(x: Array, y: Array, rng: np.random.Generator) -> Array:
-    waves = [np.cos(x * rng.normal(0, 0.4) + y * rng.normal(0, 0.4) + rng.uniform(0, 2 * np.pi)) for _ in range(4)]
-    return np.sum(waves, 0) / 8 + 0.5
+def _grain(x: Array, _: Array, rng: np.random.Generator) -> Array:
+    return rng.random((len(x), len(x)))
 
 
-TEXTURES = (_stripes, _checks, _gradient, _clouds)
+TEXTURES = (_stripes, _checks, _gradient, _grain)
 
 
 def _textured(lightness: float, side: int, rng: np.random.Generator) -> Array:
-    """A picture (S, S, 3) of a random texture in two random colours, of which the mean is grey."""
-    x, y = _turned(np.full(2, side / 2), rng.uniform(0, 2 * np.pi), side)
+    """A picture (S, S, 3) of a random texture in two random colours, of which the mean is grey of this lightness."""
+    x, y = _turned(np.full(2, side / 2), rng.integers(8) * np.pi / 4, side)
     texture = TEXTURES[rng.integers(len(TEXTURES))](x, y, rng)
     difference = rng.normal(size=3)
     difference *= rng.uniform(*TEXTURE) / np.linalg.norm(difference)
