@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 PATIENCE_SECONDS = 60.0
 SIZE = (1500, 1000)  # of the window, in pixels
 ROWS = "//*[@role='row'][.//*[@role='gridcell']]"  # of MLflow's table of runs
+SECTIONS = "//*[@data-testid='experiment-view-compare-runs-section-header']"  # of its charts
 OPTIONS = ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu", "--hide-scrollbars")
 
 
@@ -67,6 +68,10 @@ class Browser:
 
     def click(self, path: str) -> None:
         self.find(path).click()
+
+    def scroll_to(self, path: str) -> None:
+        """Pages draw their charts where they can be seen."""
+        self.driver.execute_script("arguments[0].scrollIntoView({block: 'start'})", self.find(path))
 
     def picture(self, file: Path) -> Path:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -132,6 +137,10 @@ class Pages:
     def only_charts(self, words: str) -> None:
         """Show only those charts whose names have these words in them."""
         self.browser.find("//input[@placeholder='Search metric charts']").send_keys(words)
+
+    def section(self, group: str) -> None:
+        """Go to a group of charts."""
+        self.browser.scroll_to(f"{SECTIONS}[contains(., '{group}')]")
 
     def run(self, run_id: str, tab: str = "") -> None:
         """The page of a run."""

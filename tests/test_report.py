@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from commands import run
-from semaim import report
+from semaim import report, report_store
 from semaim.errors import UserError
 from semaim.report_table import COLOURS, CSV_COLUMNS, MARKERS, Row, by_epochs, by_gpu_hours, columns, points
 from semaim.tracking_store import SQLITE
@@ -445,7 +445,7 @@ def test_hours_of_different_devices_are_not_mixed(empty_copy: Store) -> None:
 def test_many_runs_are_read_page_by_page(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     everything = {run.info.run_id for run in report.read(store.uri, [])}
     assert len(everything) == 19
-    monkeypatch.setattr(report, "PAGE", 2)
+    monkeypatch.setattr(report_store, "PAGE", 2)
     paged = [run.info.run_id for run in report.read(store.uri, [])]
     assert len(paged) == 19
     assert set(paged) == everything
@@ -507,7 +507,7 @@ def test_names_with_odd_characters(store: Store, tmp_path: Path) -> None:
 @pytest.mark.parametrize("uri", ["mlflow.db", "file:///tmp/mlruns", "sqlite://mlflow.db", ""])
 def test_addresses_that_are_no_store(uri: str) -> None:
     with pytest.raises(UserError, match=r"is no MLflow store: give sqlite:///<file> or http://<server>"):
-        report.readable(uri)
+        report_store.readable(uri)
 
 
 def test_server_out_of_reach(tmp_path: Path) -> None:

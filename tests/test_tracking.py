@@ -281,6 +281,9 @@ def test_tags_artifacts_and_the_parent_arrive_in_order(finished: tuple[Path, Any
             journal.tags({"pretrained.run": "x", "pretrained.seed": "3"})
             (child / "confusion.csv").write_text("1,2\n")
             journal.artifact("confusion.csv")
+            (child / "pictures").mkdir()
+            (child / "pictures" / "one.txt").write_text("1\n")
+            journal.artifact("pictures/one.txt")
             journal.artifact("gone.csv")  # as after a person tidied up
             journal.tags({"pretrained.seed": "4"})
         journal.log(2, {"a": 2.0})
@@ -298,7 +301,8 @@ def test_tags_artifacts_and_the_parent_arrive_in_order(finished: tuple[Path, Any
     assert shown.data.tags["mlflow.parentRunId"] == delivery_state(parent)["run_id"]
     assert (shown.data.tags["pretrained.run"], shown.data.tags["pretrained.seed"]) == ("x", "4")
     artifacts = {file.path for file in store.list_artifacts(shown.info.run_id)}
-    assert artifacts == {"config.yaml", "confusion.csv"}
+    assert artifacts == {"config.yaml", "confusion.csv", "pictures"}
+    assert [file.path for file in store.list_artifacts(shown.info.run_id, "pictures")] == ["pictures/one.txt"]
     for folder in (parent, child):
         assert_shows_all(store, folder, "FINISHED")
 
