@@ -107,7 +107,17 @@ def test_finished_run_is_complete(finished: tuple[Path, Any], tmp_path: Path) ->
         fetched = Path(client.download_artifacts(shown.info.run_id, name, str(tmp_path)))
         assert fetched.read_bytes() == (run_folder / name).read_bytes()
         assert len(fetched.read_bytes()) > 500
-    assert shown.data.tags["run_folder"] == str(run_folder)
+    (start,) = json.loads((run_folder / "environment.json").read_text())["starts"]
+    found = {"run_folder": str(run_folder), "commit": start["commit"], "dirty": str(start["dirty"])}
+    found |= {"host": start["host"], "device": start["device"], "permutation": "attention_center", "task": "pretrain"}
+    found["command"] = f"python -m semaim.run {' '.join(TINY)} trainer.max_steps=6 tracking.experiment=trials"
+    assert {name: value for name, value in found.items() if value != "None"}.items() <= shown.data.tags.items()
+    said = shown.data.tags["mlflow.note.content"]
+    assert f"```bash\n{found['command']}\n```" in said
+    assert "**online/knn_...**" in said
+    assert f"| loss | {status(run_folder)['result']['loss']:.4g} |" in said
+    experiment = client.get_experiment(shown.info.experiment_id)
+    assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
 
 
 def test_parameters_are_the_flattened_configuration(finished: tuple[Path, Any]) -> None:
