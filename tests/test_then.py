@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from commands import SMALL, journal, run, status, succeed
+from commands import SMALL, measured, run, status, succeed
 from in_process import job
 from semaim.errors import UserError
 from semaim.job import Job
@@ -164,9 +164,9 @@ def test_mlflow_shows_the_evaluations_under_the_pretraining(place: Path) -> None
 
 def test_device_hours_are_those_of_the_steps(place: Path) -> None:
     hours = [
-        line["metrics"]["train/device_hours"] for line in journal(place / "runs" / "pre") if "train/loss" in str(line)
+        line["metrics"]["train/device_hours"] for line in measured(place / "runs" / "pre") if "train/loss" in str(line)
     ]
-    (in_child,) = (line["metrics"] for line in journal(child(place, "knn")) if "pretrained/epochs" in str(line))
+    (in_child,) = (line["metrics"] for line in measured(child(place, "knn")) if "pretrained/epochs" in str(line))
     assert len(hours) == 2
     assert hours[1] > hours[0] > 0
     assert in_child["pretrained/device_hours"] == hours[1]

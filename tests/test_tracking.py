@@ -19,7 +19,7 @@ import pytest
 from omegaconf import OmegaConf
 from PIL import Image
 
-from commands import journal, run, started, status, wait_for
+from commands import journal, measured, run, started, status, wait_for
 from semaim.delivery import Delivery, parameters
 from semaim.journal import Journal
 from semaim.runfolder import RunFolder, flatten
@@ -206,7 +206,7 @@ def test_killed_stopped_and_continued_is_one_run(store: Any, tmp_path: Path) -> 
     command = (*TINY, "run_name=cut", "trainer.save_every_steps=5", "tracking.system_metrics_seconds=0.5")
 
     def last_step() -> int:
-        return max((line["step"] for line in journal(run_folder) if "train/loss" in str(line)), default=0)
+        return max((line["step"] for line in measured(run_folder) if "train/loss" in str(line)), default=0)
 
     with started(tmp_path, *command) as process:
         wait_for(lambda: delivery_state(run_folder)["sent"] > 500 and status(run_folder).get("step"), "a delivery")
