@@ -24,13 +24,13 @@ from mlflow_server import Server
 IMAGES = Path(__file__).parent / "images"
 ORDERS = ("raster", "stochastic", "attention", "attention_center")
 SWEEP = ("-m", f"permutation={','.join(ORDERS)}", "trainer.epochs=4", "task.knn_every_epochs=1", "then=[knn]")
-COLOURS = 64  # enough for a page, and a third of the size
+COLOURS = 256  # enough for a page with its curves
 
 
 def make_sweep(place: Path) -> None:
     """Pretrain with each order, evaluate, and draw what one of them sees."""
     succeed(place, *SWEEP)
-    succeed(place, "task=visualize", f"checkpoint={pretraining(place).relative_to(place)}", "run_name=pictures")
+    succeed(place, "task=visualize", f"checkpoint={pretraining(place).relative_to(place)}", "run_name=drawn")
 
 
 def pretraining(place: Path) -> Path:
@@ -66,6 +66,7 @@ def tour(pages: Pages, sweep: str, run: str, pictures: str) -> None:
     pages.group_by("permutation")
     pages.only_charts("knn_10_mean")
     window.see(*(f"{order} (online/knn_10_mean)" for order in ORDERS))
+    pages.section("online")
     keep(pages, "orders")
     pages.run(run)
     pages.whole_description()
@@ -102,7 +103,7 @@ def main() -> None:
         try:
             server.start()
             sweep = tracked(next(place.glob("runs/*/sweep.json")).parent)
-            run, pictures = tracked(pretraining(place)), tracked(place / "runs" / "pictures")
+            run, pictures = tracked(pretraining(place)), tracked(place / "runs" / "drawn")
             with browser() as window:
                 pages = Pages(window, server.uri, sweep["experiment_id"])
                 tour(pages, sweep["run_id"], run["run_id"], pictures["run_id"])

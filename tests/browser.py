@@ -154,7 +154,7 @@ class Pages:
     def artifact(self, *path: str) -> None:
         """Open a file among the artifacts of the run whose page is open, folder by folder."""
         for name in path:
-            self.browser.click(f"//*[normalize-space(text())='{name}']")
+            self.browser.click(f"//*[@data-testid='artifact-tree-node'][@artifact-name='{name}']")
 
     def see_pictures(self, count: int) -> None:
         """Wait until the page shows at least so many pictures, loaded and not icons."""
