@@ -16,9 +16,10 @@ from urllib.parse import quote
 if TYPE_CHECKING:
     from selenium.webdriver.remote.webelement import WebElement
 
-PATIENCE_SECONDS = 60.0
+PATIENCE_SECONDS = 120.0
 SIZE = (1500, 1000)  # of the window, in pixels
 ROWS = "//*[@role='row'][.//*[@role='gridcell']]"  # of MLflow's table of runs
+SECTIONS = "//*[@data-testid='experiment-view-compare-runs-section-header']"  # of its charts
 OPTIONS = ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu", "--hide-scrollbars")
 
 
@@ -67,6 +68,10 @@ class Browser:
 
     def click(self, path: str) -> None:
         self.find(path).click()
+
+    def scroll_to(self, path: str) -> None:
+        """Pages draw their charts where they can be seen."""
+        self.driver.execute_script("arguments[0].scrollIntoView({block: 'start'})", self.find(path))
 
     def picture(self, file: Path) -> Path:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -133,6 +138,10 @@ class Pages:
         """Show only those charts whose names have these words in them."""
         self.browser.find("//input[@placeholder='Search metric charts']").send_keys(words)
 
+    def section(self, group: str) -> None:
+        """Go to a group of charts."""
+        self.browser.scroll_to(f"{SECTIONS}[contains(., '{group}')]")
+
     def run(self, run_id: str, tab: str = "") -> None:
         """The page of a run."""
         self.browser.open(f"{self.place}/runs/{run_id}{'/' * bool(tab)}{tab}?{self.TRAINING}")
@@ -145,7 +154,7 @@ class Pages:
     def artifact(self, *path: str) -> None:
         """Open a file among the artifacts of the run whose page is open, folder by folder."""
         for name in path:
-            self.browser.click(f"//*[normalize-space(text())='{name}']")
+            self.browser.click(f"//*[@data-testid='artifact-tree-node'][@artifact-name='{name}']")
 
     def see_pictures(self, count: int) -> None:
         """Wait until the page shows at least so many pictures, loaded and not icons."""

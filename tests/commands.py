@@ -73,6 +73,11 @@ def journal(run_folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines]
 
 
+def measured(run_folder: Path) -> list[dict[str, Any]]:
+    """Those lines of it that hold metrics."""
+    return [line for line in journal(run_folder) if "metrics" in line]
+
+
 def losses(run_folder: Path) -> dict[int, float]:
     """Training loss by step; asserts that no step stands twice."""
     lines = [line for line in journal(run_folder) if "train/loss" in line.get("metrics", ())]

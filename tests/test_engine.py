@@ -11,7 +11,7 @@ import pytest
 import torch
 from hydra.utils import instantiate
 
-from commands import journal, losses
+from commands import journal, losses, measured
 from in_process import composed, run
 from semaim.errors import UserError
 from semaim.trainer import Trainer
@@ -175,7 +175,7 @@ def test_online_knn_before_during_and_after(tmp_path: Path) -> None:
     found = json.loads((folder / "evaluations.json").read_text())
     assert sorted(found) == ["0", "2", "4"]
     assert set(found["0"]) == {"online/knn_10_cls", "online/knn_10_mean"}
-    in_journal = {line["step"]: line["metrics"] for line in journal(folder) if "online/" in str(line)}
+    in_journal = {line["step"]: line["metrics"] for line in measured(folder) if "online/" in str(line)}
     assert {str(step): metrics for step, metrics in in_journal.items()} == found
     result = json.loads((folder / "status.json").read_text())["result"]
     assert result["online/knn_10_mean_before"] == found["0"]["online/knn_10_mean"]

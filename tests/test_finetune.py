@@ -16,7 +16,7 @@ from hydra.utils import instantiate
 from PIL import Image
 from torch import Tensor
 
-from commands import journal, losses, status
+from commands import journal, losses, measured, status
 from evaluating import assert_same_bits
 from in_process import go, job, logging_left_as_found, run
 from semaim import checkpoint
@@ -253,7 +253,7 @@ def test_what_a_run_leaves(tuned: Path) -> None:
     assert sorted(path.name for path in (tuned / "checkpoints").glob("*.pt")) == [
         f"step_{step:08d}.pt" for step in (2, 4, 6, 8)
     ]
-    in_journal = {line["step"]: line["metrics"] for line in journal(tuned) if "val/accuracy" in str(line)}
+    in_journal = {line["step"]: line["metrics"] for line in measured(tuned) if "val/accuracy" in str(line)}
     assert {str(step): metrics for step, metrics in in_journal.items()} == found
     counts = np.loadtxt(tuned / "confusion.csv", delimiter=",", skiprows=1, usecols=range(1, 11))
     assert counts.sum() == 360

@@ -19,8 +19,9 @@ from typing import Any
 import pytest
 
 from commands import run
-from semaim import report
+from semaim import report, report_store
 from semaim.errors import UserError
+from semaim.report_curves import curves
 from semaim.report_table import COLOURS, CSV_COLUMNS, MARKERS, Row, by_epochs, by_gpu_hours, columns, points
 from semaim.tracking_store import SQLITE
 
@@ -445,7 +446,7 @@ def test_hours_of_different_devices_are_not_mixed(empty_copy: Store) -> None:
 def test_many_runs_are_read_page_by_page(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     everything = {run.info.run_id for run in report.read(store.uri, [])}
     assert len(everything) == 19
-    monkeypatch.setattr(report, "PAGE", 2)
+    monkeypatch.setattr(report_store, "PAGE", 2)
     paged = [run.info.run_id for run in report.read(store.uri, [])]
     assert len(paged) == 19
     assert set(paged) == everything
@@ -507,7 +508,7 @@ def test_names_with_odd_characters(store: Store, tmp_path: Path) -> None:
 @pytest.mark.parametrize("uri", ["mlflow.db", "file:///tmp/mlruns", "sqlite://mlflow.db", ""])
 def test_addresses_that_are_no_store(uri: str) -> None:
     with pytest.raises(UserError, match=r"is no MLflow store: give sqlite:///<file> or http://<server>"):
-        report.readable(uri)
+        report_store.readable(uri)
 
 
 def test_server_out_of_reach(tmp_path: Path) -> None:
@@ -560,3 +561,38 @@ def test_without_evaluations_it_says_how_to_make_one(empty_copy: Store, capsys: 
     empty_copy.add(tags("knn", "centre-0"), {"eval/knn_10_cls": 50.0}, status="RUNNING")
     message = fails(capsys, "--uri", empty_copy.uri)
     assert f"of 1 evaluations here none is finished (RUNNING); make one with: {how}" in message
+
+
+def test_accuracy_during_pretraining_is_drawn_by_order(empty_copy: Store, tmp_path: Path) -> None:
+    """Two seeds of one order become their mean; a pretraining made anew counts in place of the one before it."""
+    from mlflow.entities import Metric
+
+    store, knn = empty_copy, {"online/knn_10_mean": [60.0, 70.0, 80.0], "online/linear_cls": [10.0, 20.0, 30.0]}
+
+    def pretrain(name: str, more: float) -> None:
+        run_id = store.add({"task": "pretrain", "mlflow.runName": name}, {})
+        points = [Metric("train/epoch", 2.0, 1, 20), Metric("train/epoch", 4.0, 2, 40)]
+        points += [
+            Metric(key, value + more, 1, 20 * i) for key, values in knn.items() for i, value in enumerate(values)
+        ]
+        store.client.log_batch(run_id, metrics=points)
+
+    for name, more in (("centre-0", 9.0), ("centre-0", 1.0), ("centre-1", 3.0), ("raster", 5.0), ("alone", 7.0)):
+        pretrain(name, more)
+    for name, order in (("centre-0", "attention_center"), ("centre-1", "attention_center"), ("raster", "raster")):
+        store.add(tags("knn", name, order), after(4, 100, 0.1, knn_10_mean=50.0))
+    store.add(tags("knn", "gone"), after(4, 100, 0.1, knn_10_mean=50.0))  # pretrained somewhere else
+    found = curves(store.uri, report.choose(report.read(store.uri, []), []))
+    panel, centre, raster = "online k-NN 10 mean, digits", "aim_tiny attention_center pixels digits", "raster"
+    assert [point for point in found if (point.panel, point.label) == (panel, centre)] == [
+        (panel, centre, epoch, accuracy, pytest.approx(2**0.5)) for epoch, accuracy in ((0, 62), (2, 72), (4, 82))
+    ]
+    assert [(p.x, p.y, p.deviation) for p in found if p.panel == panel and raster in p.label] == [
+        (0.0, 65.0, None),
+        (2.0, 75.0, None),
+        (4.0, 85.0, None),
+    ]
+    assert {point.panel for point in found} == {panel, "online linear cls, digits"}
+    assert len(found) == 2 * 2 * 3
+    assert report.main(["--uri", store.uri, "--output", str(tmp_path), "--no-published"]) == 0
+    assert (tmp_path / "accuracy_during_pretraining.svg").stat().st_size > 1000

@@ -74,6 +74,15 @@ def test_array_of_eight_of_which_two_fail(cluster: Cluster, tmp_path: Path) -> N
     assert {run.data.tags["mlflow.parentRunId"] for run in children} == {parent.info.run_id}
     assert {run.info.status for run in children} == {"FINISHED"}
     assert parent.info.status == "FAILED"
+    losses = [float(row["loss"]) for row in found[:6]]
+    summary = {"sweep/finished": 6, "sweep/failed": 2, "sweep/best_loss": min(losses)}
+    assert summary.items() <= parent.data.metrics.items()
+    assert parent.data.metrics["sweep/mean_loss"] == pytest.approx(sum(losses) / 6)
+    said = parent.data.tags["mlflow.note.content"]
+    assert said.startswith("**Sweep** of 8 runs over seed = `0`, `1`, `2`, `3`, `4`, `5`, `-1`, `-2`")
+    for seed, loss in enumerate(losses):
+        assert f"| `seed={seed}` | finished | {loss:.4g} |" in said
+    assert "| `seed=-1` | failed: seed=-1 must not be negative |" in said
     assert {run.data.tags["slurm.job"] for run in children} == {f"{arrays.copy().pop()}_{i}" for i in range(6)}
     assert {run.data.tags["slurm.array_index"] for run in children} == {str(i) for i in range(6)}
     assert all(re.fullmatch("n[12]", run.data.tags["slurm.nodes"]) for run in children)

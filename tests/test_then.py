@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from commands import SMALL, journal, run, status, succeed
+from commands import SMALL, measured, run, status, succeed
 from in_process import job
 from semaim.errors import UserError
 from semaim.job import Job
@@ -122,7 +122,10 @@ def test_mlflow_shows_the_evaluations_under_the_pretraining(place: Path) -> None
     runs = mlflow_runs(place)
     client, parent = runs["pretrain"]
     assert "mlflow.parentRunId" not in parent.data.tags
-    assert (parent.data.tags["permutation"], parent.data.tags["model"]) == ("attention_center", "aim_tiny")
+    choices = {"task": "pretrain", "model": "aim_tiny", "permutation": "attention_center", "semantic_map": "cls"}
+    choices |= {"target": "pixels", "optimizer": "adamw_small", "data": "digits", "trainer": "small"}
+    assert choices.items() <= parent.data.tags.items()
+    assert parent.info.status == "FINISHED"
     for task in ("knn", "linprobe"):
         _, run = runs[task]
         assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
@@ -139,11 +142,20 @@ def test_mlflow_shows_the_evaluations_under_the_pretraining(place: Path) -> None
             "pretrained.options": "model.embed_dim=32 model.num_heads=2 trainer.batch_size=16",
         }
         assert run.data.tags["data"] == "digits"
+        assert {"model", "permutation", "target"}.isdisjoint(run.data.tags), "which are not the encoder's"
+        assert run.data.tags.get("optimizer") == {"knn": None, "linprobe": "sgd_linprobe"}[task]
+        said = run.data.tags["mlflow.note.content"]
+        assert said.startswith(f"**{task}** with ")
+        assert f"```bash\npython -m semaim.run task={task} checkpoint=runs/pre" in said
+        assert f"* run folder: `{child(place, task)}`" in said
+        assert "* shown under: `pre`" in said
+        for name, value in status(child(place, task))["result"].items():
+            assert f"| {name} | {value:.4g} |" in said
         assert run.data.metrics["pretrained/images_seen"] == 32
         assert run.data.metrics["pretrained/epochs"] == pytest.approx(2 / 89)  # steps of 16 images
         assert 0 < run.data.metrics["pretrained/device_hours"] < 0.1
         for name, value in status(child(place, task))["result"].items():
-            assert run.data.metrics[f"eval/{name}"] == value
+            assert run.data.metrics[f"eval/{name}"] == parent.data.metrics[f"eval/{name}"] == value
             (point,) = client.get_metric_history(run.info.run_id, f"eval/{name}")
             assert point.step == 2  # steps of pretraining
         artifacts = {each.path for each in client.list_artifacts(run.info.run_id)}
@@ -152,9 +164,9 @@ def test_mlflow_shows_the_evaluations_under_the_pretraining(place: Path) -> None
 
 def test_device_hours_are_those_of_the_steps(place: Path) -> None:
     hours = [
-        line["metrics"]["train/device_hours"] for line in journal(place / "runs" / "pre") if "train/loss" in str(line)
+        line["metrics"]["train/device_hours"] for line in measured(place / "runs" / "pre") if "train/loss" in str(line)
     ]
-    (in_child,) = (line["metrics"] for line in journal(child(place, "knn")) if "pretrained/epochs" in str(line))
+    (in_child,) = (line["metrics"] for line in measured(child(place, "knn")) if "pretrained/epochs" in str(line))
     assert len(hours) == 2
     assert hours[1] > hours[0] > 0
     assert in_child["pretrained/device_hours"] == hours[1]

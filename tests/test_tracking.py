@@ -19,7 +19,7 @@ import pytest
 from omegaconf import OmegaConf
 from PIL import Image
 
-from commands import journal, run, started, status, wait_for
+from commands import journal, measured, run, started, status, wait_for
 from semaim.delivery import Delivery, parameters
 from semaim.journal import Journal
 from semaim.runfolder import RunFolder, flatten
@@ -107,7 +107,17 @@ def test_finished_run_is_complete(finished: tuple[Path, Any], tmp_path: Path) ->
         fetched = Path(client.download_artifacts(shown.info.run_id, name, str(tmp_path)))
         assert fetched.read_bytes() == (run_folder / name).read_bytes()
         assert len(fetched.read_bytes()) > 500
-    assert shown.data.tags["run_folder"] == str(run_folder)
+    (start,) = json.loads((run_folder / "environment.json").read_text())["starts"]
+    found = {"run_folder": str(run_folder), "commit": start["commit"], "dirty": str(start["dirty"])}
+    found |= {"host": start["host"], "device": start["device"], "permutation": "attention_center", "task": "pretrain"}
+    found["command"] = f"python -m semaim.run {' '.join(TINY)} trainer.max_steps=6 tracking.experiment=trials"
+    assert {name: value for name, value in found.items() if value != "None"}.items() <= shown.data.tags.items()
+    said = shown.data.tags["mlflow.note.content"]
+    assert f"```bash\n{found['command']}\n```" in said
+    assert "**online/knn_...**" in said
+    assert f"| loss | {status(run_folder)['result']['loss']:.4g} |" in said
+    experiment = client.get_experiment(shown.info.experiment_id)
+    assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
 
 
 def test_parameters_are_the_flattened_configuration(finished: tuple[Path, Any]) -> None:
@@ -196,7 +206,7 @@ def test_killed_stopped_and_continued_is_one_run(store: Any, tmp_path: Path) -> 
     command = (*TINY, "run_name=cut", "trainer.save_every_steps=5", "tracking.system_metrics_seconds=0.5")
 
     def last_step() -> int:
-        return max((line["step"] for line in journal(run_folder) if "train/loss" in str(line)), default=0)
+        return max((line["step"] for line in measured(run_folder) if "train/loss" in str(line)), default=0)
 
     with started(tmp_path, *command) as process:
         wait_for(lambda: delivery_state(run_folder)["sent"] > 500 and status(run_folder).get("step"), "a delivery")
@@ -281,6 +291,9 @@ def test_tags_artifacts_and_the_parent_arrive_in_order(finished: tuple[Path, Any
             journal.tags({"pretrained.run": "x", "pretrained.seed": "3"})
             (child / "confusion.csv").write_text("1,2\n")
             journal.artifact("confusion.csv")
+            (child / "pictures").mkdir()
+            (child / "pictures" / "one.txt").write_text("1\n")
+            journal.artifact("pictures/one.txt")
             journal.artifact("gone.csv")  # as after a person tidied up
             journal.tags({"pretrained.seed": "4"})
         journal.log(2, {"a": 2.0})
@@ -298,7 +311,8 @@ def test_tags_artifacts_and_the_parent_arrive_in_order(finished: tuple[Path, Any
     assert shown.data.tags["mlflow.parentRunId"] == delivery_state(parent)["run_id"]
     assert (shown.data.tags["pretrained.run"], shown.data.tags["pretrained.seed"]) == ("x", "4")
     artifacts = {file.path for file in store.list_artifacts(shown.info.run_id)}
-    assert artifacts == {"config.yaml", "confusion.csv"}
+    assert artifacts == {"config.yaml", "confusion.csv", "pictures"}
+    assert [file.path for file in store.list_artifacts(shown.info.run_id, "pictures")] == ["pictures/one.txt"]
     for folder in (parent, child):
         assert_shows_all(store, folder, "FINISHED")
 

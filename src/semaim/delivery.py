@@ -182,7 +182,8 @@ class Delivery:
         if tags := [RunTag(key, value) for key, value in line.get("tags", {}).items()]:
             self._client.log_batch(run_id, tags=tags)
         if (artifact := line.get("artifact")) and (self.folder.path / artifact).is_file():
-            self._client.log_artifact(run_id, str(self.folder.path / artifact))
+            inside = Path(artifact).parent.as_posix()
+            self._client.log_artifact(run_id, str(self.folder.path / artifact), None if inside == "." else inside)
         if (image := line.get("image")) and (file := self.folder.path / image["file"]).is_file():
             with image_steps.files_for_mlflow(file, image["key"], line["step"], line["time"]) as files:
                 self._client.log_artifacts(run_id, str(files), image_steps.PLACE)

@@ -194,6 +194,11 @@ class Point(NamedTuple):
     deviation: float | None
 
 
+def label(method: Method) -> str:
+    """A method in the legend of a plot."""
+    return " ".join(filter(None, [method.model, method.name, method.pretrained_on]))
+
+
 def points(rows: Sequence[Row], cost: Callable[[Row], float | None]) -> list[Point]:
     """Our figures, of the evaluations that the tables show, against what pretraining cost, where that is known."""
     ours = [row for row in rows if not row.published]
@@ -202,9 +207,8 @@ def points(rows: Sequence[Row], cost: Callable[[Row], float | None]) -> list[Poi
         for row in ours:
             method, x = row.method, cost(row)
             if what in row.figures and x is not None:
-                label = " ".join(filter(None, [method.model, method.name, method.pretrained_on]))
-                figure = row.figures[what]
-                found.append(Point(f"{what.title}, {method.evaluated_on}", label, x, figure.mean, figure.deviation))
+                figure, panel = row.figures[what], f"{what.title}, {method.evaluated_on}"
+                found.append(Point(panel, label(method), x, figure.mean, figure.deviation))
     return found
 
 

@@ -75,8 +75,8 @@ class Evaluation:
         """Log the result at the step of the encoder's pretraining, also in the run that this one follows."""
         metrics = {f"eval/{name}": value for name, value in result.items()}
         run.log(origin.step, metrics)
-        if run.processes.is_main and run.config["parent_run"] is not None:
-            tell_pretraining(RunFolder(Path(run.config["parent_run"])), origin.step, metrics)
+        if run.processes.is_main and (parent := run.config.get("parent_run")) is not None:
+            tell_pretraining(RunFolder(Path(parent)), origin.step, metrics)
         return dict(result)
 
     def next_commands(self, folder: Path, overrides: Sequence[str]) -> dict[str, str]:
