@@ -49,7 +49,7 @@ def test_it_looks_at_the_start_after_epochs_and_at_the_end(looked: Path) -> None
     images = [line for line in journal(looked) if "image" in line]
     assert [line["step"] for line in images] == list(steps)
     assert [line["image"]["file"] for line in images] == [f"pictures/step_{step:08d}.png" for step in steps]
-    assert {line["image"]["key"] for line in images} == {"held_out_images"}
+    assert {line["image"]["key"] for line in images} == {"pictures/held_out"}
     for line in images:
         with Image.open(looked / line["image"]["file"]) as picture:
             assert picture.width > 3 * picture.height / 2, "seven pictures for each of three images"

@@ -26,7 +26,7 @@ from semaim.run_context import Run
 from semaim.seeding import derive_seed
 from semaim.views import Colours, View, Viewer
 
-KEY = "held_out_images"
+KEY = "pictures/held_out"
 
 
 @dataclass(frozen=True)

@@ -67,7 +67,7 @@ class Pretraining:
         "online/knn_...": "accuracy in percent of nearest neighbours on held-out images, before, during (with "
         "`task.knn_every_epochs`) and after training. This compares orders; the loss does not, since orders differ in "
         "how hard they are to predict",
-        "held_out_images, order/...": "what the model makes of the same images at every look, as pictures over steps "
+        "pictures/held_out, order/...": "what the model makes of the same images at every look, as pictures over steps "
         "(enlarge the chart), and the quality of its orders",
         "train/loss, train/grad_norm": "whether training goes well",
         "data/wait": "share of a step spent waiting for images; if it is more than a few percent, raise "
