@@ -173,7 +173,8 @@ def test_interrupted_creation_is_found_again(
     sync(run_folder, None)
     assert only_run(store, "interrupted").info.run_id == begun.info.run_id
     assert_shows_all(store, run_folder, "FINISHED")
-    assert {file.path for file in store.list_artifacts(begun.info.run_id)} == {"config.yaml", "environment.json"}
+    artifacts = {file.path for file in store.list_artifacts(begun.info.run_id)}
+    assert artifacts == {"config.yaml", "environment.json", "images"}
 
 
 def test_experiment_made_by_another_process_meanwhile_is_used(
@@ -322,7 +323,7 @@ def test_images_over_steps_lie_where_mlflow_looks_for_them(
 ) -> None:
     """The same files as MLflow's own `log_image` makes, but for a random word in their names, and none twice."""
     folder = tmp_path / "runs" / "pictured"
-    shutil.copytree(finished[0], folder, ignore=shutil.ignore_patterns("mlflow.json", "metrics.jsonl"))
+    shutil.copytree(finished[0], folder, ignore=shutil.ignore_patterns("mlflow.json", "metrics.jsonl", "pictures"))
     (folder / "pictures").mkdir()
     lines = Journal(folder / "metrics.jsonl")
     for step in (0, 20):

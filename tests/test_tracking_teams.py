@@ -15,6 +15,7 @@ from semaim.errors import UserError
 from semaim.journal import Journal
 from semaim.runfolder import RunFolder
 from semaim.sweeps.folder import Point, Sweep
+from semaim.sweeps.parent import open_parent
 from semaim.tracking import MLflow, NoTracking
 from semaim.tracking_store import unreachable
 from test_tracking import SYNC, assert_shows_all, delivery_state, mlflow_client
@@ -55,7 +56,7 @@ def sweep_of(place: Path, tracking: MLflow | NoTracking) -> Path:
     """Folder of a sweep that the launching process has just opened."""
     sweep = Sweep(place / "sweep", "slurm", {}, [Point([], str(place / "run"))], restarts=0, command="of two")
     sweep.save()
-    sweep.open_parent(tracking)
+    open_parent(sweep, tracking)
     return sweep.path
 
 
