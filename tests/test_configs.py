@@ -298,4 +298,4 @@ def test_pages_that_messages_name_are_there() -> None:
     root = Path(__file__).parents[1]
     texts = [*SOURCE.rglob("*.py"), *CONF.rglob("*.yaml"), *(root / "experiments").iterdir(), root / "README.md"]
     named = {page for file in texts for page in re.findall(r"docs/[\w-]+\.md", file.read_text())}
-    assert named == {f"docs/{page.name}" for page in (root / "docs").glob("*.md")}
+    assert named <= {f"docs/{page.name}" for page in (root / "docs").glob("*.md")}
