@@ -292,3 +292,10 @@ def exists(key: str, value: str, task: str) -> bool:
     except ConfigCompositionException:
         return False
     return True
+
+
+def test_pages_that_messages_name_are_there() -> None:
+    root = Path(__file__).parents[1]
+    texts = [*SOURCE.rglob("*.py"), *CONF.rglob("*.yaml"), *(root / "experiments").iterdir(), root / "README.md"]
+    named = {page for file in texts for page in re.findall(r"docs/[\w-]+\.md", file.read_text())}
+    assert named <= {f"docs/{page.name}" for page in (root / "docs").glob("*.md")}

@@ -28,6 +28,8 @@ from semaim import checkpoint, export, export_formats
 from semaim.data.transforms import evaluation
 from semaim.encoders import EncoderSource, fingerprint
 from semaim.interop import read_checkpoint
+from semaim.logged_model import tracked_run
+from semaim.model_card import run_folder_of
 from semaim.stored import StoredEncoder
 from semaim.tracking_store import SQLITE
 
@@ -156,15 +158,16 @@ def test_there_and_back_again(pretrained: Path, tmp_path: Path) -> None:
         assert (again / name).read_bytes() == (folder / name).read_bytes()
 
 
-def test_the_evaluation_of_an_exported_folder(square: Path, tmp_path: Path) -> None:
-    """Through the commands: the same accuracies, from the same features."""
+def test_the_evaluation_of_an_exported_folder(square: Path, tmp_path: Path, capsys) -> None:
+    """The same accuracies, from the same features."""
     said = succeed(tmp_path, f"checkpoint={square}", "output=it", launcher=(sys.executable, "-m", "semaim.export"))
     assert "evaluate it: python -m semaim.run task=knn checkpoint=it data=..." in said
     knn = (*SMALL[:-1], "task=knn", "task.ks=[10]")
-    succeed(tmp_path, *knn, f"checkpoint={square}", "run_name=before")
-    said = succeed(tmp_path, *knn, "checkpoint=it", "run_name=after")
-    assert "features were computed before" in said
-    results = [status(tmp_path / "runs" / name)["result"] for name in ("before", "after")]
+    before = go(tmp_path / "runs", *knn, f"checkpoint={square}", "run_name=before")
+    assert "features were computed before" not in capsys.readouterr().err
+    after = go(tmp_path / "runs", *knn, f"checkpoint={tmp_path / 'it'}", "run_name=after")
+    assert "features were computed before" in capsys.readouterr().err
+    results = [status(folder)["result"] for folder in (before, after)]
     assert results[0] == results[1]
     assert results[0]["knn_10_mean"] > 30
 
@@ -449,16 +452,14 @@ def tracked(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return go(place, *TWO_STEPS[1:], *tracking, "run_name=tracked")
 
 
-@pytest.mark.parametrize("place", ["folder", "file"])
-def test_a_logged_model_loads_without_semaim(place: str, tracked: Path, tmp_path: Path) -> None:
+def test_a_logged_model_loads_without_semaim(tracked: Path, tmp_path: Path) -> None:
     """By the printed lines and by the run's own address; the run stays as it was."""
     from mlflow import MlflowClient
 
     noted = json.loads((tracked / "mlflow.json").read_text())
     client = MlflowClient(noted["uri"])
     before = client.get_run(noted["run_id"]).info
-    given = tracked if place == "folder" else sorted((tracked / "checkpoints").glob("*.pt"))[-1]
-    said = succeed(tmp_path, f"checkpoint={given}", "output=out", "mlflow=true",
+    said = succeed(tmp_path, f"checkpoint={tracked}", "output=out", "mlflow=true",
                    launcher=(sys.executable, "-m", "semaim.export"))  # fmt: skip
     model_uri = said.split("logged to MLflow: ")[1].split()[0]
     snippet = "\n".join(line[4:] for line in said.split("logged to MLflow")[1].splitlines() if line.startswith("    "))
@@ -481,6 +482,8 @@ def test_a_logged_model_loads_without_semaim(place: str, tracked: Path, tmp_path
     assert (after.status, after.start_time, after.end_time) == (before.status, before.start_time, before.end_time)
     (logged,) = [model for model in client.search_logged_models([before.experiment_id]) if model.model_uri == model_uri]
     assert logged.source_run_id == noted["run_id"]
+    file = sorted((tracked / "checkpoints").glob("*.pt"))[-1]
+    assert tracked_run(run_folder_of(file), file).state["run_id"] == noted["run_id"], "a file's run is the folder's"
 
 
 def test_a_run_that_was_not_tracked_has_no_model(square: Path, tmp_path: Path, capsys) -> None:
