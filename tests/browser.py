@@ -142,6 +142,16 @@ class Pages:
         """Go to a group of charts."""
         self.browser.scroll_to(f"{SECTIONS}[contains(., '{group}')]")
 
+    def enlarge(self) -> None:
+        """Open the first chart, one of pictures over steps, at its last step; its picture stands below MLflow's caption."""
+        from selenium.webdriver.common.keys import Keys
+
+        self.browser.click("(//button[@data-component-id='fullscreen_button_chartcard'])[1]")
+        self.browser.find("//*[@role='dialog']//*[@role='slider']").send_keys(Keys.END)
+        script = "return document.querySelector('[role=dialog] img').naturalWidth"
+        self.browser.wait(lambda: self.browser.driver.execute_script(script) > 300, "the picture")
+        self.browser.scroll_to("//*[@role='dialog']//img")
+
     def run(self, run_id: str, tab: str = "") -> None:
         """The page of a run."""
         self.browser.open(f"{self.place}/runs/{run_id}{'/' * bool(tab)}{tab}?{self.TRAINING}")

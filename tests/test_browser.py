@@ -154,6 +154,7 @@ def test_a_run_says_how_to_repeat_it_and_shows_curves_and_pictures(pages: Pages,
     shot("curves")
     pages.section("pictures")
     pages.see_pictures(1)
+    pages.enlarge()
     shot("pictures_over_steps")
     pages.run(run_id(place / "runs" / "drawn"), "artifacts")
     pages.artifact("pictures", "orders.png")

@@ -327,7 +327,7 @@ def test_images_over_steps_lie_where_mlflow_looks_for_them(
     (folder / "pictures").mkdir()
     lines = Journal(folder / "metrics.jsonl")
     for step in (0, 20):
-        Image.new("RGBA", (640, 320), (step, 100, 200, 128)).save(folder / "pictures" / f"{step}.png")
+        Image.new("RGBA", (2000, 1000), (step, 100, 200, 128)).save(folder / "pictures" / f"{step}.png")
         lines.image("pictures/one row", step, f"pictures/{step}.png")
     lines.image("gone", 1, "pictures/1.png")  # as after a person tidied up
     lines.log(20, {"a": 1.0})
@@ -345,7 +345,7 @@ def test_images_over_steps_lie_where_mlflow_looks_for_them(
         sent = Path(store.download_artifacts(run_id, f"images/{name}.png", str(tmp_path)))
         assert sent.read_bytes() == (folder / line["image"]["file"]).read_bytes()
         with Image.open(store.download_artifacts(run_id, f"images/{name}+compressed.webp", str(tmp_path))) as small:
-            assert (small.format, small.size) == ("WEBP", (256, 128))
+            assert (small.format, small.size) == ("WEBP", (1000, 500))
     assert len(there) == 4
     theirs = store.create_run(only_run(store, "pictured").info.experiment_id).info.run_id
     store.log_image(theirs, Image.open(folder / "pictures" / "20.png"), key="pictures/one row", step=20, timestamp=7)

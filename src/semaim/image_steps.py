@@ -18,7 +18,7 @@ from PIL import Image
 
 PLACE = "images"  # among the artifacts of a run
 TAG = "mlflow.loggedImages"  # without it the page of a run has no charts of images
-SMALL = (256, 256)  # pixels at most
+SMALL = (1000, 1000)  # pixels at most; MLflow itself takes 256, in which many panels are not to be told apart
 KEY = re.compile(r"[A-Za-z0-9_.\- ]+(/[A-Za-z0-9_.\- ]+)*")
 
 

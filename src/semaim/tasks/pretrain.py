@@ -68,7 +68,7 @@ class Pretraining:
         "`task.knn_every_epochs`) and after training. This compares orders; the loss does not, since orders differ in "
         "how hard they are to predict",
         "pictures/held_out, order/...": "what the model makes of the same images at every look, as pictures over steps "
-        "(enlarge the chart), and the quality of its orders",
+        "(enlarge the chart and scroll), and the quality of its orders",
         "train/loss, train/grad_norm": "whether training goes well",
         "data/wait": "share of a step spent waiting for images; if it is more than a few percent, raise "
         "`data.num_workers`",
