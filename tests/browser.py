@@ -143,7 +143,7 @@ class Pages:
         self.browser.scroll_to(f"{SECTIONS}[contains(., '{group}')]")
 
     def enlarge(self) -> None:
-        """Open the first chart, one of pictures over steps, at its last step; its picture stands below MLflow's caption."""
+        """Open the first chart, one of pictures over steps, at its last step, and go to the picture in it."""
         from selenium.webdriver.common.keys import Keys
 
         self.browser.click("(//button[@data-component-id='fullscreen_button_chartcard'])[1]")
