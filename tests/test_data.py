@@ -56,6 +56,14 @@ def test_digits_are_all_there_once_and_stratified():
     assert (distances_NN.argmin(1) == np.arange(360)).all()
 
 
+def test_masks_of_digits_are_their_strokes():
+    held_out = digits(side=8).val
+    assert held_out.masked().tolist() == list(range(360))
+    for i in (0, 100, 359):
+        assert np.array_equal(held_out.mask(i), np.asarray(held_out.read(i))[..., 0] >= 128)
+        assert 0 < held_out.mask(i).mean() < 0.6
+
+
 def test_digits_options_and_repeatability():
     splits = digits(side=16, val_fraction=0.5)
     assert (len(splits.train), len(splits.val)) == (898, 899)

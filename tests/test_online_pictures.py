@@ -17,8 +17,13 @@ from commands import SMALL, journal, losses, started, wait_for
 from commands import run as typed
 from in_process import run
 from semaim import load_model
+from semaim.data.masks import object_patches
+from semaim.data.samples import chosen
+from semaim.data.sources import digits
+from semaim.data.transforms import evaluation
 from semaim.order_quality import agreement, entropy, peak_from_centre
 from semaim.semantics import semantic_map
+from semaim.targets import Pixels
 
 PICTURES = "{_target_:semaim.tasks.online_pictures.OnlinePictures,every_epochs:1,images:20,drawn:3,palette:cividis,\
 mean:${data.eval_transform.mean},std:${data.eval_transform.std}}"
@@ -61,12 +66,10 @@ def test_it_looks_at_the_start_after_epochs_and_at_the_end(looked: Path) -> None
 def test_numbers_are_those_of_the_model_of_that_step(looked: Path, step: int) -> None:
     model = load_model(looked / "checkpoints" / f"step_{step:08d}.pt")
     seen = stored(looked, step)
-    from semaim.data.sources import digits
-    from semaim.data.transforms import evaluation
-
     held_out = digits().val
     assert held_out is not None
-    indices = [360 * i // 20 for i in range(20)]
+    indices = chosen(360, 20)
+    assert len({held_out.label(i) for i in indices}) > 5, "of many classes"
     assert seen["image"].tolist() == [f"digits/val[{i}]" for i in indices]
     transform = evaluation(32, 1.0, (0.3, 0.3, 0.3), (0.36, 0.36, 0.36))
     images_BCHW = torch.stack([transform(held_out.read(i)) for i in indices])
@@ -81,9 +84,10 @@ def test_numbers_are_those_of_the_model_of_that_step(looked: Path, step: int) ->
     assert told["order/map_peak_from_centre"] == pytest.approx(float(peak_from_centre(map_BL, (8, 8)).mean()), rel=1e-6)
     before_BL = torch.from_numpy(stored(looked, step - 11)["order_BL"])
     assert told["order/order_agreement"] == pytest.approx(float(agreement(order_BL, before_BL).mean()), rel=1e-6)
-    assert "order/object_in_image" not in told, "nothing is known of these images' objects"
-    from semaim.targets import Pixels
-
+    object_BL = object_patches(held_out, indices, transform, 4)
+    assert told["order/object_in_image"] == pytest.approx(float(object_BL.float().mean()), rel=1e-6)
+    share = float(object_BL.gather(1, order_BL[:, :16]).float().mean())
+    assert told["order/object_in_first_quarter"] == pytest.approx(share, rel=1e-6)
     with torch.no_grad():
         prediction_BLP = model.predict(images_BCHW, order_BL)
     error_BL = Pixels(4).loss(prediction_BLP, Pixels(4)(images_BCHW))
@@ -129,3 +133,12 @@ def test_a_random_order_agrees_with_nothing_and_a_fixed_one_with_itself(tmp_path
     for order, low, high in (("stochastic", -0.15, 0.15), ("raster", 1.0, 1.0)):
         folder = run(tmp_path, *LOOKING, "trainer.max_steps=11", f"permutation={order}", f"run_name={order}")
         assert low <= metrics(folder)[11]["order/order_agreement"] <= high
+
+
+def test_images_are_always_the_same_random_ones() -> None:
+    assert chosen(10, 20) == list(range(10))
+    some = chosen(400, 40)
+    assert some == sorted(set(some)) == chosen(400, 40)
+    assert len(some) == 40
+    assert max(some) < 400
+    assert len({i % 10 for i in some}) == 10, "also where ten classes take turns"

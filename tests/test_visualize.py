@@ -56,7 +56,9 @@ def test_one_checkpoint_draws_orders_predictions_and_films(home: Path) -> None:
     assert len(np.unique(first.reshape(-1, 3), axis=0)) == 2, "blank, and the frame"
     assert result["images"] == 3
     assert 0 < result["map_entropy"] <= 1
-    assert set(result) == {"images", "map_entropy", "map_peak_from_centre"}
+    orders = ("raster", "stochastic", "attention", "attention_center")
+    about_orders = {f"object_in_first_quarter/{order}" for order in orders}
+    assert set(result) == {"images", "map_entropy", "map_peak_from_centre", "object_in_image", *about_orders}
 
 
 def test_checkpoints_side_by_side_show_their_own_order(home: Path) -> None:

@@ -19,9 +19,13 @@ from semaim.errors import UserError
 log = logging.getLogger(__name__)
 
 
-def spread(total: int, count: int) -> list[int]:
-    """So many indices, evenly spread, or all there are."""
-    return [index * total // min(count, total) for index in range(min(count, total))]
+def chosen(total: int, count: int) -> list[int]:
+    """So many numbers of images in ascending order, always the same random ones of a total; or all there are.
+
+    Not evenly spaced ones: where classes take turns, these can be all of one class.
+    """
+    generator = torch.Generator().manual_seed(total)
+    return sorted(torch.randperm(total, generator=generator)[:count].tolist())
 
 
 def read_some(images: ImageSet, indices: Sequence[int], transform: Transform) -> tuple[list[int], Tensor]:

@@ -162,6 +162,8 @@ def _mask_name(file: str) -> str:
 def digits(side: int = 32, val_fraction: float = 0.2) -> Splits:
     """scikit-learn's 1797 handwritten digits (8x8 grey), enlarged; a fixed stratified part is held out.
 
+    Their masks are the strokes: what is brighter than middle grey.
+
     Args:
         side: pixels per side after bicubic enlargement.
         val_fraction: share of images held out for evaluation.
@@ -178,8 +180,9 @@ def digits(side: int = 32, val_fraction: float = 0.2) -> Splits:
     train, val = train_test_split(
         np.arange(len(grey)), test_size=val_fraction, stratify=data.target, random_state=0, shuffle=True
     )
-    train_set = ArrayImages(images_NHWC[train], data.target[train], "digits/train")
-    val_set = ArrayImages(images_NHWC[val], data.target[val], "digits/val")
+    strokes_NHW = (images_NHWC[..., 0] > 127).astype(np.uint8)
+    train_set = ArrayImages(images_NHWC[train], data.target[train], "digits/train", strokes_NHW[train])
+    val_set = ArrayImages(images_NHWC[val], data.target[val], "digits/val", strokes_NHW[val])
     return Splits(train_set, train_set, val_set, [str(n) for n in range(10)])
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from semaim import drawing, pictures
 from semaim.data import ImageData
 from semaim.data.masks import object_patches
-from semaim.data.samples import read_some, spread
+from semaim.data.samples import chosen, read_some
 from semaim.errors import UserError
 from semaim.files import atomic
 from semaim.order_quality import means, order_quality
@@ -39,7 +39,7 @@ class Sample:
 
 
 class OnlinePictures:
-    """Looks during training, at held-out images (training images where none are held out), evenly spread over all.
+    """Looks during training, always at the same held-out images (training images where none are held out).
 
     What it saw at a step is kept in the run folder as a PNG, and as pictures/step_<step>.npz (maps, orders, and the
     error of every patch), with which the next look compares its orders.
@@ -110,7 +110,7 @@ class OnlinePictures:
         """The images, read when they are first needed."""
         if self._seen is None:
             images = data.source.val or data.source.train
-            indices, images_BCHW = read_some(images, spread(len(images), self.images), data.eval_transform)
+            indices, images_BCHW = read_some(images, chosen(len(images), self.images), data.eval_transform)
             object_BL = object_patches(images, indices, data.eval_transform, patch_size)
             self._seen = Sample([images.name(index) for index in indices], images_BCHW, object_BL)
         return self._seen

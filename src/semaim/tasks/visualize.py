@@ -18,7 +18,7 @@ from torch import Tensor
 from semaim import drawing, pictures
 from semaim.data import ImageData
 from semaim.data.masks import object_patches
-from semaim.data.samples import read_some, spread
+from semaim.data.samples import chosen, read_some
 from semaim.data.sources import ImageSet, image_files
 from semaim.data.transforms import IMAGENET_MEAN, IMAGENET_STD, Transform, evaluation
 from semaim.distributed import Processes
@@ -71,7 +71,7 @@ class Visualize:
         tracking: where mlflow:<run id> is looked up.
         images: a folder of images or files of images; null for held-out images of the data.
         data: images; how they are prepared is taken from the checkpoint.
-        count: images to draw, evenly spread over all there are.
+        count: images to draw, the same random ones every time.
         permutations: the orders there are, by name.
         orders: names of those to draw; null for some of each kind, or, of several checkpoints, the one that each was
             trained with.
@@ -107,8 +107,8 @@ class Visualize:
             raise UserError("task=visualize needs a checkpoint: checkpoint=runs/<name>, or several: checkpoint=[a,b]")
         if count < 1:
             raise UserError(f"task.count={count} must be positive")
-        for option, chosen in (("orders", orders or []), ("predict_order", [predict_order] if predict_order else [])):
-            if unknown := [name for name in chosen if name not in permutations]:
+        for option, asked in (("orders", orders or []), ("predict_order", [predict_order] if predict_order else [])):
+            if unknown := [name for name in asked if name not in permutations]:
                 raise UserError(f"task.{option}: there is no order {unknown[0]}; choose from {', '.join(permutations)}")
         if not formats or set(formats) - {"png", "svg"}:
             raise UserError(f"task.formats={list(formats)} is unknown: choose png, svg or both")
@@ -117,7 +117,7 @@ class Visualize:
         self.images: ImageSet = data.source.val or data.source.train
         if images is not None:
             self.images = image_files([images] if isinstance(images, str) else images)
-        self.indices = spread(len(self.images), count)
+        self.indices = chosen(len(self.images), count)
         self.permutations = permutations
         self.predict_order = predict_order
         self.semantic_map = semantic_map
