@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from semaim.errors import UserError
 from semaim.job import Job
 from semaim.runfolder import run_name
 from semaim.then import follow_ups
+from test_command_line import run_here
 
 SHORT = (*SMALL, "trainer.max_steps=2", "tracking=mlflow", "run_name=pre", "seed=3")
 
@@ -192,3 +194,19 @@ def test_a_mistake_costs_no_training(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert done.stdout.startswith("error: then=['knm']: there is no evaluation knm")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_sweep_whose_evaluation_fails_says_so_and_makes_it_up(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    few = ("data=shapes", "data.source.train=16", "data.source.val=10", "trainer.max_steps=1", "then=[knn]")
+    sweep = ("-m", *SMALL, *few, "permutation=raster,zigzag", "sweep.check=false")
+    assert run_here(tmp_path, *sweep) == 1
+    err = capsys.readouterr().err
+    too_few = r"ks=\[10, 20, 30\], but there are 16 labelled training images"
+    for order in ("raster", "zigzag"):
+        assert re.search(rf"\npermutation={order} +- +failed +{too_few}", err)
+    assert "error: 2 of 2 runs did not finish" in err
+    assert run_here(tmp_path, *sweep) == 1
+    again = capsys.readouterr().err
+    assert again.count("this run is finished already") == 2, "the pretrainings, whose evaluations are tried again"

@@ -8,11 +8,13 @@ import shlex
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from semaim.command_line import report
 from semaim.errors import Interrupted, UserError
 from semaim.lifecycle import stored_result
+from semaim.runfolder import RunFolder
 from semaim.sweeps.folder import Point, Sweep, labels
 from semaim.sweeps.job import PointJob, note_failure, run_point
 from semaim.sweeps.parent import update_parent
@@ -34,8 +36,8 @@ def to_submit(sweep: Sweep, old: Sequence[State] | None) -> list[int]:
 
 
 def _finished(sweep: Sweep, point: Point) -> bool:
-    job = sweep.compose(point)[0]
-    return stored_result(point.folder, job.config) is not None
+    jobs = [job.config for job in sweep.compose(point)]
+    return all(stored_result(RunFolder(Path(config["run_dir"])), config) is not None for config in jobs)
 
 
 def submit(sweep: Sweep, numbers: Sequence[int]) -> None:

@@ -104,12 +104,17 @@ def _state(sweep: Sweep, point: Point, seen: Seen) -> State:
             return State("starting", seen.nodes, seen.restarts)
         word: Word = "running" if status["state"] == "running" else "ending"
         return State(word, progress(point.folder) if word == "running" else status["error"], seen.restarts)
-    if status.get("state") == "finished":
+    if status.get("state") == "finished" and not (seen.state == "over" and _lacks_evaluations(point)):
         value = status["result"][status["metric"]]
         return State("finished", result_text(status), seen.restarts, status["result"] | _followed(point), value)
     if seen.state == "unknown":
         return State("unknown", f"{seen.reason}; the run folder says: {status.get('state', 'not begun')}")
     return _ended_badly(sweep, point, seen, status if here else {})
+
+
+def _lacks_evaluations(point: Point) -> bool:
+    """Whether what was to follow a run in the same job has not finished."""
+    return any(_status(RunFolder(Path(place))).get("state") != "finished" for place in point.then)
 
 
 def _followed(point: Point) -> dict[str, float]:
