@@ -161,10 +161,10 @@ def place(tmp_path: Path) -> Iterator[Path]:
 
 
 def assert_one_message(capsys: pytest.CaptureFixture[str], words: tuple[str, ...]) -> None:
-    """The screen shows one error message, with these words, and nothing else."""
+    """The screen shows one error message, with these words, and nothing else but what was being done before it."""
     out, err = capsys.readouterr()
     assert out == ""
-    assert err.startswith("error: ")
+    assert re.match(r"(\d\d:\d\d:\d\d [^\n]*\n)*error: ", err), err
     assert len(re.findall(r"^error: ", err, re.MULTILINE)) == 1
     assert "Traceback" not in err
     assert "Error in call to target" not in err

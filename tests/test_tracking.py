@@ -28,7 +28,7 @@ from semaim.tracking_store import SQLITE
 from test_command_line import run_here
 
 SYNC = (sys.executable, "-m", "semaim.sync")
-TINY = ("trainer.batch_size=16", "trainer.log_every_steps=2", "task.online_knn=null")
+TINY = ("trainer.batch_size=16", "trainer.log_every_steps=2", "task.online_knn=null", "task.pictures=null")
 Points = dict[str, list[tuple[int, float, int]]]
 
 

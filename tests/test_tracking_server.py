@@ -42,7 +42,7 @@ def test_run_against_a_server_is_complete(server: Server, tmp_path: Path, capsys
     client, run_folder = mlflow_client(server.uri), tmp_path / "runs" / "plain"
     state = delivery_state(run_folder)
     page = f"{server.uri}/#/experiments/{state['experiment_id']}/runs/{state['run_id']}"
-    assert f"open {page}\n" in capsys.readouterr().err
+    assert f"open {page}?workflowType=machine_learning\n" in capsys.readouterr().err
     assert_shows_all(client, run_folder, "FINISHED")
     run_id = only_run(client, "plain").info.run_id
     (tmp_path / "fetched").mkdir()
