@@ -174,7 +174,7 @@ def test_interrupted_creation_is_found_again(
     assert only_run(store, "interrupted").info.run_id == begun.info.run_id
     assert_shows_all(store, run_folder, "FINISHED")
     artifacts = {file.path for file in store.list_artifacts(begun.info.run_id)}
-    assert artifacts == {"config.yaml", "environment.json", "images"}
+    assert artifacts == {"config.yaml", "environment.json"}
 
 
 def test_experiment_made_by_another_process_meanwhile_is_used(
