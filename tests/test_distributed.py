@@ -14,6 +14,7 @@ import torch
 
 from commands import SMALL, losses, run, succeed
 from evaluating import assert_same_bits
+from semaim import distributed
 
 TWO = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "semaim.run")
 SIX_STEPS = (*SMALL, "trainer.max_steps=6", "trainer.save_every_steps=3", "run_name=six")
@@ -89,3 +90,20 @@ def test_a_batch_that_processes_cannot_share_is_refused(tmp_path: Path) -> None:
     done = run(tmp_path, *SIX_STEPS, "trainer.batch_size=15", launcher=TWO)
     assert done.returncode != 0
     assert "trainer.batch_size=15 must be divisible by processes x trainer.accumulate = 2 x 1" in done.stdout
+
+
+@pytest.mark.parametrize(("set_by_hand", "threads"), [(None, 3), ("2", 5)])
+def test_a_job_has_as_many_threads_as_cpus(
+    set_by_hand: str | None, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = torch.get_num_threads()
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "3")
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if set_by_hand is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", set_by_hand)  # torch has heeded it when it was loaded
+    try:
+        torch.set_num_threads(5)
+        distributed.start("cpu")
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)

@@ -106,6 +106,7 @@ def start(device: str) -> Processes:
     """Join the processes that torchrun or a submitit job has started, if there are several."""
     place = _of_torchrun() or _of_submitit()
     if place is None or place.world_size == 1:
+        _keep_to_own_cpus()
         return Processes(0, 1, choose_device(device))
     # SLURM's --gpus-per-task shows each process its own GPU alone, as the first.
     gpu = 0 if "SLURM_GPUS_PER_TASK" in os.environ else place.local_rank
@@ -119,6 +120,15 @@ def start(device: str) -> Processes:
         cpus = int(os.environ.get("SLURM_CPUS_PER_TASK", usable_cpus() // place.local_world_size))
         torch.set_num_threads(max(1, cpus))
     return Processes(dist.get_rank(), dist.get_world_size(), chosen)
+
+
+def _keep_to_own_cpus() -> None:
+    """As many threads as SLURM gave this process CPUs, unless OMP_NUM_THREADS says otherwise.
+
+    Not every cluster keeps processes to their CPUs, and threads in each other's way take many times as long.
+    """
+    if "OMP_NUM_THREADS" not in os.environ and "SLURM_CPUS_PER_TASK" in os.environ:
+        torch.set_num_threads(int(os.environ["SLURM_CPUS_PER_TASK"]))
 
 
 def _of_torchrun() -> Place | None:
