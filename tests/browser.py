@@ -147,9 +147,13 @@ class Pages:
         from selenium.webdriver.common.keys import Keys
 
         self.browser.click("(//button[@data-component-id='fullscreen_button_chartcard'])[1]")
-        self.browser.find("//*[@role='dialog']//*[@role='slider']").send_keys(Keys.END)
-        script = "return document.querySelector('[role=dialog] img').naturalWidth"
-        self.browser.wait(lambda: self.browser.driver.execute_script(script) > 300, "the picture")
+        box = self.browser.find("//*[@role='dialog']//input[@type='number']")
+        last = str(box.get_attribute("max"))
+        box.send_keys(Keys.CONTROL + "a")
+        box.send_keys(last, Keys.TAB)  # it is heeded once the box is left
+        script = """const image = document.querySelector('[role=dialog] img')
+                    return image && image.naturalWidth > 300 && image.src.includes('step%2B' + arguments[0] + '%2B')"""
+        self.browser.wait(lambda: self.browser.driver.execute_script(script, last), "the picture of the last step")
         self.browser.scroll_to("//*[@role='dialog']//img")
 
     def run(self, run_id: str, tab: str = "") -> None:

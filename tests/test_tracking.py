@@ -71,6 +71,7 @@ def assert_shows_all(client: Any, run_folder: Path, status: str) -> None:
     last = next(line for line in reversed(journal(run_folder)) if "status" in line)
     assert last["status"] == status
     assert info.end_time == last["time"]
+    assert info.start_time == journal(run_folder)[0]["time"]
 
 
 def only_run(client: Any, experiment: str) -> Any:

@@ -110,13 +110,18 @@ class Delivery:
             run_id = found[0].info.run_id
         else:
             tags = {marker: self.state["uid"], "run_folder": str(self.folder.path), **self._parent()}
-            run_id = self._client.create_run(experiment_id, tags=tags, run_name=self.folder.path.name).info.run_id
+            created = self._client.create_run(experiment_id, self._began(), tags, self.folder.path.name)
+            run_id = created.info.run_id
         config: Any = OmegaConf.to_container(OmegaConf.load(self.folder.path / "config.yaml"))
         params = [Param(key, value) for key, value in parameters(config).items()]
         for start in range(0, len(params), PARAMS_PER_CALL):
             self._client.log_batch(run_id, params=params[start : start + PARAMS_PER_CALL])
         self._client.log_artifact(run_id, str(self.folder.path / "config.yaml"))
         self._note(run_id=run_id, experiment_id=experiment_id)
+
+    def _began(self) -> int | None:
+        """When the run began, in milliseconds since 1970, which may be long before MLflow hears of it."""
+        return next((line["time"] for _, line in read(self.folder.journal, 0)), None)
 
     def _experiment_id(self) -> str:
         from mlflow.exceptions import MlflowException
