@@ -169,6 +169,10 @@ def test_the_figure_of_the_paper_has_a_row_per_image_and_a_heading_per_model() -
     assert shown[2].tolist() == [[4, 3], [2, 1]]
     assert shown[4].tolist() == [[-1, 0], [-3, -2]]
     assert {"first", "second"} <= {text.get_text() for text in figure.texts}
+    by_attention = Seen("third", Maps(maps.attention_BL, maps.attention_BL), {"own": order_BL}, (2, 2))
+    figure = pictures.orders_figure(torch.zeros(1, 4, 4, 3), [by_attention, two], "viridis")
+    titles = [place.get_title() for place in figure.axes[:6]]
+    assert titles == ["image", "self-attention", "own", "self-attention", "similarity", "own"]
 
 
 def test_film_goes_from_nothing_to_everything() -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from semaim.drawing import Panel, grid_figure
@@ -42,9 +43,10 @@ class Seen:
 
 def orders_figure(images_BHWC: Tensor, seen: Sequence[Seen], palette: str) -> Figure:
     """The figure of SemAIM's paper: each image, and for each model its attention, its semantic map and its orders."""
-    columns = [column for each in seen for column in _seen(each)]
-    named = [("", 1), *((each.name, 2 + len(each.orders)) for each in seen)] if len(seen) > 1 else []
-    return _figure([_image(images_BHWC), *columns], named, palette)
+    columns = [_seen(each) for each in seen]
+    named = [(each.name, len(own)) for each, own in zip(seen, columns, strict=True)]
+    groups = [("", 1), *named] if len(seen) > 1 else []
+    return _figure([_image(images_BHWC), *(column for own in columns for column in own)], groups, palette)
 
 
 def reconstruction_figure(
@@ -77,8 +79,10 @@ def _order(name: str, order_BL: Tensor, grid: Grid) -> Column:
 
 
 def _seen(seen: Seen) -> list[Column]:
-    """Maps and orders."""
-    maps = {"self-attention": seen.maps.attention_BL, "similarity": seen.maps.semantic_BL}
+    """Maps and orders; one map where the semantic map is the attention."""
+    maps = {"self-attention": seen.maps.attention_BL}
+    if not torch.equal(seen.maps.attention_BL, seen.maps.semantic_BL):
+        maps["similarity"] = seen.maps.semantic_BL
     return [
         *((name, [Panel(on_grid(map_L, seen.grid), "map") for map_L in map_BL]) for name, map_BL in maps.items()),
         *(_order(name, order_BL, seen.grid) for name, order_BL in seen.orders.items()),
