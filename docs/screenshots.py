@@ -18,7 +18,7 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from browser import Pages, browser, missing
-from commands import succeed
+from commands import succeed, sweep_folder
 from mlflow_server import Server
 
 IMAGES = Path(__file__).parent / "images"
@@ -105,7 +105,7 @@ def main() -> None:
         server = Server(place, f"sqlite:///{place}/mlflow.db")
         try:
             server.start()
-            sweep = tracked(next(place.glob("runs/*/sweep.json")).parent)
+            sweep = tracked(sweep_folder(place))
             run, pictures = tracked(pretraining(place)), tracked(place / "runs" / "drawn")
             with browser() as window:
                 pages = Pages(window, server.uri, sweep["experiment_id"])

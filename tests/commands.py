@@ -89,3 +89,9 @@ def losses(run_folder: Path) -> dict[int, float]:
 def status(run_folder: Path) -> dict[str, Any]:
     """What status.json says."""
     return json.loads((run_folder / "status.json").read_text())
+
+
+def sweep_folder(home: Path) -> Path:
+    """The folder of the one sweep that was made in a working directory."""
+    (file,) = (home / "runs").glob("*/sweep.json")
+    return file.parent

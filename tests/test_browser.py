@@ -15,7 +15,7 @@ import pytest
 
 import browser
 from browser import Pages
-from commands import status
+from commands import status, sweep_folder
 from mlflow_server import Server
 from test_command_line import run_here
 
@@ -65,11 +65,6 @@ def evaluated(place: Path, order: str) -> dict[str, float]:
     name = pretraining(place, order).name
     (folder,) = [each.parent for each in place.glob("runs/knn_*/config.yaml") if f"/{name}\n" in each.read_text()]
     return status(folder)["result"]
-
-
-def sweep_folder(place: Path) -> Path:
-    (file,) = place.glob("runs/*/sweep.json")
-    return file.parent
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
-from commands import status, wait_for
+from commands import status, sweep_folder, wait_for
 from semaim.sweeps import slurm
 from slurm import Cluster
 from slurm_runs import ON_CPU, SMALL_ANYHOW, JobRun, shown, subprocess_run
@@ -30,11 +30,6 @@ def say(cluster: Cluster, home: Path, *command: str, expect: int = 0) -> str:
     done = subprocess_run([sys.executable, "-m", *command], home, cluster.environment)
     assert done.returncode == expect, done.stdout
     return done.stdout
-
-
-def sweep_folder(home: Path) -> Path:
-    (folder,) = [file.parent for file in (home / "runs").glob("*/sweep.json")]
-    return folder
 
 
 def points(home: Path) -> list[dict[str, Any]]:

@@ -29,6 +29,11 @@ from semaim.views import Colours, View, Viewer
 KEY = "pictures/held_out"
 
 
+def due(every_epochs: int | None, epoch: int, last: bool) -> bool:
+    """Whether it is time to measure after an epoch (0: before training): at first, at last, and every so many."""
+    return epoch == 0 or last or (every_epochs is not None and epoch % every_epochs == 0)
+
+
 @dataclass(frozen=True)
 class Sample:
     """What is looked at: names, normalised images, and which of their patches are object (none where unknown)."""
@@ -75,10 +80,6 @@ class OnlinePictures:
         self.palette = palette
         self.colours = Colours(mean, std)
         self._seen: Sample | None = None
-
-    def due(self, epoch: int, last: bool) -> bool:
-        """Whether it is time after an epoch (0: before training)."""
-        return epoch == 0 or last or (self.every_epochs is not None and epoch % self.every_epochs == 0)
 
     def look(self, viewer: Viewer, order: str, data: ImageData, run: Run, step: int) -> dict[str, float]:
         """Look, draw and keep what was seen (first process only); metrics of the orders, named order/...

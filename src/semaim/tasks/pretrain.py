@@ -32,7 +32,7 @@ from semaim.semantics import SemanticMap
 from semaim.targets import Target
 from semaim.tasks.knn import OnlineNeighbours
 from semaim.tasks.online_linear import OnlineLinear
-from semaim.tasks.online_pictures import OnlinePictures
+from semaim.tasks.online_pictures import OnlinePictures, due
 from semaim.teachers import Teacher
 from semaim.trainer import Trainer
 from semaim.training_state import TrainingState
@@ -205,12 +205,10 @@ class Pretraining:
     def evaluate(self, state: TrainingState, epoch: int, last: bool, run: Run) -> dict[str, float]:
         """Online k-NN and linear accuracies, and the quality of the orders, if they are due."""
         self.model.eval()
-        every = self.knn_every_epochs
-        during = every is not None and epoch % every == 0
         metrics: dict[str, float] = {}
-        if self.data.source.val is not None and (epoch == 0 or last or during):
+        if self.data.source.val is not None and due(self.knn_every_epochs, epoch, last):
             metrics |= {f"online/{name}": value for name, value in self._accuracies(state, epoch, run).items()}
-        if self.pictures is not None and self.pictures.due(epoch, last):
+        if self.pictures is not None and due(self.pictures.every_epochs, epoch, last):
             order = run.choices["permutation"]
             metrics |= self.pictures.look(self._viewer(state, order), order, self.data, run, state.step)
         return metrics
