@@ -12,6 +12,7 @@ from oracle import masked_predict
 from semaim.distributed import Processes
 from semaim.models.aim import AIM
 from semaim.neighbours import nearest_neighbours
+from semaim.passes import Passes
 from semaim.permutations import AttentionCenter
 from semaim.semantics import SemanticMap
 from semaim.targets import Pixels
@@ -24,7 +25,7 @@ pytestmark = [
 
 
 def loss_and_gradients(model: AIM, images: torch.Tensor, noise: torch.Tensor, masked: bool = False) -> tuple:
-    maps = SemanticMap("cls")(model, images)
+    maps = SemanticMap("cls")(Passes({"online": model}, images), "online")
     order = AttentionCenter().order(model.grid, noise, maps)
     prediction = masked_predict(model, images, order) if masked else model.predict(images, order)
     target = Pixels(model.patch_size)
