@@ -40,15 +40,15 @@ from tests.oracle import masked_predict
 
 import semaim
 from semaim.models.aim import AIM
-from semaim.models.cost import cost
-from semaim.optimizers import parameter_groups
-from semaim.passes import Passes
+from semaim.models.flops import cost
+from semaim.models.token_cache import Passes
 from semaim.permutations import AttentionCenter, Stochastic, noise_columns
-from semaim.provenance import code_version
+from semaim.runs.provenance import code_version
 from semaim.semantics import semantic_map
 from semaim.targets import Pixels
 from semaim.teachers import Teacher
-from semaim.training_state import compile_blocks
+from semaim.training.optimizers import parameter_groups
+from semaim.training.state import compile_blocks
 
 
 class Sizes(NamedTuple):

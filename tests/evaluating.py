@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from semaim.data import ImageData
+from semaim.core.distributed import Processes
+from semaim.core.signals import SIGNALS, StopRequest
+from semaim.data.image_data import ImageData
 from semaim.data.sources import ArrayImages, Splits
 from semaim.data.transforms import Transform, evaluation, pretraining
-from semaim.distributed import Processes
-from semaim.run_context import Run
-from semaim.runfolder import RunFolder
-from semaim.stopping import SIGNALS, StopRequest
+from semaim.runs.context import Run
+from semaim.runs.folder import RunFolder
 
 CPU = torch.device("cpu")
 ALONE = Processes(0, 1, CPU)

@@ -12,8 +12,8 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig
 
 from commands import SMALL
-from semaim.command_line import CONF
-from semaim.job import Job, compose_job
+from semaim.config.compose import CONF
+from semaim.config.run_spec import Job, compose_job
 from semaim.lifecycle import execute, session
 
 

@@ -13,9 +13,9 @@ from threading import Barrier
 
 import mlflow  # noqa: F401 - once, before the processes part
 
-from semaim.journal import Journal
-from semaim.runfolder import RunFolder
-from semaim.tracking import MLflow
+from semaim.runs.folder import RunFolder
+from semaim.runs.journal import Journal
+from semaim.tracking.mlflow import MLflow
 
 
 def start(path: Path, uri: str, experiment: str, ready: Barrier) -> None:

@@ -29,16 +29,16 @@ from torch import Tensor, nn
 
 import test_command_line
 from in_process import go, job
-from semaim import check, tracking_store
-from semaim.check import Checked, check_sweep
+from semaim.config.follow_ups import follow_ups
 from semaim.errors import UserError
 from semaim.models.aim import AIM
-from semaim.models.cost import activations, cost, encoder_cost, moments, training_memory
+from semaim.models.flops import activations, cost, encoder_cost, moments, training_memory
 from semaim.models.vit import vit_of
-from semaim.optimizers import Optimization, parameter_groups
-from semaim.sweeps import nodes
-from semaim.sweeps.nodes import Asked, Node, gpus_in, minutes_in, nodes_of, not_granted
-from semaim.then import follow_ups
+from semaim.preflight import check, slurm_nodes
+from semaim.preflight.check import Checked, check_sweep
+from semaim.preflight.slurm_nodes import Asked, Node, gpus_in, minutes_in, nodes_of, not_granted
+from semaim.tracking import store
+from semaim.training.optimizers import Optimization, parameter_groups
 from slurm import Cluster
 
 place = test_command_line.place  # a folder with what the mistakes name; nothing may be added to it
@@ -74,7 +74,7 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def two_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
     """SLURM says what it said when it was recorded."""
     monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
-    monkeypatch.setattr(nodes, "answer", lambda *words: {nodes.SINFO: SINFO}[words])
+    monkeypatch.setattr(slurm_nodes, "answer", lambda *words: {slurm_nodes.SINFO: SINFO}[words])
 
 
 # Costs
@@ -523,12 +523,12 @@ def test_a_tracking_server_that_wants_to_know_who_asks(server: str, monkeypatch:
     """What MLflow's basic-auth app answers; to its /health it answers everybody."""
     mend = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or write ~/.mlflow/credentials"
     monkeypatch.setattr(Health, "status", 401)
-    assert tracking_store.unreachable(server) == f"the server wants a password: {mend}"
+    assert store.unreachable(server) == f"the server wants a password: {mend}"
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "ada")
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "wrong")
-    assert tracking_store.unreachable(server) == f"the server does not know user ada with this password: {mend}"
+    assert store.unreachable(server) == f"the server does not know user ada with this password: {mend}"
     monkeypatch.setattr(Health, "status", 403)
-    assert tracking_store.unreachable(server) == (
+    assert store.unreachable(server) == (
         "the server does not let user ada do this: its administrator must give the permission EDIT"
     )
 
@@ -538,7 +538,7 @@ def test_a_tracking_server_that_is_not_there(monkeypatch: pytest.MonkeyPatch) ->
         "tracking.uri=http://127.0.0.1:9: no server answers ([Errno 111] Connection refused); start it, or set "
         "tracking=none"
     ]
-    monkeypatch.setattr(tracking_store, "ANSWER_SECONDS", 0.2)
+    monkeypatch.setattr(store, "ANSWER_SECONDS", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         uri = f"tracking.uri=http://127.0.0.1:{silent.getsockname()[1]}"
         assert one(uri).problems == [f"{uri}: no server answers (timed out); start it, or set tracking=none"]
@@ -722,7 +722,7 @@ def test_the_whole_command_on_a_cluster(cluster: Cluster, tmp_path: Path) -> Non
     sweep = ("-m", "hydra/launcher=slurm", "seed=0,1", "hydra.launcher.cpus_per_task=2")
 
     def check_there(*words: str) -> tuple[int, list[str]]:
-        typed = [sys.executable, "-m", "semaim.check", *sweep, *words]
+        typed = [sys.executable, "-m", "semaim.preflight.check", *sweep, *words]
         done = subprocess.run(
             typed, cwd=tmp_path, env=cluster.environment, capture_output=True, text=True, timeout=120, check=False
         )

@@ -15,9 +15,9 @@ import time
 import pytest
 import torch
 
-from semaim import checkpoint
+from semaim.checkpoints import store
+from semaim.core.files import HashingWriter
 from semaim.errors import UserError
-from semaim.files import HashingWriter
 
 
 def state_of(step, size=1000):
@@ -41,7 +41,7 @@ def folder(tmp_path, caplog, monkeypatch):
 def three(folder):
     """A folder with checkpoints of steps 1, 2 and 3."""
     for step in (1, 2, 3):
-        checkpoint.save(folder, step, state_of(step))
+        store.save(folder, step, state_of(step))
     return folder
 
 
@@ -58,30 +58,30 @@ def test_round_trip_is_exact(folder):
     tensors["strided"] = torch.arange(12, dtype=torch.uint8).view(3, 4).T
     bits = torch.tensor([float("nan"), float("inf"), -0.0, 1e-45])
     plain = {"numbers": [1, 2**62, 1e-300, True, None], "nested": {"text": "schön", "tuple": (1, (2.5, "x")), 5: {}}}
-    path = checkpoint.save(folder, 120, {"tensors": tensors, "bits": bits, **plain})
+    path = store.save(folder, 120, {"tensors": tensors, "bits": bits, **plain})
     assert path == folder / "step_00000120.pt"
-    loaded = checkpoint.newest(folder)
+    loaded = store.newest(folder)
     assert torch.equal(loaded.pop("bits").view(torch.int32), bits.view(torch.int32))
     for name, tensor in loaded.pop("tensors").items():
         assert tensor.dtype == tensors[name].dtype
         assert torch.equal(tensor, tensors[name])
-    assert loaded == {"format": checkpoint.FORMAT, "step": 120, **plain}
+    assert loaded == {"format": store.FORMAT, "step": 120, **plain}
 
 
 def test_no_checkpoint_at_all(folder):
-    assert checkpoint.newest(folder) is None
-    assert checkpoint.list_steps(folder) == []
+    assert store.newest(folder) is None
+    assert store.list_steps(folder) == []
     folder.mkdir()
     (folder / "notes.pt").write_text("not ours")
     (folder / "step_x.pt").write_text("not ours")
-    assert checkpoint.newest(folder) is None
+    assert store.newest(folder) is None
 
 
 def test_newest_is_by_number_not_by_name_or_time(folder):
     for step in (100_000_000, 99_999_999, 7):  # nine digits sort before eight as text
-        checkpoint.save(folder, step, state_of(step))
-    assert [step for step, _ in checkpoint.list_steps(folder)] == [7, 99_999_999, 100_000_000]
-    assert checkpoint.newest(folder)["step"] == 100_000_000
+        store.save(folder, step, state_of(step))
+    assert [step for step, _ in store.list_steps(folder)] == [7, 99_999_999, 100_000_000]
+    assert store.newest(folder)["step"] == 100_000_000
 
 
 def test_checksum_is_what_sha256sum_expects(three):
@@ -95,25 +95,25 @@ def test_checksum_is_what_sha256sum_expects(three):
 
 def test_prune_keeps_the_newest_and_the_milestones(folder):
     for step in range(1, 10):
-        checkpoint.save(folder, step, state_of(step, 1))
-    checkpoint.prune(folder, 2, lambda step: step % 3 == 0)
+        store.save(folder, step, state_of(step, 1))
+    store.prune(folder, 2, lambda step: step % 3 == 0)
     kept = [f"step_0000000{step}.pt" for step in (3, 6, 8, 9)]
     assert names(folder) == sorted(kept + [f"{name}.sha256" for name in kept])
-    assert is_of(checkpoint.newest(folder), 9)
-    checkpoint.prune(folder, 2, lambda _: False)
-    assert [step for step, _ in checkpoint.list_steps(folder)] == [8, 9]
-    checkpoint.prune(folder, 2, lambda _: False)  # nothing left to prune
-    assert [step for step, _ in checkpoint.list_steps(folder)] == [8, 9]
+    assert is_of(store.newest(folder), 9)
+    store.prune(folder, 2, lambda _: False)
+    assert [step for step, _ in store.list_steps(folder)] == [8, 9]
+    store.prune(folder, 2, lambda _: False)  # nothing left to prune
+    assert [step for step, _ in store.list_steps(folder)] == [8, 9]
 
 
 def test_fingerprint_changes_with_the_newest_checkpoint(folder):
-    assert checkpoint.fingerprint(folder.parent) is None
-    first = checkpoint.save(folder, 1, state_of(1))
-    of_first = checkpoint.fingerprint(folder.parent)
-    assert of_first == checkpoint.fingerprint(first) == hashlib.sha256(first.read_bytes()).hexdigest()
-    checkpoint.save(folder, 2, state_of(2))
-    assert checkpoint.fingerprint(folder.parent) not in (None, of_first)
-    assert checkpoint.fingerprint(folder / "none.pt") is None
+    assert store.fingerprint(folder.parent) is None
+    first = store.save(folder, 1, state_of(1))
+    of_first = store.fingerprint(folder.parent)
+    assert of_first == store.fingerprint(first) == hashlib.sha256(first.read_bytes()).hexdigest()
+    store.save(folder, 2, state_of(2))
+    assert store.fingerprint(folder.parent) not in (None, of_first)
+    assert store.fingerprint(folder / "none.pt") is None
 
 
 # Damage
@@ -144,12 +144,12 @@ def flip(content, bit=1, at=None):
 )
 def test_a_damaged_checkpoint_is_passed_over_and_named(three, caplog, which, change):
     rewrite(three / f"step_00000003.pt{which}", change)
-    assert is_of(checkpoint.newest(three), 2)
+    assert is_of(store.newest(three), 2)
     (record,) = caplog.records
     assert record.levelno == logging.WARNING
     assert f"{three}/step_00000003.pt is damaged" in record.getMessage()
     rewrite(three / f"step_00000002.pt{which}", change)
-    assert is_of(checkpoint.newest(three), 1)
+    assert is_of(store.newest(three), 1)
     assert (three / "step_00000003.pt").exists()  # left for a person to look at
 
 
@@ -157,7 +157,7 @@ def test_when_all_are_damaged_nothing_starts_anew_in_silence(three):
     for step in (1, 2, 3):
         rewrite(three / f"step_0000000{step}.pt", flip)
     with pytest.raises(UserError, match=r"every checkpoint in .* is damaged \(step_00000003.*move that folder away"):
-        checkpoint.newest(three)
+        store.newest(three)
 
 
 # Kills
@@ -166,9 +166,9 @@ def test_when_all_are_damaged_nothing_starts_anew_in_silence(three):
 def save_for_ever(folder, first, done):
     step = first
     while True:
-        checkpoint.save(folder, step, state_of(step, size=5_000_000))  # 20 MB
+        store.save(folder, step, state_of(step, size=5_000_000))  # 20 MB
         done.value = step
-        checkpoint.prune(folder, 2, lambda _: False)
+        store.prune(folder, 2, lambda _: False)
         step += 1
 
 
@@ -186,22 +186,22 @@ def test_kill_in_the_middle_of_saving(folder):
         process.kill()
         process.join()
         assert process.exitcode == -9
-        state = checkpoint.newest(folder)
+        state = store.newest(folder)
         # The newest may be one further than reported: killed after its rename, before the report.
         assert state["step"] in (done.value, done.value + 1)
         assert is_of(state, state["step"])
         done.value = state["step"]
         left_over += len(list(folder.glob("*.tmp")))
     assert left_over > 0  # else no kill came while a file was being written, and this test showed nothing
-    checkpoint.save(folder, done.value + 1, state_of(done.value + 1))
+    store.save(folder, done.value + 1, state_of(done.value + 1))
     assert list(folder.glob("*.tmp")) == []
 
 
 def test_left_overs_of_killed_processes_go_at_the_next_save(three):
     for name in ("step_00000004.pt.4711.tmp", "step_00000004.pt.sha256.4711.tmp"):
         (three / name).write_bytes(b"half")
-    assert is_of(checkpoint.newest(three), 3)  # they disturb nothing
-    checkpoint.save(three, 4, state_of(4))
+    assert is_of(store.newest(three), 3)  # they disturb nothing
+    store.save(three, 4, state_of(4))
     assert len(names(three)) == 8
     assert list(three.glob("*.tmp")) == []
 
@@ -223,13 +223,13 @@ def test_no_space_after_some_writing(three, monkeypatch, after):
 
     monkeypatch.setattr(HashingWriter, "write", full)
     with pytest.raises(UserError, match=FULL):
-        checkpoint.save(three, 4, state_of(4))
+        store.save(three, 4, state_of(4))
     assert len(calls) > after
     assert names(three) == before
-    assert is_of(checkpoint.newest(three), 3)
+    assert is_of(store.newest(three), 3)
     monkeypatch.undo()
-    checkpoint.save(three, 4, state_of(4))
-    assert is_of(checkpoint.newest(three), 4)
+    store.save(three, 4, state_of(4))
+    assert is_of(store.newest(three), 4)
 
 
 @pytest.mark.parametrize("call", ["fsync", "replace"])
@@ -245,14 +245,14 @@ def test_no_space_at_the_last_moment(three, monkeypatch, call):
 
     monkeypatch.setattr(os, call, full)
     with pytest.raises(UserError, match=FULL):
-        checkpoint.save(three, 4, state_of(4))
+        store.save(three, 4, state_of(4))
     assert names(three) == before
 
 
 def test_another_error_keeps_its_reason(folder, monkeypatch):
     monkeypatch.setattr(HashingWriter, "write", lambda *_: os.open("/none", 0))
     with pytest.raises(UserError, match=r"there is no older checkpoint") as error:
-        checkpoint.save(folder, 1, state_of(1))
+        store.save(folder, 1, state_of(1))
     assert "no space" not in str(error.value)
     assert names(folder) == []
 
@@ -273,27 +273,27 @@ def small_disk(tmp_path):
 
 def test_a_full_disk(small_disk):
     for step in (1, 2, 3):
-        checkpoint.save(small_disk, step, state_of(step, 150_000))  # 600 kB
+        store.save(small_disk, step, state_of(step, 150_000))  # 600 kB
     before = names(small_disk)
     with pytest.raises(UserError, match=FULL):
-        checkpoint.save(small_disk, 4, state_of(4, 150_000))
+        store.save(small_disk, 4, state_of(4, 150_000))
     assert names(small_disk) == before
-    assert is_of(checkpoint.newest(small_disk), 3)
+    assert is_of(store.newest(small_disk), 3)
 
 
 def test_a_disk_that_fills_up_at_any_point_of_saving(small_disk):
     """However much room there is, to the page around what is needed: either all is there or nothing has changed."""
     folder, page, filler = small_disk / "checkpoints", 4096, small_disk / "filler"
-    path = checkpoint.save(folder, 1, state_of(1))
+    path = store.save(folder, 1, state_of(1))
     needed = -(-path.stat().st_size // page) + 1  # the checkpoint's pages and one for its checksum
     outcomes = []
     for pages in range(needed + 2):
         free = os.statvfs(small_disk)
         filler.write_bytes(b"x" * (free.f_bavail * free.f_frsize - pages * page))
         with contextlib.suppress(UserError):
-            checkpoint.save(folder, 2, state_of(2))
+            store.save(folder, 2, state_of(2))
         filler.unlink()
-        newest = checkpoint.newest(folder)
+        newest = store.newest(folder)
         outcomes.append(newest["step"])
         assert is_of(newest, newest["step"])
         assert len(names(folder)) == 2 * newest["step"], pages  # a checkpoint and its checksum, no temporary file
@@ -306,7 +306,7 @@ def test_a_disk_that_fills_up_at_any_point_of_saving(small_disk):
 def test_saving_a_step_again_never_leaves_it_with_a_wrong_checksum(three, monkeypatch):
     """The disk fills up at each moment of saving step 3 anew, when it stood intact already."""
     for call in range(6):
-        checkpoint.save(three, 3, state_of(3))
+        store.save(three, 3, state_of(3))
         counted = iter(range(100))
 
         def fsync(_, call=call, counted=counted):
@@ -315,8 +315,8 @@ def test_saving_a_step_again_never_leaves_it_with_a_wrong_checksum(three, monkey
 
         monkeypatch.setattr(os, "fsync", fsync)
         with contextlib.suppress(UserError, OSError):
-            checkpoint.save(three, 3, {**state_of(3), "again": True})
+            store.save(three, 3, {**state_of(3), "again": True})
         monkeypatch.undo()
-        newest = checkpoint.newest(three)
+        newest = store.newest(three)
         assert newest["step"] in (2, 3)
         assert is_of(newest, newest["step"])

@@ -11,7 +11,7 @@ import zipfile
 import pytest
 import torch
 
-from semaim import checkpoint
+from semaim.checkpoints import store
 from semaim.errors import UserError
 
 
@@ -34,7 +34,7 @@ def test_a_malicious_file_is_refused_and_does_nothing(tmp_path, how):
     else:
         torch.save(content, path, _use_new_zipfile_serialization=how == "zip")
     with pytest.raises(UserError, match=r"evil\.pth was not loaded: .*would run code \(posix\.system\)"):
-        checkpoint.load(path)
+        store.load(path)
     assert not target.exists()
     torch.load(path, weights_only=False) if how != "pickle" else pickle.loads(path.read_bytes())
     assert target.exists()  # the payload was a live one
@@ -63,24 +63,24 @@ def zipped():
 def test_files_that_are_no_checkpoint(tmp_path, content):
     (tmp_path / "x.pt").write_bytes(content)
     with pytest.raises(UserError, match=rf"checkpoint={tmp_path}/x\.pt is not a checkpoint, or is damaged"):
-        checkpoint.load(tmp_path / "x.pt")
+        store.load(tmp_path / "x.pt")
 
 
 @pytest.mark.parametrize(("held", "kind"), [([1, 2], "list"), (torch.zeros(3), "Tensor")])
 def test_what_is_held_instead_of_a_checkpoint_is_named(tmp_path, held, kind):
     torch.save(held, tmp_path / "x.pt")
     with pytest.raises(UserError, match=rf"x\.pt holds a {kind}, not a checkpoint"):
-        checkpoint.load(tmp_path / "x.pt")
+        store.load(tmp_path / "x.pt")
 
 
 def test_a_file_that_is_not_there(tmp_path):
     for path in (tmp_path / "none.pt", tmp_path):  # nor is a folder a file
         with pytest.raises(UserError, match=f"checkpoint={path} does not exist"):
-            checkpoint.load(path)
+            store.load(path)
 
 
 @pytest.mark.parametrize("other", [1, 3, None])
 def test_our_checkpoints_of_another_format_are_refused(tmp_path, other):
     torch.save({"format": other, "architecture": {}, "step": 1}, tmp_path / "x.pt")
     with pytest.raises(UserError, match=rf"x\.pt has format {other}; this semaim reads 2"):
-        checkpoint.load(tmp_path / "x.pt")
+        store.load(tmp_path / "x.pt")

@@ -12,9 +12,9 @@ from sklearn.metrics import accuracy_score, confusion_matrix
 
 from commands import journal
 from evaluating import CPU, surroundings
-from semaim.classification import Answers
-from semaim.distributed import Processes
-from semaim.journal import Journal
+from semaim.core.distributed import Processes
+from semaim.evaluation.accuracy import Answers
+from semaim.runs.journal import Journal
 
 # Seven images of cat, dog and emu, none of fox: two of three cats right, one of three dogs, the emu taken for a fox.
 LABELS = [0, 1, 1, 0, 2, 1, 0]

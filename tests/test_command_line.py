@@ -24,8 +24,8 @@ from omegaconf import OmegaConf
 
 from commands import ENVIRONMENT, RUN, SMALL, run, status
 from in_process import logging_left_as_found
-from semaim import checkpoint
-from semaim.command_line import CONF
+from semaim.checkpoints import store
+from semaim.config.compose import CONF
 from semaim.models.aim import AIM
 from semaim.run import command_line
 
@@ -153,7 +153,7 @@ def place(tmp_path: Path) -> Iterator[Path]:
     torch.save({"weight": torch.ones(2)}, tmp_path / "foreign.pt")
     torch.save({"model": Malice()}, tmp_path / "evil.pt")
     model = AIM(48, 32, 4, embed_dim=48, depth=2, num_heads=3, query_depth=1)
-    saved = checkpoint.save(tmp_path, 1, {"architecture": model.architecture, "model": model.state_dict()})
+    saved = store.save(tmp_path, 1, {"architecture": model.architecture, "model": model.state_dict()})
     saved.rename(tmp_path / "other.pt")
     before = set(tmp_path.rglob("*"))
     yield tmp_path

@@ -26,10 +26,10 @@ from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
 import semaim
-from semaim.command_line import CONF, explain
-from semaim.data import ImageData
+from semaim.config.compose import CONF, explain
+from semaim.data.image_data import ImageData
 from semaim.errors import UserError
-from semaim.runfolder import flatten
+from semaim.runs.folder import flatten
 
 SOURCE = Path(semaim.__file__).parent
 NOT_CHOSEN = ("hydra", "experiment", "small_data")  # small_data follows from data and task
@@ -46,8 +46,8 @@ AT_RUNTIME = {
     "semaim.data.sources.image_folders": {"root"},
     "torch.optim.AdamW": {"params"},
     "torch.optim.SGD": {"params"},
-    "semaim.optimizers.parameter_groups": {"model", "weight_decay"},
-    "semaim.optimizers.layer_decay_groups": {"model", "weight_decay"},
+    "semaim.training.optimizers.parameter_groups": {"model", "weight_decay"},
+    "semaim.training.optimizers.layer_decay_groups": {"model", "weight_decay"},
     "semaim.models.heads.head_groups": {"model", "weight_decay"},
 }
 # embed_dim, depth, num_heads, query_depth
@@ -223,7 +223,7 @@ def attributes_read() -> frozenset[str]:
 
 
 # Options whose only use in the constructor is an `if`.
-DECIDES = {"semaim.data.sources.image_folders": {"layout"}, "semaim.data.ImageData": {"patch_size"}}
+DECIDES = {"semaim.data.sources.image_folders": {"layout"}, "semaim.data.image_data.ImageData": {"patch_size"}}
 
 
 def does_something(parameter: str, body: ast.AST) -> bool:

@@ -14,7 +14,7 @@ import torch
 
 from commands import SMALL, losses, run, succeed
 from evaluating import assert_same_bits
-from semaim import distributed
+from semaim.core import distributed
 
 TWO = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "semaim.run")
 SIX_STEPS = (*SMALL, "trainer.max_steps=6", "trainer.save_every_steps=3", "run_name=six")

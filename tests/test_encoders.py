@@ -19,14 +19,14 @@ from torch import Tensor
 
 from commands import journal, status
 from in_process import composed, go, run
-from semaim import checkpoint
-from semaim.encoders import EncoderSource, Origin, fingerprint
+from semaim.checkpoints import store
+from semaim.checkpoints.encoder_source import EncoderSource, Origin, fingerprint
+from semaim.checkpoints.two_stream import load_model
+from semaim.core.seeding import seed_all
 from semaim.errors import UserError
-from semaim.interop import load_model
 from semaim.models.vit import encode
-from semaim.seeding import seed_all
 from semaim.tasks.evaluation import other_split
-from semaim.tracking_store import SQLITE
+from semaim.tracking.store import SQLITE
 
 GOLDEN = Path(__file__).parent / "golden" / "pixels_mlp_l2_norm.npz"
 SMALLER = ("data.patch_size=8", "trainer.max_steps=2")
@@ -403,7 +403,7 @@ def test_another_split_of_the_same_data_is_warned_of(pretrained: Path, tmp_path:
         """Whether a run warns of an encoder that was pretrained on data of another configuration."""
         state = torch.load(newest(pretrained), weights_only=True)
         state["config"]["data"] |= before
-        path = checkpoint.save(tmp_path / f"before_{name}", 2, state)
+        path = store.save(tmp_path / f"before_{name}", 2, state)
         folder = go(tmp_path, *KNN, f"run_name={name}", f"checkpoint={path}")
         return warning in (folder / "run.log").read_text()
 

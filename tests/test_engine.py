@@ -14,7 +14,7 @@ from hydra.utils import instantiate
 from commands import journal, losses, measured
 from in_process import composed, run
 from semaim.errors import UserError
-from semaim.trainer import Trainer
+from semaim.training.settings import Trainer
 
 # The first ten losses of `SMALL` at seed 0. A change that is not meant to alter results leaves them as they are; one
 # that is says so and why. Between kinds of CPU they differ by rounding.

@@ -16,8 +16,8 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
-from semaim.estimate import build_task, opened
-from semaim.models.cost import encoder_cost
+from semaim.models.flops import encoder_cost
+from semaim.preflight.estimate import build_task, opened
 from semaim.tasks.pretrain import Pretraining
 
 ROOT = Path(__file__).parents[1]

@@ -24,14 +24,15 @@ from torch import Tensor
 import foreign_files
 from commands import PIPED, status, succeed
 from in_process import composed, go
-from semaim import checkpoint, export, export_formats
+from semaim.checkpoints import store
+from semaim.checkpoints.encoder_source import EncoderSource, fingerprint
+from semaim.checkpoints.stored_encoder import StoredEncoder
+from semaim.checkpoints.two_stream import read_checkpoint
 from semaim.data.transforms import evaluation
-from semaim.encoders import EncoderSource, fingerprint
-from semaim.interop import read_checkpoint
-from semaim.logged_model import tracked_run
-from semaim.model_card import run_folder_of
-from semaim.stored import StoredEncoder
-from semaim.tracking_store import SQLITE
+from semaim.export import export, formats
+from semaim.export.mlflow_model import tracked_run
+from semaim.export.model_card import run_folder_of
+from semaim.tracking.store import SQLITE
 
 SMALL = ("tracking=none", "data.patch_size=8", "model.embed_dim=32", "model.num_heads=2", "trainer.batch_size=16")
 TWO_STEPS = (*SMALL, "task.online_knn=null", "trainer.max_steps=2", "trainer.warmup_epochs=0")
@@ -131,9 +132,9 @@ def test_the_side_before_the_crop_is_the_same(side: int, ratio: float, square: P
     """timm rounds it down, where we round to the nearest."""
     found = StoredEncoder(square, read_checkpoint(square), False, None, None)
     found.state["config"]["data"]["eval_transform"]["crop_ratio"] = ratio
-    model = export_formats.Model.of(found)
+    model = formats.Model.of(found)
     model.vit.patch_embed.img_size = (side, side)
-    card = export_formats.timm_content(model).settings["config.json"]["pretrained_cfg"]
+    card = formats.timm_content(model).settings["config.json"]["pretrained_cfg"]
     assert math.floor(side / card["crop_pct"]) == round(side / ratio)
     if math.floor(side / ratio) == round(side / ratio):
         assert card["crop_pct"] == ratio
@@ -160,7 +161,9 @@ def test_there_and_back_again(pretrained: Path, tmp_path: Path) -> None:
 
 def test_the_evaluation_of_an_exported_folder(square: Path, tmp_path: Path, capsys) -> None:
     """The same accuracies, from the same features."""
-    said = succeed(tmp_path, f"checkpoint={square}", "output=it", launcher=(sys.executable, "-m", "semaim.export"))
+    said = succeed(
+        tmp_path, f"checkpoint={square}", "output=it", launcher=(sys.executable, "-m", "semaim.export.export")
+    )
     assert "evaluate it: python -m semaim.run task=knn checkpoint=it data=..." in said
     knn = (*SMALL[:-1], "task=knn", "task.ks=[10]")
     before = go(tmp_path / "runs", *knn, f"checkpoint={square}", "run_name=before")
@@ -174,9 +177,9 @@ def test_the_evaluation_of_an_exported_folder(square: Path, tmp_path: Path, caps
 
 def test_a_finished_evaluation_hears_of_another_export(square: Path, pretrained: Path, tmp_path: Path) -> None:
     folder = exported(tmp_path, square)
-    before = checkpoint.fingerprint(folder)
+    before = store.fingerprint(folder)
     exported(tmp_path, pretrained, "overwrite=true")
-    assert checkpoint.fingerprint(folder) not in (before, None)
+    assert store.fingerprint(folder) not in (before, None)
 
 
 @torch.no_grad()
@@ -413,7 +416,9 @@ def test_mistakes_in_the_options(words: list[str], message: str, capsys, tmp_pat
 
 
 def test_the_command_says_what_is_wrong(tmp_path: Path) -> None:
-    done = subprocess.run([sys.executable, "-m", "semaim.export", "checkpoint=no"], cwd=tmp_path, **PIPED, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "semaim.export.export", "checkpoint=no"], cwd=tmp_path, **PIPED, check=False
+    )
     assert (done.returncode, done.stdout) == (2, "error: checkpoint=no does not exist\n")
 
 
@@ -460,7 +465,7 @@ def test_a_logged_model_loads_without_semaim(tracked: Path, tmp_path: Path) -> N
     client = MlflowClient(noted["uri"])
     before = client.get_run(noted["run_id"]).info
     said = succeed(tmp_path, f"checkpoint={tracked}", "output=out", "mlflow=true",
-                   launcher=(sys.executable, "-m", "semaim.export"))  # fmt: skip
+                   launcher=(sys.executable, "-m", "semaim.export.export"))  # fmt: skip
     model_uri = said.split("logged to MLflow: ")[1].split()[0]
     snippet = "\n".join(line[4:] for line in said.split("logged to MLflow")[1].splitlines() if line.startswith("    "))
     torch.save(images(3), tmp_path / "images.pt")
@@ -495,5 +500,7 @@ def test_a_run_that_was_not_tracked_has_no_model(square: Path, tmp_path: Path, c
 
 
 def test_transformers_need_not_be_installed() -> None:
-    code = "import sys; sys.modules['transformers'] = None; import semaim.export, semaim.encoders"
+    code = (
+        "import sys; sys.modules['transformers'] = None; import semaim.export.export, semaim.checkpoints.encoder_source"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -12,13 +12,13 @@ import torch
 from PIL import Image
 
 from evaluating import image_data, noise, surroundings, together
-from semaim import feature_store
 from semaim.data.sources import ArrayImages, Splits, image_folders
 from semaim.data.subsets import Subset
 from semaim.data.transforms import evaluation, pretraining
 from semaim.errors import Interrupted, UserError
-from semaim.feature_store import stored
-from semaim.features import Pass, extract
+from semaim.evaluation import feature_cache
+from semaim.evaluation.feature_cache import stored
+from semaim.evaluation.features import Pass, extract
 from semaim.models.vit import encode, vit_of
 
 ASKED = [7, 0, 29, 3, 12, 4, 21]
@@ -117,7 +117,7 @@ def test_features_are_read_in_parts_and_not_changed_by_who_reads_them(run, kept)
 def test_a_copy_in_parts_is_the_same(run, kept, monkeypatch):
     encoder, images = Encoder(), noise()
     whole = extract(wanted(encoder, images, range(30)), run)
-    monkeypatch.setattr(feature_store, "COPIED_AT_ONCE", 4)
+    monkeypatch.setattr(feature_cache, "COPIED_AT_ONCE", 4)
     assert same(stored(kept, "weights", wanted(encoder, images, range(30)), run), whole)
 
 
@@ -327,7 +327,7 @@ def test_too_many_unreadable_images_leave_nothing(run, kept, damaged):
 @pytest.mark.parametrize("batch_size", [2, 3, 7])
 def test_processes_store_what_one_stores(run, tmp_path, tiny_model, monkeypatch, world_size, batch_size):
     """Seven images: the last batch is smaller, but for 7; then, and with 5 processes, some have no batch at all."""
-    monkeypatch.setattr(feature_store, "COPIED_AT_ONCE", 3)
+    monkeypatch.setattr(feature_cache, "COPIED_AT_ONCE", 3)
     encoder, images = Encoder(vit_of(tiny_model(image_size=8)).eval()), noise()
     alone = stored(tmp_path / "alone", "weights", wanted(encoder, images, batch_size=batch_size), run)
     assert same(alone, extract(wanted(encoder, images, batch_size=batch_size), run))

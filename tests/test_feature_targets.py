@@ -28,22 +28,22 @@ import semaim
 from commands import SMALL, journal, losses, succeed
 from evaluating import assert_same_bits, noise
 from in_process import composed, go, run
-from semaim.check import check_sweep
-from semaim.command_line import CONF, explain
-from semaim.data import ImageData
+from semaim.config.compose import CONF, explain
+from semaim.core.seeding import StepNoise
+from semaim.data.image_data import ImageData
 from semaim.data.loading import Batch
 from semaim.data.sources import Splits
 from semaim.data.transforms import evaluation, pretraining
 from semaim.errors import UserError
 from semaim.models.aim import AIM
-from semaim.models.cost import cost
+from semaim.models.flops import cost
 from semaim.permutations import Attention
-from semaim.seeding import StepNoise
+from semaim.preflight.check import check_sweep
 from semaim.semantics import SemanticMap
 from semaim.targets import EncoderFeatures, Features
 from semaim.tasks.pretrain import Pretraining
 from semaim.teachers import Teacher
-from semaim.training_state import TrainingState
+from semaim.training.state import TrainingState
 from teaching import network, tiny_clip, tiny_dino, visual, write
 from test_golden import FILES, golden, relative
 

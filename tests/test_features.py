@@ -12,12 +12,12 @@ import pytest
 import torch
 
 from evaluating import image_data, noise, surroundings, together
+from semaim.core.signals import StopRequest
 from semaim.data.sources import Splits
 from semaim.data.transforms import evaluation
 from semaim.errors import Interrupted, UserError
-from semaim.features import Features, Pass, extract, in_order
+from semaim.evaluation.features import Features, Pass, extract, in_order
 from semaim.models.vit import encode, vit_of
-from semaim.stopping import StopRequest
 
 ASKED = [7, 0, 29, 3, 12, 4, 21]
 

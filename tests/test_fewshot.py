@@ -18,11 +18,11 @@ from torch import Tensor
 
 from commands import journal, status
 from in_process import composed, go, run
-from semaim import checkpoint
+from semaim.checkpoints import store
 from semaim.data.loading import collate
 from semaim.data.sources import digits
 from semaim.errors import UserError
-from semaim.features import Features
+from semaim.evaluation.features import Features
 from semaim.models.heads import LinearHeads
 from semaim.models.vit import encode
 from semaim.tasks import fewshot
@@ -175,7 +175,7 @@ def test_nearest_neighbour_by_scikit_learn(few: Few, features: Any, kind: str, s
 
 def heads_of(folder: Path, shots: int, repeat: int) -> LinearHeads:
     (place,) = folder.glob(f"linear/*/{shots}shot_{repeat}")
-    state = checkpoint.newest(place / "checkpoints")
+    state = store.newest(place / "checkpoints")
     assert state is not None
     assert state["step"] == 20
     heads = LinearHeads(32, 10, 2, [1.0])

@@ -19,11 +19,11 @@ from torch import Tensor
 from commands import journal, losses, measured, status
 from evaluating import assert_same_bits
 from in_process import go, job, logging_left_as_found, run
-from semaim import checkpoint
-from semaim.classification import Answers
+from semaim.checkpoints import store
+from semaim.core.seeding import StepNoise
 from semaim.errors import UserError
+from semaim.evaluation.accuracy import Answers
 from semaim.lifecycle import session
-from semaim.seeding import StepNoise
 from semaim.tasks.finetune import FineTuning
 
 # One pretrained encoder of 16 patches for the whole file.
@@ -271,7 +271,7 @@ def test_the_learning_rates_fall_from_the_head_to_the_patches(tuned: Path) -> No
 
 def test_the_best_of_the_measured_epochs_is_kept(tuned: Path, tmp_path: Path) -> None:
     assert sorted(path.name for path in (tuned / "best").iterdir()) == ["step_00000004.pt", "step_00000004.pt.sha256"]
-    best = checkpoint.newest(tuned / "best")
+    best = store.newest(tuned / "best")
     assert best is not None
     assert_same_bits(best["model"], saved(tuned, 4)["model"])
     accuracy = evaluate(tmp_path, tuned / "best")

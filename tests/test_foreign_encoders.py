@@ -21,10 +21,10 @@ import foreign_files
 from commands import RUN, journal, run, status, succeed
 from foreign_files import FAMILIES, File, randomised
 from in_process import composed, go
-from semaim.encoders import EncoderSource, fingerprint
+from semaim.checkpoints.encoder_source import EncoderSource, fingerprint
+from semaim.checkpoints.formats import LAYOUTS
+from semaim.checkpoints.two_stream import load_model
 from semaim.errors import UserError
-from semaim.interop import load_model
-from semaim.layouts import LAYOUTS
 from semaim.models.vit import encode
 
 DATA = ("tracking=none", "data.patch_size=8", "model.embed_dim=32", "model.num_heads=2")
@@ -359,7 +359,7 @@ def test_an_encoder_is_evaluated_by_the_command(tmp_path: Path) -> None:
     again = succeed(tmp_path, *options, "run_name=again", "data.image_size=24")
     assert "features were computed before" in again
     assert status(tmp_path / "runs" / "again")["result"] == result
-    assert succeed(tmp_path, *options, launcher=(*RUN[:2], "semaim.check")).endswith(" GPU-hours\n")
+    assert succeed(tmp_path, *options, launcher=(*RUN[:2], "semaim.preflight.check")).endswith(" GPU-hours\n")
 
 
 @pytest.mark.parametrize("task", ["linprobe", "fewshot", "features"])

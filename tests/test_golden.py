@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from semaim.models.aim import AIM
-from semaim.passes import Passes
+from semaim.models.token_cache import Passes
 from semaim.permutations import Attention, AttentionCenter, Center2Out, Raster, Zigzag, square_rings
 from semaim.semantics import semantic_map
 from semaim.targets import Features, Pixels

@@ -9,14 +9,14 @@ import pytest
 import torch
 
 from oracle import masked_predict
-from semaim.distributed import Processes
+from semaim.core.distributed import Processes
+from semaim.evaluation.knn import nearest_neighbours
 from semaim.models.aim import AIM
-from semaim.neighbours import nearest_neighbours
-from semaim.passes import Passes
+from semaim.models.token_cache import Passes
 from semaim.permutations import AttentionCenter
 from semaim.semantics import SemanticMap
 from semaim.targets import Pixels
-from semaim.trainer import Trainer
+from semaim.training.settings import Trainer
 
 pytestmark = [
     pytest.mark.gpu,

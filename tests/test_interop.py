@@ -13,12 +13,12 @@ import torch
 from timm.utils.model_ema import ModelEmaV3
 
 import semaim
-from semaim import checkpoint
-from semaim.distributed import Processes
+from semaim.checkpoints import store
+from semaim.checkpoints.two_stream import infer_architecture, load_model, load_weights
+from semaim.core.distributed import Processes
 from semaim.errors import UserError
-from semaim.interop import infer_architecture, load_model, load_weights
 from semaim.targets import Features, Pixels
-from semaim.training_state import TrainingState
+from semaim.training.state import TrainingState
 
 FILES = sorted((Path(__file__).parent / "golden").glob("*.npz"))
 ORDERS = {
@@ -150,7 +150,7 @@ def run_folder(tmp_path, tiny_model):
         optimizer, scaler = torch.optim.AdamW(model.parameters()), torch.amp.GradScaler("cpu", enabled=False)
         state = TrainingState(model, model, ema, optimizer, scaler, step=step, loss=0.5)
         content = state.state_dict(Processes(0, 1, torch.device("cpu"))) | {"config": {"seed": 0}}
-        checkpoint.save(tmp_path / "run" / "checkpoints", step, content)
+        store.save(tmp_path / "run" / "checkpoints", step, content)
     return tmp_path / "run", state
 
 
@@ -182,8 +182,8 @@ def test_a_moving_average_that_is_not_there(run_folder, tmp_path):
     torch.save(state.model.state_dict(), tmp_path / "official.pth")
     with pytest.raises(UserError, match=r"official\.pth is not from a run of semaim, so it holds no moving average"):
         load_model(tmp_path / "official.pth", ema=True)
-    saved = checkpoint.newest(folder / "checkpoints") | {"ema": None}
-    path = checkpoint.save(folder / "checkpoints", 3, saved)
+    saved = store.newest(folder / "checkpoints") | {"ema": None}
+    path = store.save(folder / "checkpoints", 3, saved)
     with pytest.raises(UserError, match=r"holds no moving average: its run had trainer\.ema=false"):
         load_model(path, ema=True)
 
@@ -276,6 +276,6 @@ def test_places_without_a_checkpoint(tmp_path):
     ],
 )
 def test_our_own_checkpoints_without_a_sound_model_are_refused(tmp_path, content, message):
-    path = checkpoint.save(tmp_path, 1, content)
+    path = store.save(tmp_path, 1, content)
     with pytest.raises(UserError, match=rf"checkpoint={path} {message}"):
         load_model(path)

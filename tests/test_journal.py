@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from semaim.journal import Journal, read
+from semaim.runs.journal import Journal, read
 
 
 def lines(path, offset=0):

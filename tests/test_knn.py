@@ -16,11 +16,11 @@ from commands import journal, succeed
 from evaluating import ALONE, image_data, noise, surroundings, together
 from in_process import go
 from in_process import run as pretrain
-from semaim import neighbours
+from semaim.checkpoints.encoder_source import Origin
 from semaim.data.sources import ArrayImages, Splits
-from semaim.encoders import Origin
 from semaim.errors import UserError
-from semaim.features import Features, extract
+from semaim.evaluation import knn
+from semaim.evaluation.features import Features, extract
 from semaim.models.vit import encode, vit_of
 from semaim.tasks.evaluation import Evaluation, check_image_size
 from semaim.tasks.knn import KNN, OnlineNeighbours, check_ks, classify
@@ -146,7 +146,7 @@ def test_a_subset_is_fixed_by_the_seed(run, splits, encoder, monkeypatch):
 
 
 def test_processes_measure_what_one_measures(run, encoder, monkeypatch):
-    monkeypatch.setattr(neighbours, "QUERY_CHUNK", 8)
+    monkeypatch.setattr(knn, "QUERY_CHUNK", 8)
     train, val = noise(40, seed=1), noise(35, seed=2)
     data = image_data(Splits(train, train, val, ["a", "b", "c"]))
     some = OnlineNeighbours([1, 5], batch_size=3, max_bank=25, max_queries=20)

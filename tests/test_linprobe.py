@@ -20,19 +20,20 @@ from torch import Tensor
 from commands import journal, status
 from evaluating import assert_same_bits
 from in_process import composed, go, job, logging_left_as_found, run
-from semaim import checkpoint, engine
-from semaim.classification import Answers
+from semaim.checkpoints import store
+from semaim.checkpoints.encoder_source import fingerprint
 from semaim.data.loading import TrainingData
 from semaim.data.sources import digits
-from semaim.encoders import fingerprint
 from semaim.errors import UserError
+from semaim.evaluation.accuracy import Answers
 from semaim.lifecycle import session
 from semaim.models.heads import LinearHeads
 from semaim.models.vit import encode
-from semaim.run_context import Run
-from semaim.runfolder import RunFolder
+from semaim.runs.context import Run
+from semaim.runs.folder import RunFolder
 from semaim.tasks.fewshot import FeatureRows
 from semaim.tasks.linprobe import HeadTraining, LinearProbe
+from semaim.training import loop
 
 # One pretrained encoder of 16 patches for the whole file; a probe of six steps of it takes a second.
 ENCODER = ("data.patch_size=8", "trainer.max_steps=2")
@@ -65,7 +66,7 @@ def probe(pretrained: Path, *overrides: str) -> LinearProbe:
 
 
 def saved(folder: Path) -> dict[str, Any]:
-    state = checkpoint.newest(folder / "checkpoints")
+    state = store.newest(folder / "checkpoints")
     assert state is not None
     return state
 
@@ -143,7 +144,7 @@ def fit(heads: LinearHeads, features_MKD: Tensor, labels_M: Tensor, folder: Path
     folder.mkdir()
     with logging_left_as_found(), session("cpu") as (processes, stop):
         surroundings = Run(RunFolder(folder), {}, processes, 0, stop, journal=None, quiet=True)
-        engine.fit(task, instantiate(cfg.trainer, _convert_="all"), surroundings)
+        loop.fit(task, instantiate(cfg.trainer, _convert_="all"), surroundings)
 
 
 def test_heads_learn_as_if_alone(tmp_path: Path) -> None:

@@ -13,12 +13,12 @@ from PIL import Image
 
 from evaluating import image_data
 from in_process import composed
-from semaim.check import check_sweep
 from semaim.data.masks import VOID, object_patches, object_share
 from semaim.data.sources import ArrayImages, FileImages, image_folders
 from semaim.data.subsets import Subset, hold_out
 from semaim.data.transforms import evaluation, on_mask
 from semaim.errors import UserError
+from semaim.preflight.check import check_sweep
 
 STILL = evaluation(8, crop_ratio=1.0)
 

@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from oracle import masked_predict
 from semaim.errors import UserError
 from semaim.models.aim import AIM
-from semaim.models.cost import cost
+from semaim.models.flops import cost
 from semaim.models.positions import sincos_2d
 from semaim.permutations import (
     Attention,

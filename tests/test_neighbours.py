@@ -11,9 +11,9 @@ import torch
 from sklearn.neighbors import KNeighborsClassifier
 
 from evaluating import ALONE, together
-from semaim import neighbours
 from semaim.errors import UserError
-from semaim.neighbours import nearest_neighbours, vote
+from semaim.evaluation import knn
+from semaim.evaluation.knn import nearest_neighbours, vote
 
 KS = (1, 5, 20)
 
@@ -136,22 +136,22 @@ def test_blocks_and_chunks_change_nothing(monkeypatch, features, block, chunk):
     """Among them blocks of fewer images than neighbours asked for, and a rest of one image."""
     (bank_MD, labels_M), (query_QD, _) = features(0, 80), features(1, 40)
     whole = nearest_neighbours(bank_MD, labels_M, query_QD, KS, 6, ALONE)
-    monkeypatch.setattr(neighbours, "BANK_BLOCK", block)
-    monkeypatch.setattr(neighbours, "QUERY_CHUNK", chunk)
+    monkeypatch.setattr(knn, "BANK_BLOCK", block)
+    monkeypatch.setattr(knn, "QUERY_CHUNK", chunk)
     assert equal(nearest_neighbours(bank_MD, labels_M, query_QD, KS, 6, ALONE), whole)
 
 
 def test_no_more_than_a_block_and_a_chunk_are_compared_at_once(monkeypatch):
     """Memory stays bounded however large the bank."""
-    shapes, normalised = [], neighbours._normalised
+    shapes, normalised = [], knn._normalised
 
     def spy(rows, device):
         shapes.append(len(rows))
         return normalised(rows, device)
 
-    monkeypatch.setattr(neighbours, "_normalised", spy)
-    monkeypatch.setattr(neighbours, "BANK_BLOCK", 30)
-    monkeypatch.setattr(neighbours, "QUERY_CHUNK", 16)
+    monkeypatch.setattr(knn, "_normalised", spy)
+    monkeypatch.setattr(knn, "BANK_BLOCK", 30)
+    monkeypatch.setattr(knn, "QUERY_CHUNK", 16)
     (bank_MD, labels_M), (query_QD, _) = clusters(0, 80), clusters(1, 40)
     nearest_neighbours(bank_MD, labels_M, query_QD, KS, 6, ALONE)
     assert shapes == [16, 16, 8, 30, 30, 20]  # each part of the bank once
@@ -163,7 +163,7 @@ def test_any_number_of_queries(monkeypatch, queries):
     one_by_one = [nearest_neighbours(bank_MD, labels_M, query_QD[q : q + 1], KS, 6, ALONE) for q in range(queries)]
     expected = {k: torch.cat([each[k] for each in one_by_one]) for k in KS}
     assert equal(nearest_neighbours(bank_MD, labels_M, query_QD, KS, 6, ALONE), expected)
-    monkeypatch.setattr(neighbours, "QUERY_CHUNK", 3)
+    monkeypatch.setattr(knn, "QUERY_CHUNK", 3)
     assert equal(nearest_neighbours(bank_MD, labels_M, query_QD, KS, 6, ALONE), expected)
 
 
@@ -171,8 +171,8 @@ def test_any_number_of_queries(monkeypatch, queries):
 @pytest.mark.parametrize("queries", [1, 8, 45])
 def test_processes_give_what_one_gives(monkeypatch, world_size, queries):
     """Chunks of 8: one queries leave all processes but the first without work, 45 make six chunks, the last of five."""
-    monkeypatch.setattr(neighbours, "BANK_BLOCK", 30)
-    monkeypatch.setattr(neighbours, "QUERY_CHUNK", 8)
+    monkeypatch.setattr(knn, "BANK_BLOCK", 30)
+    monkeypatch.setattr(knn, "QUERY_CHUNK", 8)
     (bank_MD, labels_M), (query_QD, _) = alike(0, 80), alike(1, queries)
     one = nearest_neighbours(bank_MD, labels_M, query_QD, KS, 6, ALONE)
 
@@ -183,7 +183,7 @@ def test_processes_give_what_one_gives(monkeypatch, world_size, queries):
 
 
 def test_processes_share_the_queries(monkeypatch):
-    monkeypatch.setattr(neighbours, "QUERY_CHUNK", 8)
+    monkeypatch.setattr(knn, "QUERY_CHUNK", 8)
     (bank_MD, labels_M), (query_QD, _) = clusters(0, 80), clusters(1, 45)
     voted = []
 
@@ -191,7 +191,7 @@ def test_processes_share_the_queries(monkeypatch):
         voted.append(len(similarity_QK))
         return vote(similarity_QK, *rest)
 
-    monkeypatch.setattr(neighbours, "vote", spy)
+    monkeypatch.setattr(knn, "vote", spy)
     together(2, lambda processes: nearest_neighbours(bank_MD, labels_M, query_QD, KS, 6, processes))
     assert sorted(voted) == [5, 8, 8, 8, 8, 8]  # 45 in all, not 90
 

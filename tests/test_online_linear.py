@@ -12,12 +12,12 @@ from torch import Tensor
 
 from commands import losses
 from in_process import composed, run
-from semaim.data import ImageData
-from semaim.distributed import Processes
-from semaim.run_context import Run
-from semaim.runfolder import RunFolder
-from semaim.stopping import StopRequest
-from semaim.tasks.online_linear import OnlineLinear
+from semaim.core.distributed import Processes
+from semaim.core.signals import StopRequest
+from semaim.data.image_data import ImageData
+from semaim.evaluation.online_linear import OnlineLinear
+from semaim.runs.context import Run
+from semaim.runs.folder import RunFolder
 
 SHORT = ("trainer.batch_size=128", "trainer.warmup_epochs=0", "trainer.max_steps=4", "task.knn_every_epochs=1")
 

@@ -21,12 +21,14 @@ from semaim.data.masks import object_patches
 from semaim.data.samples import chosen
 from semaim.data.sources import digits
 from semaim.data.transforms import evaluation
-from semaim.order_quality import agreement, entropy, peak_from_centre
+from semaim.evaluation.order_metrics import agreement, entropy, peak_from_centre
 from semaim.semantics import semantic_map
 from semaim.targets import Pixels
 
-PICTURES = "{_target_:semaim.tasks.online_pictures.OnlinePictures,every_epochs:1,images:20,drawn:3,palette:cividis,\
+PICTURES = (
+    "{_target_:semaim.visualization.online_pictures.OnlinePictures,every_epochs:1,images:20,drawn:3,palette:cividis,\
 mean:${data.eval_transform.mean},std:${data.eval_transform.std}}"
+)
 LOOKING = ("trainer.batch_size=128", "trainer.warmup_epochs=0", f"task.pictures={PICTURES}")  # 11 steps an epoch
 
 

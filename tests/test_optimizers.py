@@ -16,7 +16,7 @@ from in_process import composed
 from semaim.errors import UserError
 from semaim.models.heads import LinearHeads, head_groups
 from semaim.models.vit import vit_of
-from semaim.optimizers import Optimization, layer_decay_groups, lr_at, parameter_groups, scaled_lr, set_lr
+from semaim.training.optimizers import Optimization, layer_decay_groups, lr_at, parameter_groups, scaled_lr, set_lr
 
 PEAK, FLOOR, WARMUP, TOTAL = 1.6e-3, 1e-5, 40, 840
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from scipy.stats import spearmanr
 
-from semaim.order_quality import (
+from semaim.evaluation.order_metrics import (
     agreement,
     entropy,
     object_in_first_quarter,

@@ -19,13 +19,14 @@ from typing import Any
 import pytest
 
 from commands import run
-from semaim import report, report_store
 from semaim.errors import UserError
-from semaim.report_curves import curves
-from semaim.report_table import COLOURS, CSV_COLUMNS, MARKERS, Row, by_epochs, by_gpu_hours, columns, points
-from semaim.tracking_store import SQLITE
+from semaim.report import store as report_store
+from semaim.report.curves import curves
+from semaim.report.report import report
+from semaim.report.table import COLOURS, CSV_COLUMNS, MARKERS, Row, by_epochs, by_gpu_hours, columns, points
+from semaim.tracking.store import SQLITE
 
-REPORT = (sys.executable, "-m", "semaim.report")
+REPORT = (sys.executable, "-m", "semaim.report.report")
 # Published accuracies by method, model and epochs: after fine-tuning, and of a linear probe.
 PUBLISHED = {
     ("DINO", "ViT-B", "800"): ("82.8", ""),

@@ -12,7 +12,7 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from semaim.errors import UserError
-from semaim.runfolder import MAY_DIFFER, RunFolder, differences, flatten, run_name
+from semaim.runs.folder import MAY_DIFFER, RunFolder, differences, flatten, run_name
 
 CHOICES = {"task": "pretrain", "data": "digits", "model": "aim_tiny", "permutation": "raster", "trainer": "small"}
 NAMED_AFTER = ["task", "data", "model", "permutation"]
@@ -22,7 +22,7 @@ FRONT = "pretrain_digits_aim_tiny_raster"
 HOLDER = """
 import os, sys, time
 from pathlib import Path
-from semaim.runfolder import RunFolder
+from semaim.runs.folder import RunFolder
 folder = RunFolder(Path(sys.argv[1]))
 folder.lock()
 child = os.fork()
@@ -250,7 +250,7 @@ def test_asking_whether_a_folder_is_locked_does_not_let_go_of_it(tmp_path):
     folder.lock()
     assert not folder.is_locked(), "not by another process"
     code = (
-        f"from semaim.runfolder import RunFolder; from pathlib import Path; RunFolder(Path({str(tmp_path)!r})).lock()"
+        f"from semaim.runs.folder import RunFolder; from pathlib import Path; RunFolder(Path({str(tmp_path)!r})).lock()"
     )
     second = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert "is in use by process" in second.stderr

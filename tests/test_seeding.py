@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from semaim.seeding import StepNoise, derive_seed, rng_state, seed_all, seeded, set_rng_state
+from semaim.core.seeding import StepNoise, derive_seed, rng_state, seed_all, seeded, set_rng_state
 
 CPU = torch.device("cpu")
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from semaim.errors import UserError
-from semaim.passes import Encoder, Passes
+from semaim.models.token_cache import Encoder, Passes
 from semaim.semantics import SemanticMap, semantic_map
 
 KINDS = ("cls", "gap", "self")

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from sklearn.neighbors import KNeighborsClassifier
 
-from semaim.check import check_sweep
 from semaim.data import shapes as made
 from semaim.data.shapes import SHAPES, shape_image, shapes
 from semaim.data.sources import Splits
 from semaim.errors import UserError
+from semaim.preflight.check import check_sweep
 
 
 @pytest.fixture(scope="module")

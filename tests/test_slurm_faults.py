@@ -89,11 +89,11 @@ def _times_out_too_often(cluster: Cluster, home: Path, undisturbed: Path) -> Non
     run.wait_until_over()
     assert run.starts() == 0
     stopped = run.stops()
-    told = run.say("semaim.status", str(run.sweep), expect=1)
+    told = run.say("semaim.sweeps.status", str(run.sweep), expect=1)
     assert "killed" in told
     assert "hydra.launcher.max_num_timeout" in told
     run_id = assert_shown_once(run.folder, home, "KILLED")
-    run.say("semaim.retry", "--failed", str(run.sweep), "max_num_timeout=1")
+    run.say("semaim.sweeps.retry", "--failed", str(run.sweep), "max_num_timeout=1")
     assert run.job != first
     run.wait_for_step(run.step() + 1)
     run.signal(signal.SIGUSR2)
@@ -190,7 +190,7 @@ def _loses_a_process(cluster: Cluster, home: Path) -> JobRun:
     os.kill(run.process(rank), signal.SIGKILL)
     run.wait_for_requeue(1)
     assert f"task {rank}: Killed" in (run.job_folder / "deaths").read_text()
-    told = run.say("semaim.status", str(run.sweep))
+    told = run.say("semaim.sweeps.status", str(run.sweep))
     assert "requeued 1 time" in told
     assert f"task {rank}: Killed" in told
     run.continue_now(1)
@@ -243,7 +243,7 @@ def test_without_restarts_the_death_of_a_process_ends_the_run_with_its_reason(cl
     killed = time.monotonic()
     run.wait_until_over()
     asked = time.monotonic()
-    told = run.say("semaim.status", str(run.sweep), expect=1)
+    told = run.say("semaim.sweeps.status", str(run.sweep), expect=1)
     state = shown(tmp_path)["lost"][1]
     known = time.monotonic()
     print(

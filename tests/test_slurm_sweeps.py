@@ -16,7 +16,7 @@ import pytest
 from mlflow import MlflowClient
 
 from commands import status, sweep_folder, wait_for
-from semaim.sweeps import slurm
+from semaim.core import slurm_job
 from slurm import Cluster
 from slurm_runs import ON_CPU, SMALL_ANYHOW, JobRun, shown, subprocess_run
 
@@ -91,7 +91,9 @@ def test_submitted_left_watched_cancelled_and_tried_again(cluster: Cluster, tmp_
     waits = JobRun(cluster, tmp_path, "held", ())
     assert f"submitted 1 job (slurm {waits.job})" in said
     assert "python -m semaim.status --watch runs/sweep_held" in said
-    assert re.search(r"\nheld +\d+ +pending +BeginTime", say(cluster, tmp_path, "semaim.status", "runs/sweep_held"))
+    assert re.search(
+        r"\nheld +\d+ +pending +BeginTime", say(cluster, tmp_path, "semaim.sweeps.status", "runs/sweep_held")
+    )
 
     options = (*LONG, "sweep.check=false", "sweep.wait=false", "run_name=long", "trainer.max_steps=1700")
     say(cluster, tmp_path, "semaim.run", *options)
@@ -99,27 +101,27 @@ def test_submitted_left_watched_cancelled_and_tried_again(cluster: Cluster, tmp_
     run.wait_for_step(30)
     progress = r"\nlong +\d+ +running +step \d+/1700, [\d.e+]+ images/s, ETA .+"
     for where in ("runs/sweep_long", "runs/long"):
-        assert re.search(progress, say(cluster, tmp_path, "semaim.status", where))
+        assert re.search(progress, say(cluster, tmp_path, "semaim.sweeps.status", where))
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    assert re.search(progress, say(cluster, elsewhere, "semaim.status", str(run.sweep)))
+    assert re.search(progress, say(cluster, elsewhere, "semaim.sweeps.status", str(run.sweep)))
     first = run.job
     assert "1 of 1 runs are finished or under way" in say(cluster, tmp_path, "semaim.run", *options)
     assert run.job == first, "a live job is not doubled"
 
     for name, detail in (("long", "CANCELLED: stopped by SIGTERM after step"), ("held", "CANCELLED")):
         assert re.search(
-            rf"\n{name} +\d+ +killed +{detail}", say(cluster, tmp_path, "semaim.cancel", f"runs/sweep_{name}")
+            rf"\n{name} +\d+ +killed +{detail}", say(cluster, tmp_path, "semaim.sweeps.cancel", f"runs/sweep_{name}")
         )
     assert shown(tmp_path)["long"][1] == "KILLED"
     stopped = run.stops()[-1]
     retried = ("timeout_min=60", "cpus_per_task=1")
-    said = say(cluster, tmp_path, "semaim.retry", "--failed", "runs/sweep_long", *retried)
+    said = say(cluster, tmp_path, "semaim.sweeps.retry", "--failed", "runs/sweep_long", *retried)
     assert run.job != first
     run.wait_for_step(stopped + 1)
     assert run.continuations() == [stopped]
     assert "there is no launcher option memory" in say(
-        cluster, tmp_path, "semaim.retry", "--failed", "runs/sweep_long", "memory=3", expect=2
+        cluster, tmp_path, "semaim.sweeps.retry", "--failed", "runs/sweep_long", "memory=3", expect=2
     )
     cluster.run("scancel", run.job)
 
@@ -138,7 +140,7 @@ def test_status_without_accounting_of_a_job_killed_for_good(cluster: Cluster, tm
         (commands / name).symlink_to(path)
     asked = time.monotonic()
     done = subprocess_run(
-        [sys.executable, "-m", "semaim.status", "runs/sweep_lost"],
+        [sys.executable, "-m", "semaim.sweeps.status", "runs/sweep_lost"],
         tmp_path,
         cluster.environment | {"PATH": str(commands)},
     )
@@ -147,7 +149,7 @@ def test_status_without_accounting_of_a_job_killed_for_good(cluster: Cluster, tm
     assert re.search(r"\nlost +\d+ +failed +n[12]: task 0: Killed", done.stdout), done.stdout
     assert shown(tmp_path)["lost"][1] in ("KILLED", "FAILED")
     assert status(run.folder)["state"] in ("failed", "vanished")
-    again = say(cluster, tmp_path, "semaim.status", "runs/sweep_lost", expect=1)
+    again = say(cluster, tmp_path, "semaim.sweeps.status", "runs/sweep_lost", expect=1)
     assert again == done.stdout
 
 
@@ -185,7 +187,7 @@ def test_controller_that_does_not_answer_makes_nobody_dead(cluster: Cluster, tmp
     port = cluster.port
     nobody.write_text((cluster.folder / "slurm.conf").read_text().replace(f"SlurmctldPort={port}", "SlurmctldPort=9"))
     silent = cluster.environment | {"SLURM_CONF": str(nobody)}
-    done = subprocess_run([sys.executable, "-m", "semaim.status", "runs/sweep_alive"], tmp_path, silent)
+    done = subprocess_run([sys.executable, "-m", "semaim.sweeps.status", "runs/sweep_alive"], tmp_path, silent)
     assert re.search(r"\nalive +\d+ +unknown +SLURM does not answer; the run folder says: running", done.stdout)
     assert done.returncode == 0
     assert status(run.folder)["state"] == "running"
@@ -205,8 +207,8 @@ def test_job_cancelled_on_its_way_back_into_the_queue_is_over(
     cluster.run("scancel", job)
     cluster.wait_for_state(job, "CANCELLED")
     wait_for(lambda: [start["State"] for start in cluster.sacct(int(job))] == ["REQUEUED"], "the accounts")
-    monkeypatch.setattr(slurm, "_from_controller", lambda _: {})
-    assert slurm.look([job])[job].state == "over"
+    monkeypatch.setattr(slurm_job, "_from_controller", lambda _: {})
+    assert slurm_job.look([job])[job].state == "over"
 
 
 def test_check_asks_the_real_sinfo(cluster: Cluster, tmp_path: Path) -> None:

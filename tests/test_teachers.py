@@ -20,11 +20,11 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from evaluating import surroundings, together
-from semaim.distributed import Processes
+from semaim.core.distributed import Processes
 from semaim.errors import UserError
+from semaim.models.token_cache import Passes
 from semaim.models.vit import weights_checksum
-from semaim.passes import Passes
-from semaim.run_context import Run
+from semaim.runs.context import Run
 from semaim.targets import Features
 from teaching import (
     COLOURS,
@@ -170,7 +170,7 @@ def test_no_network_says_where_the_weights_are(
     assert "target.weights=/path/to/file" in message
     assert "target.pretrained=false" in message
     heard = [record.name for record in caplog.records if not record.name.startswith("timm")]
-    assert heard == ["semaim.hub"], "who waits is told for what, and once"
+    assert heard == ["semaim.checkpoints.timm_models"], "who waits is told for what, and once"
     assert "vit_base_patch16_224.dino: asking the hub for its weights" in caplog.text
 
 

@@ -11,10 +11,10 @@ import pytest
 
 from commands import SMALL, measured, run, status, succeed
 from in_process import job
+from semaim.config.follow_ups import follow_ups
+from semaim.config.run_spec import Job
 from semaim.errors import UserError
-from semaim.job import Job
-from semaim.runfolder import run_name
-from semaim.then import follow_ups
+from semaim.runs.folder import run_name
 from test_command_line import run_here
 
 SHORT = (*SMALL, "trainer.max_steps=2", "tracking=mlflow", "run_name=pre", "seed=3")

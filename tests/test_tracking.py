@@ -20,14 +20,14 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from commands import journal, measured, run, started, status, wait_for
-from semaim.delivery import Delivery, parameters
-from semaim.journal import Journal
-from semaim.runfolder import RunFolder, flatten
-from semaim.sync import sync
-from semaim.tracking_store import SQLITE
+from semaim.runs.folder import RunFolder, flatten
+from semaim.runs.journal import Journal
+from semaim.tracking.delivery import Delivery, parameters
+from semaim.tracking.store import SQLITE
+from semaim.tracking.sync import sync
 from test_command_line import run_here
 
-SYNC = (sys.executable, "-m", "semaim.sync")
+SYNC = (sys.executable, "-m", "semaim.tracking.sync")
 TINY = ("trainer.batch_size=16", "trainer.log_every_steps=2", "task.online_knn=null", "task.pictures=null")
 Points = dict[str, list[tuple[int, float, int]]]
 

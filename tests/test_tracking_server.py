@@ -16,7 +16,7 @@ import pytest
 
 from commands import ENVIRONMENT, RUN, journal, losses, run, started, status, succeed, wait_for
 from mlflow_server import PostgreSQL, Server
-from semaim import sync
+from semaim.tracking import sync
 from slurm_runs import PACE, PACED, SMALL_ANYHOW, import_path
 from test_command_line import run_here
 from test_tracking import SYNC, TINY, assert_shows_all, delivery_state, mlflow_client, only_run

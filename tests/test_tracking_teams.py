@@ -12,12 +12,12 @@ import pytest
 from commands import run, succeed
 from mlflow_server import PostgreSQL, Server
 from semaim.errors import UserError
-from semaim.journal import Journal
-from semaim.runfolder import RunFolder
-from semaim.sweeps.folder import Point, Sweep
-from semaim.sweeps.parent import open_parent
-from semaim.tracking import MLflow, NoTracking
-from semaim.tracking_store import unreachable
+from semaim.runs.folder import RunFolder
+from semaim.runs.journal import Journal
+from semaim.sweeps.mlflow_parent import open_parent
+from semaim.sweeps.sweep import Point, Sweep
+from semaim.tracking.mlflow import MLflow, NoTracking
+from semaim.tracking.store import unreachable
 from test_tracking import SYNC, assert_shows_all, delivery_state, mlflow_client
 
 AT_ONCE = (sys.executable, str(Path(__file__).with_name("starts_at_once.py")))

@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 from timm.data.transforms import RandomResizedCropAndInterpolation
 
+from semaim.core.seeding import seeded
 from semaim.data.transforms import IMAGENET_MEAN, IMAGENET_STD, finetuning, linear_probe
-from semaim.seeding import seeded
 
 PLAIN = {"mean": (0, 0, 0), "std": (1, 1, 1)}
 MAKERS = {"linear_probe": linear_probe, "finetuning": finetuning}

@@ -12,15 +12,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from semaim import drawing, pictures
-from semaim.drawing import Panel, grid_figure
 from semaim.models.aim import AIM
-from semaim.passes import Passes
+from semaim.models.token_cache import Passes
 from semaim.permutations import Attention, AttentionCenter, Raster, Stochastic
-from semaim.pictures import Seen
 from semaim.semantics import SemanticMap, semantic_map
 from semaim.targets import EncoderFeatures, Pixels, patchify
-from semaim.views import Colours, Maps, Prediction, Viewer, appearing, predict, ranks, unpatchify
+from semaim.visualization import figures, plotting
+from semaim.visualization.figures import Seen
+from semaim.visualization.plotting import Panel, grid_figure
+from semaim.visualization.views import Colours, Maps, Prediction, Viewer, appearing, predict, ranks, unpatchify
 
 GREY = Colours((0.5, 0.4, 0.3), (0.25, 0.2, 0.1))
 ORDERS = {"raster": Raster(), "stochastic": Stochastic(), "attention": Attention(), "closest": AttentionCenter()}
@@ -161,7 +161,7 @@ def test_the_figure_of_the_paper_has_a_row_per_image_and_a_heading_per_model() -
     order_BL = torch.tensor([[1, 0, 3, 2]])
     one = Seen("first", maps, {"raster": torch.arange(4)[None], "own": order_BL}, (2, 2))
     two = Seen("second", maps, {"own": order_BL}, (2, 2))
-    figure = pictures.orders_figure(torch.zeros(1, 4, 4, 3), [one, two], "viridis")
+    figure = figures.orders_figure(torch.zeros(1, 4, 4, 3), [one, two], "viridis")
     titles = [place.get_title() for place in figure.axes[:8]]
     assert titles == ["image", "self-attention", "similarity", "raster", "own", "self-attention", "similarity", "own"]
     shown = drawn(figure)
@@ -170,7 +170,7 @@ def test_the_figure_of_the_paper_has_a_row_per_image_and_a_heading_per_model() -
     assert shown[4].tolist() == [[-1, 0], [-3, -2]]
     assert {"first", "second"} <= {text.get_text() for text in figure.texts}
     by_attention = Seen("third", Maps(maps.attention_BL, maps.attention_BL), {"own": order_BL}, (2, 2))
-    figure = pictures.orders_figure(torch.zeros(1, 4, 4, 3), [by_attention, two], "viridis")
+    figure = figures.orders_figure(torch.zeros(1, 4, 4, 3), [by_attention, two], "viridis")
     titles = [place.get_title() for place in figure.axes[:6]]
     assert titles == ["image", "self-attention", "own", "self-attention", "similarity", "own"]
 
@@ -179,7 +179,7 @@ def test_film_goes_from_nothing_to_everything() -> None:
     images_BCHW = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     order_BL = torch.tensor([[3, 2, 1, 0], [0, 1, 2, 3]])
     prediction = Prediction(order_BL, torch.zeros(2, 4), images_BCHW, -images_BCHW)
-    frames = pictures.film(images_BCHW, prediction, 4, Colours((0.0,) * 3, (1.0,) * 3))
+    frames = figures.film(images_BCHW, prediction, 4, Colours((0.0,) * 3, (1.0,) * 3))
     assert len(frames) == 5
     assert frames[0].shape == (2, 8, 16, 3)
     assert not frames[0].any()
@@ -193,4 +193,4 @@ def test_an_unknown_palette_is_refused() -> None:
     from semaim.errors import UserError
 
     with pytest.raises(UserError, match="no colour map of matplotlib's: choose cividis"):
-        drawing.check_palette("rainbows", "task.palette")
+        plotting.check_palette("rainbows", "task.palette")

@@ -40,7 +40,7 @@ class SweepLauncher(Launcher):  # type: ignore[misc]
         self.config = config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        from semaim.sweeps.start import launch
+        from semaim.sweeps.launcher import launch
 
         assert self.config is not None
         return launch(self.executor, self.options, self.config, job_overrides)

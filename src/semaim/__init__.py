@@ -15,7 +15,7 @@ __all__ = ["load_model", "permutations", "semantics", "targets"]
 
 def __getattr__(name: str) -> Any:
     if name == "load_model":
-        return importlib.import_module("semaim.interop").load_model
+        return importlib.import_module("semaim.checkpoints.two_stream").load_model
     if name in __all__:
         return importlib.import_module(f"semaim.{name}")
     raise AttributeError(f"module 'semaim' has no attribute {name!r}")

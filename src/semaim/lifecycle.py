@@ -12,17 +12,19 @@ from typing import Any
 
 from hydra.utils import instantiate
 
-from semaim import distributed, presentation, progress, provenance
-from semaim.checkpoint import fingerprint
-from semaim.distributed import Processes
+from semaim.checkpoints.store import fingerprint
+from semaim.config.run_spec import Job
+from semaim.core import distributed, terminal
+from semaim.core.distributed import Processes
+from semaim.core.files import read_json, write_json
+from semaim.core.seeding import derive_seed, seed_all
+from semaim.core.signals import StopRequest
 from semaim.errors import Interrupted, UserError
-from semaim.files import read_json, write_json
-from semaim.job import Job
-from semaim.journal import Journal, Status
-from semaim.run_context import Run
-from semaim.runfolder import RunFolder, State
-from semaim.seeding import derive_seed, seed_all
-from semaim.stopping import StopRequest
+from semaim.runs import provenance
+from semaim.runs.context import Run
+from semaim.runs.folder import RunFolder, State
+from semaim.runs.journal import Journal, Status
+from semaim.tracking import run_page
 
 log = logging.getLogger("semaim")
 
@@ -33,7 +35,7 @@ def session(device: str) -> Iterator[tuple[Processes, StopRequest]]:
     stop = StopRequest()
     try:
         processes = distributed.start(device)
-        progress.show_logs(processes.is_main)
+        terminal.show_logs(processes.is_main)
         yield processes, stop
     finally:
         distributed.stop()
@@ -63,7 +65,7 @@ def execute(job: Job, processes: Processes, stop: StopRequest) -> float:
             folder.set_status("finished", metric=task.metric, result=result, asked=_asked(config))
         _introduce(run, job, task.look_at, result)
     if processes.is_main:
-        log.info("finished in %s", progress.duration(time.monotonic() - started))
+        log.info("finished in %s", terminal.duration(time.monotonic() - started))
         _tell_result(result)
         shown = _from_here(folder.path)
         _tell_next(shown, tracking.how_to_look(folder), task.next_commands(shown, job.overrides))
@@ -173,9 +175,9 @@ def _note_start(folder: RunFolder, job: Job, processes: Processes) -> None:
 def _introduce(run: Run, job: Job, look_at: Mapping[str, str], result: dict[str, float] | None) -> None:
     """Say in the journal what the run is to be found by, and what is to be read on its page."""
     if run.processes.is_main:
-        start = presentation.last_start(run.folder.path)
-        run.tag(presentation.tags(job, start))
-        run.tag({presentation.NOTE: presentation.description(job, start, look_at, result)})
+        start = run_page.last_start(run.folder.path)
+        run.tag(run_page.tags(job, start))
+        run.tag({run_page.NOTE: run_page.description(job, start, look_at, result)})
 
 
 def _tell_result(result: dict[str, float]) -> None:

@@ -13,9 +13,9 @@ import sys
 import hydra
 from omegaconf import DictConfig
 
-from semaim.command_line import CONF, report
-from semaim.job import job_of_this_process
-from semaim.then import follow_ups
+from semaim.config.compose import CONF, report
+from semaim.config.follow_ups import follow_ups
+from semaim.config.run_spec import job_of_this_process
 
 
 @hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")

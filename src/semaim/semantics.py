@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from semaim.errors import UserError
-from semaim.passes import Passes
+from semaim.models.token_cache import Passes
 
 
 def semantic_map(tokens_BND: Tensor, kind: Literal["cls", "gap"] = "cls") -> Tensor:

@@ -1,7 +1,7 @@
 """What is predicted per patch, and the loss against it.
 
 Shapes: B images, C channels, L patches, P target channels. Targets and losses are raster-indexed.
-A target is called with normalised images and the passes that networks make over them (semaim.passes).
+A target is called with normalised images and the passes that networks make over them (semaim.models.token_cache).
 Source: SemAIM (arXiv 2312.10457), sections 3.1 and 3.3; normalised pixels: MAE (arXiv 2111.06377), section 3.
 """
 
@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from semaim.errors import UserError
-from semaim.passes import Passes
+from semaim.models.token_cache import Passes
 
 if TYPE_CHECKING:
     from semaim.models.aim import AIM

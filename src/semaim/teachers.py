@@ -16,17 +16,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from semaim import hub
+from semaim.checkpoints import timm_models
+from semaim.checkpoints.teacher_weights import build, fill
 from semaim.errors import UserError
 from semaim.models.aim import AIM
-from semaim.models.cost import encoder_cost
+from semaim.models.flops import encoder_cost
 from semaim.models.layers import first_row_of_attention
 from semaim.models.vit import weights_checksum
 from semaim.targets import Features, check_patch_size
-from semaim.teacher_weights import build, fill
 
 if TYPE_CHECKING:
-    from semaim.run_context import Run
+    from semaim.runs.context import Run
 
 log = logging.getLogger(__name__)
 
@@ -104,7 +104,7 @@ class Teacher(Features):
         """
         if self.identity:
             return
-        source = "folder" if self.model.startswith(hub.LOCAL) else "hub"
+        source = "folder" if self.model.startswith(timm_models.LOCAL) else "hub"
         if not self.pretrained:
             source = "random"
             with torch.random.fork_rng(devices=[]):  # that what is drawn after it is the same with any teacher

@@ -22,12 +22,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from semaim.core.distributed import usable_cpus
+from semaim.core.seeding import derive_seed, seeded
 from semaim.data.folders import UNREADABLE
 from semaim.data.sources import ImageSet
 from semaim.data.transforms import Transform
-from semaim.distributed import usable_cpus
 from semaim.errors import UserError
-from semaim.seeding import derive_seed, seeded
 
 log = logging.getLogger(__name__)
 

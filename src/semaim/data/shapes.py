@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
+from semaim.core.seeding import derive_seed
 from semaim.data.sources import ArrayImages, Splits
 from semaim.errors import UserError
-from semaim.seeding import derive_seed
 
 Array = np.ndarray[Any, Any]
 # Textures are faint and lightness has two values: where images differ more in colour or texture, a small encoder finds

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from semaim.core.seeding import derive_seed
 from semaim.data.sources import ImageSet
 from semaim.errors import UserError
-from semaim.seeding import derive_seed
 
 
 class Subset:

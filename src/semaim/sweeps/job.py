@@ -18,16 +18,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from semaim.command_line import EXIT_INTERRUPTED, explain, report
-from semaim.delivery import deliver
+from semaim.config.compose import EXIT_INTERRUPTED, explain, report
+from semaim.core.files import write_json
+from semaim.core.signals import StopRequest
+from semaim.core.slurm_job import this_job
 from semaim.errors import Interrupted
-from semaim.files import write_json
 from semaim.lifecycle import execute, session
-from semaim.provenance import code_version
-from semaim.stopping import StopRequest
-from semaim.sweeps.folder import Point, Sweep, failure_file
-from semaim.sweeps.slurm import this_job
-from semaim.sync import mark_ended
+from semaim.runs.provenance import code_version
+from semaim.sweeps.sweep import Point, Sweep, failure_file
+from semaim.tracking.delivery import deliver
+from semaim.tracking.sync import mark_ended
 
 log = logging.getLogger(__name__)
 WAIT_FOR_THE_END_SECONDS = 120

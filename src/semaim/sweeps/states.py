@@ -13,15 +13,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from semaim.delivery import deliver
-from semaim.files import read_json
-from semaim.journal import read
-from semaim.progress import duration
-from semaim.runfolder import RunFolder
-from semaim.sweeps import slurm
-from semaim.sweeps.folder import Point, Sweep, failure_file
-from semaim.sweeps.slurm import Seen
-from semaim.sync import mark_ended
+from semaim.core import slurm_job
+from semaim.core.files import read_json
+from semaim.core.slurm_job import Seen
+from semaim.core.terminal import duration
+from semaim.runs.folder import RunFolder
+from semaim.runs.journal import read
+from semaim.sweeps.sweep import Point, Sweep, failure_file
+from semaim.tracking.delivery import deliver
+from semaim.tracking.sync import mark_ended
 
 Word = Literal[
     "pending", "starting", "running", "ending", "requeued", "finished", "failed", "killed", "vanished", "unknown"
@@ -70,7 +70,7 @@ def states(sweep: Sweep) -> list[State]:
 def look(sweep: Sweep) -> list[Seen]:
     """What the scheduler says of each point."""
     if sweep.executor == "slurm":
-        by_job = slurm.look([point.job for point in sweep.points if point.job])
+        by_job = slurm_job.look([point.job for point in sweep.points if point.job])
         return [by_job[point.job] if point.job else Seen("over") for point in sweep.points]
     if sweep.executor == "local":
         return [Seen("running" if _is_submitit(point.job) else "over") for point in sweep.points]

@@ -9,9 +9,9 @@ import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
-from semaim.files import write_text
-from semaim.sweeps.folder import Sweep, labels
+from semaim.core.files import write_text
 from semaim.sweeps.states import State
+from semaim.sweeps.sweep import Sweep, labels
 
 MAX_DETAIL = 200  # characters; results.csv has all
 

@@ -11,19 +11,19 @@ from typing import Any, ClassVar
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from semaim.data import ImageData
+from semaim.checkpoints.encoder_source import EncoderSource, fingerprint
+from semaim.checkpoints.origin import Origin
+from semaim.data.image_data import ImageData
 from semaim.data.sources import ImageSet
-from semaim.delivery import deliver, locked
-from semaim.encoders import EncoderSource, fingerprint
 from semaim.errors import UserError
-from semaim.feature_store import stored
-from semaim.features import Features, Pass
-from semaim.journal import Journal
+from semaim.evaluation.feature_cache import stored
+from semaim.evaluation.features import Features, Pass
 from semaim.models.aim import pair
 from semaim.models.vit import encode
-from semaim.origins import Origin
-from semaim.run_context import Run
-from semaim.runfolder import RunFolder
+from semaim.runs.context import Run
+from semaim.runs.folder import RunFolder
+from semaim.runs.journal import Journal
+from semaim.tracking.delivery import deliver, locked
 
 log = logging.getLogger(__name__)
 

@@ -18,24 +18,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from semaim import engine
-from semaim.classification import Answers
-from semaim.data import ImageData
+from semaim.checkpoints.encoder_source import EncoderSource
+from semaim.core.distributed import Processes
+from semaim.core.seeding import derive_seed, seeded
+from semaim.data.image_data import ImageData
 from semaim.data.loading import TrainingData
 from semaim.data.subsets import few_of_each_class
-from semaim.distributed import Processes
-from semaim.encoders import EncoderSource
 from semaim.errors import Interrupted, UserError
-from semaim.features import Features
+from semaim.evaluation.accuracy import Answers
+from semaim.evaluation.features import Features
 from semaim.models.heads import LinearHeads
-from semaim.optimizers import Optimization
-from semaim.run_context import Run
-from semaim.runfolder import RunFolder
-from semaim.seeding import derive_seed, seeded
+from semaim.runs.context import Run
+from semaim.runs.folder import RunFolder
 from semaim.tasks.evaluation import FeatureEvaluation
 from semaim.tasks.knn import check_ks, classify
 from semaim.tasks.linprobe import HeadTraining, check_trainer
-from semaim.trainer import Trainer
+from semaim.training import loop
+from semaim.training.optimizers import Optimization
+from semaim.training.settings import Trainer
 
 log = logging.getLogger(__name__)
 
@@ -169,7 +169,7 @@ class FewShot(FeatureEvaluation):
             heads = LinearHeads(self.vit.embed_dim, len(self.classes), len(kinds), [1.0])
         images: Any = FeatureRows(stacked(few).transpose(0, 1).contiguous(), few.labels_M)
         training = TrainingData(images, as_it_is, num_workers=0, max_unreadable=0)
-        engine.fit(HeadTraining(heads, training, lambda rows: rows.transpose(0, 1), self.optimizer), trainer, inner)
+        loop.fit(HeadTraining(heads, training, lambda rows: rows.transpose(0, 1), self.optimizer), trainer, inner)
         heads.eval()
         with torch.no_grad():
             predicted_SM = heads(stacked(queries).to(alone.device)).argmax(-1).cpu()

@@ -12,21 +12,22 @@ import torch.nn.functional as F
 from timm.data import Mixup
 from torch import Tensor, nn
 
-from semaim import checkpoint, engine
-from semaim.classification import Answers, answers
-from semaim.data import ImageData
+from semaim.checkpoints import store
+from semaim.checkpoints.encoder_source import EncoderSource, fingerprint
+from semaim.core.distributed import Processes
+from semaim.core.seeding import StepNoise, seeded
+from semaim.data.image_data import ImageData
 from semaim.data.loading import Batch
 from semaim.data.transforms import Transform
-from semaim.distributed import Processes
-from semaim.encoders import EncoderSource, fingerprint
 from semaim.errors import UserError
+from semaim.evaluation.accuracy import Answers, answers
 from semaim.models.vit import Pool
-from semaim.optimizers import Optimization
-from semaim.run_context import Run
-from semaim.seeding import StepNoise, seeded
+from semaim.runs.context import Run
 from semaim.tasks.evaluation import Evaluation, check_image_size, check_same_encoder, origin_record
-from semaim.trainer import Trainer
-from semaim.training_state import TrainingState
+from semaim.training import loop
+from semaim.training.optimizers import Optimization
+from semaim.training.settings import Trainer
+from semaim.training.state import TrainingState
 
 log = logging.getLogger(__name__)
 
@@ -97,7 +98,7 @@ class FineTuning(Evaluation):
         """Raise UserError for what cannot work on these processes, before anything is written."""
         if self.eval_only:
             return
-        plan = engine.step_plan(self, self.trainer, seed, processes)
+        plan = loop.step_plan(self, self.trainer, seed, processes)
         if self.mix is not None and plan.micro_batch_size % 2:
             raise UserError(
                 f"mixup and cutmix mix images in pairs, but trainer.batch_size gives {plan.micro_batch_size} at a time "
@@ -116,8 +117,8 @@ class FineTuning(Evaluation):
             f"fine-tuning of {self.source.checkpoint}: {len(self.training.images)} training and {len(self.held_out)} "
             f"held-out images in {len(self.classes)} classes"
         )
-        state = engine.fit(self, self.trainer, run)
-        measured: dict[str, dict[str, float]] = run.processes.broadcast(engine.evaluations(run))
+        state = loop.fit(self, self.trainer, run)
+        measured: dict[str, dict[str, float]] = run.processes.broadcast(loop.evaluations(run))
         last = measured[str(state.step)]
         result = {"finetune": last["val/accuracy"]}
         if "val/accuracy_ema" in last:
@@ -145,19 +146,19 @@ class FineTuning(Evaluation):
             metrics["val/accuracy_ema"] = self._answers(state.ema.module, run).accuracy
         if last:
             found.write(run)
-        before = run.processes.broadcast([each["val/accuracy"] for each in engine.evaluations(run).values()])
+        before = run.processes.broadcast([each["val/accuracy"] for each in loop.evaluations(run).values()])
         if found.accuracy > max(before, default=-1.0):
             self._keep_best(state, run)
         log.info("accuracy after step %d: %.2f %%", state.step, found.accuracy)
         return metrics
 
     def _keep_best(self, state: TrainingState, run: Run) -> None:
-        plan = engine.step_plan(self, self.trainer, run.seed, run.processes)
-        content = engine.checkpoint_content(self, state, run, plan)
+        plan = loop.step_plan(self, self.trainer, run.seed, run.processes)
+        content = loop.checkpoint_content(self, state, run, plan)
         if run.processes.is_main:
             folder = run.folder.path / "best"
-            checkpoint.save(folder, state.step, content)
-            checkpoint.prune(folder, 1, lambda _: False)
+            store.save(folder, state.step, content)
+            store.prune(folder, 1, lambda _: False)
 
     def _answers(self, model: nn.Module, run: Run) -> Answers:
         model.eval()

@@ -9,16 +9,16 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from semaim.classification import Answers
-from semaim.data import ImageData
+from semaim.checkpoints.encoder_source import EncoderSource
+from semaim.core.distributed import Processes
+from semaim.core.seeding import derive_seed
+from semaim.data.image_data import ImageData
 from semaim.data.sources import ImageSet
-from semaim.distributed import Processes
-from semaim.encoders import EncoderSource
 from semaim.errors import UserError
-from semaim.features import Encode, Features, Pass, extract
-from semaim.neighbours import nearest_neighbours
-from semaim.run_context import Run
-from semaim.seeding import derive_seed
+from semaim.evaluation.accuracy import Answers
+from semaim.evaluation.features import Encode, Features, Pass, extract
+from semaim.evaluation.knn import nearest_neighbours
+from semaim.runs.context import Run
 from semaim.tasks.evaluation import FeatureEvaluation
 
 

@@ -13,24 +13,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from semaim import engine
-from semaim.classification import Answers, answers
-from semaim.data import ImageData
+from semaim.checkpoints.encoder_source import EncoderSource, fingerprint
+from semaim.core.distributed import Processes
+from semaim.core.seeding import StepNoise
+from semaim.data.image_data import ImageData
 from semaim.data.loading import Batch, TrainingData
 from semaim.data.sources import ImageSet
 from semaim.data.subsets import hold_out
 from semaim.data.transforms import Transform
-from semaim.distributed import Processes
-from semaim.encoders import EncoderSource, fingerprint
 from semaim.errors import UserError
+from semaim.evaluation.accuracy import Answers, answers
 from semaim.models.heads import LinearHeads
 from semaim.models.vit import encode
-from semaim.optimizers import Optimization
-from semaim.run_context import Run
-from semaim.seeding import StepNoise
+from semaim.runs.context import Run
 from semaim.tasks.evaluation import Evaluation, check_image_size, check_same_encoder, origin_record
-from semaim.trainer import Trainer
-from semaim.training_state import TrainingState
+from semaim.training import loop
+from semaim.training.optimizers import Optimization
+from semaim.training.settings import Trainer
+from semaim.training.state import TrainingState
 
 log = logging.getLogger(__name__)
 Read = Callable[[Tensor], Tensor]
@@ -149,7 +149,7 @@ class LinearProbe(Evaluation, HeadTraining):
 
     def check(self, seed: int, processes: Processes) -> None:
         """Raise UserError for what cannot work on these processes, before anything is written."""
-        plan = engine.step_plan(self, self.trainer, seed, processes)
+        plan = loop.step_plan(self, self.trainer, seed, processes)
         if plan.micro_batch_size < 2:
             raise UserError("the linear probe normalises over a batch, which needs two images per process: raise "
                             "trainer.batch_size or lower trainer.accumulate")  # fmt: skip
@@ -163,8 +163,8 @@ class LinearProbe(Evaluation, HeadTraining):
             f"linear probe of {self.source.checkpoint}: {', '.join(self.head_names)}; "
             f"{len(self.training.images)} training and {len(self.held_out)} held-out images"
         )
-        state = engine.fit(self, self.trainer, run)
-        accuracies = engine.evaluations(run)[str(state.step)] if run.processes.is_main else {}
+        state = loop.fit(self, self.trainer, run)
+        accuracies = loop.evaluations(run)[str(state.step)] if run.processes.is_main else {}
         accuracies = run.processes.broadcast(accuracies)
         result = {}
         for kind in self.kinds:

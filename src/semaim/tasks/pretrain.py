@@ -13,30 +13,30 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from semaim import engine
-from semaim.data import ImageData
+from semaim.checkpoints.two_stream import load_model, load_weights
+from semaim.core.distributed import Processes
+from semaim.core.seeding import StepNoise
+from semaim.core.terminal import count, duration
+from semaim.data.image_data import ImageData
 from semaim.data.loading import Batch
-from semaim.distributed import Processes
 from semaim.errors import UserError
-from semaim.interop import load_model, load_weights
+from semaim.evaluation.online_linear import OnlineLinear
 from semaim.models.aim import AIM
-from semaim.models.cost import Cost, cost, matrix_product_speed
+from semaim.models.flops import Cost, cost, matrix_product_speed
+from semaim.models.token_cache import Encoder, Passes
 from semaim.models.vit import pooled
-from semaim.optimizers import Optimization, scaled_lr
-from semaim.passes import Encoder, Passes
 from semaim.permutations import Permutation, noise_columns
-from semaim.progress import count, duration
-from semaim.run_context import Run
-from semaim.seeding import StepNoise
+from semaim.runs.context import Run
 from semaim.semantics import SemanticMap
 from semaim.targets import Target
 from semaim.tasks.knn import OnlineNeighbours
-from semaim.tasks.online_linear import OnlineLinear
-from semaim.tasks.online_pictures import OnlinePictures, due
 from semaim.teachers import Teacher
-from semaim.trainer import Trainer
-from semaim.training_state import TrainingState
-from semaim.views import Viewer
+from semaim.training import loop
+from semaim.training.optimizers import Optimization, scaled_lr
+from semaim.training.settings import Trainer
+from semaim.training.state import TrainingState
+from semaim.visualization.online_pictures import OnlinePictures, due
+from semaim.visualization.views import Viewer
 
 log = logging.getLogger(__name__)
 EVALUATED_AT_ONCE = 64  # images, when the online linear classifier is measured
@@ -140,7 +140,7 @@ class Pretraining:
 
     def check(self, seed: int, processes: Processes) -> None:
         """Raise UserError for what cannot work on these processes, before anything is written."""
-        engine.step_plan(self, self.trainer, seed, processes)
+        loop.step_plan(self, self.trainer, seed, processes)
         if self.teacher is not None:
             self.teacher.load()
 
@@ -151,8 +151,8 @@ class Pretraining:
             self.teacher.begin(run)
         if self.online_linear is not None:
             self.online_linear.begin(run.processes)
-        state = engine.fit(self, self.trainer, run)
-        evaluations = engine.evaluations(run)
+        state = loop.fit(self, self.trainer, run)
+        evaluations = loop.evaluations(run)
         result = {"loss": state.loss}
         for when, step in (("before", "0"), ("after", str(state.step))):
             found = {name: value for name, value in evaluations.get(step, {}).items() if name.startswith("online/")}
@@ -238,7 +238,7 @@ class Pretraining:
         spent, device = self.spent(), run.processes.device
         h, w = self.model.grid
         trainer, dtype = self.trainer, self.trainer.dtype(device)
-        plan = engine.step_plan(self, trainer, run.seed, run.processes)
+        plan = loop.step_plan(self, trainer, run.seed, run.processes)
         steps = trainer.last_step(plan.steps_per_epoch)
         log.info(
             f"model: {count(spent.parameters)} parameters (encoder {count(spent.encoder_parameters)}), {h}x{w} patches "

@@ -15,26 +15,26 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from semaim import drawing, pictures
-from semaim.data import ImageData
+from semaim.checkpoints.encoder_source import MLFLOW, Tracking
+from semaim.checkpoints.stored_encoder import StoredEncoder
+from semaim.checkpoints.two_stream import model_of, read_checkpoint
+from semaim.core.distributed import Processes
+from semaim.data.image_data import ImageData
 from semaim.data.masks import object_patches
 from semaim.data.samples import chosen, read_some
 from semaim.data.sources import ImageSet, image_files
 from semaim.data.transforms import IMAGENET_MEAN, IMAGENET_STD, Transform, evaluation
-from semaim.distributed import Processes
-from semaim.encoders import MLFLOW, Tracking
 from semaim.errors import UserError
-from semaim.interop import model_of, read_checkpoint
+from semaim.evaluation.order_metrics import means, order_quality
 from semaim.models.aim import AIM
-from semaim.order_quality import means, order_quality
 from semaim.permutations import Permutation
-from semaim.pictures import Seen
-from semaim.run_context import Run
+from semaim.runs.context import Run
 from semaim.semantics import SemanticMap
-from semaim.stored import StoredEncoder
 from semaim.targets import Target
 from semaim.teachers import Teacher
-from semaim.views import Colours, Prediction, Viewer
+from semaim.visualization import figures, plotting
+from semaim.visualization.figures import Seen
+from semaim.visualization.views import Colours, Prediction, Viewer
 
 log = logging.getLogger(__name__)
 ON_A_PAGE = 16  # images of a figure
@@ -112,7 +112,7 @@ class Visualize:
                 raise UserError(f"task.{option}: there is no order {unknown[0]}; choose from {', '.join(permutations)}")
         if not formats or set(formats) - {"png", "svg"}:
             raise UserError(f"task.formats={list(formats)} is unknown: choose png, svg or both")
-        drawing.check_palette(palette, "task.palette")
+        plotting.check_palette(palette, "task.palette")
         names = [checkpoint] if isinstance(checkpoint, str) else list(checkpoint)
         self.images: ImageSet = data.source.val or data.source.train
         if images is not None:
@@ -169,7 +169,7 @@ class Visualize:
                 suffix = f"_{number + 1}" if len(self.shown) > 1 else ""
                 self._draw_prediction(each, images_BCHW, prediction, suffix, page, run)
         assert images_BHWC is not None
-        self._save(pictures.orders_figure(images_BHWC, seen, self.palette), "orders", page, run)
+        self._save(figures.orders_figure(images_BHWC, seen, self.palette), "orders", page, run)
         return quality
 
     def _look(self, shown: Shown, images_BCHW: Tensor, run: Run) -> tuple[Seen, Prediction | None]:
@@ -199,19 +199,19 @@ class Visualize:
     ) -> None:
         colours, grid, patch_size = shown.colours, shown.model.grid, shown.model.patch_size
         images_BHWC = colours.shown(images_BCHW)
-        figure = pictures.reconstruction_figure(images_BHWC, prediction, grid, colours, self.palette)
+        figure = figures.reconstruction_figure(images_BHWC, prediction, grid, colours, self.palette)
         self._save(figure, f"reconstruction{suffix}", page, run)
         few = slice(0, 4)  # a film strip is long
         part = prediction.of(few)
-        strip = pictures.film_figure(images_BCHW[few], part, patch_size, colours, self.palette)
+        strip = figures.film_figure(images_BCHW[few], part, patch_size, colours, self.palette)
         self._save(strip, f"film{suffix}", page, run)
         file = run.folder.path / "pictures" / f"film{suffix}{self._page(page)}.gif"
-        drawing.animation(pictures.film(images_BCHW[few], part, patch_size, colours), file)
+        plotting.animation(figures.film(images_BCHW[few], part, patch_size, colours), file)
         run.artifact(f"pictures/{file.name}")
 
     def _save(self, figure: Any, name: str, page: int, run: Run) -> None:
         path = run.folder.path / "pictures" / f"{name}{self._page(page)}"
-        for file in drawing.save(figure, path, self.formats):
+        for file in plotting.save(figure, path, self.formats):
             log.info("%s", file)
             run.artifact(f"pictures/{file.name}")
 

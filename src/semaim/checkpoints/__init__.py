@@ -1,0 +1,1 @@
+"""Weights in files: our own checkpoints, and encoders of other projects."""

@@ -1,0 +1,66 @@
+"""Runs that follow a pretraining in the same command: `then=[knn,linprobe]`."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from semaim.config.compose import CONF, options
+from semaim.config.run_spec import Job, compose_job
+from semaim.errors import UserError
+from semaim.runs.folder import flatten
+
+CARRIED_GROUPS = ("data", "tracking")
+CARRIED_OPTIONS = ("seed", "device", "runs_dir")
+
+
+def follow_ups(job: Job) -> list[Job]:
+    """The evaluations that are to follow a pretraining, on the same data, with the same seed and tracking.
+
+    Each is what its own command would be: `task=<name> checkpoint=<run folder>` and the options of data and tracking.
+
+    Raises:
+        UserError: if there is no such evaluation.
+    """
+    cfg = job.cfg
+    known = sorted(path.stem for path in (CONF / "task").glob("*.yaml") if path.stem != "pretrain")
+    if cfg.then and job.choices["task"] != "pretrain":
+        raise UserError(f"then={list(cfg.then)} is for task=pretrain: there is nothing new to evaluate after this one")
+    if unknown := [task for task in cfg.then if task not in known]:
+        raise UserError(f"then={list(cfg.then)}: there is no evaluation {unknown[0]}; choose from {', '.join(known)}")
+    about = [f"checkpoint={value_text(cfg.run_dir)}", *_carried(job)]
+    return [
+        under(compose_job([f"task={task}", *about], job.folders), str(Path(cfg.run_dir).absolute()))
+        for task in cfg.then
+    ]
+
+
+def under(job: Job, parent: str) -> Job:
+    """The same run, shown in MLflow under another one or a sweep, whose folder this is."""
+    cfg = job.cfg.copy()
+    cfg.parent_run = parent
+    return Job(cfg, job.overrides, job.choices, job.folders)
+
+
+def _carried(job: Job) -> list[str]:
+    """What a command line must say to have the same data, tracking, seed and device."""
+    usual = options((), job.folders)
+    chosen = [f"{group}={job.choices[group]}" for group in CARRIED_GROUPS]
+    same_choices = options(chosen, job.folders)
+    before, now = (flatten(OmegaConf.to_container(each)) for each in (same_choices, job.cfg))
+    changed = [
+        f"{key}={value_text(value)}"
+        for key, value in now.items()
+        if value != before.get(key) and (key in CARRIED_OPTIONS or key.split(".")[0] in CARRIED_GROUPS)
+    ]
+    unusual = [choice for choice in chosen if usual[choice.split("=")[0]] != same_choices[choice.split("=")[0]]]
+    return [*unusual, *changed]
+
+
+def value_text(value: Any) -> str:
+    """A value as the command line takes it."""
+    return value if isinstance(value, str) and re.fullmatch(r"[\w./:-]+", value) else json.dumps(value)

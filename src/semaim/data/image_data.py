@@ -1,0 +1,97 @@
+"""Images for training and evaluation: a source, its transforms, and how they are loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from semaim.data.loading import EvaluationImages, TrainingData
+from semaim.data.sources import ImageSet, Splits
+from semaim.data.subsets import hold_out
+from semaim.data.transforms import Transform
+from semaim.errors import UserError
+from semaim.models.aim import pair
+
+__all__ = ["ImageData"]
+
+
+class ImageData:
+    """A data group of the configuration.
+
+    Args:
+        source: makes the sets of images, from the root if there is one.
+        root: folder of the images; null for embedded ones.
+        image_size: pixels after cropping, one number or (height, width).
+        patch_size: pixels per side of the patches these images are cut into; the model takes it from here.
+        train_transform, eval_transform: PIL image to normalised tensor.
+        num_workers: loading processes per training process, at most the usable CPUs; 0 loads in the training process.
+        max_unreadable: distinct unreadable images that are passed over before the run ends.
+        val_fraction: share of every class of the training images to hold out where the source holds out none.
+        val_seed: decides which.
+
+    Raises:
+        UserError: if the image size is not divisible by the patch size, or images are held out twice.
+    """
+
+    def __init__(
+        self,
+        source: Callable[..., Splits],
+        root: str | None,
+        image_size: int | tuple[int, int],
+        patch_size: int,
+        train_transform: Transform,
+        eval_transform: Transform,
+        num_workers: int,
+        max_unreadable: int,
+        val_fraction: float | None,
+        val_seed: int,
+    ) -> None:
+        self.image_size = pair(image_size)
+        if any(side % patch_size for side in self.image_size):
+            raise UserError(
+                f"data.image_size={self.image_size[0]}x{self.image_size[1]} is not divisible by "
+                f"data.patch_size={patch_size}"
+            )
+        for name, value in (("num_workers", num_workers), ("max_unreadable", max_unreadable)):
+            if value < 0:
+                raise UserError(f"data.{name}={value} must not be negative")
+        splits = source() if root is None else source(root)
+        self.source = splits if val_fraction is None else _with_held_out(splits, val_fraction, val_seed)
+        self.train_transform = train_transform
+        self.eval_transform = eval_transform
+        self.num_workers = num_workers
+        self.max_unreadable = max_unreadable
+
+    def training(self, images: ImageSet | None = None, transform: Transform | None = None) -> TrainingData:
+        """The images to train on: all of them with their own augmentation, unless others are given."""
+        images = self.source.train if images is None else images
+        return TrainingData(images, transform or self.train_transform, self.num_workers, self.max_unreadable)
+
+    def labelled_and_held_out(self) -> tuple[ImageSet, ImageSet]:
+        """What an evaluation learns from, and what it is judged on.
+
+        Raises:
+            UserError: if there is no label, or no held-out image.
+        """
+        if self.source.labelled is None:
+            raise UserError("these data have no labels, which an evaluation needs: choose others with data=...")
+        if self.source.val is None:
+            raise UserError(
+                "these data hold no images out, and accuracy on training images says nothing: put held-out images "
+                "beside train/ as val/, or ask for a split with data.val_fraction=0.1 (and data.val_seed=0)"
+            )
+        return self.source.labelled, self.source.val
+
+    def evaluation(self, images: ImageSet, indices: list[int]) -> EvaluationImages:
+        """Some images of a set, without augmentation."""
+        return EvaluationImages(images, self.eval_transform, indices)
+
+
+def _with_held_out(splits: Splits, fraction: float, seed: int) -> Splits:
+    if splits.val is not None:
+        raise UserError(
+            f"data.val_fraction={fraction}, but these data have held-out images of their own: leave it null"
+        )
+    if splits.labelled is None:
+        raise UserError(f"data.val_fraction={fraction} holds out a share of every class, but these data have no labels")
+    kept, held = hold_out(splits.labelled, fraction, seed)
+    return Splits(kept, kept, held, splits.classes)

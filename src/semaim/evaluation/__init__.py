@@ -1,0 +1,1 @@
+"""Features of a frozen encoder, and the measures made of them."""

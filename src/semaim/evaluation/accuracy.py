@@ -1,0 +1,75 @@
+"""What a classifier answered: accuracy, per class and altogether, and who was taken for whom.
+
+Shapes: M images, C classes.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from semaim.core.files import write_text
+from semaim.data.image_data import ImageData
+from semaim.data.sources import ImageSet
+from semaim.evaluation.features import Encode, Pass, extract
+from semaim.runs.context import Run
+
+
+def answers(predict: Encode, data: ImageData, images: ImageSet, batch_size: int, run: Run) -> dict[str, Answers]:
+    """What classifiers say of all images of a set; processes share the work.
+
+    Args:
+        predict: predicted classes (B,) of a batch of normalised images, by the name of the classifier.
+        data, images, batch_size, run: as for `semaim.evaluation.features.extract`.
+    """
+    found = extract(Pass(predict, data, images, range(len(images)), batch_size, "accuracy"), run)
+    return {name: Answers(found.tensor(name), found.labels_M, data.source.classes) for name in found.by_kind}
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Predicted and true classes, each image once.
+
+    Attributes:
+        predicted_M, labels_M: long.
+        classes: names.
+    """
+
+    predicted_M: Tensor
+    labels_M: Tensor
+    classes: Sequence[str]
+
+    @property
+    def accuracy(self) -> float:
+        """Percent of the images."""
+        return 100 * (self.predicted_M == self.labels_M).double().mean().item()
+
+    def confusion(self) -> Tensor:
+        """Number of images (C, C) by true (row) and predicted (column) class."""
+        pairs = self.labels_M * len(self.classes) + self.predicted_M
+        return torch.bincount(pairs, minlength=len(self.classes) ** 2).view(len(self.classes), -1)
+
+    def write(self, run: Run) -> None:
+        """Put `confusion.csv` and `per_class.csv` into the run folder, to be shown in MLflow (first process only)."""
+        confusion_CC = self.confusion()
+        images_C, right_C = confusion_CC.sum(1).tolist(), confusion_CC.diagonal().tolist()
+        per_class = [
+            [name, images, f"{100 * right / images:.4f}" if images else ""]
+            for name, images, right in zip(self.classes, images_C, right_C, strict=True)
+        ]
+        rows = [[name, *row] for name, row in zip(self.classes, confusion_CC.tolist(), strict=True)]
+        tables = {
+            "per_class.csv": [["class", "images", "accuracy"], *per_class],
+            "confusion.csv": [["true \\ predicted", *self.classes], *rows],
+        }
+        for name, table in tables.items():
+            if run.processes.is_main:
+                text = io.StringIO()
+                csv.writer(text, lineterminator="\n").writerows(table)
+                write_text(run.folder.path / name, text.getvalue())
+            run.artifact(name)

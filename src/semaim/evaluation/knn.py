@@ -1,0 +1,98 @@
+"""The k-nearest-neighbour classifier on features.
+
+Shapes: M features of the bank, Q queries, D width, K neighbours, C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from semaim.core.distributed import Processes
+from semaim.errors import UserError
+from semaim.evaluation.features import Array
+
+TEMPERATURE = 0.07  # of the vote; DINO (arXiv 2104.14294), section 4.1
+BANK_BLOCK, QUERY_CHUNK = 16384, 1024  # rows at a time, which bound memory
+
+
+def nearest_neighbours(
+    bank_MD: Array,
+    bank_labels_M: Tensor,
+    query_QD: Array,
+    ks: Sequence[int],
+    classes: int,
+    processes: Processes,
+) -> dict[int, Tensor]:
+    """Classify queries by their nearest neighbours in a bank.
+
+    Cosine similarity; each of the k nearest votes for its class with weight exp(similarity / 0.07). The bank is read
+    once, block by block, and processes share the queries. All of it is computed in float64: features of a network are
+    often so alike that in float32 many similarities are equal, and chance decides who is near. Of equally near images
+    the first in the bank is taken.
+
+    Args:
+        bank_MD, bank_labels_M: labelled features, in memory or mapped from a file.
+        query_QD: features to classify, likewise.
+        ks: numbers of neighbours.
+        classes: C.
+        processes: which share the work; this one's device computes.
+
+    Returns:
+        predicted class of each query (Q,) on the CPU, by k.
+
+    Raises:
+        UserError: if the bank has fewer images than the largest k.
+    """
+    if max(ks) > len(bank_MD):
+        raise UserError(f"k={max(ks)} neighbours asked for, but the bank has {len(bank_MD)} images: lower ks")
+    device = processes.device
+    starts = range(0, len(query_QD), QUERY_CHUNK)
+    # Whole chunks fall to a process, so that each is computed as by one process alone.
+    mine = [
+        (first, _normalised(query_QD[first : first + QUERY_CHUNK], device))
+        for first in starts[processes.rank :: processes.world_size]
+    ]
+    index_bits = len(bank_MD).bit_length()
+    nearest: dict[int, Tensor] = {}
+    for start in range(0, len(bank_MD), BANK_BLOCK):
+        block_MD = _normalised(bank_MD[start : start + BANK_BLOCK], device)
+        before_M = len(bank_MD) - torch.arange(start, start + len(block_MD), device=device)
+        for first, chunk_QD in mine:
+            # Similarity, then place in the bank, in one whole number: of equals the first in the bank is nearer.
+            key_QM = ((chunk_QD @ block_MD.T) * 2.0 ** (61 - index_bits)).round().long() * 2**index_bits + before_M
+            if first in nearest:
+                key_QM = torch.cat([nearest[first], key_QM], dim=1)
+            nearest[first] = key_QM.topk(min(max(ks), key_QM.shape[1]), dim=1).values
+    votes = {
+        first: vote(*_unpacked(key_QK, bank_labels_M.to(device), index_bits), ks, classes)
+        for first, key_QK in nearest.items()
+    }
+    everyone = {first: found for part in processes.gather(votes) for first, found in part.items()}
+    return {k: torch.cat([everyone[first][k] for first in starts]) for k in ks}
+
+
+def _unpacked(key_QK: Tensor, labels_M: Tensor, index_bits: int) -> tuple[Tensor, Tensor]:
+    """Similarities and labels in packed keys."""
+    before_QK = key_QK & (2**index_bits - 1)
+    similarity_QK = (key_QK - before_QK).double() / 2.0**61
+    return similarity_QK, labels_M[len(labels_M) - before_QK]
+
+
+def _normalised(rows: Array, device: torch.device) -> Tensor:
+    return F.normalize(torch.as_tensor(rows).to(device, torch.float64), dim=-1)
+
+
+def vote(similarity_QK: Tensor, label_QK: Tensor, ks: Sequence[int], classes: int) -> dict[int, Tensor]:
+    """The class with most weight among the k nearest, by k; neighbours come nearest first."""
+    # Subtracting the largest similarity changes no vote and keeps the exponential finite.
+    weight_QK = ((similarity_QK - similarity_QK[:, :1]) / TEMPERATURE).exp()
+    predicted = {}
+    for k in ks:
+        votes_QC = torch.zeros(len(label_QK), classes, device=label_QK.device, dtype=weight_QK.dtype)
+        votes_QC.scatter_add_(1, label_QK[:, :k], weight_QK[:, :k])
+        predicted[k] = votes_QC.argmax(1).cpu()
+    return predicted

@@ -1,0 +1,1 @@
+"""Encoders written for other libraries."""

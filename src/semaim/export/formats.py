@@ -1,0 +1,168 @@
+"""What an exported encoder's folder holds, for each tool that reads it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor
+
+import semaim
+from semaim.checkpoints.formats import IMAGENET, Normalisation
+from semaim.checkpoints.huggingface import model_config, preprocessor_config, to_huggingface
+from semaim.checkpoints.stored_encoder import StoredEncoder
+from semaim.errors import UserError
+from semaim.models.aim import pair
+from semaim.models.vit import Pool, as_timm
+
+CROP_RATIO = 0.875  # of SemAIM's evaluation, and of most others
+
+
+@dataclass(frozen=True)
+class Model:
+    """An encoder to export.
+
+    Attributes:
+        vit: it, with the head that was trained on it if there is one, in eval mode.
+        sizes: what `build_vit` makes it from.
+        pool: what the head reads.
+        num_classes: outputs of the head; 0 for none.
+        normalisation: of its images.
+        normalisation_known: whether that is known, or ImageNet's values stand for it.
+        crop_ratio: side of the centre crop over the resized image's shorter side.
+        about: what semaim knows of it, for `config.json`.
+    """
+
+    vit: VisionTransformer
+    sizes: dict[str, Any]
+    pool: Pool
+    num_classes: int
+    normalisation: Normalisation
+    normalisation_known: bool
+    crop_ratio: float
+    about: dict[str, Any]
+
+    @classmethod
+    def of(cls, stored: StoredEncoder) -> Model:
+        """The encoder in a checkpoint."""
+        vit = (stored.trained_classifier() if stored.num_classes else stored.encoder()).eval()
+        made = vit.architecture["classifier"]
+        about: dict[str, Any] = {"version": semaim.__version__}
+        if (origin := stored.origin) is not None:
+            about["origin"] = asdict(origin) | {"data": None}
+        return cls(
+            vit,
+            made["sizes"],
+            made["pool"],
+            made["num_classes"],
+            stored.normalisation or IMAGENET,
+            stored.normalisation is not None,
+            stored.crop_ratio or CROP_RATIO,
+            about,
+        )
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of its images."""
+        return pair(self.vit.patch_embed.img_size)
+
+    @property
+    def shorter_side(self) -> int:
+        """What images are resized to, before the centre is cut out."""
+        return round(max(self.image_size) / self.crop_ratio)
+
+
+@dataclass(frozen=True)
+class Content:
+    """What a folder holds.
+
+    Attributes:
+        tool: who reads it.
+        weights: of `model.safetensors`.
+        settings: JSON files by name.
+        snippet: Python that loads it, given where it is.
+    """
+
+    tool: str
+    weights: Mapping[str, Tensor]
+    settings: Mapping[str, Any]
+    snippet: Callable[[Path], str]
+
+
+def timm_content(model: Model) -> Content:
+    """A folder that `timm.create_model("local-dir:...")` reads."""
+    name, args = as_timm(model.sizes)
+    mean, std = model.normalisation
+    side = max(model.image_size)
+    ratio = model.crop_ratio
+    if math.floor(side / ratio) != model.shorter_side:  # timm rounds down, where we round
+        ratio = side / (model.shorter_side + 0.5)
+    config = {
+        "architecture": name,
+        "num_classes": model.num_classes,
+        "num_features": model.vit.num_features,
+        "global_pool": model.vit.global_pool,
+        "model_args": args | {"global_pool": model.vit.global_pool},
+        "pretrained_cfg": {
+            "custom_load": False,
+            "input_size": [3, *model.image_size],
+            "fixed_input_size": True,
+            "interpolation": "bicubic",
+            "crop_pct": ratio,
+            "crop_mode": "center",
+            "mean": list(mean),
+            "std": list(std),
+            "num_classes": model.num_classes,
+            "pool_size": None,
+            "first_conv": "patch_embed.proj",
+            "classifier": "head",
+        },
+        "semaim": model.about,
+    }
+    use = "logits = model" if model.num_classes else "tokens = model.forward_features"
+
+    def snippet(folder: Path) -> str:
+        return f"""import timm
+model = timm.create_model("local-dir:{folder}", pretrained=True).eval()
+transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
+{use}(transform(image)[None])  # of an image of PIL's"""
+
+    return Content("timm", model.vit.state_dict(), {"config.json": config}, snippet)
+
+
+def huggingface_content(model: Model) -> Content:
+    """A folder that transformers' ViTModel, or ViTForImageClassification, reads.
+
+    Raises:
+        UserError: for encoders with parts that these models do not have.
+    """
+    if "timm" in model.sizes:
+        raise UserError(f"format=huggingface has no {model.sizes['timm']}, only the plain vision transformer: "
+                        f"export it with format=timm")  # fmt: skip
+    if model.pool != "cls":
+        raise UserError("format=huggingface norms all tokens and reads the class token, this encoder norms the mean of "
+                        "the patches: export it with format=timm")  # fmt: skip
+    classes = [f"LABEL_{index}" for index in range(model.num_classes)]
+    mean, std = model.normalisation
+    settings = {
+        "config.json": model_config(model.sizes, classes) | {"semaim": model.about},
+        "preprocessor_config.json": preprocessor_config(model.image_size, model.shorter_side, mean, std),
+    }
+    weights = to_huggingface(model.vit.state_dict(), classifier=bool(classes))
+    kind, more = ("AutoModelForImageClassification", "") if classes else ("AutoModel", ", add_pooling_layer=False")
+    result = "logits" if classes else "last_hidden_state"
+
+    def snippet(folder: Path) -> str:
+        return f"""from transformers import AutoImageProcessor, {kind}
+processor = AutoImageProcessor.from_pretrained("{folder}")
+model = {kind}.from_pretrained("{folder}"{more})
+found = model(**processor(image, return_tensors="pt")).{result}  # of an image of PIL's"""
+
+    return Content("transformers", weights, settings, snippet)
+
+
+FORMATS: dict[str, Callable[[Model], Content]] = {"timm": timm_content, "huggingface": huggingface_content}

@@ -1,0 +1,77 @@
+"""The model card of an exported encoder: what it is, how it was trained, how to load it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from semaim.checkpoints.stored_encoder import StoredEncoder
+from semaim.core.files import read_json
+from semaim.export.formats import Content, Model
+
+
+def run_folder_of(path: Path) -> Path | None:
+    """The run folder that a checkpoint lies in, or is."""
+    places = (path, path.parent, path.parent.parent)
+    return next((place for place in places if (place / "environment.json").is_file()), None)
+
+
+def card(model: Model, stored: StoredEncoder, run: Path | None, content: Content, folder: Path) -> str:
+    """Markdown, with the header that model hubs read."""
+    h, w = model.image_size
+    vit = model.vit
+    kind = f"classifier of {model.num_classes} classes" if model.num_classes else "encoder"
+    parameters = sum(p.numel() for p in vit.parameters())
+    patch = vit.patch_embed.patch_size[0]
+    mean, std = (", ".join(f"{value:.6g}" for value in values) for values in model.normalisation)
+    known = "" if model.normalisation_known else " (assumed: the checkpoint does not say)"
+    read = "the mean of the patch tokens, then normed" if model.pool == "mean" else "the class token"
+    return f"""---
+library_name: {content.tool}
+pipeline_tag: image-{"classification" if model.num_classes else "feature-extraction"}
+tags: [semaim]
+---
+# {(run or stored.path.absolute()).name}
+
+A vision transformer ({kind}): {parameters:,} parameters, width {vit.embed_dim}, {len(vit.blocks)} blocks,
+{vit.blocks[0].attn.num_heads} heads, images of {h}x{w} pixels in patches of {patch}.
+The feature of an image is {read}.
+
+Images are resized so that the shorter side has {model.shorter_side} pixels (bicubic), the centre of {h}x{w} is cut out,
+and colours are normalised by mean {mean} and deviation {std}{known}.
+
+## Load
+
+```python
+{content.snippet(folder)}
+```
+
+{history(model, stored, run)}"""
+
+
+def history(model: Model, stored: StoredEncoder, run: Path | None) -> str:
+    """How it was trained, as far as that is known."""
+    rows: dict[str, Any] = {"checkpoint": stored.path}
+    if (origin := stored.origin) is not None:
+        rows |= {key.removeprefix("pretrained."): value for key, value in origin.tags.items()}
+        rows |= {key.removeprefix("pretrained/"): f"{value:,.6g}" for key, value in origin.metrics.items()}
+    if stored.ema:
+        rows["weights"] = "moving average"
+    command = ""
+    if run is not None:
+        start = read_json(run / "environment.json")["starts"][0]
+        commit = f"{start['commit']}{' with changes' if start['dirty'] else ''}" if start["commit"] else "installed"
+        rows |= {"started": start["time"], "semaim": f"{start['semaim']}, commit {commit}"}
+        rows["packages"] = ", ".join(f"{name} {start['packages'][name]}" for name in ("torch", "timm"))
+        result = (read_json(run / "status.json") or {}).get("result") or {}
+        rows |= {f"result: {name}": f"{value:.6g}" for name, value in result.items()}
+        command = f"\nThe command was\n\n    {start['command']}\n"
+    table = "\n".join(f"| {name.replace('_', ' ')} | {value} |" for name, value in rows.items())
+    return f"""## How it was trained
+
+| | |
+|---|---|
+{table}
+{command}
+Written by [semaim](https://arxiv.org/abs/2312.10457) {model.about["version"]}.
+"""

@@ -1,0 +1,1 @@
+"""What runs need, checked before they start."""

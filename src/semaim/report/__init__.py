@@ -1,0 +1,1 @@
+"""Evaluations in an MLflow store, as tables and plots."""

@@ -1,0 +1,179 @@
+"""Methods beside each other: `python -m semaim.report [--uri URI] [--experiment NAME] [--data NAME] ...`.
+
+Reads the finished evaluations of an MLflow store, pools their seeds, and shows each method's accuracies beside those
+that papers have published (`published.csv`). Prints a Markdown table, and writes it with a CSV file and plots to a
+folder. Nothing is written to the store.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import statistics
+import sys
+from collections import defaultdict
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from semaim.core.files import write_text
+from semaim.errors import UserError
+from semaim.report.curves import curves
+from semaim.report.store import choose, evaluation, method_of, read
+from semaim.report.table import (
+    Evaluation,
+    Figure,
+    Method,
+    Point,
+    Row,
+    by_epochs,
+    by_gpu_hours,
+    csv_text,
+    draw,
+    markdown,
+    points,
+)
+from semaim.tracking.store import SQLITE
+
+PUBLISHED_ON = "imagenet"  # our name of the data that the published figures were measured on
+
+
+def pool(runs: Sequence[Any]) -> list[Row]:
+    """A row for each method.
+
+    Of evaluations made again, of the same encoder with the same seed, only the newest counts.
+    """
+    figures: dict[Method, dict[Evaluation, dict[Any, Any]]] = defaultdict(lambda: defaultdict(dict))
+    encoders: dict[Method, dict[Any, Any]] = defaultdict(dict)
+    for run in sorted(runs, key=lambda run: (run.info.start_time, run.info.run_id)):
+        method = method_of(run)
+        encoder = (run.data.tags["pretrained.run"], run.data.tags.get("pretrained.seed"))
+        encoders[method][encoder] = run
+        for what in filter(None, map(evaluation, run.data.metrics)):
+            figures[method][what][encoder, run.data.params.get("seed")] = run
+    return [
+        Row(
+            method,
+            *pretraining(list(encoders[method].values())),
+            figures={what: figure(f"eval/{what.name}", list(newest.values())) for what, newest in measured.items()},
+            published=False,
+        )
+        for method, measured in sorted(figures.items(), key=lambda item: place(item[0]))
+    ]
+
+
+def place(method: Method) -> tuple[Any, ...]:
+    """Rows are sorted by data, model, name and length of pretraining; of what is not known models come last."""
+    epochs = -1.0 if method.epochs is None else method.epochs
+    return method.evaluated_on, not method.model, method.model, method.name, method.pretrained_on, epochs
+
+
+def figure(metric: str, runs: Sequence[Any]) -> Figure:
+    """Mean and sample deviation of a metric; of one few-shot run the deviation that it found itself."""
+    values = [run.data.metrics[metric] for run in runs]
+    deviation = statistics.stdev(values) if len(values) > 1 else runs[0].data.metrics.get(f"{metric}_std")
+    return Figure(statistics.fmean(values), deviation, len(values), source="")
+
+
+def pretraining(runs: Sequence[Any]) -> tuple[float | None, float | None, str]:
+    """Images seen, device-hours and device, from one run for each encoder."""
+
+    def mean(metric: str) -> float | None:
+        values = [run.data.metrics[metric] for run in runs if metric in run.data.metrics]
+        return statistics.fmean(values) if values else None
+
+    devices = sorted({run.data.tags.get("pretrained.device", "") for run in runs})
+    hours = mean("pretrained/device_hours") if len(devices) == 1 else None
+    return mean("pretrained/images_seen"), hours, " and ".join(filter(None, devices))
+
+
+def published() -> list[Row]:
+    """The figures of papers, in the order of `published.csv`."""
+    figures: dict[Method, dict[Evaluation, Figure]] = defaultdict(dict)
+    with resources.files("semaim").joinpath("published.csv").open(encoding="utf-8") as file:
+        for line in csv.DictReader(file):
+            epochs = float(line["epochs"]) if line["epochs"] else None
+            method = Method(line["method"], line["model"], "", "", line["pretrained_on"], epochs, line["evaluated_on"])
+            what = evaluation(f"eval/{line['evaluation']}")
+            assert what is not None, line
+            figures[method][what] = Figure(float(line["accuracy"]), None, None, line["source"])
+    return [Row(method, None, None, "", measured, published=True) for method, measured in figures.items()]
+
+
+def write(rows: Sequence[Row], during: Sequence[Point], text: str, folder: Path) -> None:
+    """Write the report to a folder and say on the screen what was written.
+
+    Args:
+        rows: of the tables.
+        during: accuracies during pretraining.
+        text: in Markdown.
+        folder: where to.
+
+    Raises:
+        UserError: if the folder cannot be written to.
+    """
+    costs = {
+        "accuracy_by_epochs": ("pretraining epochs", points(rows, by_epochs), "says after how many epochs"),
+        "accuracy_by_gpu_hours": ("GPU-hours of pretraining", points(rows, by_gpu_hours), "was pretrained on a GPU"),
+        "accuracy_during_pretraining": ("pretraining epochs", during, "was measured while it was pretrained"),
+    }
+    labels = sorted({point.label for _, found, _ in costs.values() for point in found})
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(folder / "report.md", text)
+        write_text(folder / "report.csv", csv_text(rows))
+        print(f"\nwritten: {folder / 'report.md'}\nwritten: {folder / 'report.csv'}")
+        for name, (x_label, found, needed) in costs.items():
+            files = [folder / f"{name}.png", folder / f"{name}.svg"]
+            if found:
+                draw(found, labels, x_label, files)
+                print(*(f"written: {file}" for file in files), sep="\n")
+            else:
+                for file in files:  # of an earlier report
+                    file.unlink(missing_ok=True)
+                print(f"no plot {name}: no encoder evaluated here {needed}")
+    except OSError as error:
+        raise UserError(f"--output={folder} cannot be written: {error}") from error
+
+
+def report(arguments: argparse.Namespace) -> None:
+    """Read, print and write.
+
+    Raises:
+        UserError: for an option that does not fit, or if there is nothing to report.
+    """
+    if malformed := [tag for tag in arguments.tag if not tag.partition("=")[0] or "=" not in tag]:
+        raise UserError(f"--tag={malformed[0]} must be key=value, such as --tag pretrained.permutation=raster")
+    tags = [(key, value) for key, _, value in (tag.partition("=") for tag in arguments.tag)]
+    tags += [("data", arguments.data)] if arguments.data else []
+    runs = choose(read(arguments.uri, arguments.experiment), tags)
+    rows = pool(runs)
+    if not arguments.no_published and arguments.data in (None, PUBLISHED_ON):
+        rows += published()
+    asked = [f"experiment {name}" for name in arguments.experiment] + [f"{key}={value}" for key, value in tags]
+    text = markdown(rows, f"{len(runs)} finished evaluations" + (f" ({', '.join(asked)})" if asked else ""))
+    print(text, end="")
+    write(rows, curves(arguments.uri, runs), text, arguments.output)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(prog="python -m semaim.report", description="Methods beside each other.")
+    parser.add_argument("--uri", default=f"{SQLITE}mlflow.db", help="MLflow store (%(default)s); nothing is changed")
+    parser.add_argument("--experiment", action="append", default=[], help="only of this experiment; repeatable")
+    parser.add_argument("--tag", action="append", default=[], metavar="KEY=VALUE",
+                        help="only evaluations that have this MLflow tag; repeatable, all must hold")  # fmt: skip
+    parser.add_argument("--data", help=f"only evaluations on this data set (published ones are on {PUBLISHED_ON})")
+    parser.add_argument("--output", type=Path, default=Path("report"), help="folder to write to (%(default)s)")
+    parser.add_argument("--no-published", action="store_true", help="without the figures of papers")
+    try:
+        report(parser.parse_args(argv))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,215 @@
+"""The folder of a run: its name, its lock, its configuration and its status.
+
+runs/<name>/config.yaml         the configuration as asked for, interpolations resolved
+            environment.json    commit, versions and machine of every start
+            status.json         state, step, result or error
+            metrics.jsonl       the journal
+            checkpoints/        see checkpoint.py
+            run.log             what the screen said
+            mlflow.json         which MLflow run shows it, and how much was delivered
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import logging
+import os
+import re
+import socket
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from omegaconf import OmegaConf
+
+from semaim.core.files import read_json, write_json, write_text
+from semaim.core.slurm_job import this_job
+from semaim.errors import UserError
+
+log = logging.getLogger(__name__)
+State = Literal["running", "requeued", "finished", "failed", "interrupted", "vanished"]
+
+# Options that change where or how fast a run computes, but not what: they name no folder (but for the place of the
+# data) and may change on continuing.
+MAY_DIFFER = (
+    "device",
+    "runs_dir",
+    "run_name",
+    "run_dir",
+    "tracking",
+    "then",
+    "parent_run",
+    "sweep",
+    "task.features_dir",
+    "trainer.accumulate",
+    "trainer.activation_checkpointing",
+    "trainer.compile",
+    "trainer.keep_checkpoints",
+    "trainer.log_every_steps",
+    "trainer.max_steps",
+    "trainer.milestone_every_epochs",
+    "trainer.save_every_epochs",
+    "trainer.save_every_steps",
+    "model.activation_checkpointing",
+    "data.num_workers",
+    "data.max_unreadable",
+    "data.source.download",
+    "data.root",
+)
+
+
+def may_differ(key: str) -> bool:
+    """Whether an option may change when a run continues."""
+    return any(key == name or key.startswith(name + ".") for name in MAY_DIFFER)
+
+
+def run_name(choices: Mapping[str, str], named_after: Sequence[str], overrides: Sequence[str]) -> str:
+    """The stable name of a run: the choices its task is named after, then what else was asked for.
+
+    The same command gives the same name in any process, so it finds its own run folder again.
+
+    Args:
+        choices: chosen option of each config group.
+        named_after: groups that stand in front.
+        overrides: the command line, such as "trainer.epochs=20".
+    """
+    parts = [choices[group] for group in named_after]
+    rest = asked_besides(named_after, overrides)
+    # Hydra does not take an unquoted "=" in a value such as checkpoint=runs/<name>.
+    exact = "_".join([*parts, *(override.replace("=", "-", 1) for override in rest)])
+    readable = re.sub(r"[^A-Za-z0-9_.+-]+", "-", exact).strip("-")
+    if readable == exact and len(exact) <= 120:
+        return exact
+    return f"{readable[:110]}-{hashlib.sha256(exact.encode()).hexdigest()[:8]}"
+
+
+def asked_besides(groups: Sequence[str], overrides: Sequence[str]) -> list[str]:
+    """What a command line says that decides what a run computes, besides its choices in these groups; sorted."""
+    asked = sorted(override.lstrip("+") for override in overrides)
+    named = [o for o in asked if o.split("=")[0] == "data.root" or not may_differ(o.split("=")[0])]
+    return [o for o in named if o.split("=")[0] not in groups]
+
+
+def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as dotted keys; lists stay values."""
+    if not isinstance(config, Mapping) or not config:
+        return {prefix: config}
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        flat |= flatten(value, f"{prefix}.{key}" if prefix else str(key))
+    return flat
+
+
+def differences(old: Any, new: Any) -> list[str]:
+    """What matters and differs between two configurations, one line each."""
+    before, after = flatten(old), flatten(new)
+    absent = "(absent)"
+    return [
+        f"{key}: {before.get(key, absent)} -> {after.get(key, absent)}"
+        for key in sorted(before.keys() | after.keys())
+        if not may_differ(key) and before.get(key, absent) != after.get(key, absent)
+    ]
+
+
+class RunFolder:
+    """A run's folder.
+
+    Args:
+        path: where it is.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.absolute()
+        self._lock_file: Any = None
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def journal(self) -> Path:
+        """Path of the journal."""
+        return self.path / "metrics.jsonl"
+
+    def lock(self) -> None:
+        """Make the folder if need be and hold it as long as this process lives; even SIGKILL lets go of it.
+
+        Raises:
+            UserError: if it cannot be made, or a live process holds it.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            file = open(self.path / ".lock", "a+", encoding="utf-8")  # noqa: SIM115 - open as long as the run
+        except OSError as error:
+            raise UserError(f"the run folder {self.path} cannot be made ({error}): set runs_dir") from error
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            file.seek(0)
+            holder = file.read().strip() or "another process"
+            file.close()
+            raise UserError(
+                f"the run folder {self.path} is in use by {holder}: wait for it, stop it, or give this run another "
+                f"name with run_name=..."
+            ) from None
+        except OSError as error:
+            log.warning(
+                "the file system of %s has no locks (%s): take care not to start this run twice", self.path, error
+            )
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        self._lock_file = file
+
+    def unlock(self) -> None:
+        """Let go of the folder."""
+        if self._lock_file is not None:
+            self._lock_file.close()
+            self._lock_file = None
+
+    @property
+    def is_held(self) -> bool:
+        """Whether this object holds the folder."""
+        return self._lock_file is not None
+
+    def is_locked(self) -> bool:
+        """Whether a live process other than this one holds the folder."""
+        if self.is_held:  # and opening the file once more would let go of the lock
+            return False
+        try:
+            with open(self.path / ".lock", "r+", encoding="utf-8") as file:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except FileNotFoundError:
+            return False
+        except OSError:
+            return True
+        return False
+
+    def settle_config(self, config: dict[str, Any]) -> None:
+        """Store the configuration at the first start; at a later one make sure that what matters is the same.
+
+        Raises:
+            UserError: showing the differences.
+        """
+        path = self.path / "config.yaml"
+        if not path.exists():
+            write_text(path, OmegaConf.to_yaml(OmegaConf.create(config)))
+            return
+        different = differences(OmegaConf.to_container(OmegaConf.load(path)), config)
+        if different:
+            raise UserError(
+                f"the run in {self.path} was started with another configuration:\n  "
+                + "\n  ".join(different)
+                + "\nGive this run another name with run_name=..., or go back to the configuration it was started with"
+            )
+
+    def status(self) -> dict[str, Any]:
+        """What status.json says; empty before the first start."""
+        return read_json(self.path / "status.json") or {}
+
+    def set_status(self, state: State, **fields: Any) -> None:
+        """Replace status.json."""
+        place = {"host": socket.gethostname(), "pid": os.getpid(), **this_job()}
+        write_json(self.path / "status.json", {"state": state, **fields, **place})

@@ -1,0 +1,73 @@
+"""What a run was made with: commit, versions, machine and command of every start."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shlex
+import socket
+import subprocess
+import sys
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import semaim
+from semaim.core.slurm_job import this_job
+
+PACKAGES = ("torch", "torchvision", "timm", "hydra-core", "omegaconf", "submitit", "mlflow", "numpy", "pillow")
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(Path(__file__).parent), *arguments],
+            capture_output=True,
+            text=True,
+            timeout=20,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def code_version() -> dict[str, Any]:
+    """Commit of the checkout this package is imported from and whether it differs from it; None when installed."""
+    if _git("ls-files", "--error-unmatch", Path(__file__).name) is None:
+        return {"commit": None, "dirty": None}
+    return {"commit": _git("rev-parse", "HEAD"), "dirty": bool(_git("status", "--porcelain"))}
+
+
+def command_line() -> str:
+    """What was typed."""
+    return shlex.join([Path(sys.executable).name, *sys.orig_argv[1:]])
+
+
+def _installed(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def describe(device: torch.device, world_size: int) -> dict[str, Any]:
+    """This start, in plain types."""
+    return {
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "command": command_line(),
+        "folder": str(Path.cwd()),
+        "semaim": semaim.__version__,
+        **code_version(),
+        "python": platform.python_version(),
+        "packages": {name: _installed(name) for name in PACKAGES},
+        "host": socket.gethostname(),
+        "cpus": len(os.sched_getaffinity(0)),
+        "processes": world_size,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu",
+        "cuda": torch.version.cuda if device.type == "cuda" else None,
+        **({"slurm": job} if (job := this_job()) else {}),
+    }

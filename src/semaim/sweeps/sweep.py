@@ -1,0 +1,202 @@
+"""A sweep and its points, kept in a folder beside the run folders.
+
+runs/<sweep>/sweep.json       command, launcher, points, and the job of each
+             config.yaml      what MLflow shows as parameters of the parent run
+             metrics.jsonl    its journal (see journal.py)
+             jobs/<job id>/   what each job printed, by process; errors and deaths
+             results.csv      how every point ended
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from semaim.config.follow_ups import follow_ups, under
+from semaim.config.run_spec import Job, compose_job
+from semaim.core.files import read_json, write_json
+from semaim.errors import UserError
+from semaim.runs.folder import RunFolder, asked_besides
+
+Executor = Literal["basic", "local", "slurm"]
+FILE = "sweep.json"
+
+
+@dataclass
+class Point:
+    """One run of a sweep.
+
+    Attributes:
+        overrides: its command line.
+        run_dir: its run folder.
+        parent: folder of the sweep or run that it is shown under in MLflow; null for none.
+        after: number of the point that must have ended well before this one starts.
+        job: id of the job that was submitted for it last.
+        then: run folders of what follows it in the same job.
+    """
+
+    overrides: list[str]
+    run_dir: str
+    parent: str | None = None
+    after: int | None = None
+    job: str | None = None
+    then: list[str] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        """That of its run folder."""
+        return Path(self.run_dir).name
+
+    @property
+    def folder(self) -> RunFolder:
+        """Its run folder."""
+        return RunFolder(Path(self.run_dir))
+
+
+@dataclass
+class Sweep:
+    """A sweep.
+
+    Attributes:
+        path: its folder.
+        executor: who runs its jobs.
+        launcher: the launcher's options.
+        points: its runs.
+        restarts: how often a job whose processes died is started again.
+        command, cwd, folders: what was typed, where, and configuration folders besides our own.
+        code: commit of the checkout at submission.
+    """
+
+    path: Path
+    executor: Executor
+    launcher: dict[str, Any]
+    points: list[Point]
+    restarts: int
+    command: str
+    cwd: str = field(default_factory=lambda: str(Path.cwd()))
+    folders: list[str] = field(default_factory=list)
+    code: dict[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def folder(self) -> RunFolder:
+        """Its folder, as that of the run that the points are shown under."""
+        return RunFolder(self.path)
+
+    @property
+    def jobs(self) -> Path:
+        """Folder of what jobs print."""
+        return self.path / "jobs"
+
+    def job_folder(self, job: str) -> Path:
+        """Folder of what one job prints."""
+        return self.jobs / job
+
+    @classmethod
+    def load(cls, path: Path) -> Sweep:
+        """Read it from its folder.
+
+        Raises:
+            UserError: if it is none.
+        """
+        if (stored := read_json(path / FILE)) is None:
+            raise UserError(f"{path} is not the folder of a sweep: it has no {FILE}")
+        points = [Point(**point) for point in stored.pop("points")]
+        return cls(path=path.absolute(), points=points, **stored)
+
+    def save(self) -> None:
+        """Write it to its folder."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_json(self.path / FILE, {key: value for key, value in asdict(self).items() if key != "path"})
+
+    def compose(self, point: Point) -> list[Job]:
+        """The run of a point, and those that follow it in the same job."""
+        job = compose_job(point.overrides, self.folders)
+        if point.parent is not None:
+            job = under(job, point.parent)
+        return [job] if self.executor == "slurm" else [job, *follow_ups(job)]
+
+
+def failure_file(job_folder: Path, attempt: int) -> Path:
+    """Where the process that fails first in an attempt of a job leaves its error."""
+    return job_folder / f"failure_{attempt:04d}.json"
+
+
+def make_points(job_overrides: Sequence[Sequence[str]], folders: Sequence[str], dependent: bool) -> list[Point]:
+    """The points of a sweep.
+
+    Args:
+        job_overrides: the command line of each run.
+        folders: configuration folders besides our own.
+        dependent: whether what follows a run (`then=...`) is a point of its own.
+
+    Raises:
+        UserError: if two points are the same run.
+    """
+    points: list[Point] = []
+    for overrides in job_overrides:
+        job = compose_job(list(overrides), folders)
+        points.append(Point(list(overrides), _place(job)))
+        first, followers = len(points) - 1, follow_ups(job)
+        if dependent:
+            points += [Point(list(each.overrides), _place(each), parent=_place(job), after=first) for each in followers]
+        else:
+            points[first].then = [_place(each) for each in followers]
+    places = [point.run_dir for point in points]
+    if twice := sorted({place for place in places if places.count(place) > 1}):
+        raise UserError(f"several points of this sweep are the same run, {twice[0]}: leave run_name to be made of them")
+    return points
+
+
+def _place(job: Job) -> str:
+    return str(Path(job.cfg.run_dir).absolute())
+
+
+def labels(sweep: Sweep) -> list[str]:
+    """What tells each point from the others."""
+    firsts = [point.overrides for point in sweep.points if point.after is None]
+    if len(firsts) == 1:
+        own = [sweep.points[0].name]
+    else:
+        own = [" ".join(override for override in each if override not in common(firsts)) for each in firsts]
+    names: list[str] = []
+    for point in sweep.points:
+        names.append(own.pop(0) if point.after is None else f"{names[point.after]}, {point.overrides[0]}")
+    return names
+
+
+def swept(sweep: Sweep) -> dict[str, list[str]]:
+    """What is swept over: each option that differs between the points, and its values."""
+    firsts = [point.overrides for point in sweep.points if point.after is None]
+    axes: dict[str, list[str]] = {}
+    for override in (override for each in firsts for override in each if override not in common(firsts)):
+        key, _, value = override.partition("=")
+        axes.setdefault(key, [])
+        axes[key] += [value] if value not in axes[key] else []
+    return axes
+
+
+def common(command_lines: Sequence[Sequence[str]]) -> set[str]:
+    """What all of several command lines say."""
+    return set[str].intersection(*(set(line) for line in command_lines))
+
+
+def sweep_name(points: Sequence[Point], overrides: Sequence[str]) -> str:
+    """The stable name of a sweep, so that the same command finds its jobs again: what is swept over, and a checksum.
+
+    Args:
+        points: its points.
+        overrides: its command line, values of a sweep with commas between them.
+    """
+    firsts = [point.overrides for point in points if point.after is None]
+    if len(firsts) == 1:
+        return f"sweep_{points[0].name}"
+    same = {override.split("=")[0] for override in common(firsts)}
+    everything = asked_besides((), overrides)
+    swept = "_".join(override for override in everything if override.split("=")[0] not in same)
+    readable = re.sub(r"[^A-Za-z0-9_.+-]+", "-", swept)[:60].strip("-")
+    return f"sweep_{readable}-{hashlib.sha256('_'.join(everything).encode()).hexdigest()[:8]}"

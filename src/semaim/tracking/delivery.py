@@ -1,0 +1,229 @@
+"""From a run folder to MLflow.
+
+Everything MLflow shows is in the run folder first: configuration, environment, journal. `Delivery` sends what has not
+been sent and notes in `mlflow.json` how far it came, so it can be interrupted anywhere and repeated;
+`python -m semaim.sync` does the same by hand.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from semaim.core.files import read_json, write_json
+from semaim.errors import UserError
+from semaim.runs.folder import RunFolder, flatten
+from semaim.runs.journal import read
+from semaim.tracking import images
+from semaim.tracking.store import SQLITE, absolute_uri
+
+log = logging.getLogger(__name__)
+MAX_VALUE = 6000  # MLflow cuts longer parameter values in silence
+PARAMS_PER_CALL = 100
+METRICS_PER_CALL = 1000
+ABOUT_EXPERIMENT = {
+    "mlflow.experimentKind": "custom_model_development",  # and not a language model's
+    "mlflow.note.content": "Runs of semaim. Each says on its page what it is and how to repeat it; its tags are its "
+    "choices (`permutation`, `target`, `model`, `data`, `task`, ...). Evaluations and the points of a sweep stand "
+    "under the run that they belong to.",
+}
+
+
+def parameters(config: dict[str, Any]) -> dict[str, str]:
+    """The configuration as MLflow parameters: dotted keys, values within MLflow's limits."""
+    flat = {key: str(value) for key, value in flatten(config).items()}
+    return {
+        k: v if len(v) <= MAX_VALUE else v[: MAX_VALUE - 30] + "... (cut; see config.yaml)" for k, v in flat.items()
+    }
+
+
+class Delivery:
+    """Brings one run folder's content to MLflow.
+
+    Args:
+        folder: the run folder.
+        uri: tracking store; that of the first delivery (kept in mlflow.json) by default.
+        experiment: name of the MLflow experiment, likewise.
+    """
+
+    def __init__(self, folder: RunFolder, uri: str | None = None, experiment: str | None = None) -> None:
+        self.folder = folder
+        self.file = folder.path / "mlflow.json"
+        stored = read_json(self.file)
+        if stored is None:
+            if uri is None:
+                raise UserError(f"{folder.path} was never meant for MLflow: give uri=... (sqlite:///mlflow.db, say)")
+            stored = {"experiment": "semaim", "uid": uuid.uuid4().hex, "run_id": None, "sent": 0}
+        if uri is not None and stored.get("uri") not in (None, absolute_uri(uri)):
+            # another store knows nothing of this run yet
+            stored |= {"run_id": None, "sent": 0}
+        if uri is not None:
+            stored["uri"] = absolute_uri(uri)
+        if experiment is not None and stored["run_id"] is None:
+            stored["experiment"] = experiment
+        self.state: dict[str, Any] = stored
+        write_json(self.file, stored)
+        self._client: Any = None
+
+    def deliver(self) -> int:
+        """Send everything that has not been sent; one process at a time.
+
+        Returns:
+            number of metric points sent.
+
+        Raises:
+            Exception: whatever MLflow raises when the store is out of reach; what was sent before is noted.
+        """
+        if self._client is None:
+            from mlflow import MlflowClient
+
+            logging.getLogger("mlflow").setLevel(logging.WARNING)  # it reports each table of a new database
+            logging.getLogger("alembic").setLevel(logging.WARNING)
+            with _first_use_of_file(self.state["uri"]):
+                self._client = MlflowClient(self.state["uri"])
+                self._client.search_experiments(max_results=1)
+        with locked(self.folder.path / ".mlflow.lock"):
+            self.state |= read_json(self.file)
+            if self.state["run_id"] is None:
+                self._open_run()
+            return self._send_journal()
+
+    def _note(self, **changes: Any) -> None:
+        self.state |= changes
+        write_json(self.file, self.state)
+
+    def _open_run(self) -> None:
+        """Create the MLflow run, or find the one that an interrupted attempt created."""
+        from mlflow.entities import Param
+
+        experiment_id = self._experiment_id()
+        marker = "semaim.uid"
+        found = self._client.search_runs([experiment_id], f"tags.`{marker}` = '{self.state['uid']}'", max_results=1)
+        if found:
+            run_id = found[0].info.run_id
+        else:
+            tags = {marker: self.state["uid"], "run_folder": str(self.folder.path), **self._parent()}
+            created = self._client.create_run(experiment_id, self._began(), tags, self.folder.path.name)
+            run_id = created.info.run_id
+        config: Any = OmegaConf.to_container(OmegaConf.load(self.folder.path / "config.yaml"))
+        params = [Param(key, value) for key, value in parameters(config).items()]
+        for start in range(0, len(params), PARAMS_PER_CALL):
+            self._client.log_batch(run_id, params=params[start : start + PARAMS_PER_CALL])
+        self._client.log_artifact(run_id, str(self.folder.path / "config.yaml"))
+        self._note(run_id=run_id, experiment_id=experiment_id)
+
+    def _began(self) -> int | None:
+        """When the run began, in milliseconds since 1970, which may be long before MLflow hears of it."""
+        return next((line["time"] for _, line in read(self.folder.journal, 0)), None)
+
+    def _experiment_id(self) -> str:
+        from mlflow.exceptions import MlflowException
+
+        name = self.state["experiment"]
+        if (known := self._client.get_experiment_by_name(name)) is None:
+            uri = self.state["uri"]
+            database = Path(uri.removeprefix(SQLITE))
+            place = (database.parent / "mlartifacts" / name).as_uri() if uri.startswith(SQLITE) else None
+            try:
+                return str(self._client.create_experiment(name, artifact_location=place, tags=ABOUT_EXPERIMENT))
+            except MlflowException:  # another process created it in between
+                if (known := self._client.get_experiment_by_name(name)) is None:
+                    raise
+        if known.lifecycle_stage == "deleted":
+            raise UserError(f"the MLflow experiment {name} is deleted: restore it, or set tracking.experiment")
+        return str(known.experiment_id)
+
+    def _parent(self) -> dict[str, str]:
+        """The tag that files this run under another, whose folder its configuration names as parent_run."""
+        config: Any = OmegaConf.load(self.folder.path / "config.yaml")
+        path = config.get("parent_run")
+        if path is None or not (Path(path) / "config.yaml").is_file():
+            return {}
+        parent = Delivery(RunFolder(Path(path)), self.state["uri"], self.state["experiment"])
+        parent.deliver()
+        return {"mlflow.parentRunId": parent.state["run_id"]}
+
+    def _send_journal(self) -> int:
+        """Send the lines of the journal from where the last delivery ended."""
+        from mlflow.entities import Metric
+
+        points: list[Any] = []
+        total = 0
+        offset = self.state["sent"]
+
+        def flush() -> None:
+            nonlocal total
+            if points:
+                self._client.log_batch(self.state["run_id"], metrics=points)
+                total += len(points)
+                points.clear()
+            if offset != self.state["sent"]:
+                self._note(sent=offset)
+
+        for behind, line in read(self.folder.journal, offset):
+            new = [Metric(k, float(v), line["time"], line["step"]) for k, v in line.get("metrics", {}).items()]
+            if len(points) + len(new) > METRICS_PER_CALL:
+                flush()
+            points += new
+            if "metrics" not in line:
+                flush()
+                self._send_other(line)
+            offset = behind
+        flush()
+        return total
+
+    def _send_other(self, line: dict[str, Any]) -> None:
+        """Send a line that holds no metrics."""
+        from mlflow.entities import RunTag
+
+        run_id = self.state["run_id"]
+        if tags := [RunTag(key, value) for key, value in line.get("tags", {}).items()]:
+            self._client.log_batch(run_id, tags=tags)
+        if (artifact := line.get("artifact")) and (self.folder.path / artifact).is_file():
+            inside = Path(artifact).parent.as_posix()
+            self._client.log_artifact(run_id, str(self.folder.path / artifact), None if inside == "." else inside)
+        if (image := line.get("image")) and (file := self.folder.path / image["file"]).is_file():
+            with images.files_for_mlflow(file, image["key"], line["step"], line["time"]) as files:
+                self._client.log_artifacts(run_id, str(files), images.PLACE)
+            self._client.set_tag(run_id, images.TAG, "True")
+        if (status := line.get("status")) == "RUNNING":
+            self._client.update_run(run_id, status=status)
+            self._client.log_artifact(run_id, str(self.folder.path / "environment.json"))
+        elif status == "SCHEDULED":  # requeued: not over yet
+            self._client.update_run(run_id, status=status)
+        elif status:
+            self._client.set_terminated(run_id, status, end_time=line["time"])
+
+
+def deliver(folder: RunFolder) -> None:
+    """Bring a run folder to MLflow if it was meant for it and MLflow answers; `semaim sync` does it later if not."""
+    if (folder.path / "mlflow.json").is_file():
+        with suppress(Exception):  # whatever it is, the journal keeps everything
+            Delivery(folder).deliver()
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """One process at a time."""
+    with open(path, "w") as file:
+        fcntl.lockf(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
+def _first_use_of_file(uri: str) -> Iterator[None]:
+    """One process at a time while a SQLite file is created: others that open it half-made crash."""
+    if not uri.startswith(SQLITE):
+        yield
+        return
+    database = Path(uri.removeprefix(SQLITE))
+    database.parent.mkdir(parents=True, exist_ok=True)
+    with locked(database.with_name(database.name + ".lock")):
+        yield

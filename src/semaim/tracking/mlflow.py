@@ -1,0 +1,188 @@
+"""Where a run can be browsed: MLflow, fed by a background thread that training never waits for, or nowhere."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from semaim.core.files import read_json
+from semaim.errors import UserError
+from semaim.runs.folder import RunFolder
+from semaim.runs.journal import Journal, read
+from semaim.tracking.delivery import Delivery
+from semaim.tracking.store import existing_store, refusal
+
+log = logging.getLogger(__name__)
+LOCAL_SERVER = "http://127.0.0.1:5000"  # of mlflow ui, where nothing else is said
+USUAL_URI = "sqlite:///mlflow.db"  # where the report looks by itself
+
+
+class MLflow:
+    """Tracking by MLflow.
+
+    Args:
+        uri: tracking store: a SQLite file (relative to the working directory) or a server.
+        experiment: name of the MLflow experiment.
+        flush_seconds: how long the end of a run waits for the last delivery.
+        system_metrics_seconds: seconds between samples of CPU, memory and GPU use; 0 for none.
+    """
+
+    INTERVAL_SECONDS = 2.0
+    RETRY_SECONDS = 15.0
+
+    def __init__(self, uri: str, experiment: str, flush_seconds: float, system_metrics_seconds: float) -> None:
+        if importlib.util.find_spec("mlflow") is None:
+            raise UserError("MLflow is not installed: pip install mlflow, or run with tracking=none")
+        self.uri = uri
+        self.experiment = experiment
+        self.flush_seconds = flush_seconds
+        self.system_metrics_seconds = system_metrics_seconds
+        self._ending = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def start(self, folder: RunFolder, journal: Journal) -> None:
+        """Begin delivering in the background."""
+        import mlflow  # noqa: F401 - imported here, not in the thread, before loader processes are forked
+
+        self.delivery = Delivery(folder, self.uri, self.experiment)
+        self._thread = threading.Thread(target=self._work, args=(journal,), daemon=True, name="mlflow-delivery")
+        self._thread.start()
+
+    def _work(self, journal: Journal) -> None:
+        last_sample = 0.0
+        retry_at = 0.0
+        reachable = True
+        while True:
+            ending = self._ending.wait(self.INTERVAL_SECONDS)
+            now = time.monotonic()
+            if self.system_metrics_seconds and not ending and now - last_sample >= self.system_metrics_seconds:
+                last_sample = now
+                journal.log(journal.next_step("system/cpu_utilization_percentage"), system_metrics())
+            if now < retry_at and not ending:
+                continue
+            try:
+                self.delivery.deliver()
+                if not reachable:
+                    log.info("MLflow at %s answers again; everything so far is delivered", self.uri)
+                reachable = True
+            except Exception as error:  # whatever it is must not end training
+                if reachable:
+                    log.warning("MLflow at %s does not take the metrics (%s); they are kept and sent later",
+                                self.uri, refusal(self.uri, error))  # fmt: skip
+                reachable, retry_at = False, now + self.RETRY_SECONDS
+            if ending:
+                return
+
+    def finish(self) -> None:
+        """Deliver the rest, within the time allowed, and say so if something is left."""
+        if self._thread is None:
+            return
+        self._ending.set()
+        self._thread.join(self.flush_seconds)
+        folder = self.delivery.folder
+        left = sum(1 for _ in read(folder.journal, self.delivery.state["sent"]))
+        if left or self._thread.is_alive():
+            log.warning("MLflow at %s has not got %d journal lines; send them with: python -m semaim.sync %s",
+                        self.uri, left, folder.path)  # fmt: skip
+        self._thread = None
+
+    def prepare(self, folder: RunFolder) -> None:
+        """Make the MLflow run of a folder now, with its store and experiment if need be.
+
+        Raises:
+            UserError: if the store is out of reach.
+        """
+        try:
+            Delivery(folder, self.uri, self.experiment).deliver()
+        except UserError:
+            raise
+        except Exception as error:  # MLflow and what lies below it raise many kinds
+            raise UserError(f"tracking.uri={self.uri}: {refusal(self.uri, error)}; or set tracking=none") from error
+
+    def run_folder(self, run_id: str) -> Path:
+        """The folder of a tracked run.
+
+        Raises:
+            UserError: if the store does not know the run, or its folder is not on this machine.
+        """
+        from mlflow import MlflowClient
+
+        try:
+            tags = MlflowClient(existing_store(self.uri)).get_run(run_id).data.tags
+        except UserError:
+            raise
+        except Exception as error:  # MLflow and what lies below it raise many kinds
+            why = refusal(self.uri, error)
+            raise UserError(f"checkpoint=mlflow:{run_id}: MLflow at {self.uri} gives no such run ({why})") from error
+        folder = Path(tags.get("run_folder", ""))
+        if "run_folder" not in tags or not folder.is_dir():
+            raise UserError(f"checkpoint=mlflow:{run_id}: its run folder ({folder}) is not on this machine")
+        return folder
+
+    def how_to_look(self, folder: RunFolder) -> dict[str, str]:
+        """What to do to see a run."""
+        found = read_json(folder.path / "mlflow.json")
+        place = f"/{found['experiment_id']}/runs/{found['run_id']}" if found["run_id"] else ""  # else not delivered yet
+        page = f"/#/experiments{place}?workflowType=machine_learning"  # MLflow also has pages for language models
+        if self.uri.startswith("http"):
+            return {"look at it": f"open {self.uri.rstrip('/')}{page}"}
+        return {"look at it": f"mlflow ui --backend-store-uri {self.uri}", "and open": f"{LOCAL_SERVER}{page}"}
+
+    def how_to_compare(self) -> str | None:
+        """What makes the table of all evaluations."""
+        return "python -m semaim.report" + ("" if self.uri == USUAL_URI else f" --uri {self.uri}")
+
+
+class NoTracking:
+    """The journal alone; MLflow need not be installed."""
+
+    def start(self, folder: RunFolder, journal: Journal) -> None:
+        """Nothing to begin."""
+
+    def finish(self) -> None:
+        """Nothing to end."""
+
+    def prepare(self, folder: RunFolder) -> None:
+        """Nothing to make."""
+
+    def run_folder(self, run_id: str) -> Path:
+        """Nobody knows.
+
+        Raises:
+            UserError: always.
+        """
+        raise UserError(f"checkpoint=mlflow:{run_id} needs a tracking store to look it up in: tracking=mlflow")
+
+    def how_to_look(self, folder: RunFolder) -> dict[str, str]:
+        return {}
+
+    def how_to_compare(self) -> str | None:
+        return None
+
+
+def system_metrics() -> dict[str, float]:
+    """Use of this machine now, under the names that MLflow's own system metrics have."""
+    import psutil
+    import torch
+
+    memory = psutil.virtual_memory()
+    sample = {
+        "system/cpu_utilization_percentage": psutil.cpu_percent(),
+        "system/system_memory_usage_megabytes": (memory.total - memory.available) / 1e6,
+        "system/system_memory_usage_percentage": memory.percent,
+        "system/process_memory_megabytes": psutil.Process().memory_info().rss / 1e6,
+        "system/disk_usage_percentage": psutil.disk_usage(os.getcwd()).percent,
+    }
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        device = torch.cuda.current_device()
+        free, total = torch.cuda.mem_get_info(device)
+        sample[f"system/gpu_{device}_memory_usage_megabytes"] = (total - free) / 1e6
+        sample[f"system/gpu_{device}_memory_usage_percentage"] = 100 * (1 - free / total)
+        with suppress(ModuleNotFoundError, RuntimeError):  # needs NVIDIA's management library
+            sample[f"system/gpu_{device}_utilization_percentage"] = torch.cuda.utilization(device)
+    return sample

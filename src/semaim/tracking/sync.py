@@ -1,0 +1,75 @@
+"""Deliver to MLflow what a run could not: `python -m semaim.sync <run folder> [...]`.
+
+Safe to repeat and to run while the run is running; what was delivered is stored once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from semaim.core.files import write_json
+from semaim.errors import UserError
+from semaim.runs.folder import RunFolder, State
+from semaim.runs.journal import Journal, Status
+from semaim.tracking.delivery import Delivery
+from semaim.tracking.store import refusal
+
+
+def mark_ended(folder: RunFolder, state: State, status: Status, error: str) -> None:
+    """Say in a run folder how its run ended, in place of a process that cannot."""
+    journal = Journal(folder.journal)
+    journal.status(status)
+    journal.close()
+    write_json(folder.path / "status.json", folder.status() | {"state": state, "error": error})
+
+
+def sync(path: Path, uri: str | None, experiment: str | None = None) -> int:
+    """Deliver one run folder; a run whose process is gone without a word is marked KILLED first.
+
+    Args:
+        path: the run folder.
+        uri: a store other than the one that the run was meant for.
+        experiment: where to file a run that was meant for none.
+
+    Returns:
+        number of metric points sent.
+
+    Raises:
+        UserError: if it is no run folder or the store is out of reach.
+    """
+    if not (path / "config.yaml").is_file():
+        raise UserError(f"{path} is not a run folder: it has no config.yaml")
+    folder = RunFolder(path)
+    if folder.status().get("state") == "running" and not folder.is_locked():
+        mark_ended(folder, "vanished", "KILLED", "the process was killed")
+    delivery = Delivery(folder, uri, experiment)
+    try:
+        return delivery.deliver()
+    except UserError:
+        raise
+    except Exception as error:  # MLflow and what lies below it raise many kinds
+        store = delivery.state["uri"]
+        raise UserError(f"MLflow at {store} does not take the metrics of {path}: {refusal(store, error)}") from error
+
+
+def main() -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(prog="python -m semaim.sync", description=__doc__)
+    parser.add_argument("folders", nargs="+", type=Path, help="run folders, such as runs/*")
+    parser.add_argument("--uri", help="another MLflow store than the one the run was started with")
+    parser.add_argument("--experiment", help="MLflow experiment for runs started with tracking=none (default: semaim)")
+    arguments = parser.parse_args()
+    for path in arguments.folders:
+        try:
+            points = sync(path, arguments.uri, arguments.experiment)
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+        print(f"{path}: {points} metric points delivered")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

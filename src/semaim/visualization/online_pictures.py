@@ -1,0 +1,149 @@
+"""What a model that learns makes of the same held-out images, again and again: pictures, and the quality of its orders.
+
+Shapes: B images, C colours, H x W pixels, L patches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from semaim.core.files import atomic
+from semaim.core.seeding import derive_seed
+from semaim.data.image_data import ImageData
+from semaim.data.masks import object_patches
+from semaim.data.samples import chosen, read_some
+from semaim.errors import UserError
+from semaim.evaluation.order_metrics import means, order_quality
+from semaim.permutations import Grid
+from semaim.runs.context import Run
+from semaim.visualization import figures, plotting
+from semaim.visualization.figures import Seen
+from semaim.visualization.views import Colours, View, Viewer
+
+KEY = "pictures/held_out"
+
+
+def due(every_epochs: int | None, epoch: int, last: bool) -> bool:
+    """Whether it is time to measure after an epoch (0: before training): at first, at last, and every so many."""
+    return epoch == 0 or last or (every_epochs is not None and epoch % every_epochs == 0)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What is looked at: names, normalised images, and which of their patches are object (none where unknown)."""
+
+    names: Sequence[str]
+    images_BCHW: Tensor
+    object_BL: Tensor
+
+
+class OnlinePictures:
+    """Looks during training, always at the same held-out images (training images where none are held out).
+
+    What it saw at a step is kept in the run folder as a PNG, and as pictures/step_<step>.npz (maps, orders, and the
+    error of every patch), with which the next look compares its orders.
+
+    Args:
+        every_epochs: epochs between looks, besides the first and the last; null for these alone.
+        images: so many are looked at; the metrics are means over them.
+        drawn: so many of these are drawn.
+        palette: colour map of maps and orders, by matplotlib's name.
+        mean, std: normalisation of the images' colours.
+
+    Raises:
+        UserError: for numbers that make no sense.
+    """
+
+    def __init__(
+        self,
+        every_epochs: int | None,
+        images: int,
+        drawn: int,
+        palette: str,
+        mean: Sequence[float],
+        std: Sequence[float],
+    ) -> None:
+        if every_epochs is not None and every_epochs < 1:
+            raise UserError(f"task.pictures.every_epochs={every_epochs} must be positive, or null")
+        if not 1 <= drawn <= images:
+            raise UserError(f"task.pictures.drawn={drawn} must be from 1 to task.pictures.images={images}")
+        plotting.check_palette(palette, "task.pictures.palette")
+        self.every_epochs = every_epochs
+        self.images = images
+        self.drawn = drawn
+        self.palette = palette
+        self.colours = Colours(mean, std)
+        self._seen: Sample | None = None
+
+    def look(self, viewer: Viewer, order: str, data: ImageData, run: Run, step: int) -> dict[str, float]:
+        """Look, draw and keep what was seen (first process only); metrics of the orders, named order/...
+
+        Args:
+            viewer: the model as it is now, in eval mode, with the order that it learns in.
+            order: the name of that order.
+            data: images.
+            run: where the pictures go.
+            step: of training.
+        """
+        if not run.processes.is_main:
+            return {}
+        sample = self._sample(data, viewer.model.patch_size)
+        images_BCHW = sample.images_BCHW.to(run.processes.device)
+        view = viewer.look(images_BCHW, derive_seed(run.seed, "pictures", step), order)
+        folder = run.folder.path / "pictures"
+        folder.mkdir(exist_ok=True)
+        before_BL = _orders_before(folder, step, sample.names)
+        path = folder / f"step_{step:08d}"
+        self._keep(path, sample, view, order)
+        self._draw(path, images_BCHW, view, order, viewer.model.grid)
+        run.image(KEY, step, f"pictures/{path.name}.png")
+        order_BL = view.orders[order].cpu()
+        quality = order_quality(viewer.model.grid, order_BL, view.maps.semantic_BL.cpu(), sample.object_BL, before_BL)
+        return {f"order/{name}": value for name, value in means(quality).items()}
+
+    def _sample(self, data: ImageData, patch_size: int) -> Sample:
+        """The images, read when they are first needed."""
+        if self._seen is None:
+            images = data.source.val or data.source.train
+            indices, images_BCHW = read_some(images, chosen(len(images), self.images), data.eval_transform)
+            object_BL = object_patches(images, indices, data.eval_transform, patch_size)
+            self._seen = Sample([images.name(index) for index in indices], images_BCHW, object_BL)
+        return self._seen
+
+    def _keep(self, path: Path, sample: Sample, view: View, order: str) -> None:
+        """Write the numbers behind the picture."""
+        assert view.prediction is not None
+        found = {
+            "image": np.array(sample.names),
+            "attention_BL": view.maps.attention_BL.cpu().numpy(),
+            "semantic_map_BL": view.maps.semantic_BL.cpu().numpy(),
+            "order_BL": view.orders[order].cpu().numpy(),
+            "error_BL": view.prediction.error_BL.cpu().numpy(),
+        }
+        with atomic(path.with_suffix(".npz")) as file:
+            np.savez(file, **found)  # type: ignore[arg-type]  # its stub takes the second name for an option
+
+    def _draw(self, path: Path, images_BCHW: Tensor, view: View, order: str, grid: Grid) -> None:
+        apart = max(1, len(images_BCHW) // self.drawn)
+        few = slice(0, self.drawn * apart, apart)
+        view = view.of(few)
+        assert view.prediction is not None
+        seen = Seen("", view.maps, {order: view.orders[order]}, grid)
+        shown_BHWC = self.colours.shown(images_BCHW[few])
+        plotting.save(figures.look_figure(shown_BHWC, seen, view.prediction, self.colours, self.palette), path, ["png"])
+
+
+def _orders_before(folder: Path, step: int, names: Sequence[str]) -> Tensor | None:
+    """The orders (B, L) of the same images at the last look before a step, if there was one."""
+    earlier = [file for file in sorted(folder.glob("step_*.npz")) if int(file.stem.removeprefix("step_")) < step]
+    if not earlier:
+        return None
+    with np.load(earlier[-1]) as stored:
+        same = stored["image"].tolist() == list(names)
+        return torch.from_numpy(stored["order_BL"]) if same else None

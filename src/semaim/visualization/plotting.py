@@ -1,0 +1,180 @@
+"""Figures of orders, maps and reconstructions, as PNG and SVG, and an animation of images that appear in their order.
+
+Colours of maps are those of a perceptually uniform colour map that people with colour-blindness can read too: warm is
+high, or predicted first.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from semaim.core.files import atomic
+from semaim.errors import UserError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Array = np.ndarray[Any, Any]
+DPI = 150
+LEGENDS = {
+    "order": ("predicted last", "predicted first"),
+    "map": ("low", "high (each map by itself)"),
+    "error": ("small error", "large error (all alike)"),
+}
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One picture of a figure.
+
+    Attributes:
+        values: an image (height, width, 3) in [0, 1], or numbers per patch (h, w).
+        kind: "image"; "map", drawn from its own smallest to its own largest; "order", the step of each patch; or
+            "error", on one scale in the whole figure.
+    """
+
+    values: Array
+    kind: Literal["image", "map", "order", "error"] = "image"
+
+
+def check_palette(name: str, option: str) -> None:
+    """Raise UserError if there is no such colour map as an option asks for."""
+    from matplotlib import colormaps
+
+    if name not in colormaps:
+        raise UserError(f"{option}={name} is no colour map of matplotlib's: choose cividis or viridis, say")
+
+
+def grid_figure(
+    rows: Sequence[Sequence[Panel]],
+    titles: Sequence[str],
+    groups: Sequence[tuple[str, int]],
+    palette: str,
+    row_names: Sequence[str] = (),
+) -> Figure:
+    """A figure with a row of panels for each image.
+
+    Args:
+        rows: panels, as many in each row as there are titles.
+        titles: of the columns.
+        groups: headings above columns, each with the number of columns that it spans; "" for none.
+        palette: matplotlib's name of the colour map.
+        row_names: what stands beside the rows, if anything.
+    """
+    from matplotlib.figure import Figure
+
+    side = 1.5 if len(rows) <= 4 else 1.1  # inches
+    height, width = rows[0][0].values.shape[:2]
+    cell = side * height / width
+    kinds = [kind for kind in LEGENDS if any(panel.kind == kind for row in rows for panel in row)]
+    top, bottom = 0.35 + 0.3 * bool(groups), 0.6 if kinds else 0.1
+    left = 0.3 if row_names else 0.1
+    size = side * len(titles) + left + 0.1, cell * len(rows) + top + bottom
+    figure = Figure(figsize=size, layout=None)
+    axes = figure.subplots(len(rows), len(titles), squeeze=False)
+    figure.subplots_adjust(
+        left=left / size[0],
+        right=1 - 0.1 / size[0],
+        top=1 - top / size[1],
+        bottom=bottom / size[1],
+        wspace=0.06,
+        hspace=0.06,
+    )
+    worst = max((float(panel.values.max()) for row in rows for panel in row if panel.kind == "error"), default=1.0)
+    for place, panel in ((axes[i, j], panel) for i, row in enumerate(rows) for j, panel in enumerate(row)):
+        _draw(place, panel, palette, worst)
+    for place, title in zip(axes[0], titles, strict=True):
+        place.set_title(title, fontsize=8, pad=3)
+    for place, name in zip(axes[:, 0], row_names, strict=False):
+        place.text(-0.04, 0.5, name, rotation=90, ha="right", va="center", fontsize=8, transform=place.transAxes)
+    _headings(figure, axes[0], groups)
+    _legend(figure, kinds, palette, size)
+    return figure
+
+
+def _headings(figure: Figure, axes: Any, groups: Sequence[tuple[str, int]]) -> None:
+    """Headings above the columns, one line higher than their titles."""
+    first, height = 0, 1 - 0.2 / figure.get_figheight()
+    for name, span in groups:
+        middle = (axes[first].get_position().x0 + axes[first + span - 1].get_position().x1) / 2
+        figure.text(middle, height, name, ha="center", va="center", fontsize=8, weight="bold")
+        first += span
+
+
+def _draw(place: Any, panel: Panel, palette: str, worst: float) -> None:
+    place.set_axis_off()
+    if panel.kind == "image":
+        place.imshow(panel.values, interpolation="nearest", aspect="auto")
+        return
+    values, low, high = panel.values.astype(float), float(panel.values.min()), float(panel.values.max())
+    if panel.kind == "order":
+        values, low, high = -values, -high, -low  # warm is first
+    elif panel.kind == "error":
+        low, high = 0.0, worst
+    place.imshow(values, cmap=palette, vmin=low, vmax=high, interpolation="nearest", aspect="auto")
+    if panel.kind == "order":
+        row, column = np.unravel_index(int(values.argmax()), values.shape)
+        place.plot(column, row, "o", color="white", markeredgecolor="black", markersize=3.5, markeredgewidth=0.6)
+
+
+def _legend(figure: Figure, kinds: Sequence[str], palette: str, size: tuple[float, float]) -> None:
+    """A strip of colour for each kind of panel, with what its ends mean."""
+    width = 1 / max(1, len(kinds))
+    for number, kind in enumerate(kinds):
+        strip = figure.add_axes((number * width + 0.1 / size[0], 0.32 / size[1], width - 0.2 / size[0], 0.1 / size[1]))
+        strip.imshow(np.linspace(0, 1, 256)[None], cmap=palette, aspect="auto")
+        strip.set_axis_off()
+        low, high = LEGENDS[kind]
+        start = " (dot)" if kind == "order" else ""
+        for x, text, side in ((0.0, low, "left"), (1.0, high + start, "right")):
+            strip.text(x, -0.4, text, ha=side, va="top", fontsize=7, transform=strip.transAxes)
+
+
+def save(figure: Figure, path: Path, formats: Sequence[str]) -> list[Path]:
+    """Write a figure as `path` with each suffix; the files."""
+    from matplotlib import rc_context
+
+    files = [path.with_suffix(f".{kind}") for kind in formats]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for file, kind in zip(files, formats, strict=True):
+        with rc_context({"svg.hashsalt": "semaim"}), atomic(file) as stream:
+            figure.savefig(stream, format=kind, dpi=DPI, metadata={"Date": None} if kind == "svg" else None)
+    return files
+
+
+def animation(frames_TBHWC: Sequence[Array], path: Path, seconds: float = 6.0) -> Path:
+    """Write images that change, side by side, as a GIF.
+
+    Args:
+        frames_TBHWC: for each moment the images, colours in [0, 1].
+        path: of the file.
+        seconds: that it lasts; the last moment stays for two more.
+    """
+    from PIL import Image
+
+    scale = max(1, round(128 / frames_TBHWC[0].shape[2]))
+    pictures = []
+    for images_BHWC in frames_TBHWC:
+        line = np.concatenate([np.pad(each, ((2, 2), (2, 2), (0, 0)), constant_values=1.0) for each in images_BHWC], 1)
+        picture = Image.fromarray((line * 255).round().astype(np.uint8))
+        pictures.append(picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST))
+    each = round(1000 * seconds / len(pictures))
+    file = io.BytesIO()
+    pictures[0].save(
+        file,
+        "GIF",
+        save_all=True,
+        append_images=pictures[1:],
+        duration=[each] * (len(pictures) - 1) + [2000],
+        loop=0,
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic(path) as stream:
+        stream.write(file.getvalue())
+    return path

@@ -1,0 +1,191 @@
+"""What a model sees in images and in which order it would predict them: the numbers behind the pictures.
+
+Shapes: B images, C colours, H x W pixels, (h, w) grid, L = h * w patches, P target channels. Everything per patch is
+raster-indexed. Source of the maps and orders: SemAIM (arXiv 2312.10457), sections 3.2 and 4.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from semaim.models.aim import AIM
+from semaim.models.token_cache import Encoder, Passes
+from semaim.permutations import Grid, Permutation, noise_columns
+from semaim.semantics import SemanticMap
+from semaim.targets import Pixels, Target, patchify
+
+
+@dataclass(frozen=True)
+class Colours:
+    """Normalisation of images, to be undone for the eye.
+
+    Attributes:
+        mean, std: per colour.
+    """
+
+    mean: Sequence[float]
+    std: Sequence[float]
+
+    def shown(self, images_BCHW: Tensor) -> Tensor:
+        """Images (B, H, W, C) with colours in [0, 1]."""
+        mean_C, std_C = (torch.tensor(list(values), device=images_BCHW.device) for values in (self.mean, self.std))
+        return (images_BCHW.float().movedim(1, -1) * std_C + mean_C).clamp(0, 1).cpu()
+
+
+@dataclass(frozen=True)
+class Maps:
+    """How an encoder sees images.
+
+    Attributes:
+        attention_BL: the last block's attention from the class token, averaged over heads.
+        semantic_BL: the semantic map, which orders follow.
+    """
+
+    attention_BL: Tensor
+    semantic_BL: Tensor
+
+
+def maps(passes: Passes, source: str, semantic_map: SemanticMap) -> Maps:
+    """Maps of one network's pass over images, (B, L) each, float32."""
+    attention_BL = passes.attention(source).float()
+    semantic_BL = attention_BL if semantic_map.kind == "self" else semantic_map(passes, source)
+    return Maps(attention_BL, semantic_BL)
+
+
+def draw_orders(
+    permutations: Mapping[str, Permutation], grid: Grid, semantic_BL: Tensor, seed: int
+) -> dict[str, Tensor]:
+    """An order of each kind for each image, (B, L) long. The same seed breaks ties in the same way."""
+    generator = torch.Generator().manual_seed(seed)
+    noise_BK = torch.rand(len(semantic_BL), noise_columns(grid), generator=generator).to(semantic_BL.device)
+    return {name: each.order(grid, noise_BK, semantic_BL) for name, each in permutations.items()}
+
+
+def ranks(order_BL: Tensor) -> Tensor:
+    """The step at which each patch is predicted, (B, L) long: the inverse of an order."""
+    return order_BL.argsort(dim=1)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a model says of every patch, given those before it.
+
+    Attributes:
+        order_BL: the order it predicted in.
+        error_BL: loss of each patch.
+        target_BCHW: what was to be predicted, as normalised images; None for features.
+        predicted_BCHW: what was predicted, likewise.
+    """
+
+    order_BL: Tensor
+    error_BL: Tensor
+    target_BCHW: Tensor | None = None
+    predicted_BCHW: Tensor | None = None
+
+    def of(self, images: slice) -> Prediction:
+        """Of some of the images."""
+        pixels = (part if part is None else part[images] for part in (self.target_BCHW, self.predicted_BCHW))
+        return Prediction(self.order_BL[images], self.error_BL[images], *pixels)
+
+
+def predict(
+    predictions_BLP: Tensor, images_BCHW: Tensor, order_BL: Tensor, target: Target, passes: Passes, grid: Grid
+) -> Prediction:
+    """Compare a model's predictions with the target; those of pixels as images.
+
+    Where pixels are normalised per patch, each predicted patch gets the mean and the variance of the true one back, as
+    in the figures of MAE (arXiv 2111.06377): they are not predicted.
+    """
+    target_BLP = target(images_BCHW, passes)
+    error_BL = target.loss(predictions_BLP, target_BLP)
+    if not isinstance(target, Pixels):
+        return Prediction(order_BL, error_BL)
+    true_BLP = patchify(target.blur(images_BCHW.float()), target.patch_size)
+    predicted_BLP = predictions_BLP.float()
+    if target.norm_pix:
+        scale_BL1 = (true_BLP.var(-1, keepdim=True) + 1e-6).sqrt()
+        predicted_BLP = predicted_BLP * scale_BL1 + true_BLP.mean(-1, keepdim=True)
+    images = (unpatchify(each_BLP, grid) for each_BLP in (true_BLP, predicted_BLP))
+    return Prediction(order_BL, error_BL, *images)
+
+
+@dataclass(frozen=True)
+class Viewer:
+    """A model to look with, and what surrounds it.
+
+    Attributes:
+        model: in eval mode.
+        encoders: the networks that may make a pass over images, by their names in `Passes`.
+        source: the one that semantic maps are made of.
+        semantic_map: how.
+        permutations: orders, by name.
+        target: what the model predicts.
+    """
+
+    model: AIM
+    encoders: Mapping[str, Encoder]
+    source: str
+    semantic_map: SemanticMap
+    permutations: Mapping[str, Permutation]
+    target: Target
+
+    @torch.no_grad()
+    def look(self, images_BCHW: Tensor, seed: int, predict_order: str | None) -> View:
+        """What it sees in normalised images.
+
+        Args:
+            images_BCHW: on the model's device.
+            seed: of what is random in orders.
+            predict_order: name of the order to predict in; None for no prediction.
+        """
+        passes = Passes(self.encoders, images_BCHW)
+        grid = self.model.grid
+        found = maps(passes, self.source, self.semantic_map)
+        orders = draw_orders(self.permutations, grid, found.semantic_BL, seed)
+        if predict_order is None:
+            return View(found, orders, None)
+        order_BL = orders[predict_order]
+        prediction_BLP = self.model.predict(images_BCHW, order_BL)
+        prediction = predict(prediction_BLP, images_BCHW, order_BL, self.target, passes, grid)
+        return View(found, orders, prediction)
+
+
+@dataclass(frozen=True)
+class View:
+    """What a model sees in images.
+
+    Attributes:
+        maps: attention and semantic map.
+        orders: by name, (B, L) each.
+        prediction: of every patch, or None.
+    """
+
+    maps: Maps
+    orders: Mapping[str, Tensor]
+    prediction: Prediction | None
+
+    def of(self, images: slice) -> View:
+        """Of some of the images."""
+        found = Maps(self.maps.attention_BL[images], self.maps.semantic_BL[images])
+        orders = {name: order_BL[images] for name, order_BL in self.orders.items()}
+        return View(found, orders, self.prediction and self.prediction.of(images))
+
+
+def unpatchify(patches_BLP: Tensor, grid: Grid) -> Tensor:
+    """Images (B, C, H, W) of patches whose three colours come last: the inverse of `patchify`."""
+    side = int((patches_BLP.shape[-1] // 3) ** 0.5)
+    cut = patches_BLP.unflatten(-1, (side, side, 3)).unflatten(1, grid)  # B, h, w, row, column, colour
+    return cut.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
+
+
+def appearing(images_BCHW: Tensor, order_BL: Tensor, patch_size: int, count: int, blank: float = 0.0) -> Tensor:
+    """Normalised images of which the first `count` patches of their order are there, and the rest is blank."""
+    grid = images_BCHW.shape[-2] // patch_size, images_BCHW.shape[-1] // patch_size
+    there_BL = ranks(order_BL) < count
+    there_B1hw = there_BL.unflatten(1, grid)[:, None]
+    there_B1HW = there_B1hw.repeat_interleave(patch_size, 2).repeat_interleave(patch_size, 3)
+    return torch.where(there_B1HW, images_BCHW, torch.full_like(images_BCHW, blank))
