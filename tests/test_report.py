@@ -20,9 +20,9 @@ import pytest
 
 from commands import run
 from semaim.errors import UserError
+from semaim.report import report
 from semaim.report import store as report_store
 from semaim.report.curves import curves
-from semaim.report.report import report
 from semaim.report.table import COLOURS, CSV_COLUMNS, MARKERS, Row, by_epochs, by_gpu_hours, columns, points
 from semaim.tracking.store import SQLITE
 
