@@ -47,8 +47,8 @@ from semaim.runs.provenance import code_version
 from semaim.semantics import semantic_map
 from semaim.targets import Pixels
 from semaim.teachers import Teacher
+from semaim.training.ddp import compile_blocks
 from semaim.training.optimizers import parameter_groups
-from semaim.training.state import compile_blocks
 
 
 class Sizes(NamedTuple):

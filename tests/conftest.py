@@ -21,7 +21,7 @@ import slurm
 from commands import ENVIRONMENT
 from in_process import logging_left_as_found
 from mlflow_server import PostgreSQL
-from semaim.data.sources import FileImages
+from semaim.data.image_sets import FileImages
 from semaim.models.aim import AIM
 
 os.environ["SEMAIM_SITE"] = "/nowhere"  # the settings of whoever runs the tests are not for them

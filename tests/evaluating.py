@@ -17,7 +17,7 @@ import torch
 from semaim.core.distributed import Processes
 from semaim.core.signals import SIGNALS, StopRequest
 from semaim.data.image_data import ImageData
-from semaim.data.sources import ArrayImages, Splits
+from semaim.data.image_sets import ArrayImages, Splits
 from semaim.data.transforms import Transform, evaluation, pretraining
 from semaim.runs.context import Run
 from semaim.runs.folder import RunFolder

@@ -32,10 +32,11 @@ from in_process import go, job
 from semaim.config.follow_ups import follow_ups
 from semaim.errors import UserError
 from semaim.models.aim import AIM
-from semaim.models.flops import activations, cost, encoder_cost, moments, training_memory
+from semaim.models.flops import cost, encoder_cost
 from semaim.models.vit import vit_of
 from semaim.preflight import check, slurm_nodes
 from semaim.preflight.check import Checked, check_sweep
+from semaim.preflight.memory import activations, moments, training_memory
 from semaim.preflight.slurm_nodes import Asked, Node, gpus_in, minutes_in, nodes_of, not_granted
 from semaim.tracking import store
 from semaim.training.optimizers import Optimization, parameter_groups

@@ -26,10 +26,11 @@ from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
 import semaim
-from semaim.config.compose import CONF, explain
+from semaim.config.compose import CONF
+from semaim.config.messages import explain
+from semaim.config.naming import flatten
 from semaim.data.image_data import ImageData
 from semaim.errors import UserError
-from semaim.runs.folder import flatten
 
 SOURCE = Path(semaim.__file__).parent
 NOT_CHOSEN = ("hydra", "experiment", "small_data")  # small_data follows from data and task

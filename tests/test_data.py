@@ -15,7 +15,8 @@ from sklearn.datasets import load_digits
 from torchvision.datasets import CIFAR10, STL10
 
 from semaim.data import transforms
-from semaim.data.sources import UNLABELLED, cifar10, digits, image_folders, stl10
+from semaim.data.image_sets import UNLABELLED
+from semaim.data.sources import cifar10, digits, image_folders, stl10
 from semaim.errors import UserError
 
 

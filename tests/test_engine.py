@@ -169,7 +169,7 @@ def test_pretraining_starts_from_given_weights(tmp_path: Path, plain_run: Path) 
 
 
 def test_online_knn_before_during_and_after(tmp_path: Path) -> None:
-    target = "_target_: semaim.tasks.knn.OnlineNeighbours"
+    target = "_target_: semaim.evaluation.online_knn.OnlineNeighbours"
     knn = f"task.online_knn={{{target}, ks: [10], batch_size: 64, max_bank: 200, max_queries: 50}}"
     folder = run(tmp_path, "trainer.batch_size=718", "trainer.max_steps=4", "task.knn_every_epochs=1", knn)
     found = json.loads((folder / "evaluations.json").read_text())

@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 
 from evaluating import image_data, noise, surroundings, together
-from semaim.data.sources import ArrayImages, Splits, image_folders
+from semaim.data.image_sets import ArrayImages, Splits
+from semaim.data.sources import image_folders
 from semaim.data.subsets import Subset
 from semaim.data.transforms import evaluation, pretraining
 from semaim.errors import Interrupted, UserError

@@ -28,11 +28,12 @@ import semaim
 from commands import SMALL, journal, losses, succeed
 from evaluating import assert_same_bits, noise
 from in_process import composed, go, run
-from semaim.config.compose import CONF, explain
+from semaim.config.compose import CONF
+from semaim.config.messages import explain
 from semaim.core.seeding import StepNoise
 from semaim.data.image_data import ImageData
+from semaim.data.image_sets import Splits
 from semaim.data.loading import Batch
-from semaim.data.sources import Splits
 from semaim.data.transforms import evaluation, pretraining
 from semaim.errors import UserError
 from semaim.models.aim import AIM

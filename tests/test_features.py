@@ -13,7 +13,7 @@ import torch
 
 from evaluating import image_data, noise, surroundings, together
 from semaim.core.signals import StopRequest
-from semaim.data.sources import Splits
+from semaim.data.image_sets import Splits
 from semaim.data.transforms import evaluation
 from semaim.errors import Interrupted, UserError
 from semaim.evaluation.features import Features, Pass, extract, in_order

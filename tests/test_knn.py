@@ -17,13 +17,15 @@ from evaluating import ALONE, image_data, noise, surroundings, together
 from in_process import go
 from in_process import run as pretrain
 from semaim.checkpoints.encoder_source import Origin
-from semaim.data.sources import ArrayImages, Splits
+from semaim.data.image_sets import ArrayImages, Splits
 from semaim.errors import UserError
 from semaim.evaluation import knn
 from semaim.evaluation.features import Features, extract
+from semaim.evaluation.knn import check_ks, classify
+from semaim.evaluation.online_knn import OnlineNeighbours
 from semaim.models.vit import encode, vit_of
 from semaim.tasks.evaluation import Evaluation, check_image_size
-from semaim.tasks.knn import KNN, OnlineNeighbours, check_ks, classify
+from semaim.tasks.knn import KNN
 
 TWO = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "semaim.run")
 
@@ -355,7 +357,7 @@ def test_two_processes_give_exactly_the_accuracies_of_one(pretrained, evaluated,
 
 def test_the_online_accuracy_is_that_of_the_task(evaluated, tmp_path):
     """Measured in training, on all images, after two steps; the task measures the stored checkpoint."""
-    target = "_target_: semaim.tasks.knn.OnlineNeighbours"
+    target = "_target_: semaim.evaluation.online_knn.OnlineNeighbours"
     online = f"task.online_knn={{{target}, ks: [10, 30], batch_size: 64, max_bank: null, max_queries: null}}"
     folder = pretrain(tmp_path, "trainer.max_steps=2", online)
     found = json.loads((folder / "evaluations.json").read_text())["2"]

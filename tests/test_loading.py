@@ -14,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
+from semaim.data.image_sets import ArrayImages, FileImages
 from semaim.data.loading import (
     EvaluationImages,
     Item,
@@ -23,7 +24,6 @@ from semaim.data.loading import (
     evaluation_batches,
     training_batches,
 )
-from semaim.data.sources import ArrayImages, FileImages
 from semaim.data.transforms import evaluation, pretraining
 from semaim.errors import UserError
 

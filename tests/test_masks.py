@@ -13,8 +13,10 @@ from PIL import Image
 
 from evaluating import image_data
 from in_process import composed
-from semaim.data.masks import VOID, object_patches, object_share
-from semaim.data.sources import ArrayImages, FileImages, image_folders
+from semaim.data.image_sets import ArrayImages, FileImages
+from semaim.data.masks import VOID
+from semaim.data.object_patches import object_patches, object_share
+from semaim.data.sources import image_folders
 from semaim.data.subsets import Subset, hold_out
 from semaim.data.transforms import evaluation, on_mask
 from semaim.errors import UserError

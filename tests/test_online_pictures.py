@@ -17,7 +17,7 @@ from commands import SMALL, journal, losses, started, wait_for
 from commands import run as typed
 from in_process import run
 from semaim import load_model
-from semaim.data.masks import object_patches
+from semaim.data.object_patches import object_patches
 from semaim.data.samples import chosen
 from semaim.data.sources import digits
 from semaim.data.transforms import evaluation

@@ -11,8 +11,9 @@ import sys
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
+from semaim.config.naming import MAY_DIFFER, differences, flatten, run_name
 from semaim.errors import UserError
-from semaim.runs.folder import MAY_DIFFER, RunFolder, differences, flatten, run_name
+from semaim.runs.folder import RunFolder
 
 CHOICES = {"task": "pretrain", "data": "digits", "model": "aim_tiny", "permutation": "raster", "trainer": "small"}
 NAMED_AFTER = ["task", "data", "model", "permutation"]

@@ -10,8 +10,8 @@ import pytest
 from sklearn.neighbors import KNeighborsClassifier
 
 from semaim.data import shapes as made
+from semaim.data.image_sets import Splits
 from semaim.data.shapes import SHAPES, shape_image, shapes
-from semaim.data.sources import Splits
 from semaim.errors import UserError
 from semaim.preflight.check import check_sweep
 

@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 
 from evaluating import image_data
-from semaim.data.sources import ArrayImages, Splits, digits, image_folders
+from semaim.data.image_sets import ArrayImages, Splits
+from semaim.data.sources import digits, image_folders
 from semaim.data.subsets import Subset, few_of_each_class, hold_out
 from semaim.errors import UserError
 

@@ -12,9 +12,9 @@ import pytest
 from commands import SMALL, measured, run, status, succeed
 from in_process import job
 from semaim.config.follow_ups import follow_ups
+from semaim.config.naming import run_name
 from semaim.config.run_spec import Job
 from semaim.errors import UserError
-from semaim.runs.folder import run_name
 from test_command_line import run_here
 
 SHORT = (*SMALL, "trainer.max_steps=2", "tracking=mlflow", "run_name=pre", "seed=3")

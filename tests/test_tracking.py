@@ -20,7 +20,8 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from commands import journal, measured, run, started, status, wait_for
-from semaim.runs.folder import RunFolder, flatten
+from semaim.config.naming import flatten
+from semaim.runs.folder import RunFolder
 from semaim.runs.journal import Journal
 from semaim.tracking.delivery import Delivery, parameters
 from semaim.tracking.store import SQLITE

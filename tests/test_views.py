@@ -14,13 +14,13 @@ from torch import Tensor
 
 from semaim.models.aim import AIM
 from semaim.models.token_cache import Passes
-from semaim.permutations import Attention, AttentionCenter, Raster, Stochastic
+from semaim.permutations import Attention, AttentionCenter, Raster, Stochastic, ranks
 from semaim.semantics import SemanticMap, semantic_map
 from semaim.targets import EncoderFeatures, Pixels, patchify
 from semaim.visualization import figures, plotting
 from semaim.visualization.figures import Seen
 from semaim.visualization.plotting import Panel, grid_figure
-from semaim.visualization.views import Colours, Maps, Prediction, Viewer, appearing, predict, ranks, unpatchify
+from semaim.visualization.views import Colours, Maps, Prediction, Viewer, appearing, predict, unpatchify
 
 GREY = Colours((0.5, 0.4, 0.3), (0.25, 0.2, 0.1))
 ORDERS = {"raster": Raster(), "stochastic": Stochastic(), "attention": Attention(), "closest": AttentionCenter()}

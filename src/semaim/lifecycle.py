@@ -17,13 +17,15 @@ from semaim.config.run_spec import Job
 from semaim.core import distributed, terminal
 from semaim.core.distributed import Processes
 from semaim.core.files import read_json, write_json
+from semaim.core.formatting import duration
 from semaim.core.seeding import derive_seed, seed_all
 from semaim.core.signals import StopRequest
 from semaim.errors import Interrupted, UserError
 from semaim.runs import provenance
 from semaim.runs.context import Run
-from semaim.runs.folder import RunFolder, State
-from semaim.runs.journal import Journal, Status
+from semaim.runs.folder import RunFolder
+from semaim.runs.journal import Journal
+from semaim.runs.status import State, Status
 from semaim.tracking import run_page
 
 log = logging.getLogger("semaim")
@@ -65,7 +67,7 @@ def execute(job: Job, processes: Processes, stop: StopRequest) -> float:
             folder.set_status("finished", metric=task.metric, result=result, asked=_asked(config))
         _introduce(run, job, task.look_at, result)
     if processes.is_main:
-        log.info("finished in %s", terminal.duration(time.monotonic() - started))
+        log.info("finished in %s", duration(time.monotonic() - started))
         _tell_result(result)
         shown = _from_here(folder.path)
         _tell_next(shown, tracking.how_to_look(folder), task.next_commands(shown, job.overrides))

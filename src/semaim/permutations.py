@@ -205,3 +205,8 @@ class AttentionCenter(Permutation):
         centre_B1 = semantic_map_BL.argmax(1, keepdim=True)
         # Squared distances are integers, so equal distances are exactly equal.
         return (rows_L - centre_B1 // grid[1]) ** 2 + (columns_L - centre_B1 % grid[1]) ** 2
+
+
+def ranks(order_BL: Tensor) -> Tensor:
+    """The step at which each patch is predicted, (B, L) long: the inverse of an order."""
+    return order_BL.argsort(dim=1)

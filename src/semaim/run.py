@@ -13,8 +13,9 @@ import sys
 import hydra
 from omegaconf import DictConfig
 
-from semaim.config.compose import CONF, report
+from semaim.config.compose import CONF
 from semaim.config.follow_ups import follow_ups
+from semaim.config.messages import report
 from semaim.config.run_spec import job_of_this_process
 
 

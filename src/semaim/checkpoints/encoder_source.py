@@ -18,8 +18,9 @@ from semaim.checkpoints.formats import Normalisation
 from semaim.checkpoints.origin import Origin
 from semaim.checkpoints.stored_encoder import StoredEncoder
 from semaim.checkpoints.two_stream import read_checkpoint
+from semaim.core.image_size import pair
 from semaim.errors import UserError
-from semaim.models.aim import AIM, pair
+from semaim.models.aim import AIM
 from semaim.models.vit import Pool, resample_positions, vit_of, weights_checksum
 
 log = logging.getLogger(__name__)

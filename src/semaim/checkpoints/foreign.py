@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from semaim.checkpoints.formats import LAYOUTS, Layout, Normalisation, Weights, what_else
 from semaim.checkpoints.two_stream import check_weights, usual_heads
-from semaim.core.terminal import plural
+from semaim.core.formatting import plural
 from semaim.errors import UserError
 from semaim.models.vit import Pool, build_vit, from_timm
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from semaim.runs.folder import asked_besides
+from semaim.config.naming import asked_besides
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from semaim.checkpoints import store
-from semaim.core.terminal import plural
+from semaim.core.formatting import plural
 from semaim.errors import UserError
 from semaim.models.aim import AIM
 

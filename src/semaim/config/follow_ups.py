@@ -10,9 +10,9 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from semaim.config.compose import CONF, options
+from semaim.config.naming import flatten
 from semaim.config.run_spec import Job, compose_job
 from semaim.errors import UserError
-from semaim.runs.folder import flatten
 
 CARRIED_GROUPS = ("data", "tracking")
 CARRIED_OPTIONS = ("seed", "device", "runs_dir")

@@ -10,8 +10,9 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from semaim.config.compose import check_overrides, composition
-from semaim.runs.folder import may_differ, run_name
+from semaim.config.compose import composition
+from semaim.config.naming import may_differ, run_name
+from semaim.config.validate import check_overrides
 
 
 def _name_of_this_run(named_after: Sequence[str]) -> str:

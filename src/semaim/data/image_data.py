@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from semaim.core.image_size import pair
+from semaim.data.image_sets import ImageSet, Splits
 from semaim.data.loading import EvaluationImages, TrainingData
-from semaim.data.sources import ImageSet, Splits
 from semaim.data.subsets import hold_out
 from semaim.data.transforms import Transform
 from semaim.errors import UserError
-from semaim.models.aim import pair
 
 __all__ = ["ImageData"]
 

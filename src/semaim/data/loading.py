@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 from semaim.core.distributed import usable_cpus
 from semaim.core.seeding import derive_seed, seeded
 from semaim.data.folders import UNREADABLE
-from semaim.data.sources import ImageSet
+from semaim.data.image_sets import ImageSet
 from semaim.data.transforms import Transform
 from semaim.errors import UserError
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from semaim.data.folders import UNREADABLE
-from semaim.data.sources import ImageSet
+from semaim.data.image_sets import ImageSet
 from semaim.data.transforms import Transform
 from semaim.errors import UserError
 

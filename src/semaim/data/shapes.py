@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from semaim.core.seeding import derive_seed
-from semaim.data.sources import ArrayImages, Splits
+from semaim.data.image_sets import ArrayImages, Splits
 from semaim.errors import UserError
 
 Array = np.ndarray[Any, Any]

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from semaim.core.seeding import derive_seed
-from semaim.data.sources import ImageSet
+from semaim.data.image_sets import ImageSet
 from semaim.errors import UserError
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import InterpolationMode, v2
 
-from semaim.models.aim import pair
+from semaim.core.image_size import pair
 
 Transform = Callable[[Image.Image], Tensor]
 IMAGENET_MEAN = (0.485, 0.456, 0.406)

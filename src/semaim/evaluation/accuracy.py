@@ -15,7 +15,7 @@ from torch import Tensor
 
 from semaim.core.files import write_text
 from semaim.data.image_data import ImageData
-from semaim.data.sources import ImageSet
+from semaim.data.image_sets import ImageSet
 from semaim.evaluation.features import Encode, Pass, extract
 from semaim.runs.context import Run
 

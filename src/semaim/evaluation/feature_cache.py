@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from semaim.core.files import fsync_folder
-from semaim.core.terminal import count
+from semaim.core.formatting import count
 from semaim.evaluation.features import Features, Pass, extract, in_order, nothing_read, share
 from semaim.runs.context import Run
 

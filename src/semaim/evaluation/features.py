@@ -1,14 +1,10 @@
 """What a frozen network says of images: features of an encoder, or answers of a classifier.
 
-As a command, `python -m semaim.features checkpoint=... data=...` writes features and labels to files; it is
-`python -m semaim.run task=features`.
-
 Shapes: B images of a batch, M images in all, N tokens, D width.
 """
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,10 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from semaim.core.terminal import Line, duration
+from semaim.core.formatting import duration
+from semaim.core.terminal import Line
 from semaim.data.image_data import ImageData
+from semaim.data.image_sets import ImageSet
 from semaim.data.loading import UnreadableImages, evaluation_batches
-from semaim.data.sources import ImageSet
 from semaim.errors import Interrupted, UserError
 from semaim.runs.context import Run
 
@@ -139,10 +136,3 @@ def in_order(index: Array, indices: Sequence[int]) -> Array:
     """Rows of `index`, which come in any order, in the order of `indices`."""
     place = {asked: row for row, asked in enumerate(indices)}
     return np.array([place[found] for found in index.tolist()], dtype=np.int64).argsort()
-
-
-if __name__ == "__main__":
-    from semaim.run import command_line
-
-    sys.argv.insert(1, "task=features")
-    sys.exit(command_line())

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from semaim.core.distributed import Processes
 from semaim.errors import UserError
-from semaim.evaluation.features import Array
+from semaim.evaluation.accuracy import Answers
+from semaim.evaluation.features import Array, Features
 
 TEMPERATURE = 0.07  # of the vote; DINO (arXiv 2104.14294), section 4.1
 BANK_BLOCK, QUERY_CHUNK = 16384, 1024  # rows at a time, which bound memory
@@ -96,3 +97,23 @@ def vote(similarity_QK: Tensor, label_QK: Tensor, ks: Sequence[int], classes: in
         votes_QC.scatter_add_(1, label_QK[:, :k], weight_QK[:, :k])
         predicted[k] = votes_QC.argmax(1).cpu()
     return predicted
+
+
+def check_ks(ks: Sequence[int]) -> list[int]:
+    """Numbers of neighbours, if they are such."""
+    if not ks or min(ks) < 1:
+        raise UserError(f"ks={list(ks)} must be positive numbers of neighbours")
+    return list(ks)
+
+
+def classify(
+    bank: Features, queries: Features, ks: Sequence[int], classes: Sequence[str], processes: Processes
+) -> dict[str, Answers]:
+    """Answers of the nearest neighbours: keys `knn_<k>_<cls or mean>`, for each kind of feature."""
+    answers: dict[str, Answers] = {}
+    for kind in bank.by_kind:
+        found = nearest_neighbours(
+            bank.by_kind[kind], bank.labels_M, queries.by_kind[kind], ks, len(classes), processes
+        )
+        answers |= {f"knn_{k}_{kind}": Answers(found[k], queries.labels_M, classes) for k in ks}
+    return answers

@@ -14,13 +14,13 @@ from torch import Tensor
 
 from semaim.core.distributed import Processes
 from semaim.data.image_data import ImageData
-from semaim.data.sources import UNLABELLED
+from semaim.data.image_sets import UNLABELLED
 from semaim.evaluation.accuracy import answers
 from semaim.evaluation.features import Pass, extract
 from semaim.models.heads import LinearHeads
 from semaim.models.vit import pooled
 from semaim.runs.context import Run
-from semaim.training.state import wrap
+from semaim.training.ddp import wrap
 
 KINDS = ("cls", "mean")
 NORMALISED_BY = 1024  # training images, when accuracy is measured

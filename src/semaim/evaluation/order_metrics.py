@@ -16,8 +16,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from semaim.permutations import Grid, coordinates
-from semaim.visualization.views import ranks
+from semaim.permutations import Grid, coordinates, ranks
 
 FIRST = 4  # the first quarter of an order, rounded up to whole patches
 
@@ -35,7 +34,7 @@ def order_quality(
         grid: rows and columns of patches.
         order_BL: their orders.
         semantic_map_BL: what the orders follow, if they follow anything.
-        object_BL: bool, which patches are object, if that is known; see `semaim.data.masks.object_patches`.
+        object_BL: bool, which patches are object, if that is known; see `semaim.data.object_patches.object_patches`.
         previous_order_BL: earlier orders of the same images, if there were any.
 
     Returns:

@@ -24,10 +24,10 @@ from safetensors.torch import save as safetensors_bytes
 
 from semaim.checkpoints.stored_encoder import StoredEncoder
 from semaim.checkpoints.two_stream import read_checkpoint
-from semaim.config.compose import report
+from semaim.config.messages import report
 from semaim.core import terminal
 from semaim.core.files import atomic, fsync_folder, write_json, write_text
-from semaim.core.terminal import count
+from semaim.core.formatting import count
 from semaim.errors import UserError
 from semaim.export.formats import FORMATS, Content, Model
 from semaim.export.mlflow_model import log_model, tracked_run

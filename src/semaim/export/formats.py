@@ -15,8 +15,8 @@ import semaim
 from semaim.checkpoints.formats import IMAGENET, Normalisation
 from semaim.checkpoints.huggingface import model_config, preprocessor_config, to_huggingface
 from semaim.checkpoints.stored_encoder import StoredEncoder
+from semaim.core.image_size import pair
 from semaim.errors import UserError
-from semaim.models.aim import pair
 from semaim.models.vit import Pool, as_timm
 
 CROP_RATIO = 0.875  # of SemAIM's evaluation, and of most others

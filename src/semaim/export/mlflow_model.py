@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 from timm.models.vision_transformer import VisionTransformer
 
+from semaim.core.image_size import pair
 from semaim.errors import UserError
-from semaim.models.aim import pair
 from semaim.runs.folder import RunFolder
 from semaim.tracking.delivery import Delivery
 from semaim.tracking.store import refusal

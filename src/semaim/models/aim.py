@@ -16,18 +16,10 @@ from timm.layers import Mlp, PatchEmbed
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from semaim.core.image_size import pair
 from semaim.errors import UserError
 from semaim.models.layers import LAYER_NORM_EPS, Block, QueryBlock, gather_rows, xavier_init
 from semaim.models.positions import sincos_2d
-
-
-def pair(size: int | tuple[int, int]) -> tuple[int, int]:
-    """Height and width from one number or two."""
-    if isinstance(size, int):
-        return size, size
-    if len(size) != 2:
-        raise UserError(f"data.image_size={list(size)} must be one number or two, height and width")
-    return int(size[0]), int(size[1])
 
 
 class AIM(nn.Module):

@@ -15,8 +15,9 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from semaim.core.image_size import pair
 from semaim.errors import UserError
-from semaim.models.aim import AIM, pair
+from semaim.models.aim import AIM
 from semaim.models.layers import LAYER_NORM_EPS
 
 Pool = Literal["cls", "mean"]

@@ -29,12 +29,13 @@ from omegaconf import DictConfig, OmegaConf
 
 from semaim.checkpoints import store
 from semaim.checkpoints.encoder_source import RANDOM
-from semaim.config.compose import EXIT_MISTAKE, composition, explain, report
+from semaim.config.compose import composition
 from semaim.config.follow_ups import follow_ups
+from semaim.config.messages import EXIT_MISTAKE, explain, report
 from semaim.config.run_spec import Job, compose_job
 from semaim.core.distributed import Processes, choose_device
 from semaim.core.files import existing, writable
-from semaim.core.terminal import count, duration, plural
+from semaim.core.formatting import count, duration, plural
 from semaim.data.image_data import ImageData
 from semaim.errors import UserError
 from semaim.lifecycle import stored_result

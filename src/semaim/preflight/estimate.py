@@ -26,15 +26,16 @@ from semaim.checkpoints.encoder_source import TIMM, EncoderSource
 from semaim.checkpoints.foreign import is_vision_transformer
 from semaim.checkpoints.two_stream import load_weights, model_of, read_checkpoint
 from semaim.core.distributed import Processes
-from semaim.core.terminal import count, plural
+from semaim.core.formatting import count, plural
 from semaim.data.folders import UNREADABLE
 from semaim.data.image_data import ImageData
-from semaim.data.sources import ImageSet
+from semaim.data.image_sets import ImageSet
 from semaim.errors import UserError
 from semaim.models.aim import AIM
-from semaim.models.flops import FLOAT32, encoder_cost, moments, training_memory
+from semaim.models.flops import encoder_cost
 from semaim.models.layers import Block
 from semaim.models.vit import Pool
+from semaim.preflight.memory import FLOAT32, moments, training_memory
 from semaim.tasks.finetune import FineTuning
 from semaim.tasks.linprobe import LinearProbe
 from semaim.tasks.pretrain import Pretraining

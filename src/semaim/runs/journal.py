@@ -10,15 +10,23 @@ is stored once.
 from __future__ import annotations
 
 import json
+import re
 import threading
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from semaim.tracking.images import check_key
+from semaim.runs.status import Status
 
-Status = Literal["RUNNING", "SCHEDULED", "FINISHED", "FAILED", "KILLED"]
+IMAGE_KEY = re.compile(r"[A-Za-z0-9_.\- ]+(/[A-Za-z0-9_.\- ]+)*")  # what MLflow takes
+
+
+def check_key(key: str) -> str:
+    """The name of a picture, if MLflow takes it; raises ValueError if not."""
+    if not IMAGE_KEY.fullmatch(key):
+        raise ValueError(f"{key!r} names no picture: letters, digits, _ - . and spaces, with / between groups")
+    return key
 
 
 class Journal:

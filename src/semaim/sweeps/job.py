@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from semaim.config.compose import EXIT_INTERRUPTED, explain, report
+from semaim.config.messages import EXIT_INTERRUPTED, explain, report
 from semaim.core.files import write_json
 from semaim.core.signals import StopRequest
 from semaim.core.slurm_job import this_job

@@ -14,10 +14,10 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from semaim.config.compose import EXIT_AT_ONCE, report
+from semaim.config.messages import EXIT_AT_ONCE, report
 from semaim.config.run_spec import Job, compose_job
 from semaim.core import terminal
-from semaim.core.terminal import plural
+from semaim.core.formatting import plural
 from semaim.errors import Interrupted, SweepFailed, UserError
 from semaim.runs.provenance import code_version, command_line
 from semaim.sweeps.mlflow_parent import open_parent, update_parent

@@ -12,7 +12,8 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from semaim.core.files import write_json, write_text
-from semaim.runs.journal import Journal, Status
+from semaim.runs.journal import Journal
+from semaim.runs.status import Status
 from semaim.sweeps.states import State, journal_tail
 from semaim.sweeps.sweep import FILE, Sweep, labels, swept
 from semaim.sweeps.table import write_results

@@ -15,7 +15,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from semaim.core import terminal
-from semaim.core.terminal import plural
+from semaim.core.formatting import plural
 from semaim.errors import UserError
 from semaim.sweeps.mlflow_parent import update_parent
 from semaim.sweeps.states import states

@@ -15,8 +15,8 @@ from typing import Any, Literal
 
 from semaim.core import slurm_job
 from semaim.core.files import read_json
+from semaim.core.formatting import duration
 from semaim.core.slurm_job import Seen
-from semaim.core.terminal import duration
 from semaim.runs.folder import RunFolder
 from semaim.runs.journal import read
 from semaim.sweeps.sweep import Point, Sweep, failure_file

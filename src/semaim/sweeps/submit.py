@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from semaim.config.compose import report
+from semaim.config.messages import report
 from semaim.errors import Interrupted, UserError
 from semaim.lifecycle import stored_result
 from semaim.runs.folder import RunFolder

@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from semaim.config.follow_ups import follow_ups, under
+from semaim.config.naming import asked_besides
 from semaim.config.run_spec import Job, compose_job
 from semaim.core.files import read_json, write_json
 from semaim.errors import UserError
-from semaim.runs.folder import RunFolder, asked_besides
+from semaim.runs.folder import RunFolder
 
 Executor = Literal["basic", "local", "slurm"]
 FILE = "sweep.json"

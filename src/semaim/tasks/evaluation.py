@@ -13,12 +13,12 @@ from torch import Tensor
 
 from semaim.checkpoints.encoder_source import EncoderSource, fingerprint
 from semaim.checkpoints.origin import Origin
+from semaim.core.image_size import pair
 from semaim.data.image_data import ImageData
-from semaim.data.sources import ImageSet
+from semaim.data.image_sets import ImageSet
 from semaim.errors import UserError
 from semaim.evaluation.feature_cache import stored
 from semaim.evaluation.features import Features, Pass
-from semaim.models.aim import pair
 from semaim.models.vit import encode
 from semaim.runs.context import Run
 from semaim.runs.folder import RunFolder

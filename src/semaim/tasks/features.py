@@ -14,7 +14,7 @@ from semaim.checkpoints.encoder_source import EncoderSource
 from semaim.core.distributed import Processes
 from semaim.core.files import atomic, write_json
 from semaim.data.image_data import ImageData
-from semaim.data.sources import ImageSet
+from semaim.data.image_sets import ImageSet
 from semaim.errors import UserError
 from semaim.evaluation.features import Pass, extract
 from semaim.runs.context import Run

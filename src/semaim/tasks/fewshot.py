@@ -27,11 +27,11 @@ from semaim.data.subsets import few_of_each_class
 from semaim.errors import Interrupted, UserError
 from semaim.evaluation.accuracy import Answers
 from semaim.evaluation.features import Features
+from semaim.evaluation.knn import check_ks, classify
 from semaim.models.heads import LinearHeads
 from semaim.runs.context import Run
 from semaim.runs.folder import RunFolder
 from semaim.tasks.evaluation import FeatureEvaluation
-from semaim.tasks.knn import check_ks, classify
 from semaim.tasks.linprobe import HeadTraining, check_trainer
 from semaim.training import loop
 from semaim.training.optimizers import Optimization

@@ -7,77 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import torch
-
 from semaim.checkpoints.encoder_source import EncoderSource
 from semaim.core.distributed import Processes
-from semaim.core.seeding import derive_seed
 from semaim.data.image_data import ImageData
-from semaim.data.sources import ImageSet
 from semaim.errors import UserError
-from semaim.evaluation.accuracy import Answers
-from semaim.evaluation.features import Encode, Features, Pass, extract
-from semaim.evaluation.knn import nearest_neighbours
+from semaim.evaluation.knn import check_ks, classify
 from semaim.runs.context import Run
 from semaim.tasks.evaluation import FeatureEvaluation
-
-
-def check_ks(ks: Sequence[int]) -> list[int]:
-    """Numbers of neighbours, if they are such."""
-    if not ks or min(ks) < 1:
-        raise UserError(f"ks={list(ks)} must be positive numbers of neighbours")
-    return list(ks)
-
-
-def classify(
-    bank: Features, queries: Features, ks: Sequence[int], classes: Sequence[str], processes: Processes
-) -> dict[str, Answers]:
-    """Answers of the nearest neighbours: keys `knn_<k>_<cls or mean>`, for each kind of feature."""
-    answers: dict[str, Answers] = {}
-    for kind in bank.by_kind:
-        found = nearest_neighbours(
-            bank.by_kind[kind], bank.labels_M, queries.by_kind[kind], ks, len(classes), processes
-        )
-        answers |= {f"knn_{k}_{kind}": Answers(found[k], queries.labels_M, classes) for k in ks}
-    return answers
-
-
-class OnlineNeighbours:
-    """k-NN accuracy during training, in memory.
-
-    Args:
-        ks: numbers of neighbours.
-        batch_size: images at a time on each process.
-        max_bank: at most so many labelled training images (a random choice, fixed by the seed); null for all.
-        max_queries: at most so many held-out images, likewise.
-    """
-
-    def __init__(self, ks: Sequence[int], batch_size: int, max_bank: int | None, max_queries: int | None) -> None:
-        self.ks = check_ks(ks)
-        self.batch_size = batch_size
-        self.max_bank = max_bank
-        self.max_queries = max_queries
-
-    def accuracy(self, encode: Encode, data: ImageData, run: Run) -> dict[str, float]:
-        """Accuracy in percent of held-out images, by `knn_<k>_<kind>`.
-
-        Raises:
-            UserError: if the data have no labelled held-out images.
-        """
-        labelled, held_out = data.labelled_and_held_out()
-        bank = self._features(encode, data, labelled, self.max_bank, run, "k-NN bank")
-        queries = self._features(encode, data, held_out, self.max_queries, run, "k-NN queries")
-        answers = classify(bank, queries, self.ks, data.source.classes, run.processes)
-        return {name: answer.accuracy for name, answer in answers.items()}
-
-    def _features(
-        self, encode: Encode, data: ImageData, images: ImageSet, limit: int | None, run: Run, title: str
-    ) -> Features:
-        indices = list(range(len(images)))
-        if limit is not None and limit < len(indices):
-            generator = torch.Generator().manual_seed(derive_seed(run.seed, "k-NN subset", len(images)))
-            indices = sorted(torch.randperm(len(images), generator=generator)[:limit].tolist())
-        return extract(Pass(encode, data, images, indices, self.batch_size, title), run)
 
 
 class KNN(FeatureEvaluation):

@@ -17,8 +17,8 @@ from semaim.checkpoints.encoder_source import EncoderSource, fingerprint
 from semaim.core.distributed import Processes
 from semaim.core.seeding import StepNoise
 from semaim.data.image_data import ImageData
+from semaim.data.image_sets import ImageSet
 from semaim.data.loading import Batch, TrainingData
-from semaim.data.sources import ImageSet
 from semaim.data.subsets import hold_out
 from semaim.data.transforms import Transform
 from semaim.errors import UserError

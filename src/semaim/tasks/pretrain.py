@@ -15,11 +15,12 @@ from torch import Tensor
 
 from semaim.checkpoints.two_stream import load_model, load_weights
 from semaim.core.distributed import Processes
+from semaim.core.formatting import count, duration
 from semaim.core.seeding import StepNoise
-from semaim.core.terminal import count, duration
 from semaim.data.image_data import ImageData
 from semaim.data.loading import Batch
 from semaim.errors import UserError
+from semaim.evaluation.online_knn import OnlineNeighbours
 from semaim.evaluation.online_linear import OnlineLinear
 from semaim.models.aim import AIM
 from semaim.models.flops import Cost, cost, matrix_product_speed
@@ -29,7 +30,6 @@ from semaim.permutations import Permutation, noise_columns
 from semaim.runs.context import Run
 from semaim.semantics import SemanticMap
 from semaim.targets import Target
-from semaim.tasks.knn import OnlineNeighbours
 from semaim.teachers import Teacher
 from semaim.training import loop
 from semaim.training.optimizers import Optimization, scaled_lr

@@ -20,9 +20,10 @@ from semaim.checkpoints.stored_encoder import StoredEncoder
 from semaim.checkpoints.two_stream import model_of, read_checkpoint
 from semaim.core.distributed import Processes
 from semaim.data.image_data import ImageData
-from semaim.data.masks import object_patches
+from semaim.data.image_sets import ImageSet
+from semaim.data.object_patches import object_patches
 from semaim.data.samples import chosen, read_some
-from semaim.data.sources import ImageSet, image_files
+from semaim.data.sources import image_files
 from semaim.data.transforms import IMAGENET_MEAN, IMAGENET_STD, Transform, evaluation
 from semaim.errors import UserError
 from semaim.evaluation.order_metrics import means, order_quality

@@ -17,9 +17,10 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from semaim.config.naming import flatten
 from semaim.core.files import read_json, write_json
 from semaim.errors import UserError
-from semaim.runs.folder import RunFolder, flatten
+from semaim.runs.folder import RunFolder
 from semaim.runs.journal import read
 from semaim.tracking import images
 from semaim.tracking.store import SQLITE, absolute_uri

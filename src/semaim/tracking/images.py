@@ -7,7 +7,6 @@ here the name follows from the journal's line alone.
 
 from __future__ import annotations
 
-import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,14 +18,6 @@ from PIL import Image
 PLACE = "images"  # among the artifacts of a run
 TAG = "mlflow.loggedImages"  # without it the page of a run has no charts of images
 SMALL = (1000, 1000)  # pixels at most; MLflow itself takes 256, in which many panels are not to be told apart
-KEY = re.compile(r"[A-Za-z0-9_.\- ]+(/[A-Za-z0-9_.\- ]+)*")
-
-
-def check_key(key: str) -> str:
-    """The name of a picture, if MLflow takes it; raises ValueError if not."""
-    if not KEY.fullmatch(key):
-        raise ValueError(f"{key!r} names no picture: letters, digits, _ - . and spaces, with / between groups")
-    return key
 
 
 @contextmanager

@@ -11,8 +11,9 @@ from pathlib import Path
 
 from semaim.core.files import write_json
 from semaim.errors import UserError
-from semaim.runs.folder import RunFolder, State
-from semaim.runs.journal import Journal, Status
+from semaim.runs.folder import RunFolder
+from semaim.runs.journal import Journal
+from semaim.runs.status import State, Status
 from semaim.tracking.delivery import Delivery
 from semaim.tracking.store import refusal
 

@@ -3,37 +3,15 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
 
-from semaim.core.terminal import Line, duration
+from semaim.core.formatting import duration
+from semaim.core.terminal import Line
 from semaim.data.loading import StepPlan
 from semaim.runs.context import Run
 from semaim.training.settings import Trainer
+from semaim.training.step import StepReport
 
 log = logging.getLogger(__name__)
-
-
-@dataclass
-class StepReport:
-    """What one step says of itself.
-
-    Attributes:
-        loss: mean over all images.
-        grad_norm: before clipping.
-        lr: learning rate.
-        seconds: it took.
-        waited: seconds of these, for images.
-        unreadable: images that could not be read so far, counted once by each process.
-        stop: whether a signal asked to stop.
-    """
-
-    loss: float
-    grad_norm: float
-    lr: float
-    seconds: float
-    waited: float
-    unreadable: int
-    stop: bool
 
 
 class Report:

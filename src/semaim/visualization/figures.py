@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from semaim.permutations import Grid
+from semaim.permutations import Grid, ranks
 from semaim.visualization.plotting import Panel, grid_figure
-from semaim.visualization.views import Colours, Maps, Prediction, appearing, ranks
+from semaim.visualization.views import Colours, Maps, Prediction, appearing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

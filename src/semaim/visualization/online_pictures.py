@@ -16,7 +16,7 @@ from torch import Tensor
 from semaim.core.files import atomic
 from semaim.core.seeding import derive_seed
 from semaim.data.image_data import ImageData
-from semaim.data.masks import object_patches
+from semaim.data.object_patches import object_patches
 from semaim.data.samples import chosen, read_some
 from semaim.errors import UserError
 from semaim.evaluation.order_metrics import means, order_quality

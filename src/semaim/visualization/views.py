@@ -14,7 +14,7 @@ from torch import Tensor
 
 from semaim.models.aim import AIM
 from semaim.models.token_cache import Encoder, Passes
-from semaim.permutations import Grid, Permutation, noise_columns
+from semaim.permutations import Grid, Permutation, noise_columns, ranks
 from semaim.semantics import SemanticMap
 from semaim.targets import Pixels, Target, patchify
 
@@ -63,11 +63,6 @@ def draw_orders(
     generator = torch.Generator().manual_seed(seed)
     noise_BK = torch.rand(len(semantic_BL), noise_columns(grid), generator=generator).to(semantic_BL.device)
     return {name: each.order(grid, noise_BK, semantic_BL) for name, each in permutations.items()}
-
-
-def ranks(order_BL: Tensor) -> Tensor:
-    """The step at which each patch is predicted, (B, L) long: the inverse of an order."""
-    return order_BL.argsort(dim=1)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,89 @@
+"""The name of a run, and which options may differ when it continues."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+# Options that change where or how fast a run computes, but not what: they name no folder (but for the place of the
+# data) and may change on continuing.
+MAY_DIFFER = (
+    "device",
+    "runs_dir",
+    "run_name",
+    "run_dir",
+    "tracking",
+    "then",
+    "parent_run",
+    "sweep",
+    "task.features_dir",
+    "trainer.accumulate",
+    "trainer.activation_checkpointing",
+    "trainer.compile",
+    "trainer.keep_checkpoints",
+    "trainer.log_every_steps",
+    "trainer.max_steps",
+    "trainer.milestone_every_epochs",
+    "trainer.save_every_epochs",
+    "trainer.save_every_steps",
+    "model.activation_checkpointing",
+    "data.num_workers",
+    "data.max_unreadable",
+    "data.source.download",
+    "data.root",
+)
+
+
+def may_differ(key: str) -> bool:
+    """Whether an option may change when a run continues."""
+    return any(key == name or key.startswith(name + ".") for name in MAY_DIFFER)
+
+
+def run_name(choices: Mapping[str, str], named_after: Sequence[str], overrides: Sequence[str]) -> str:
+    """The stable name of a run: the choices its task is named after, then what else was asked for.
+
+    The same command gives the same name in any process, so it finds its own run folder again.
+
+    Args:
+        choices: chosen option of each config group.
+        named_after: groups that stand in front.
+        overrides: the command line, such as "trainer.epochs=20".
+    """
+    parts = [choices[group] for group in named_after]
+    rest = asked_besides(named_after, overrides)
+    # Hydra does not take an unquoted "=" in a value such as checkpoint=runs/<name>.
+    exact = "_".join([*parts, *(override.replace("=", "-", 1) for override in rest)])
+    readable = re.sub(r"[^A-Za-z0-9_.+-]+", "-", exact).strip("-")
+    if readable == exact and len(exact) <= 120:
+        return exact
+    return f"{readable[:110]}-{hashlib.sha256(exact.encode()).hexdigest()[:8]}"
+
+
+def asked_besides(groups: Sequence[str], overrides: Sequence[str]) -> list[str]:
+    """What a command line says that decides what a run computes, besides its choices in these groups; sorted."""
+    asked = sorted(override.lstrip("+") for override in overrides)
+    named = [o for o in asked if o.split("=")[0] == "data.root" or not may_differ(o.split("=")[0])]
+    return [o for o in named if o.split("=")[0] not in groups]
+
+
+def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as dotted keys; lists stay values."""
+    if not isinstance(config, Mapping) or not config:
+        return {prefix: config}
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        flat |= flatten(value, f"{prefix}.{key}" if prefix else str(key))
+    return flat
+
+
+def differences(old: Any, new: Any) -> list[str]:
+    """What matters and differs between two configurations, one line each."""
+    before, after = flatten(old), flatten(new)
+    absent = "(absent)"
+    return [
+        f"{key}: {before.get(key, absent)} -> {after.get(key, absent)}"
+        for key in sorted(before.keys() | after.keys())
+        if not may_differ(key) and before.get(key, absent) != after.get(key, absent)
+    ]

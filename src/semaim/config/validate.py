@@ -1,0 +1,80 @@
+"""Overrides that are refused: unknown options, and values of another kind than the option has."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig, OmegaConf
+
+from semaim.config.compose import CONF, options
+from semaim.config.naming import flatten
+from semaim.errors import UserError
+
+
+def _plain(config: DictConfig) -> Any:
+    return OmegaConf.to_container(config, resolve=False)
+
+
+def suggestion(key: str) -> str:
+    """The options nearest to a misspelt one, and those beside it."""
+    container = _plain(options())
+    parent, _, _ = key.rpartition(".")
+    node: Any = container
+    for part in parent.split(".") if parent else ():
+        node = node.get(part, {}) if isinstance(node, dict) else {}
+    beside = [name for name in sorted(node) if not name.startswith("_")] if isinstance(node, dict) else []
+    dotted = {f"{parent}.{name}" if parent else name for name in beside}
+    # a task's own keys that repeat the groups are not what a person would set
+    known = {name for name, value in flatten(container).items() if "._" not in name and f"{value}"[:2] != "${"}
+    near = difflib.get_close_matches(key, sorted(dotted | known), n=3, cutoff=0.6)
+    parts = []
+    if near:
+        parts.append(f"did you mean {' or '.join(near)}?")
+    if beside:
+        parts.append(f"{parent or 'at the top'} has: {', '.join(beside)}")
+    return "; ".join(parts) or "see python -m semaim.run --cfg job"
+
+
+def check_overrides(overrides: Sequence[str], config: DictConfig, folders: Sequence[str] = ()) -> None:
+    """Refuse what Hydra would take although nothing can come of it.
+
+    That is `+option=value`, which nothing reads; `~option`, which something misses; an unknown option in an experiment
+    file; and a value of another kind than the option has.
+
+    Raises:
+        UserError: naming the option.
+    """
+    choices = []
+    for text, override in zip(overrides, OverridesParser.create().parse_overrides(list(overrides)), strict=True):
+        key = override.key_or_group
+        if override.is_delete():
+            raise UserError(f"~{key}: nothing can be left out; give {key} another value, or null where that means none")
+        if (CONF / key).is_dir():
+            choices.append(text)
+        elif override.is_add() and not key.startswith("hydra"):
+            raise UserError(f"+{key}: there is no option {key}. {suggestion(key)}")
+    if unknown := sorted(str(key) for key in set(config) - set(options())):
+        raise UserError(f"there is no option {unknown[0]}. {suggestion(unknown[0])}")
+    expected, given = flatten(_plain(options(choices, folders))), flatten(_plain(config))
+    for key, value in given.items():
+        if key in expected and (kind := _other_kind(expected[key], value)):
+            shown = "nothing" if value == "" else value
+            raise UserError(f"{key}={shown}: {key} must be {kind}, such as {expected[key]}")
+
+
+def _other_kind(default: Any, value: Any) -> str | None:
+    """What a value should be if it is not of the kind of its default; None if it is, or if that cannot be told."""
+    if value is None or (isinstance(value, str) and "${" in value):
+        return None
+    if isinstance(default, bool):
+        return None if isinstance(value, bool) else "true or false"
+    if isinstance(default, int):  # sizes may also be pairs
+        return None if isinstance(value, int | list) and not isinstance(value, bool) else "a whole number"
+    if isinstance(default, float):
+        return None if isinstance(value, int | float) and not isinstance(value, bool) else "a number"
+    if isinstance(default, list):
+        return None if isinstance(value, list) else "a list"
+    return None

@@ -1,0 +1,155 @@
+"""Sets of images that are read one by one: in memory or in files, with labels and masks where there are any."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+from typing import Any, Protocol
+
+import numpy as np
+from PIL import Image
+
+from semaim.data.masks import mask_names, read_mask
+
+UNLABELLED = -1
+
+
+class ImageSet(Protocol):
+    """Images that can be read one by one, in any process."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, index: int) -> Image.Image:
+        """The image in RGB. Raises OSError, SyntaxError or ValueError if it cannot be decoded."""
+        ...
+
+    def label(self, index: int) -> int:
+        """Class number, or UNLABELLED."""
+        ...
+
+    def name(self, index: int) -> str:
+        """What a person would look for to find this image."""
+        ...
+
+    def fingerprint(self) -> str:
+        """What changes when the set does; of files, their paths and labels count, not what is in them."""
+        ...
+
+    def masked(self) -> np.ndarray[Any, np.dtype[np.int64]]:
+        """Numbers of the images that have a mask."""
+        ...
+
+    def mask(self, index: int) -> np.ndarray[Any, np.dtype[np.uint8]] | None:
+        """The mask (height, width) of the image as read, or None: 0 background, 255 void, all else object."""
+        ...
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The sets of a data source.
+
+    Attributes:
+        train: what pretraining sees; labels may be missing.
+        labelled: training images with labels (the bank of a k-NN), or None.
+        val: held-out images with labels, or None.
+        classes: names of the classes.
+    """
+
+    train: ImageSet
+    labelled: ImageSet | None
+    val: ImageSet | None
+    classes: Sequence[str]
+
+
+class ArrayImages:
+    """Images held in memory: uint8 (n, height, width, 3), perhaps with masks (n, height, width)."""
+
+    def __init__(
+        self,
+        images_NHWC: np.ndarray[Any, Any],
+        labels: Sequence[int],
+        title: str,
+        masks_NHW: np.ndarray[Any, np.dtype[np.uint8]] | None = None,
+    ) -> None:
+        self.images_NHWC = np.ascontiguousarray(images_NHWC, dtype=np.uint8)
+        self.labels = np.asarray(labels, dtype=np.int64)
+        self.title = title
+        self.masks_NHW = masks_NHW
+
+    def __len__(self) -> int:
+        return len(self.images_NHWC)
+
+    def read(self, index: int) -> Image.Image:
+        return Image.fromarray(self.images_NHWC[index])
+
+    def label(self, index: int) -> int:
+        return int(self.labels[index])
+
+    def name(self, index: int) -> str:
+        return f"{self.title}[{index}]"
+
+    def fingerprint(self) -> str:
+        return hashlib.sha256(self.images_NHWC.tobytes() + self.labels.tobytes()).hexdigest()
+
+    def masked(self) -> np.ndarray[Any, np.dtype[np.int64]]:
+        return np.arange(0 if self.masks_NHW is None else len(self))
+
+    def mask(self, index: int) -> np.ndarray[Any, np.dtype[np.uint8]] | None:
+        return None if self.masks_NHW is None else self.masks_NHW[index]
+
+
+class FileImages:
+    """Images in files, decoded when read.
+
+    Args:
+        root: folder that the files are in.
+        files: their paths in it.
+        labels: their class numbers, if they have any.
+        masks: folder of masks, which have the paths of their images there, ending in .png.
+    """
+
+    def __init__(
+        self, root: Path, files: Sequence[str], labels: Sequence[int] | None, masks: Path | None = None
+    ) -> None:
+        self.root = root
+        self.files = np.asarray(files)  # one block of memory: forked workers do not copy it page by page
+        self.labels = None if labels is None else np.asarray(labels, dtype=np.int64)
+        self.masks = masks
+        self.has_mask = np.zeros(len(files), bool)
+        if masks is not None:
+            there = mask_names(masks)
+            self.has_mask[:] = [mask_name(file) in there for file in files]
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def read(self, index: int) -> Image.Image:
+        with Image.open(self.name(index)) as image:
+            return image.convert("RGB")
+
+    def label(self, index: int) -> int:
+        return UNLABELLED if self.labels is None else int(self.labels[index])
+
+    def name(self, index: int) -> str:
+        return str(self.root / str(self.files[index]))
+
+    def fingerprint(self) -> str:
+        labels = b"" if self.labels is None else self.labels.tobytes()
+        paths = "\n".join([str(self.root.resolve()), *self.files.tolist()])
+        return hashlib.sha256(paths.encode() + labels).hexdigest()
+
+    def masked(self) -> np.ndarray[Any, np.dtype[np.int64]]:
+        return np.flatnonzero(self.has_mask)
+
+    def mask(self, index: int) -> np.ndarray[Any, np.dtype[np.uint8]] | None:
+        if self.masks is None or not self.has_mask[index]:
+            return None
+        with Image.open(self.name(index)) as image:  # reads no more than the size
+            return read_mask(self.masks / mask_name(self.files[index]), image.size)
+
+
+def mask_name(file: str) -> str:
+    """Path of the mask of an image, from the folder of masks."""
+    return str(PurePath(file).with_suffix(".png"))
