@@ -41,7 +41,7 @@ from tests.oracle import masked_predict
 import semaim
 from semaim.models.aim import AIM
 from semaim.models.flops import cost
-from semaim.models.token_cache import Passes
+from semaim.models.token_cache import TokenCache
 from semaim.permutations import AttentionCenter, Stochastic, noise_columns
 from semaim.runs.provenance import code_version
 from semaim.semantics import semantic_map
@@ -95,15 +95,15 @@ class Step:
         """The precision in which training runs."""
         return torch.autocast(self.images_BCHW.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
-    def passes(self, form: Form) -> Passes:
+    def passes(self, form: Form) -> TokenCache:
         """The passes without gradient that a step of a form may make."""
         teacher = {"teacher": self.target} if isinstance(self.target, Teacher) else {}
-        return Passes({"online": form.encoder, **teacher}, self.images_BCHW)
+        return TokenCache({"online": form.encoder, **teacher}, self.images_BCHW)
 
-    def map(self, passes: Passes) -> Tensor:
+    def map(self, passes: TokenCache) -> Tensor:
         """The semantic pass: (B, L)."""
         with torch.no_grad(), self.autocast():
-            return semantic_map(passes.tokens(self.target.source or "online"))
+            return semantic_map(passes.tokens(self.target.network_name or "online"))
 
     def loss(self, form: Form) -> Tensor:
         """Mean loss of the images, from the order on."""

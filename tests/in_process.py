@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 
 from commands import SMALL
 from semaim.config.compose import CONF
-from semaim.config.run_spec import Job, compose_job
+from semaim.config.run_spec import RunSpec, compose_run_spec
 from semaim.lifecycle import execute, session
 
 
@@ -24,9 +24,9 @@ def composed(*overrides: str) -> DictConfig:
         return compose("config", overrides=list(overrides))
 
 
-def job(*overrides: str) -> Job:
+def job(*overrides: str) -> RunSpec:
     """What a command line asks for."""
-    return compose_job(overrides)
+    return compose_run_spec(overrides)
 
 
 @contextmanager

@@ -37,7 +37,7 @@ from semaim.models.vit import vit_of
 from semaim.preflight import check, slurm_nodes
 from semaim.preflight.check import Checked, check_sweep
 from semaim.preflight.memory import activations, moments, training_memory
-from semaim.preflight.slurm_nodes import Asked, Node, gpus_in, minutes_in, nodes_of, not_granted
+from semaim.preflight.slurm_nodes import Node, SlurmRequest, gpus_in, minutes_in, nodes_of, not_granted
 from semaim.tracking import store
 from semaim.training.optimizers import Optimization, parameter_groups
 from slurm import Cluster
@@ -51,8 +51,8 @@ main*|n2|gpu:2|4|8000|infinite|idle
 SLURM = {"_target_": "SlurmLauncher", "partition": "main", "nodes": 1, "tasks_per_node": 1, "gpus_per_node": 1}
 
 
-def asked(**options: Any) -> Asked:
-    return Asked.of(SLURM | options)
+def asked(**options: Any) -> SlurmRequest:
+    return SlurmRequest.of(SLURM | options)
 
 
 def one(*words: str, launcher: dict[str, Any] | None = None) -> Checked:

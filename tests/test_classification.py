@@ -13,7 +13,7 @@ from sklearn.metrics import accuracy_score, confusion_matrix
 from commands import journal
 from evaluating import CPU, surroundings
 from semaim.core.distributed import Processes
-from semaim.evaluation.accuracy import Answers
+from semaim.evaluation.accuracy import Predictions
 from semaim.runs.journal import Journal
 
 # Seven images of cat, dog and emu, none of fox: two of three cats right, one of three dogs, the emu taken for a fox.
@@ -24,7 +24,7 @@ CLASSES = ["cat", "dog, hot", "emu", "fox"]
 
 @pytest.fixture
 def answers():
-    return Answers(torch.tensor(PREDICTED), torch.tensor(LABELS), CLASSES)
+    return Predictions(torch.tensor(PREDICTED), torch.tensor(LABELS), CLASSES)
 
 
 def test_accuracy_and_confusion_by_hand(answers):
@@ -35,7 +35,7 @@ def test_accuracy_and_confusion_by_hand(answers):
 def test_against_scikit_learn():
     rng = np.random.default_rng(0)
     labels, predicted = rng.integers(0, 9, 3000), rng.integers(2, 12, 3000)
-    answers = Answers(torch.from_numpy(predicted), torch.from_numpy(labels), [str(n) for n in range(12)])
+    answers = Predictions(torch.from_numpy(predicted), torch.from_numpy(labels), [str(n) for n in range(12)])
     assert answers.accuracy == pytest.approx(100 * accuracy_score(labels, predicted), abs=1e-9)
     theirs = confusion_matrix(labels, predicted, labels=range(12))
     assert answers.confusion().tolist() == theirs.tolist()
@@ -44,15 +44,15 @@ def test_against_scikit_learn():
 def test_accuracy_is_as_exact_as_the_number_of_images():
     """A mean in float32 would end in wrong digits."""
     right_M = torch.arange(50_001) >= 12_345
-    answers = Answers(right_M.long(), torch.ones(50_001, dtype=torch.long), ["a", "b"])
+    answers = Predictions(right_M.long(), torch.ones(50_001, dtype=torch.long), ["a", "b"])
     assert answers.accuracy == pytest.approx(100 * (50_001 - 12_345) / 50_001, abs=1e-10)
 
 
 def test_all_right_and_all_wrong():
     labels = torch.tensor(LABELS)
-    assert Answers(labels, labels, CLASSES).accuracy == 100.0
-    assert Answers((labels + 1) % 4, labels, CLASSES).accuracy == 0.0
-    assert Answers(torch.tensor([0, 0]), torch.tensor([0, 0]), ["one class"]).confusion().tolist() == [[2]]
+    assert Predictions(labels, labels, CLASSES).accuracy == 100.0
+    assert Predictions((labels + 1) % 4, labels, CLASSES).accuracy == 0.0
+    assert Predictions(torch.tensor([0, 0]), torch.tensor([0, 0]), ["one class"]).confusion().tolist() == [[2]]
 
 
 def test_files_and_the_journal(answers, tmp_path):

@@ -136,11 +136,11 @@ def test_data_are_built_or_say_what_is_missing(choice: str, photographs: Path) -
         return
     root = [f"data.root={photographs}"] if choice in NEEDS_ROOT else []
     data: ImageData = instantiate(composed(f"data={choice}", *root).data)
-    assert data.source.val is not None
-    image, label, index, _, unreadable = data.evaluation(data.source.val, [0])[0]
+    assert data.splits.val is not None
+    image, label, index, _, unreadable = data.evaluation(data.splits.val, [0])[0]
     assert image.shape == (3, *data.image_size)
-    assert (label, index, unreadable) == (data.source.val.label(0), 0, [])
-    assert (len(data.source.train), len(data.source.val)) == ((6, 6) if root else NEED_NOTHING[choice])
+    assert (label, index, unreadable) == (data.splits.val.label(0), 0, [])
+    assert (len(data.splits.train), len(data.splits.val)) == ((6, 6) if root else NEED_NOTHING[choice])
 
 
 @pytest.mark.parametrize("choice", [choice for group, choice in CHOICES if group == "model"])

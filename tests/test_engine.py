@@ -14,7 +14,7 @@ from hydra.utils import instantiate
 from commands import journal, losses, measured
 from in_process import composed, run
 from semaim.errors import UserError
-from semaim.training.settings import Trainer
+from semaim.training.settings import TrainerSettings
 
 # The first ten losses of `SMALL` at seed 0. A change that is not meant to alter results leaves them as they are; one
 # that is says so and why. Between kinds of CPU they differ by rounding.
@@ -37,7 +37,7 @@ def weights(folder: Path, part: str = "model") -> dict[str, torch.Tensor]:
     return torch.load(newest, weights_only=True)[part]
 
 
-def trainer(*overrides: str) -> Trainer:
+def trainer(*overrides: str) -> TrainerSettings:
     return instantiate(composed(*overrides).trainer)
 
 
@@ -169,7 +169,7 @@ def test_pretraining_starts_from_given_weights(tmp_path: Path, plain_run: Path) 
 
 
 def test_online_knn_before_during_and_after(tmp_path: Path) -> None:
-    target = "_target_: semaim.evaluation.online_knn.OnlineNeighbours"
+    target = "_target_: semaim.evaluation.online_knn.OnlineKNN"
     knn = f"task.online_knn={{{target}, ks: [10], batch_size: 64, max_bank: 200, max_queries: 50}}"
     folder = run(tmp_path, "trainer.batch_size=718", "trainer.max_steps=4", "task.knn_every_epochs=1", knn)
     found = json.loads((folder / "evaluations.json").read_text())

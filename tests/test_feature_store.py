@@ -19,7 +19,7 @@ from semaim.data.transforms import evaluation, pretraining
 from semaim.errors import Interrupted, UserError
 from semaim.evaluation import feature_cache
 from semaim.evaluation.feature_cache import stored
-from semaim.evaluation.features import Pass, extract
+from semaim.evaluation.features import Extraction, extract
 from semaim.models.vit import encode, vit_of
 
 ASKED = [7, 0, 29, 3, 12, 4, 21]
@@ -53,7 +53,9 @@ class Encoder:
 
 
 def wanted(encoder, images, indices=ASKED, batch_size=2, title="test", **how):
-    return Pass(encoder, image_data(Splits(images, images, images, []), **how), images, indices, batch_size, title)
+    return Extraction(
+        encoder, image_data(Splits(images, images, images, []), **how), images, indices, batch_size, title
+    )
 
 
 def contents(folder):

@@ -250,7 +250,7 @@ def test_each_network_makes_one_pass_a_batch_at_most_in_any_order(
         if linear:
             expected.add("online")
         assert passes == dict.fromkeys(expected, 1), (kind, order, source)
-        assert task.sources == expected
+        assert task.networks == expected
 
 
 def test_costs_are_those_of_the_passes(files: dict[str, Any]) -> None:
@@ -463,4 +463,4 @@ def test_a_look_beforehand_counts_the_teacher_and_reads_its_weights(
 
 def test_encoder_features_are_features() -> None:
     target = EncoderFeatures("ema", 96)
-    assert (target.channels, target.source) == (96, "ema")
+    assert (target.channels, target.network_name) == (96, "ema")

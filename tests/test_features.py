@@ -16,7 +16,7 @@ from semaim.core.signals import StopRequest
 from semaim.data.image_sets import Splits
 from semaim.data.transforms import evaluation
 from semaim.errors import Interrupted, UserError
-from semaim.evaluation.features import Features, Pass, extract, in_order
+from semaim.evaluation.features import Extraction, Features, extract, in_order
 from semaim.models.vit import encode, vit_of
 
 ASKED = [7, 0, 29, 3, 12, 4, 21]
@@ -55,7 +55,7 @@ def prepared(images, indices):
 def test_features_come_in_the_order_asked_for(run, images, tiny_model, workers):
     model = tiny_model(image_size=8).eval()
     vit = vit_of(model).eval()
-    found = extract(Pass(lambda x: encode(vit, x), of(images, workers=workers), images, ASKED, 3, "test"), run)
+    found = extract(Extraction(lambda x: encode(vit, x), of(images, workers=workers), images, ASKED, 3, "test"), run)
     with torch.no_grad():
         tokens_BND = model.encode(prepared(images, ASKED))
     assert set(found.by_kind) == {"cls", "mean"}
@@ -73,7 +73,7 @@ def test_any_kind_of_output_keeps_its_shape_and_type(run, images):
     def everything(images_BCHW):
         return sums(images_BCHW) | {"grid": images_BCHW[:, :, :2, :5]}
 
-    found = extract(Pass(everything, of(images), images, ASKED, 2, "test"), run).by_kind
+    found = extract(Extraction(everything, of(images), images, ASKED, 2, "test"), run).by_kind
     expected = everything(prepared(images, ASKED))
     assert {kind: (value.dtype, value.shape) for kind, value in found.items()} == {
         "sum": (np.float32, (7, 3)),
@@ -91,7 +91,7 @@ def test_batches_are_those_asked_for_and_without_gradients(run, images):
         gradients.append(torch.is_grad_enabled())
         return sums(images_BCHW)
 
-    extract(Pass(spy, of(images), images, range(4, 12), 3, "test"), run)
+    extract(Extraction(spy, of(images), images, range(4, 12), 3, "test"), run)
     assert [len(batch) for batch in seen] == [3, 3, 2]
     assert torch.equal(torch.cat(seen), prepared(images, range(4, 12)))
     assert gradients == [False] * 3
@@ -122,7 +122,7 @@ def test_a_tensor_of_features_is_a_copy_in_memory(tmp_path):
 )
 def test_processes_share_the_batches_of_one(run, images, vit, world_size, shared):
     """The same batches, so that not even rounding differs; the last one is smaller, and a process may have none."""
-    alone = extract(Pass(lambda x: encode(vit, x), of(images), images, ASKED, 2, "test"), run)
+    alone = extract(Extraction(lambda x: encode(vit, x), of(images), images, ASKED, 2, "test"), run)
     known = {image.numpy().tobytes(): index for index, image in zip(ASKED, prepared(images, ASKED), strict=True)}
 
     def work(processes):
@@ -133,7 +133,7 @@ def test_processes_share_the_batches_of_one(run, images, vit, world_size, shared
             return encode(vit, images_BCHW)
 
         mine = dataclasses.replace(run, processes=processes)
-        return batches, extract(Pass(spy, of(images), images, ASKED, 2, "test"), mine)
+        return batches, extract(Extraction(spy, of(images), images, ASKED, 2, "test"), mine)
 
     results = together(world_size, work)
     assert [batches for batches, _ in results] == shared
@@ -159,7 +159,7 @@ def test_a_signal_to_one_of_several_processes_ends_the_evaluation_on_all(run, im
 
         mine = dataclasses.replace(run, processes=processes, stop=stop)
         with pytest.raises(Interrupted, match="SIGUSR2"):
-            extract(Pass(passed, of(images), images, ASKED, 1, "test"), mine)
+            extract(Extraction(passed, of(images), images, ASKED, 1, "test"), mine)
         return stop.name
 
     assert together(2, work) == ["SIGUSR2", "SIGUSR2"]
@@ -176,7 +176,7 @@ def test_a_signal_ends_an_evaluation(run, images):
         return sums(images_BCHW)
 
     with pytest.raises(Interrupted, match="SIGTERM"):
-        extract(Pass(killed, of(images), images, ASKED, 2, "test"), run)
+        extract(Extraction(killed, of(images), images, ASKED, 2, "test"), run)
     assert batches == [2, 2]  # of 2, 2, 2, 1: the one in flight is the last
 
 
@@ -187,26 +187,26 @@ def test_a_signal_ends_an_evaluation(run, images):
 def test_unreadable_images_are_left_out(run, damaged, workers, caplog, monkeypatch):
     monkeypatch.setattr(logging.getLogger("semaim"), "propagate", True)
     data = of(damaged, workers=workers, max_unreadable=2)
-    found = extract(Pass(sums, data, damaged, [5, 4, 3, 2, 1, 0], 2, "test"), run)
+    found = extract(Extraction(sums, data, damaged, [5, 4, 3, 2, 1, 0], 2, "test"), run)
     assert found.labels_M.tolist() == found.index_M.tolist() == [4, 3, 1, 0]
     assert np.array_equal(found.by_kind["sum"], sums(prepared(damaged, [4, 3, 1, 0]))["sum"].numpy())
     assert caplog.text.count("unreadable image") == 2
     assert f"{damaged.root}/2.png" in caplog.text
     data.max_unreadable = 1
     with pytest.raises(UserError, match=r"2 images cannot be read, more than data\.max_unreadable=1"):
-        extract(Pass(sums, data, damaged, [5, 4, 3, 2], 2, "test"), run)
+        extract(Extraction(sums, data, damaged, [5, 4, 3, 2], 2, "test"), run)
 
 
 @pytest.mark.parametrize("asked", [[5, 2], [2]])
 def test_nothing_readable_is_an_error(run, damaged, asked):
     with pytest.raises(UserError, match=rf"no image of the {len(asked)} of this evaluation can be read"):
-        extract(Pass(sums, of(damaged), damaged, asked, 2, "test"), run)
+        extract(Extraction(sums, of(damaged), damaged, asked, 2, "test"), run)
 
 
 def test_a_process_whose_images_are_all_unreadable(run, damaged):
     def work(processes):
         mine = dataclasses.replace(run, processes=processes)
-        return extract(Pass(sums, of(damaged), damaged, [0, 1, 2, 5, 3, 4], 2, "test"), mine)
+        return extract(Extraction(sums, of(damaged), damaged, [0, 1, 2, 5, 3, 4], 2, "test"), mine)
 
     for found in together(2, work):  # the second has the batch of 2 and 5 alone
         assert found.index_M.tolist() == [0, 1, 3, 4]

@@ -22,7 +22,7 @@ from in_process import go, job, logging_left_as_found, run
 from semaim.checkpoints import store
 from semaim.core.seeding import StepNoise
 from semaim.errors import UserError
-from semaim.evaluation.accuracy import Answers
+from semaim.evaluation.accuracy import Predictions
 from semaim.lifecycle import session
 from semaim.tasks.finetune import FineTuning
 
@@ -64,14 +64,14 @@ def tuned(tmp_path_factory: pytest.TempPathFactory, pretrained: Path) -> Path:
     """Run folder of a fine-tuning of four epochs, of which all but the second are made to measure worse."""
     whole, measured = FineTuning._answers, []
 
-    def best_at_the_second(self: FineTuning, model: Any, run: Any) -> Answers:
+    def best_at_the_second(self: FineTuning, model: Any, run: Any) -> Predictions:
         answers = whole(self, model, run)
         measured.append(model is self.model)
         if sum(measured) == 2:
             return answers
         worse_M = answers.predicted_M.clone()
         worse_M[:180] = (answers.labels_M[:180] + 1) % 10  # half of the images are answered wrongly
-        return Answers(worse_M, answers.labels_M, answers.classes)
+        return Predictions(worse_M, answers.labels_M, answers.classes)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(FineTuning, "_answers", best_at_the_second)

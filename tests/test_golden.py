@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from semaim.models.aim import AIM
-from semaim.models.token_cache import Passes
+from semaim.models.token_cache import TokenCache
 from semaim.permutations import Attention, AttentionCenter, Center2Out, Raster, Zigzag, square_rings
 from semaim.semantics import semantic_map
 from semaim.targets import Features, Pixels
@@ -61,7 +61,7 @@ class Golden:
 
     def targets(self) -> Tensor:
         """What is predicted, (B, L, P); a teacher says what is stored."""
-        return self.target(self.images_BCHW, Passes({"teacher": self}, self.images_BCHW))
+        return self.target(self.images_BCHW, TokenCache({"teacher": self}, self.images_BCHW))
 
     def encode(self, images_BCHW: Tensor) -> Tensor:
         return self["target_tokens"]

@@ -12,11 +12,11 @@ from oracle import masked_predict
 from semaim.core.distributed import Processes
 from semaim.evaluation.knn import nearest_neighbours
 from semaim.models.aim import AIM
-from semaim.models.token_cache import Passes
+from semaim.models.token_cache import TokenCache
 from semaim.permutations import AttentionCenter
 from semaim.semantics import SemanticMap
 from semaim.targets import Pixels
-from semaim.training.settings import Trainer
+from semaim.training.settings import TrainerSettings
 
 pytestmark = [
     pytest.mark.gpu,
@@ -25,7 +25,7 @@ pytestmark = [
 
 
 def loss_and_gradients(model: AIM, images: torch.Tensor, noise: torch.Tensor, masked: bool = False) -> tuple:
-    maps = SemanticMap("cls")(Passes({"online": model}, images), "online")
+    maps = SemanticMap("cls")(TokenCache({"online": model}, images), "online")
     order = AttentionCenter().order(model.grid, noise, maps)
     prediction = masked_predict(model, images, order) if masked else model.predict(images, order)
     target = Pixels(model.patch_size)
@@ -59,7 +59,7 @@ def test_bf16_with_flash_attention_is_near_the_masked_float32_form(tiny_model, i
 
 
 def test_automatic_precision_is_bf16_where_the_device_has_it() -> None:
-    settings = Trainer(1, 0, 1, 1, None, "auto", False, False, (0.9, 0.9), 0, None, 1, 1, None, 1, None)
+    settings = TrainerSettings(1, 0, 1, 1, None, "auto", False, False, (0.9, 0.9), 0, None, 1, 1, None, 1, None)
     expected = torch.bfloat16 if torch.cuda.get_device_capability()[0] >= 8 else torch.float32
     assert settings.dtype(torch.device("cuda")) == expected
 

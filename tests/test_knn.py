@@ -22,7 +22,7 @@ from semaim.errors import UserError
 from semaim.evaluation import knn
 from semaim.evaluation.features import Features, extract
 from semaim.evaluation.knn import check_ks, classify
-from semaim.evaluation.online_knn import OnlineNeighbours
+from semaim.evaluation.online_knn import OnlineKNN
 from semaim.models.vit import encode, vit_of
 from semaim.tasks.evaluation import Evaluation, check_image_size
 from semaim.tasks.knn import KNN
@@ -54,7 +54,7 @@ def test_numbers_of_neighbours_are_positive(ks):
     with pytest.raises(UserError, match=r"must be positive numbers of neighbours"):
         check_ks(ks)
     with pytest.raises(UserError, match=r"must be positive numbers of neighbours"):
-        OnlineNeighbours(ks, 8, None, None)
+        OnlineKNN(ks, 8, None, None)
     assert check_ks((20, 1)) == [20, 1]
 
 
@@ -94,18 +94,18 @@ def test_answers_of_each_kind_and_number():
 
 def test_accuracy_of_images_that_are_their_own_neighbours(run, splits, encoder):
     data = image_data(splits)
-    result = OnlineNeighbours([1, 30], 8, None, None).accuracy(encoder, data, run)
+    result = OnlineKNN([1, 30], 8, None, None).accuracy(encoder, data, run)
     assert set(result) == {"knn_1_cls", "knn_1_mean", "knn_30_cls", "knn_30_mean"}
     assert result["knn_1_cls"] == result["knn_1_mean"] == 100.0
     images = splits.val
     half_wrong = ArrayImages(images.images_NHWC, [i % 3 if i < 15 else (i + 1) % 3 for i in range(30)], "other")
     data = image_data(dataclasses.replace(splits, val=half_wrong))
-    accuracies = OnlineNeighbours([1], 8, None, None).accuracy(encoder, data, run)
+    accuracies = OnlineKNN([1], 8, None, None).accuracy(encoder, data, run)
     assert accuracies == {"knn_1_cls": 50.0, "knn_1_mean": 50.0}
 
 
 def test_an_encoder_without_a_class_token(run, splits):
-    result = OnlineNeighbours([1], 8, None, None).accuracy(lambda x: {"mean": x.flatten(1)}, image_data(splits), run)
+    result = OnlineKNN([1], 8, None, None).accuracy(lambda x: {"mean": x.flatten(1)}, image_data(splits), run)
     assert result == {"knn_1_mean": 100.0}
 
 
@@ -114,7 +114,7 @@ def test_the_labelled_images_are_the_bank(run, splits, monkeypatch):
     passes = spied(monkeypatch)
     labelled, held_out = noise(12, seed=1), noise(9, seed=2)
     data = image_data(Splits(splits.train, labelled, held_out, splits.classes))
-    OnlineNeighbours([1], 4, None, None).accuracy(lambda x: {"mean": x.flatten(1)}, data, run)
+    OnlineKNN([1], 4, None, None).accuracy(lambda x: {"mean": x.flatten(1)}, data, run)
     assert [(wanted.images is images, len(wanted.indices), wanted.batch_size) for wanted, images in
             zip(passes, (labelled, held_out), strict=True)] == [(True, 12, 4), (True, 9, 4)]  # fmt: skip
 
@@ -132,7 +132,7 @@ def spied(monkeypatch):
 
 def test_a_subset_is_fixed_by_the_seed(run, splits, encoder, monkeypatch):
     passes, data = spied(monkeypatch), image_data(splits)
-    some = OnlineNeighbours([1, 5], batch_size=8, max_bank=12, max_queries=7)
+    some = OnlineKNN([1, 5], batch_size=8, max_bank=12, max_queries=7)
     results = [some.accuracy(encoder, data, run)]
     torch.manual_seed(1)
     results.append(some.accuracy(encoder, data, run))
@@ -143,7 +143,7 @@ def test_a_subset_is_fixed_by_the_seed(run, splits, encoder, monkeypatch):
     assert asked[4] != asked[0]
     assert [len(indices) for indices in asked] == [12, 7] * 3
     assert all(indices == sorted(set(indices)) and set(indices) < set(range(30)) for indices in asked)
-    OnlineNeighbours([1], batch_size=8, max_bank=30, max_queries=31).accuracy(encoder, data, run)
+    OnlineKNN([1], batch_size=8, max_bank=30, max_queries=31).accuracy(encoder, data, run)
     assert [list(wanted.indices) for wanted in passes[6:]] == [list(range(30))] * 2  # enough for all
 
 
@@ -151,7 +151,7 @@ def test_processes_measure_what_one_measures(run, encoder, monkeypatch):
     monkeypatch.setattr(knn, "QUERY_CHUNK", 8)
     train, val = noise(40, seed=1), noise(35, seed=2)
     data = image_data(Splits(train, train, val, ["a", "b", "c"]))
-    some = OnlineNeighbours([1, 5], batch_size=3, max_bank=25, max_queries=20)
+    some = OnlineKNN([1, 5], batch_size=3, max_bank=25, max_queries=20)
     alone = some.accuracy(encoder, data, run)
     found = together(2, lambda processes: some.accuracy(encoder, data, dataclasses.replace(run, processes=processes)))
     assert found == [alone, alone]
@@ -164,7 +164,7 @@ def test_data_without_labels_or_held_out_images_are_refused(run, splits, encoder
         (Splits(splits.train, splits.train, None, ["a"]), "these data hold no images out"),
     ):
         with pytest.raises(UserError, match=message):
-            OnlineNeighbours([1], 8, None, None).accuracy(encoder, image_data(unfit), run)
+            OnlineKNN([1], 8, None, None).accuracy(encoder, image_data(unfit), run)
         with pytest.raises(UserError, match=message):
             KNN(Source(None), image_data(unfit), [1], 8, None)
 
@@ -357,7 +357,7 @@ def test_two_processes_give_exactly_the_accuracies_of_one(pretrained, evaluated,
 
 def test_the_online_accuracy_is_that_of_the_task(evaluated, tmp_path):
     """Measured in training, on all images, after two steps; the task measures the stored checkpoint."""
-    target = "_target_: semaim.evaluation.online_knn.OnlineNeighbours"
+    target = "_target_: semaim.evaluation.online_knn.OnlineKNN"
     online = f"task.online_knn={{{target}, ks: [10, 30], batch_size: 64, max_bank: null, max_queries: null}}"
     folder = pretrain(tmp_path, "trainer.max_steps=2", online)
     found = json.loads((folder / "evaluations.json").read_text())["2"]

@@ -25,7 +25,7 @@ from semaim.checkpoints.encoder_source import fingerprint
 from semaim.data.loading import TrainingData
 from semaim.data.sources import digits
 from semaim.errors import UserError
-from semaim.evaluation.accuracy import Answers
+from semaim.evaluation.accuracy import Predictions
 from semaim.lifecycle import session
 from semaim.models.heads import LinearHeads
 from semaim.models.vit import encode
@@ -367,15 +367,15 @@ def test_without_a_choice_all_images_are_trained_on(pretrained: Path, tmp_path: 
     assert [group["lr"] for group in groups] == pytest.approx([3 * lrs[-1]] * 4, rel=1e-12), "0.3 in place of 0.1"
 
 
-def crafted(right: dict[str, dict[str, int]]) -> Callable[..., dict[str, Answers]]:
+def crafted(right: dict[str, dict[str, int]]) -> Callable[..., dict[str, Predictions]]:
     """Answers of which so many are right, by number of images and name of the head."""
 
-    def answers(self: LinearProbe, images: Any, _: Run) -> dict[str, Answers]:
+    def answers(self: LinearProbe, images: Any, _: Run) -> dict[str, Predictions]:
         labels_M = torch.tensor([images.label(i) for i in range(len(images))])
         counts = right["choice" if images is self.chosen_on else "test"]
         predicted = {name: torch.where(torch.arange(len(labels_M)) < counts[name], labels_M, (labels_M + 1) % 10)
                      for name in self.head_names}  # fmt: skip
-        return {name: Answers(predicted[name], labels_M, self.classes) for name in self.head_names}
+        return {name: Predictions(predicted[name], labels_M, self.classes) for name in self.head_names}
 
     return answers
 

@@ -180,7 +180,7 @@ def test_held_out_images_of_folders_have_their_masks(tmp_path):
                 name = f"{number}.jpg" if below == "images" else f"{number}.png"
                 Image.new("L", (8, 8), 50 * number + 1).save(tmp_path / below / kind / name)
     splits = image_folders(str(tmp_path / "images"), masks=str(tmp_path / "masks"))
-    held = image_data(splits, val_fraction=0.5).source.val
+    held = image_data(splits, val_fraction=0.5).splits.val
     assert held.masked().tolist() == [0, 1, 2, 3]
     assert [int(held.mask(i)[0, 0]) for i in range(4)] == [50 * int(Path(held.name(i)).stem) + 1 for i in range(4)]
 

@@ -46,7 +46,7 @@ def test_it_learns_what_is_there(digits: ImageData, tmp_path: Path) -> None:
     stop = StopRequest()
     stop.restore()
     surroundings = Run(RunFolder(tmp_path), {}, Processes(0, 1, torch.device("cpu")), 0, stop, None)
-    source, images = digits.source.train, digits.evaluation(digits.source.train, list(range(len(digits.source.train))))
+    source, images = digits.splits.train, digits.evaluation(digits.splits.train, list(range(len(digits.splits.train))))
     tokens = shades(torch.stack([images[i][0] for i in range(len(images))]))
     labels = torch.tensor([source.label(i) for i in range(len(images))])
     before = linear.accuracy(shades, surroundings)

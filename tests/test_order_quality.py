@@ -13,7 +13,7 @@ from semaim.evaluation.order_metrics import (
     entropy,
     object_in_first_quarter,
     object_in_image,
-    order_quality,
+    order_metrics,
     peak_from_centre,
 )
 from semaim.permutations import AttentionCenter
@@ -109,7 +109,7 @@ def test_all_numbers_of_some_images():
     map_BL = torch.tensor([0.05, 0.05, 0.05, 0.65, 0.05, 0.05, 0.05, 0.05]).expand(3, -1)
     object_BL = patches(8, {3, 7, 2}, {0}, set())
     order_BL = AttentionCenter()((2, 4), 3, map_BL)  # 3, then 2 and 7 (distance 1) in random order
-    found = order_quality((2, 4), order_BL, map_BL, object_BL, order_BL)
+    found = order_metrics((2, 4), order_BL, map_BL, object_BL, order_BL)
     assert {name: value_B.shape for name, value_B in found.items()} == dict.fromkeys(
         ("map_entropy", "map_peak_from_centre", "object_in_first_quarter", "object_in_image", "order_agreement"), (3,)
     )
@@ -122,4 +122,4 @@ def test_all_numbers_of_some_images():
         [(-0.65 * math.log(0.65) - 0.35 * math.log(0.05)) / math.log(8)] * 3
     )
     assert found["order_agreement"].tolist() == [1, 1, 1]
-    assert order_quality((2, 4), order_BL) == {}
+    assert order_metrics((2, 4), order_BL) == {}

@@ -23,7 +23,7 @@ from semaim.errors import UserError
 from semaim.report import report
 from semaim.report import store as report_store
 from semaim.report.curves import curves
-from semaim.report.table import COLOURS, CSV_COLUMNS, MARKERS, Row, by_epochs, by_gpu_hours, columns, points
+from semaim.report.table import COLOURS, CSV_COLUMNS, MARKERS, TableRow, by_epochs, by_gpu_hours, columns, points
 from semaim.tracking.store import SQLITE
 
 REPORT = (sys.executable, "-m", "semaim.report.report")
@@ -170,7 +170,7 @@ def written(store: Store, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
     return folder, said.getvalue()
 
 
-def rows(store: Store, *experiments: str, wanted: tuple[tuple[str, str], ...] = ()) -> list[Row]:
+def rows(store: Store, *experiments: str, wanted: tuple[tuple[str, str], ...] = ()) -> list[TableRow]:
     return report.pool(report.choose(report.read(store.uri, experiments), wanted))
 
 
@@ -322,7 +322,7 @@ def test_many_knn_columns_are_cut_in_markdown_only(store: Store, written: tuple[
     assert "Of k-NN, tables and plots show k = 10, 20; report.csv has every k." in written[1]
     (row,) = rows(store, wanted=(("sweep", "orders"),))  # all equally often: the usual k
     assert [what.name for what in columns([row], few_shot=False)] == ["knn_20_cls", "knn_20_mean"]
-    four = Row(row.method, None, None, "", dict(list(row.figures.items())[:4]), published=False)
+    four = TableRow(row.method, None, None, "", dict(list(row.figures.items())[:4]), published=False)
     assert len(columns([four], few_shot=False)) == 4
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from semaim.errors import UserError
-from semaim.models.token_cache import Encoder, Passes
+from semaim.models.token_cache import Encoder, TokenCache
 from semaim.semantics import SemanticMap, semantic_map
 
 KINDS = ("cls", "gap", "self")
@@ -16,7 +16,7 @@ KINDS = ("cls", "gap", "self")
 
 def made(encoder: Encoder, images_BCHW: torch.Tensor, kind: str, full_precision: bool = False) -> torch.Tensor:
     """The map of a pass of its own."""
-    passes = Passes({"online": encoder}, images_BCHW)
+    passes = TokenCache({"online": encoder}, images_BCHW)
     return SemanticMap(kind, full_precision=full_precision)(passes, "online")  # type: ignore[arg-type]
 
 
@@ -129,6 +129,6 @@ def test_unknown_kinds_are_refused():
 
 def test_the_map_is_made_of_what_the_target_is_made_of_unless_told_otherwise():
     for of_target, expected in ((None, "online"), ("online", "online"), ("ema", "ema"), ("teacher", "teacher")):
-        assert SemanticMap().source_beside(of_target) == expected
+        assert SemanticMap().network_beside(of_target) == expected
         for source in ("online", "ema", "teacher"):
-            assert SemanticMap(source=source).source_beside(of_target) == source
+            assert SemanticMap(source=source).network_beside(of_target) == source

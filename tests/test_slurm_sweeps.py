@@ -208,7 +208,7 @@ def test_job_cancelled_on_its_way_back_into_the_queue_is_over(
     cluster.wait_for_state(job, "CANCELLED")
     wait_for(lambda: [start["State"] for start in cluster.sacct(int(job))] == ["REQUEUED"], "the accounts")
     monkeypatch.setattr(slurm_job, "_from_controller", lambda _: {})
-    assert slurm_job.look([job])[job].state == "over"
+    assert slurm_job.job_states([job])[job].state == "over"
 
 
 def test_check_asks_the_real_sinfo(cluster: Cluster, tmp_path: Path) -> None:

@@ -163,15 +163,15 @@ def test_images_are_held_out_of_folders_without_val(tmp_path):
         put(tmp_path / name, *range(10))
     found = image_data(image_folders(str(tmp_path)), val_fraction=0.3, val_seed=4)
     train, held_out = found.labelled_and_held_out()
-    assert train is found.source.train  # pretraining sees none of the held-out images either
-    assert found.source.classes == ["cat", "dog"]
+    assert train is found.splits.train  # pretraining sees none of the held-out images either
+    assert found.splits.classes == ["cat", "dog"]
     assert (per_class(train, 2), per_class(held_out, 2)) == ([7, 7], [3, 3])
     assert sorted(names(train) + names(held_out)) == sorted(str(path) for path in tmp_path.glob("*/*.png"))
     assert [held_out.label(i) for i in range(6)] == [int("dog" in name) for name in names(held_out)]
     again = image_data(image_folders(str(tmp_path)), val_fraction=0.3, val_seed=4)
-    assert names(again.source.val) == names(held_out)
+    assert names(again.splits.val) == names(held_out)
     other = image_data(image_folders(str(tmp_path)), val_fraction=0.3, val_seed=5)
-    assert names(other.source.val) != names(held_out)
+    assert names(other.splits.val) != names(held_out)
 
 
 def test_what_is_held_out_already_is_not_held_out_again(tmp_path):

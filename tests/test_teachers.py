@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from evaluating import surroundings, together
 from semaim.core.distributed import Processes
 from semaim.errors import UserError
-from semaim.models.token_cache import Passes
+from semaim.models.token_cache import TokenCache
 from semaim.models.vit import weights_checksum
 from semaim.runs.context import Run
 from semaim.targets import Features
@@ -363,7 +363,7 @@ def test_any_grid_gives_a_token_for_each_patch(
     assert tokens_BNP.shape == (2, 1 + grid[0] * grid[1], 24)
     assert attention_BL.shape == (2, grid[0] * grid[1])
     assert torch.equal(found.encode(images_BCHW), tokens_BNP)
-    target_BLP = Features(24)(images_BCHW, Passes({"teacher": found}, images_BCHW))
+    target_BLP = Features(24)(images_BCHW, TokenCache({"teacher": found}, images_BCHW))
     assert torch.equal(target_BLP, tokens_BNP[:, 1:])
 
 
@@ -405,7 +405,7 @@ def test_a_teacher_is_frozen_and_says_the_same_twice(dino_file: Path, images: Ca
     assert not any(parameter.requires_grad for parameter in found.network.parameters())
     assert not any(module.training for module in found.network.modules())
     images_BCHW = images().requires_grad_()
-    passes = Passes({"teacher": found}, images_BCHW)
+    passes = TokenCache({"teacher": found}, images_BCHW)
     assert not passes.tokens("teacher").requires_grad
     assert not passes.attention("teacher").requires_grad
     assert torch.equal(found.encode(images_BCHW), found.encode(images_BCHW))

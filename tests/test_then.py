@@ -13,14 +13,14 @@ from commands import SMALL, measured, run, status, succeed
 from in_process import job
 from semaim.config.follow_ups import follow_ups
 from semaim.config.naming import run_name
-from semaim.config.run_spec import Job
+from semaim.config.run_spec import RunSpec
 from semaim.errors import UserError
 from test_command_line import run_here
 
 SHORT = (*SMALL, "trainer.max_steps=2", "tracking=mlflow", "run_name=pre", "seed=3")
 
 
-def followers(*overrides: str) -> list[Job]:
+def followers(*overrides: str) -> list[RunSpec]:
     return follow_ups(job(*overrides))
 
 
@@ -199,7 +199,7 @@ def test_a_mistake_costs_no_training(tmp_path: Path) -> None:
 def test_a_sweep_whose_evaluation_fails_says_so_and_makes_it_up(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    few = ("data=shapes", "data.source.train=16", "data.source.val=10", "trainer.max_steps=1", "then=[knn]")
+    few = ("data=shapes", "data.splits.train=16", "data.splits.val=10", "trainer.max_steps=1", "then=[knn]")
     sweep = ("-m", *SMALL, *few, "permutation=raster,zigzag", "sweep.check=false")
     assert run_here(tmp_path, *sweep) == 1
     err = capsys.readouterr().err

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from semaim.models.aim import AIM
-from semaim.models.token_cache import Passes
+from semaim.models.token_cache import TokenCache
 from semaim.permutations import Attention, AttentionCenter, Raster, Stochastic, ranks
 from semaim.semantics import SemanticMap, semantic_map
 from semaim.targets import EncoderFeatures, Pixels, patchify
@@ -93,14 +93,14 @@ def test_a_perfect_prediction_looks_like_the_blurred_image(images: Callable[...,
     images_BCHW = images(2, 8, 12)
     target = Pixels(4, norm_pix=norm_pix)
     order_BL = torch.arange(6).expand(2, -1)
-    perfect = predict(target(images_BCHW), images_BCHW, order_BL, target, Passes({}, images_BCHW), (2, 3))
+    perfect = predict(target(images_BCHW), images_BCHW, order_BL, target, TokenCache({}, images_BCHW), (2, 3))
     blurred_BCHW = target.blur(images_BCHW)
     assert perfect.predicted_BCHW is not None
     assert perfect.target_BCHW is not None
     torch.testing.assert_close(perfect.target_BCHW, blurred_BCHW)
     torch.testing.assert_close(perfect.predicted_BCHW, blurred_BCHW)
     assert torch.equal(perfect.error_BL, torch.zeros(2, 6))
-    flat = predict(torch.zeros(2, 6, 48), images_BCHW, order_BL, target, Passes({}, images_BCHW), (2, 3))
+    flat = predict(torch.zeros(2, 6, 48), images_BCHW, order_BL, target, TokenCache({}, images_BCHW), (2, 3))
     assert flat.predicted_BCHW is not None
     expected_BL1 = patchify(blurred_BCHW, 4).mean(-1, keepdim=True) if norm_pix else torch.zeros(2, 6, 1)
     torch.testing.assert_close(patchify(flat.predicted_BCHW, 4), expected_BL1.expand(-1, -1, 48))

@@ -13,7 +13,7 @@ from typing import Any
 from hydra.utils import instantiate
 
 from semaim.checkpoints.store import fingerprint
-from semaim.config.run_spec import Job
+from semaim.config.run_spec import RunSpec
 from semaim.core import distributed, terminal
 from semaim.core.distributed import Processes
 from semaim.core.files import read_json, write_json
@@ -25,7 +25,7 @@ from semaim.runs import provenance
 from semaim.runs.context import Run
 from semaim.runs.folder import RunFolder
 from semaim.runs.journal import Journal
-from semaim.runs.status import State, Status
+from semaim.runs.status import MLflowStatus, RunState
 from semaim.tracking import run_page
 
 log = logging.getLogger("semaim")
@@ -44,9 +44,9 @@ def session(device: str) -> Iterator[tuple[Processes, StopRequest]]:
         stop.restore()
 
 
-def execute(job: Job, processes: Processes, stop: StopRequest) -> float:
+def execute(spec: RunSpec, processes: Processes, stop: StopRequest) -> float:
     """Make a run, or show the result of one that is finished; the value of its task's metric."""
-    config = job.config
+    config = spec.config
     folder = RunFolder(Path(config["run_dir"]))
     if (result := stored_result(folder, config)) is not None:
         folder.settle_config(config)
@@ -56,21 +56,21 @@ def execute(job: Job, processes: Processes, stop: StopRequest) -> float:
     if config["seed"] < 0:
         raise UserError(f"seed={config['seed']} must not be negative")
     seed_all(derive_seed(config["seed"], "weights"))
-    task = instantiate(job.cfg.task, _convert_="all")  # plain lists: OmegaConf's do not belong in checkpoints
+    task = instantiate(spec.cfg.task, _convert_="all")  # plain lists: OmegaConf's do not belong in checkpoints
     task.check(config["seed"], processes)
     seed_all(derive_seed(config["seed"], "process", processes.rank))
-    with _opened(folder, job, processes, stop) as (run, tracking):
+    with _opened(folder, spec, processes, stop) as (run, tracking):
         started = time.monotonic()
-        _introduce(run, job, task.look_at, None)
+        _introduce(run, spec, task.look_at, None)
         result = task.run(run)
         if processes.is_main:
             folder.set_status("finished", metric=task.metric, result=result, asked=_asked(config))
-        _introduce(run, job, task.look_at, result)
+        _introduce(run, spec, task.look_at, result)
     if processes.is_main:
         log.info("finished in %s", duration(time.monotonic() - started))
         _tell_result(result)
         shown = _from_here(folder.path)
-        _tell_next(shown, tracking.how_to_look(folder), task.next_commands(shown, job.overrides))
+        _tell_next(shown, tracking.how_to_look(folder), task.next_commands(shown, spec.overrides))
     return result[task.metric]
 
 
@@ -96,31 +96,31 @@ def stored_result(folder: RunFolder, config: dict[str, Any]) -> dict[str, float]
 
 
 @contextmanager
-def _opened(folder: RunFolder, job: Job, processes: Processes, stop: StopRequest) -> Iterator[tuple[Run, Any]]:
+def _opened(folder: RunFolder, spec: RunSpec, processes: Processes, stop: StopRequest) -> Iterator[tuple[Run, Any]]:
     """The run folder locked, its journal open and tracked, and its status true however the run ends.
 
     All processes enter together: what the first one finds wrong with the folder ends them all.
     """
-    tracking = instantiate(job.cfg.tracking, _convert_="all")
+    tracking = instantiate(spec.cfg.tracking, _convert_="all")
     problem: str | None = None
     if processes.is_main:
         try:
             folder.lock()
-            folder.settle_config(job.config)
-            _note_start(folder, job, processes)
+            folder.settle_config(spec.config)
+            _note_start(folder, spec, processes)
         except UserError as error:
             problem = str(error)
     if (problem := processes.broadcast(problem)) is not None:
         raise UserError(problem)
     run = Run(
         folder,
-        job.config,
+        spec.config,
         processes,
-        job.config["seed"],
+        spec.config["seed"],
         stop,
         journal=None,
-        choices=job.choices,
-        overrides=job.overrides,
+        choices=spec.choices,
+        overrides=spec.overrides,
     )
     if not processes.is_main:
         yield run, tracking
@@ -132,8 +132,8 @@ def _opened(folder: RunFolder, job: Job, processes: Processes, stop: StopRequest
     run.journal = Journal(folder.journal)
     run.journal.status("RUNNING")
     folder.set_status("running", **_progress(folder))
-    status: Status = "FAILED"
-    state: State = "failed"
+    status: MLflowStatus = "FAILED"
+    state: RunState = "failed"
     try:
         tracking.start(folder, run.journal)
         yield run, tracking
@@ -162,7 +162,7 @@ def _progress(folder: RunFolder) -> dict[str, int]:
     return {name: value for name, value in folder.status().items() if name in ("step", "last_step", "batch_size")}
 
 
-def _note_start(folder: RunFolder, job: Job, processes: Processes) -> None:
+def _note_start(folder: RunFolder, spec: RunSpec, processes: Processes) -> None:
     """Add this start to environment.json, and warn if the code is not that of the first start."""
     path = folder.path / "environment.json"
     starts = (read_json(path) or {"starts": []})["starts"]
@@ -171,15 +171,15 @@ def _note_start(folder: RunFolder, job: Job, processes: Processes) -> None:
         log.warning("the code has changed since this run began: commit %s%s then, %s%s now",
                     starts[0]["commit"], " (modified)" if starts[0]["dirty"] else "",
                     now["commit"], " (modified)" if now["dirty"] else "")  # fmt: skip
-    write_json(path, {"starts": [*starts, now | {"choices": job.parts}]})
+    write_json(path, {"starts": [*starts, now | {"choices": spec.parts}]})
 
 
-def _introduce(run: Run, job: Job, look_at: Mapping[str, str], result: dict[str, float] | None) -> None:
+def _introduce(run: Run, spec: RunSpec, look_at: Mapping[str, str], result: dict[str, float] | None) -> None:
     """Say in the journal what the run is to be found by, and what is to be read on its page."""
     if run.processes.is_main:
         start = run_page.last_start(run.folder.path)
-        run.tag(run_page.tags(job, start))
-        run.tag({run_page.NOTE: run_page.description(job, start, look_at, result)})
+        run.tag(run_page.tags(spec, start))
+        run.tag({run_page.NOTE: run_page.description(spec, start, look_at, result)})
 
 
 def _tell_result(result: dict[str, float]) -> None:

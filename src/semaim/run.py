@@ -15,23 +15,23 @@ from omegaconf import DictConfig
 
 from semaim.config.compose import CONF
 from semaim.config.follow_ups import follow_ups
-from semaim.config.messages import report
-from semaim.config.run_spec import job_of_this_process
+from semaim.config.messages import report_error
+from semaim.config.run_spec import run_spec_of_this_process
 
 
 @hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")
 def main(cfg: DictConfig) -> float:
     """One run, and those that are to follow it; the value of the first one's metric."""
     try:
-        job = job_of_this_process(cfg)
-        jobs = [job, *follow_ups(job)]
+        spec = run_spec_of_this_process(cfg)
+        specs = [spec, *follow_ups(spec)]
         from semaim.lifecycle import execute, session  # torch is loaded only once the configuration is sound
 
         with session(cfg.device) as (processes, stop):
-            values = [execute(each, processes, stop) for each in jobs]
+            values = [execute(each, processes, stop) for each in specs]
         return values[0]
     except (Exception, KeyboardInterrupt) as error:
-        sys.exit(report(error))
+        sys.exit(report_error(error))
 
 
 def command_line() -> int:
@@ -43,7 +43,7 @@ def command_line() -> int:
     try:
         main()
     except Exception as error:
-        return report(error)
+        return report_error(error)
     return 0
 
 

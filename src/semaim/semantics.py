@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from semaim.errors import UserError
-from semaim.models.token_cache import Passes
+from semaim.models.token_cache import TokenCache
 
 
 def semantic_map(tokens_BND: Tensor, kind: Literal["cls", "gap"] = "cls") -> Tensor:
@@ -67,15 +67,15 @@ class SemanticMap:
         self.source = source
         self.full_precision = full_precision
 
-    def source_beside(self, target_source: str | None) -> str:
+    def network_beside(self, target_network: str | None) -> str:
         """The network whose tokens the map is made of, beside a target made of a network's tokens, or of none."""
-        return (target_source or "online") if self.source == "auto" else self.source
+        return (target_network or "online") if self.source == "auto" else self.source
 
-    def __call__(self, passes: Passes, source: str) -> Tensor:
+    def __call__(self, cache: TokenCache, network: str) -> Tensor:
         """Maps (B, L), float32, of a network's pass in the caller's autocast precision unless `full_precision`."""
-        device = passes.images_BCHW.device.type
+        device = cache.images_BCHW.device.type
         enabled = torch.is_autocast_enabled(device) and not self.full_precision
         with torch.no_grad(), torch.autocast(device, torch.get_autocast_dtype(device), enabled=enabled):
             if self.kind == "self":
-                return passes.attention(source).float()
-            return semantic_map(passes.tokens(source), self.kind)
+                return cache.attention(network).float()
+            return semantic_map(cache.tokens(network), self.kind)

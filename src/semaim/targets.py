@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from semaim.errors import UserError
-from semaim.models.token_cache import Passes
+from semaim.models.token_cache import TokenCache
 
 if TYPE_CHECKING:
     from semaim.models.aim import AIM
@@ -31,8 +31,8 @@ class Target(Protocol):
         ...
 
     @property
-    def source(self) -> str | None:
-        """The network whose tokens it is made of, by its name in `Passes`; None if no network makes a pass for it."""
+    def network_name(self) -> str | None:
+        """Whose tokens it is made of, by the name in `TokenCache`; None for a target that needs no network."""
         ...
 
     def check(self, model: AIM) -> None:
@@ -43,7 +43,7 @@ class Target(Protocol):
         """The same target for the patches of another model, whose images have colours normalised by these numbers."""
         ...
 
-    def __call__(self, images_BCHW: Tensor, passes: Passes) -> Tensor:
+    def __call__(self, images_BCHW: Tensor, cache: TokenCache) -> Tensor:
         """What is to be predicted of normalised images, (B, L, P), without gradient."""
         ...
 
@@ -63,7 +63,7 @@ class Pixels:
         loss: "l2" (squared difference) or "l1" (absolute difference), mean over the patch's channels.
     """
 
-    source = None
+    network_name = None
 
     def __init__(
         self,
@@ -100,7 +100,7 @@ class Pixels:
         changed.patch_size = model.patch_size
         return changed
 
-    def __call__(self, images_BCHW: Tensor, passes: Passes | None = None) -> Tensor:
+    def __call__(self, images_BCHW: Tensor, cache: TokenCache | None = None) -> Tensor:
         """Targets (B, L, P), float32, of normalised images; channel last inside a patch (row, column, colour)."""
         with torch.no_grad(), torch.autocast(images_BCHW.device.type, enabled=False):
             target_BLP = patchify(self.blur(images_BCHW.float()), self.patch_size)
@@ -135,16 +135,16 @@ class Features:
 
     Args:
         channels: P, the width of these tokens.
-        source: the network, by its name in `Passes`.
+        network: by its name in `TokenCache`.
     """
 
-    def __init__(self, channels: int = 512, source: str = "teacher") -> None:
+    def __init__(self, channels: int = 512, network: str = "teacher") -> None:
         self.channels = channels
-        self.source = source
+        self.network_name = network
 
-    def __call__(self, images_BCHW: Tensor, passes: Passes) -> Tensor:
+    def __call__(self, images_BCHW: Tensor, cache: TokenCache) -> Tensor:
         """Targets (B, L, P), without gradient."""
-        return passes.tokens(self.source)[:, 1:]
+        return cache.tokens(self.network_name)[:, 1:]
 
     def loss(self, prediction_BLP: Tensor, target_BLP: Tensor) -> Tensor:
         """Loss per patch (B, L), float32: squared distance of the L2-normalised vectors, 2 - 2 cos."""

@@ -26,7 +26,7 @@ SET_BY_USE = ("num_classes", "global_pool", "drop_path_rate")  # of timm's argum
 
 
 @dataclass(frozen=True)
-class Foreign:
+class ForeignEncoder:
     """An encoder that another project's file holds.
 
     Attributes:
@@ -66,7 +66,7 @@ class Foreign:
         return vit
 
 
-def recognise(weights: Weights, path: Path, num_heads: int | None, architecture: str | None) -> Foreign:
+def recognise(weights: Weights, path: Path, num_heads: int | None, architecture: str | None) -> ForeignEncoder:
     """The encoder that weights are of; says what was taken and what left out.
 
     Args:
@@ -105,7 +105,7 @@ def recognise(weights: Weights, path: Path, num_heads: int | None, architecture:
     return found
 
 
-def of_timm(config: Mapping[str, Any], weights: Weights, path: Path) -> Foreign:
+def of_timm(config: Mapping[str, Any], weights: Weights, path: Path) -> ForeignEncoder:
     """The encoder in a folder with timm's config.json.
 
     Args:
@@ -167,7 +167,7 @@ def _fitted(
     num_classes: int,
     normalisation: Normalisation | None,
     path: Path,
-) -> Foreign:
+) -> ForeignEncoder:
     """The encoder, of whose weights each must be there and have its shape, and no other."""
     after_pooling = "fc_norm.weight" in weights or sizes.get("args", {}).get("fc_norm") is False
     pool: Pool = "mean" if after_pooling else "cls"
@@ -186,7 +186,7 @@ def _fitted(
         "checkpoint %s: %s, width %d, %d blocks, %d heads, images of %dx%d in patches of %d; %s taken, none missing",
         path, family, model.embed_dim, len(model.blocks), heads, *image, patch[0], plural(len(ours), "weight"),
     )  # fmt: skip
-    return Foreign(sizes, pool, num_classes, ours, normalisation)
+    return ForeignEncoder(sizes, pool, num_classes, ours, normalisation)
 
 
 def is_vision_transformer(model: nn.Module) -> bool:

@@ -20,6 +20,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from semaim.config.old_names import with_current_names
 from semaim.core.files import HashingWriter, atomic, sha256, write_text
 from semaim.errors import UserError
 
@@ -144,6 +145,8 @@ def load(path: Path, option: str = "checkpoint") -> State:
         raise UserError(f"{option}={path} holds a {type(state).__name__}, not a checkpoint")
     if "architecture" in state and state.get("format") != FORMAT:
         raise UserError(f"{option}={path} has format {state.get('format')}; this semaim reads {FORMAT}")
+    if "architecture" in state and "config" in state:
+        state["config"] = with_current_names(state["config"])
     return state
 
 

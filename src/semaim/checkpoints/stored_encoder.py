@@ -10,7 +10,7 @@ from typing import Any
 from timm.models.vision_transformer import VisionTransformer
 
 from semaim.checkpoints import foreign, store
-from semaim.checkpoints.foreign import Foreign
+from semaim.checkpoints.foreign import ForeignEncoder
 from semaim.checkpoints.formats import IMAGENET, Normalisation
 from semaim.checkpoints.origin import Origin, origin_of
 from semaim.checkpoints.two_stream import bare_weights, chosen_weights, is_two_stream, load_weights, model_of
@@ -52,7 +52,7 @@ class StoredEncoder:
             raise UserError(f"checkpoint={path} is not from a run of semaim, so it holds no moving average")
 
     @cached_property
-    def foreign(self) -> Foreign | None:
+    def foreign(self) -> ForeignEncoder | None:
         """The encoder of another project's file; None for ours and official ones."""
         if self.ours or is_two_stream(self.weights):
             return None

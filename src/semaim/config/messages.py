@@ -38,7 +38,7 @@ def explain(error: BaseException) -> str | None:
     return None
 
 
-def report(error: BaseException) -> int:
+def report_error(error: BaseException) -> int:
     """Tell the person at the keyboard what ended a run; the exit code for it."""
     if isinstance(error, Interrupted):
         print(f"{error}; everything is saved, and the same command continues", file=sys.stderr)

@@ -24,7 +24,7 @@ OmegaConf.register_new_resolver("semaim.run_name", _name_of_this_run, replace=Tr
 
 
 @dataclass(frozen=True)
-class Job:
+class RunSpec:
     """One run to be made.
 
     Attributes:
@@ -76,7 +76,7 @@ def _resolved_name(cfg: DictConfig) -> str:
         hydra_config.cfg = before
 
 
-def compose_job(overrides: Sequence[str], folders: Sequence[str] = ()) -> Job:
+def compose_run_spec(overrides: Sequence[str], folders: Sequence[str] = ()) -> RunSpec:
     """The run that a command line asks for, from any process; `python -m semaim.run` gives the same.
 
     Raises:
@@ -89,10 +89,10 @@ def compose_job(overrides: Sequence[str], folders: Sequence[str] = ()) -> Job:
         choices = {group: choice for group, choice in cfg.pop("hydra").runtime.choices.items() if group in cfg}
     check_overrides(overrides, cfg, folders)
     cfg.run_name = _resolved_name(whole)
-    return Job(cfg, overrides, choices, folders)
+    return RunSpec(cfg, overrides, choices, folders)
 
 
-def job_of_this_process(cfg: DictConfig) -> Job:
+def run_spec_of_this_process(cfg: DictConfig) -> RunSpec:
     """The run that Hydra composed from the command line of this process.
 
     Raises:
@@ -104,4 +104,4 @@ def job_of_this_process(cfg: DictConfig) -> Job:
     folders = [f"file://{source.path}" for source in sources if source.provider == "command-line"]
     check_overrides(overrides, cfg, folders)
     choices = {group: choice for group, choice in hydra_config.runtime.choices.items() if group in cfg}
-    return Job(cfg, overrides, choices, folders)
+    return RunSpec(cfg, overrides, choices, folders)

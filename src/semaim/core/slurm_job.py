@@ -16,7 +16,7 @@ FIELDS = ("JobArrayID", "State", "RestartCnt", "NodeList", "Reason")
 
 
 @dataclass(frozen=True)
-class Seen:
+class JobState:
     """What the scheduler knows of a job.
 
     Attributes:
@@ -41,7 +41,7 @@ def answer(*command: str, seconds: float = 20) -> str | None:
     return done.stdout if done.returncode == 0 else None
 
 
-def look(job_ids: Sequence[str]) -> dict[str, Seen]:
+def job_states(job_ids: Sequence[str]) -> dict[str, JobState]:
     """The state of jobs, by id (such as "12" or "12_3").
 
     The controller remembers jobs for some minutes after their end, the accounting data base (if there is one) for ever.
@@ -50,30 +50,30 @@ def look(job_ids: Sequence[str]) -> dict[str, Seen]:
     if not job_ids:
         return {}
     if answer("squeue", "--version") is None or answer("scontrol", "ping") is None:
-        return dict.fromkeys(job_ids, Seen("unknown", "SLURM does not answer"))
+        return dict.fromkeys(job_ids, JobState("unknown", "SLURM does not answer"))
     seen = _from_controller(job_ids)
     missing = [job for job in job_ids if job not in seen]
     seen |= _from_accounting(missing) if missing else {}
-    return {job: seen.get(job, Seen("over", "SLURM no longer knows the job")) for job in job_ids}
+    return {job: seen.get(job, JobState("over", "SLURM no longer knows the job")) for job in job_ids}
 
 
 def _arrays(job_ids: Sequence[str]) -> list[str]:
     return sorted({job.split("_")[0] for job in job_ids})
 
 
-def _from_controller(job_ids: Sequence[str]) -> dict[str, Seen]:
-    seen: dict[str, Seen] = {}
+def _from_controller(job_ids: Sequence[str]) -> dict[str, JobState]:
+    seen: dict[str, JobState] = {}
     columns = ",".join(f"{field}:|" for field in FIELDS)
     for array in _arrays(job_ids):  # of several ids one that is forgotten would spoil the answer for all
         text = answer("squeue", "--noheader", "--array", "--states=all", f"--jobs={array}", f"--Format={columns}")
         for line in (text or "").splitlines():
             job, state, restarts, nodes, reason = line.split("|")[: len(FIELDS)]
-            seen[job.strip()] = Seen(_kind(state), _why(state, reason), int(restarts), nodes.strip())
+            seen[job.strip()] = JobState(_kind(state), _why(state, reason), int(restarts), nodes.strip())
     return seen
 
 
-def _from_accounting(job_ids: Sequence[str]) -> dict[str, Seen]:
-    seen: dict[str, Seen] = {}
+def _from_accounting(job_ids: Sequence[str]) -> dict[str, JobState]:
+    seen: dict[str, JobState] = {}
     columns = "--format=JobID,State,ExitCode,NodeList"
     text = answer("sacct", "-X", "--noheader", "--parsable2", f"--jobs={','.join(_arrays(job_ids))}", columns)
     for line in (text or "").splitlines():
@@ -82,7 +82,7 @@ def _from_accounting(job_ids: Sequence[str]) -> dict[str, Seen]:
         reason = f"{state}, exit code {code}" if word == "FAILED" else state
         if word == "REQUEUED":  # the controller, which has forgotten it, would know a job that is in the queue again
             word, reason = "CANCELLED", "CANCELLED before it started again"
-        seen[job] = Seen(_kind(word), reason, 0, nodes)
+        seen[job] = JobState(_kind(word), reason, 0, nodes)
     return seen
 
 

@@ -9,7 +9,7 @@ import time
 log = logging.getLogger(__name__)
 
 
-class Line:
+class StatusLine:
     """A status line.
 
     Args:
@@ -39,7 +39,7 @@ class Line:
             sys.stderr.flush()
 
 
-class ClearLine(logging.StreamHandler):  # type: ignore[type-arg]
+class ScreenHandler(logging.StreamHandler):  # type: ignore[type-arg]
     """Logs to the screen, first wiping a status line that stands there."""
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -50,7 +50,7 @@ class ClearLine(logging.StreamHandler):  # type: ignore[type-arg]
 
 def show_logs(to_screen: bool) -> None:
     """Send this package's log messages to the screen (on the first process), or warnings alone."""
-    handler = ClearLine(sys.stderr)
+    handler = ScreenHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     logger = logging.getLogger("semaim")
     logger.handlers[:] = [handler]

@@ -43,7 +43,7 @@ def no_images(folder: Path) -> str:
     )
 
 
-def look(folder: Path) -> Literal["classes", "flat"]:
+def detect_layout(folder: Path) -> Literal["classes", "flat"]:
     """Which layout a folder has."""
     loose = next((p for p in folder.iterdir() if _is_image(p.name) and p.is_file()), None)
     classes = subfolders(folder)

@@ -55,7 +55,7 @@ class ImageData:
             if value < 0:
                 raise UserError(f"data.{name}={value} must not be negative")
         splits = source() if root is None else source(root)
-        self.source = splits if val_fraction is None else _with_held_out(splits, val_fraction, val_seed)
+        self.splits = splits if val_fraction is None else _with_held_out(splits, val_fraction, val_seed)
         self.train_transform = train_transform
         self.eval_transform = eval_transform
         self.num_workers = num_workers
@@ -63,7 +63,7 @@ class ImageData:
 
     def training(self, images: ImageSet | None = None, transform: Transform | None = None) -> TrainingData:
         """The images to train on: all of them with their own augmentation, unless others are given."""
-        images = self.source.train if images is None else images
+        images = self.splits.train if images is None else images
         return TrainingData(images, transform or self.train_transform, self.num_workers, self.max_unreadable)
 
     def labelled_and_held_out(self) -> tuple[ImageSet, ImageSet]:
@@ -72,14 +72,14 @@ class ImageData:
         Raises:
             UserError: if there is no label, or no held-out image.
         """
-        if self.source.labelled is None:
+        if self.splits.labelled is None:
             raise UserError("these data have no labels, which an evaluation needs: choose others with data=...")
-        if self.source.val is None:
+        if self.splits.val is None:
             raise UserError(
                 "these data hold no images out, and accuracy on training images says nothing: put held-out images "
                 "beside train/ as val/, or ask for a split with data.val_fraction=0.1 (and data.val_seed=0)"
             )
-        return self.source.labelled, self.source.val
+        return self.splits.labelled, self.splits.val
 
     def evaluation(self, images: ImageSet, indices: list[int]) -> EvaluationImages:
         """Some images of a set, without augmentation."""

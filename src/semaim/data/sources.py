@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
-from semaim.data.folders import EXTENSIONS, images_below, labelled_files, look, no_images, subfolders
+from semaim.data.folders import EXTENSIONS, detect_layout, images_below, labelled_files, no_images, subfolders
 from semaim.data.image_sets import ArrayImages, FileImages, Splits, mask_name
 from semaim.errors import UserError
 
@@ -116,7 +116,7 @@ def image_folders(root: str, layout: Literal["auto", "classes", "flat"] = "auto"
         return FileImages(part, files, labels, below)
 
     if layout == "auto":
-        layout = look(train_folder)
+        layout = detect_layout(train_folder)
     if layout == "flat":
         files = images_below(train_folder, train_folder)
         if not files:

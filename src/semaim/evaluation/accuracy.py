@@ -16,23 +16,25 @@ from torch import Tensor
 from semaim.core.files import write_text
 from semaim.data.image_data import ImageData
 from semaim.data.image_sets import ImageSet
-from semaim.evaluation.features import Encode, Pass, extract
+from semaim.evaluation.features import Encode, Extraction, extract
 from semaim.runs.context import Run
 
 
-def answers(predict: Encode, data: ImageData, images: ImageSet, batch_size: int, run: Run) -> dict[str, Answers]:
+def predict_classes(
+    predict: Encode, data: ImageData, images: ImageSet, batch_size: int, run: Run
+) -> dict[str, Predictions]:
     """What classifiers say of all images of a set; processes share the work.
 
     Args:
         predict: predicted classes (B,) of a batch of normalised images, by the name of the classifier.
         data, images, batch_size, run: as for `semaim.evaluation.features.extract`.
     """
-    found = extract(Pass(predict, data, images, range(len(images)), batch_size, "accuracy"), run)
-    return {name: Answers(found.tensor(name), found.labels_M, data.source.classes) for name in found.by_kind}
+    found = extract(Extraction(predict, data, images, range(len(images)), batch_size, "accuracy"), run)
+    return {name: Predictions(found.tensor(name), found.labels_M, data.splits.classes) for name in found.by_kind}
 
 
 @dataclass(frozen=True)
-class Answers:
+class Predictions:
     """Predicted and true classes, each image once.
 
     Attributes:

@@ -21,7 +21,7 @@ import torch
 
 from semaim.core.files import fsync_folder
 from semaim.core.formatting import count
-from semaim.evaluation.features import Features, Pass, extract, in_order, nothing_read, share
+from semaim.evaluation.features import Extraction, Features, extract, extract_share, in_order, nothing_read
 from semaim.runs.context import Run
 
 log = logging.getLogger(__name__)
@@ -29,7 +29,7 @@ COPIED_AT_ONCE = 65536  # rows
 FORGOTTEN_SECONDS = 7 * 24 * 3600
 
 
-def stored(folder: Path | None, fingerprint: str, wanted: Pass, run: Run) -> Features:
+def stored(folder: Path | None, fingerprint: str, wanted: Extraction, run: Run) -> Features:
     """As `extract`, for features (M, D) in float32, in files that are kept for the next time.
 
     Features that lack unreadable images are computed anew the next time.
@@ -60,7 +60,7 @@ def _is_whole(place: Path, images: int) -> bool:
     return place.exists() and len(np.load(place / "index.npy", mmap_mode="r")) == images
 
 
-def _compute(place: Path, wanted: Pass, run: Run) -> None:
+def _compute(place: Path, wanted: Extraction, run: Run) -> None:
     processes = run.processes
     if processes.is_main:
         for left_over in place.parent.glob("*.tmp"):  # of processes that were killed
@@ -85,10 +85,10 @@ def _compute(place: Path, wanted: Pass, run: Run) -> None:
     log.info("%s: features are kept in %s (%s); delete them when you like", wanted.title, place, count(size, "B"))
 
 
-def _write_share(folder: Path, wanted: Pass, run: Run) -> None:
+def _write_share(folder: Path, wanted: Extraction, run: Run) -> None:
     """Append this process's batches to files of its own: raw rows of each kind, and what is small in one .npz."""
     labels, index = [], []
-    for part in share(wanted, run):
+    for part in extract_share(wanted, run):
         for kind, rows in part.by_kind.items():
             with open(folder / f"{run.processes.rank}.{kind}.raw", "ab") as file:
                 file.write(np.ascontiguousarray(rows, dtype=np.float32).tobytes())
@@ -98,7 +98,7 @@ def _write_share(folder: Path, wanted: Pass, run: Run) -> None:
         np.savez(folder / f"{run.processes.rank}.npz", labels=np.concatenate(labels), index=np.concatenate(index))
 
 
-def _merge(folder: Path, wanted: Pass, processes: int) -> None:
+def _merge(folder: Path, wanted: Extraction, processes: int) -> None:
     """Bring the files of all processes into one per kind, in the order of the pass."""
     small = {rank: dict(np.load(folder / f"{rank}.npz")) for rank in range(processes)
              if (folder / f"{rank}.npz").exists()}  # fmt: skip

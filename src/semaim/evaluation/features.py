@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from semaim.core.formatting import duration
-from semaim.core.terminal import Line
+from semaim.core.terminal import StatusLine
 from semaim.data.image_data import ImageData
 from semaim.data.image_sets import ImageSet
 from semaim.data.loading import UnreadableImages, evaluation_batches
@@ -27,7 +27,7 @@ Encode = Callable[[Tensor], Mapping[str, Tensor]]
 
 
 @dataclass(frozen=True)
-class Pass:
+class Extraction:
     """One pass of a network over images.
 
     Attributes:
@@ -70,14 +70,14 @@ class Features:
         return torch.from_numpy(np.array(self.by_kind[kind]))
 
 
-def extract(wanted: Pass, run: Run) -> Features:
+def extract(wanted: Extraction, run: Run) -> Features:
     """What a pass gives, in memory; processes share the work and all get the whole.
 
     Raises:
         Interrupted: on all processes, after a signal to any of them.
         UserError: if too many images cannot be read.
     """
-    parts = [part for mine in run.processes.gather(list(share(wanted, run))) for part in mine]
+    parts = [part for mine in run.processes.gather(list(extract_share(wanted, run))) for part in mine]
     if not parts:
         raise nothing_read(wanted)
     index = np.concatenate([part.index_B for part in parts])
@@ -88,7 +88,7 @@ def extract(wanted: Pass, run: Run) -> Features:
 
 
 @dataclass(frozen=True)
-class Part:
+class FeatureBatch:
     """What one batch gave."""
 
     by_kind: Mapping[str, Array]
@@ -96,7 +96,7 @@ class Part:
     index_B: Array
 
 
-def share(wanted: Pass, run: Run) -> Iterator[Part]:
+def extract_share(wanted: Extraction, run: Run) -> Iterator[FeatureBatch]:
     """The batches that fall to this process. They are those of one process alone, so that features are the same.
 
     Raises:
@@ -109,7 +109,7 @@ def share(wanted: Pass, run: Run) -> Iterator[Part]:
         data.evaluation(wanted.images, mine), batch_size, data.num_workers, processes.device.type == "cuda"
     )
     unreadable = UnreadableImages(data.max_unreadable)
-    line, started, seen = Line(processes.is_main, every=max(1, len(mine) // batch_size // 4)), time.monotonic(), 0
+    line, started, seen = StatusLine(processes.is_main, every=max(1, len(mine) // batch_size // 4)), time.monotonic(), 0
     for batch in batches:
         unreadable.note(batch)
         seen += len(batch.index_B) + len(batch.unreadable)
@@ -117,7 +117,7 @@ def share(wanted: Pass, run: Run) -> Iterator[Part]:
             batch = batch.to(processes.device)
             with torch.no_grad():
                 by_kind = {kind: value.cpu().numpy() for kind, value in wanted.encode(batch.images_BCHW).items()}
-            yield Part(by_kind, batch.labels_B.cpu().numpy(), batch.index_B.numpy())
+            yield FeatureBatch(by_kind, batch.labels_B.cpu().numpy(), batch.index_B.numpy())
         left = (time.monotonic() - started) / max(seen, 1) * (len(mine) - seen)
         if left > 2 or line.terminal:
             line.update(f"{wanted.title}: {seen}/{len(mine)} images, {duration(left)} left", last=False)
@@ -127,7 +127,7 @@ def share(wanted: Pass, run: Run) -> Iterator[Part]:
         raise Interrupted(f"stopped by {signal} during an evaluation")
 
 
-def nothing_read(wanted: Pass) -> UserError:
+def nothing_read(wanted: Extraction) -> UserError:
     """The error for a pass of which nothing is left."""
     return UserError(f"no image of the {len(wanted.indices)} of this evaluation can be read")
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from semaim.core.distributed import Processes
 from semaim.errors import UserError
-from semaim.evaluation.accuracy import Answers
+from semaim.evaluation.accuracy import Predictions
 from semaim.evaluation.features import Array, Features
 
 TEMPERATURE = 0.07  # of the vote; DINO (arXiv 2104.14294), section 4.1
@@ -108,12 +108,12 @@ def check_ks(ks: Sequence[int]) -> list[int]:
 
 def classify(
     bank: Features, queries: Features, ks: Sequence[int], classes: Sequence[str], processes: Processes
-) -> dict[str, Answers]:
+) -> dict[str, Predictions]:
     """Answers of the nearest neighbours: keys `knn_<k>_<cls or mean>`, for each kind of feature."""
-    answers: dict[str, Answers] = {}
+    answers: dict[str, Predictions] = {}
     for kind in bank.by_kind:
         found = nearest_neighbours(
             bank.by_kind[kind], bank.labels_M, queries.by_kind[kind], ks, len(classes), processes
         )
-        answers |= {f"knn_{k}_{kind}": Answers(found[k], queries.labels_M, classes) for k in ks}
+        answers |= {f"knn_{k}_{kind}": Predictions(found[k], queries.labels_M, classes) for k in ks}
     return answers

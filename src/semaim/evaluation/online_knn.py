@@ -9,12 +9,12 @@ import torch
 from semaim.core.seeding import derive_seed
 from semaim.data.image_data import ImageData
 from semaim.data.image_sets import ImageSet
-from semaim.evaluation.features import Encode, Features, Pass, extract
+from semaim.evaluation.features import Encode, Extraction, Features, extract
 from semaim.evaluation.knn import check_ks, classify
 from semaim.runs.context import Run
 
 
-class OnlineNeighbours:
+class OnlineKNN:
     """k-NN accuracy during training, in memory.
 
     Args:
@@ -39,7 +39,7 @@ class OnlineNeighbours:
         labelled, held_out = data.labelled_and_held_out()
         bank = self._features(encode, data, labelled, self.max_bank, run, "k-NN bank")
         queries = self._features(encode, data, held_out, self.max_queries, run, "k-NN queries")
-        answers = classify(bank, queries, self.ks, data.source.classes, run.processes)
+        answers = classify(bank, queries, self.ks, data.splits.classes, run.processes)
         return {name: answer.accuracy for name, answer in answers.items()}
 
     def _features(
@@ -49,4 +49,4 @@ class OnlineNeighbours:
         if limit is not None and limit < len(indices):
             generator = torch.Generator().manual_seed(derive_seed(run.seed, "k-NN subset", len(images)))
             indices = sorted(torch.randperm(len(images), generator=generator)[:limit].tolist())
-        return extract(Pass(encode, data, images, indices, self.batch_size, title), run)
+        return extract(Extraction(encode, data, images, indices, self.batch_size, title), run)

@@ -15,8 +15,8 @@ from torch import Tensor
 from semaim.core.distributed import Processes
 from semaim.data.image_data import ImageData
 from semaim.data.image_sets import UNLABELLED
-from semaim.evaluation.accuracy import answers
-from semaim.evaluation.features import Pass, extract
+from semaim.evaluation.accuracy import predict_classes
+from semaim.evaluation.features import Extraction, extract
 from semaim.models.heads import LinearHeads
 from semaim.models.vit import pooled
 from semaim.runs.context import Run
@@ -41,7 +41,7 @@ class OnlineLinear:
         self.data = data
         self.batch_size = batch_size
         with torch.random.fork_rng(devices=[]):  # that pretraining is the same with and without it
-            self.heads = LinearHeads(width, len(data.source.classes), len(KINDS), [1.0])
+            self.heads = LinearHeads(width, len(data.splits.classes), len(KINDS), [1.0])
         self.optimizer = torch.optim.SGD(self.heads.parameters(), lr=lr, momentum=0.9)
         self.forward: Callable[..., Tensor] = self.heads
 
@@ -68,7 +68,7 @@ class OnlineLinear:
         def predict(images_BCHW: Tensor) -> dict[str, Tensor]:
             return dict(zip(KINDS, self.heads(_stacked(encode(images_BCHW))).argmax(-1), strict=True))
 
-        found = answers(predict, self.data, self.held_out, self.batch_size, run)
+        found = predict_classes(predict, self.data, self.held_out, self.batch_size, run)
         self.heads.train()
         return {f"linear_{kind}": each.accuracy for kind, each in found.items()}
 
@@ -83,7 +83,7 @@ class OnlineLinear:
         def features(images_BCHW: Tensor) -> dict[str, Tensor]:
             return pooled(encode(images_BCHW))
 
-        found = extract(Pass(features, self.data, self.labelled, indices, self.batch_size, "linear head"), run)
+        found = extract(Extraction(features, self.data, self.labelled, indices, self.batch_size, "linear head"), run)
         for norm, kind in zip(self.heads.norms, KINDS, strict=True):
             var_D, mean_D = torch.var_mean(found.tensor(kind).to(run.processes.device), dim=0)
             norm.load_state_dict(norm.state_dict() | {"running_mean": mean_D, "running_var": var_D})

@@ -21,7 +21,7 @@ from semaim.permutations import Grid, coordinates, ranks
 FIRST = 4  # the first quarter of an order, rounded up to whole patches
 
 
-def order_quality(
+def order_metrics(
     grid: Grid,
     order_BL: Tensor,
     semantic_map_BL: Tensor | None = None,

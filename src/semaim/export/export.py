@@ -24,7 +24,7 @@ from safetensors.torch import save as safetensors_bytes
 
 from semaim.checkpoints.stored_encoder import StoredEncoder
 from semaim.checkpoints.two_stream import read_checkpoint
-from semaim.config.messages import report
+from semaim.config.messages import report_error
 from semaim.core import terminal
 from semaim.core.files import atomic, fsync_folder, write_json, write_text
 from semaim.core.formatting import count
@@ -170,7 +170,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with torch.no_grad():
             export(parse(words))
     except Exception as error:
-        return report(error)
+        return report_error(error)
     return 0
 
 

@@ -20,7 +20,7 @@ class Encoder(Protocol):
     def encode_with_attention(self, images_BCHW: Tensor) -> tuple[Tensor, Tensor]: ...
 
 
-class Passes:
+class TokenCache:
     """Tokens of the images of a batch, computed when they are first asked for.
 
     Args:
@@ -34,17 +34,17 @@ class Passes:
         self._tokens: dict[str, Tensor] = {}
 
     @torch.no_grad()
-    def tokens(self, source: str) -> Tensor:
+    def tokens(self, network: str) -> Tensor:
         """Tokens (B, N, D) of a network after its final norm, in the precision of whoever asked first."""
-        if source not in self._tokens:
-            self._tokens[source] = self.encoders[source].encode(self.images_BCHW)
-        return self._tokens[source]
+        if network not in self._tokens:
+            self._tokens[network] = self.encoders[network].encode(self.images_BCHW)
+        return self._tokens[network]
 
     @torch.no_grad()
-    def attention(self, source: str) -> Tensor:
+    def attention(self, network: str) -> Tensor:
         """The last block's attention from cls to each patch averaged over heads, (B, L).
 
         Always a pass of its own, whose tokens serve those who ask for them afterwards.
         """
-        self._tokens[source], attention_BL = self.encoders[source].encode_with_attention(self.images_BCHW)
+        self._tokens[network], attention_BL = self.encoders[network].encode_with_attention(self.images_BCHW)
         return attention_BL

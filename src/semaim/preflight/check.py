@@ -31,16 +31,16 @@ from semaim.checkpoints import store
 from semaim.checkpoints.encoder_source import RANDOM
 from semaim.config.compose import composition
 from semaim.config.follow_ups import follow_ups
-from semaim.config.messages import EXIT_MISTAKE, explain, report
-from semaim.config.run_spec import Job, compose_job
+from semaim.config.messages import EXIT_MISTAKE, explain, report_error
+from semaim.config.run_spec import RunSpec, compose_run_spec
 from semaim.core.distributed import Processes, choose_device
 from semaim.core.files import existing, writable
 from semaim.core.formatting import count, duration, plural
 from semaim.data.image_data import ImageData
 from semaim.errors import UserError
 from semaim.lifecycle import stored_result
-from semaim.preflight.estimate import TFLOPS, Checked, Row, build_task, estimate, first_image, opened
-from semaim.preflight.slurm_nodes import Asked, slurm_problems
+from semaim.preflight.estimate import TFLOPS, CheckReport, CheckRow, build_task, estimate, first_image, opened
+from semaim.preflight.slurm_nodes import SlurmRequest, slurm_problems
 from semaim.runs.folder import RunFolder
 from semaim.tracking.store import unreachable
 
@@ -52,7 +52,7 @@ def check_sweep(
     folders: Sequence[str] = (),
     launcher: Mapping[str, Any] | None = None,
     tflops: float = TFLOPS,
-) -> Checked:
+) -> CheckReport:
     """Look at every run of a sweep without starting any. A mistake at one point leaves the others to be looked at.
 
     Args:
@@ -63,7 +63,7 @@ def check_sweep(
     """
     before = GlobalHydra.instance().hydra  # composing replaces it, and a sweep may be under way in this process
     try:
-        return _Check(folders, Asked.of(launcher or {}), tflops).run(points)
+        return _Check(folders, SlurmRequest.of(launcher or {}), tflops).run(points)
     finally:
         GlobalHydra.instance().hydra = before
 
@@ -71,15 +71,15 @@ def check_sweep(
 class _Check:
     """One look at a sweep. What several runs share is looked at once."""
 
-    def __init__(self, folders: Sequence[str], asked: Asked, tflops: float) -> None:
+    def __init__(self, folders: Sequence[str], asked: SlurmRequest, tflops: float) -> None:
         self.folders, self.asked, self.tflops = folders, asked, tflops
         self.found: dict[str, list[str]] = {}  # messages, and the runs that each is about
-        self.rows: list[Row] = []
+        self.rows: list[CheckRow] = []
         self.data: dict[str, ImageData | Exception] = {}
         self.stores: dict[str, str | None] = {}
         self.places: set[Path] = set()
 
-    def run(self, points: Sequence[Sequence[str]]) -> Checked:
+    def run(self, points: Sequence[Sequence[str]]) -> CheckReport:
         common = set.intersection(*map(set, points)) if len(points) > 1 else set(*points)
         labels = [" ".join(word for word in point if word not in common) for point in points]
         for point, label in zip(points, labels, strict=True):
@@ -93,7 +93,7 @@ class _Check:
             named = [] if {*labels} <= {*runs} else [run.strip() for run in runs if run]
             shown = "; ".join(named[:3]) + (f"; and {len(named) - 3} more" if len(named) > 3 else "")
             problems.append(message + (f" [{shown}]" if named else ""))
-        return Checked(problems, self.notes(), self.rows, len(points), self.asked.processes, self.tflops)
+        return CheckReport(problems, self.notes(), self.rows, len(points), self.asked.processes, self.tflops)
 
     @contextmanager
     def noting(self, run: str) -> Iterator[None]:
@@ -105,26 +105,26 @@ class _Check:
 
     def point(self, overrides: list[str], label: str) -> None:
         """A run, and the evaluations after it."""
-        row = Row(" ".join(overrides))
+        row = CheckRow(" ".join(overrides))
         self.rows.append(row)
         with self.noting(label):
-            job = compose_job(overrides, self.folders)
-            row.name = job.cfg.run_name
+            spec = compose_run_spec(overrides, self.folders)
+            row.name = spec.cfg.run_name
             with self.noting(label):
-                if (place := Path(job.cfg.run_dir).absolute()) in self.places:
-                    raise UserError(f"several points of this sweep are the same run, {job.cfg.run_dir}: leave run_name "
-                                    f"to be made of the options, and sweep over what differs")  # fmt: skip
+                if (place := Path(spec.cfg.run_dir).absolute()) in self.places:
+                    raise UserError(f"several points of this sweep are the same run, {spec.cfg.run_dir}: leave "
+                                    f"run_name to be made of the options, and sweep over what differs")  # fmt: skip
                 self.places.add(place)
-            built = self.job(job, row, label, job.cfg)
-            for after in follow_ups(job) if job.cfg.then else []:
-                self.rows.append(Row(after.cfg.run_name))
+            built = self.run_spec(spec, row, label, spec.cfg)
+            for after in follow_ups(spec) if spec.cfg.then else []:
+                self.rows.append(CheckRow(after.cfg.run_name))
                 cfg = after.cfg.copy()  # with the encoder that its checkpoint will hold
-                cfg.model, cfg.target, cfg.checkpoint = job.cfg.model, job.cfg.target, RANDOM
-                self.job(after, self.rows[-1], f"{label}{THEN}{after.choices['task']}", cfg if built else None)
+                cfg.model, cfg.target, cfg.checkpoint = spec.cfg.model, spec.cfg.target, RANDOM
+                self.run_spec(after, self.rows[-1], f"{label}{THEN}{after.choices['task']}", cfg if built else None)
 
-    def job(self, job: Job, row: Row, label: str, built_as: DictConfig | None) -> bool:
+    def run_spec(self, spec: RunSpec, row: CheckRow, label: str, built_as: DictConfig | None) -> bool:
         """Everything about a run, whose networks are built by a configuration (None: not at all); whether they were."""
-        cfg, config = job.cfg, job.config
+        cfg, config = spec.cfg, spec.config
         with self.noting(label):
             self.device(cfg.device)
         with self.noting(label):
@@ -157,7 +157,7 @@ class _Check:
         if kind in ("auto", "cuda") and 0 < gpus < tasks:
             raise UserError(f"hydra.launcher.tasks_per_node={tasks} processes would share {gpus} GPUs: lower it")
 
-    def folder(self, folder: RunFolder, config: dict[str, Any], row: Row) -> None:
+    def folder(self, folder: RunFolder, config: dict[str, Any], row: CheckRow) -> None:
         """How far the run is; raise UserError if it cannot go on there."""
         row.state = "new"
         if not writable(folder.path):
@@ -282,7 +282,7 @@ def main() -> int:
         checked = check_sweep(points, folders, launcher, arguments.tflops)
         checked.problems[:0] = problems
     except Exception as error:
-        return report(error)
+        return report_error(error)
     print(checked)
     return EXIT_MISTAKE if checked.problems else 0
 

@@ -40,7 +40,7 @@ from semaim.tasks.finetune import FineTuning
 from semaim.tasks.linprobe import LinearProbe
 from semaim.tasks.pretrain import Pretraining
 from semaim.training import loop
-from semaim.training.settings import PRECISIONS, Trainer
+from semaim.training.settings import PRECISIONS, TrainerSettings
 
 TFLOPS = 120.0  # that a GPU sustains in training: 40 % of an A100's 312 in bf16
 COLUMNS = (
@@ -143,7 +143,7 @@ def _shapes(value: Any) -> Any:
 def opened(cfg: DictConfig) -> ImageData:
     """Data, of which one image of each part has been read; raises UserError if that cannot be."""
     data: ImageData = instantiate(cfg, _convert_="all")
-    for images in (data.source.train, data.source.val):
+    for images in (data.splits.train, data.splits.val):
         if images is not None:
             data.eval_transform(first_image(images, data.max_unreadable))
     return data
@@ -213,10 +213,10 @@ def estimate(task: Any, seed: int, processes: int, on_gpu: bool) -> Estimate | N
         return None
     sizes = spent.encoder_parameters, spent.parameters
     if not isinstance(task, Pretraining | LinearProbe) and not (finetunes and not task.eval_only):
-        splits = task.data.source  # one pass over the images
+        splits = task.data.splits  # one pass over the images
         learned = 0 if finetunes else len(splits.labelled or splits.train)
         return Estimate(*sizes, spent.encode, learned + (0 if splits.val is None else len(splits.val)))
-    trainer: Trainer = task.trainer
+    trainer: TrainerSettings = task.trainer
     plan = loop.step_plan(task, trainer, seed, Processes(0, processes, torch.device("cpu")))
     steps, kept = trainer.last_step(plan.steps_per_epoch), moments(task.optimizer, task.model)
     flops = spent.encode if isinstance(task, LinearProbe) else spent.training_step
@@ -234,7 +234,7 @@ def estimate(task: Any, seed: int, processes: int, on_gpu: bool) -> Estimate | N
 
 
 @dataclass
-class Row:
+class CheckRow:
     """A run of the table; None where something is not known.
 
     Attributes:
@@ -268,13 +268,13 @@ class Row:
             cells[7] = "-" if cost.memory is None else count(cost.memory, "B")
             cells[8] = hours(self.gpu_hours(tflops))
         if self.data is not None:
-            splits = self.data.source
+            splits = self.data.splits
             cells[4:7] = [str(len(part)) if part else "-" for part in (splits.train, splits.val, splits.classes)]
         return [self.name, *cells, self.state]
 
 
 @dataclass
-class Checked:
+class CheckReport:
     """What was found.
 
     Attributes:
@@ -288,7 +288,7 @@ class Checked:
 
     problems: list[str]
     notes: list[str]
-    rows: list[Row]
+    rows: list[CheckRow]
     runs: int
     processes: int
     tflops: float

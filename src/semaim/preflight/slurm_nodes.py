@@ -16,7 +16,7 @@ OUT_OF_SERVICE = re.compile(r"down|drain|drng|fail|error|unknown|inval|future|\*
 
 
 @dataclass(frozen=True)
-class Asked:
+class SlurmRequest:
     """What a launcher asks for: nodes; on each of them processes, GPUs, CPUs and MB; minutes at most; its options."""
 
     nodes: int
@@ -28,7 +28,7 @@ class Asked:
     options: Mapping[str, Any]
 
     @classmethod
-    def of(cls, launcher: Mapping[str, Any]) -> Asked:
+    def of(cls, launcher: Mapping[str, Any]) -> SlurmRequest:
         """Read a launcher's options; one without any of these computes in a single process."""
         number = {key: value for key, value in launcher.items() if isinstance(value, int)}
         tasks = number.get("tasks_per_node", 1)
@@ -87,7 +87,7 @@ def minutes_in(limit: str) -> int | None:
     return (days * 24 + hours) * 60 + minutes
 
 
-def slurm_problems(asked: Asked) -> list[str]:
+def slurm_problems(asked: SlurmRequest) -> list[str]:
     """What SLURM would never grant; nothing if the launcher does not ask SLURM."""
     if not asked.slurm:
         return []
@@ -98,7 +98,7 @@ def slurm_problems(asked: Asked) -> list[str]:
     return not_granted(asked, nodes_of(text))
 
 
-def not_granted(asked: Asked, nodes: Sequence[Node]) -> list[str]:
+def not_granted(asked: SlurmRequest, nodes: Sequence[Node]) -> list[str]:
     """What a launcher asks for and nodes do not have; features, accounts and who uses the nodes are not looked at."""
     known = ", ".join(sorted({node.partition for node in nodes}))
     wanted = (asked.options["partition"] or "").split(",")

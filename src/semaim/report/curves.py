@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from semaim.report.store import evaluation, method_of, pages, readable
-from semaim.report.table import Point, label
+from semaim.report.table import CurvePoint, label
 
 ONLINE = "online/"
 
 
-def curves(uri: str, evaluations: Sequence[Any]) -> list[Point]:
+def curves(uri: str, evaluations: Sequence[Any]) -> list[CurvePoint]:
     """What was measured while the encoders of these evaluations were pretrained; of several seeds the mean.
 
     Args:
@@ -35,7 +35,7 @@ def curves(uri: str, evaluations: Sequence[Any]) -> list[Point]:
             for epoch, accuracy in points:
                 values[f"{title(metric)}, {method.pretrained_on}", label(method)][epoch].append(accuracy)
     return [
-        Point(panel, line, epoch, statistics.fmean(found), statistics.stdev(found) if len(found) > 1 else None)
+        CurvePoint(panel, line, epoch, statistics.fmean(found), statistics.stdev(found) if len(found) > 1 else None)
         for (panel, line), by_epoch in sorted(values.items())
         for epoch, found in sorted(by_epoch.items())
     ]

@@ -22,11 +22,11 @@ from semaim.errors import UserError
 from semaim.report.curves import curves
 from semaim.report.store import choose, evaluation, method_of, read
 from semaim.report.table import (
+    CurvePoint,
     Evaluation,
     Figure,
     Method,
-    Point,
-    Row,
+    TableRow,
     by_epochs,
     by_gpu_hours,
     csv_text,
@@ -39,7 +39,7 @@ from semaim.tracking.store import SQLITE
 PUBLISHED_ON = "imagenet"  # our name of the data that the published figures were measured on
 
 
-def pool(runs: Sequence[Any]) -> list[Row]:
+def pool(runs: Sequence[Any]) -> list[TableRow]:
     """A row for each method.
 
     Of evaluations made again, of the same encoder with the same seed, only the newest counts.
@@ -53,7 +53,7 @@ def pool(runs: Sequence[Any]) -> list[Row]:
         for what in filter(None, map(evaluation, run.data.metrics)):
             figures[method][what][encoder, run.data.params.get("seed")] = run
     return [
-        Row(
+        TableRow(
             method,
             *pretraining(list(encoders[method].values())),
             figures={what: figure(f"eval/{what.name}", list(newest.values())) for what, newest in measured.items()},
@@ -88,7 +88,7 @@ def pretraining(runs: Sequence[Any]) -> tuple[float | None, float | None, str]:
     return mean("pretrained/images_seen"), hours, " and ".join(filter(None, devices))
 
 
-def published() -> list[Row]:
+def published() -> list[TableRow]:
     """The figures of papers, in the order of `published.csv`."""
     figures: dict[Method, dict[Evaluation, Figure]] = defaultdict(dict)
     with resources.files("semaim").joinpath("published.csv").open(encoding="utf-8") as file:
@@ -98,10 +98,10 @@ def published() -> list[Row]:
             what = evaluation(f"eval/{line['evaluation']}")
             assert what is not None, line
             figures[method][what] = Figure(float(line["accuracy"]), None, None, line["source"])
-    return [Row(method, None, None, "", measured, published=True) for method, measured in figures.items()]
+    return [TableRow(method, None, None, "", measured, published=True) for method, measured in figures.items()]
 
 
-def write(rows: Sequence[Row], during: Sequence[Point], text: str, folder: Path) -> None:
+def write(rows: Sequence[TableRow], during: Sequence[CurvePoint], text: str, folder: Path) -> None:
     """Write the report to a folder and say on the screen what was written.
 
     Args:
@@ -137,7 +137,7 @@ def write(rows: Sequence[Row], during: Sequence[Point], text: str, folder: Path)
         raise UserError(f"--output={folder} cannot be written: {error}") from error
 
 
-def report(arguments: argparse.Namespace) -> None:
+def write_report(arguments: argparse.Namespace) -> None:
     """Read, print and write.
 
     Raises:
@@ -168,7 +168,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, default=Path("report"), help="folder to write to (%(default)s)")
     parser.add_argument("--no-published", action="store_true", help="without the figures of papers")
     try:
-        report(parser.parse_args(argv))
+        write_report(parser.parse_args(argv))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

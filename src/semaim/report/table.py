@@ -74,7 +74,7 @@ class Figure(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Row:
+class TableRow:
     """A method and its figures.
 
     Attributes:
@@ -94,7 +94,7 @@ class Row:
     published: bool
 
 
-def columns(rows: Iterable[Row], few_shot: bool) -> list[Evaluation]:
+def columns(rows: Iterable[TableRow], few_shot: bool) -> list[Evaluation]:
     """The evaluations that a Markdown table has room for: all, but for k-NN with too many numbers of neighbours.
 
     Then it is the one that most rows have; of equals, the usual one or else the smallest.
@@ -109,7 +109,7 @@ def columns(rows: Iterable[Row], few_shot: bool) -> list[Evaluation]:
     return sorted(what for what in present if what.k in (0, shown))
 
 
-def markdown(rows: Sequence[Row], selection: str) -> str:
+def markdown(rows: Sequence[TableRow], selection: str) -> str:
     """The report for people.
 
     Args:
@@ -136,16 +136,16 @@ def markdown(rows: Sequence[Row], selection: str) -> str:
     return "\n\n".join([*parts, "\n".join(f"* {note}" for note in notes)]) + "\n"
 
 
-def table(rows: Sequence[Row], evaluations: Sequence[Evaluation]) -> str:
+def table(rows: Sequence[TableRow], evaluations: Sequence[Evaluation]) -> str:
     """A Markdown table, padded so that it can also be read on a screen."""
     titles = ["method", "model", "pretrained on", "epochs", "images seen", "device-hours", "evaluated on"]
     lines = [[*titles, *(what.title for what in evaluations), "source"]]
     for row in rows:
-        method, images = row.method, number(row.images_seen, ",.0f")
-        hours = number(row.device_hours, ",.1f" if (row.device_hours or 0) >= 1 else ".2g")
+        method, images = row.method, format_cell(row.images_seen, ",.0f")
+        hours = format_cell(row.device_hours, ",.1f" if (row.device_hours or 0) >= 1 else ".2g")
         sources = dict.fromkeys(figure.source for what, figure in row.figures.items() if what in evaluations)
         lines.append([
-            method.name, method.model, method.pretrained_on, number(method.epochs, "g"), images,
+            method.name, method.model, method.pretrained_on, format_cell(method.epochs, "g"), images,
             hours + PROCESSORS.get(row.device, "") if hours else "", method.evaluated_on,
             *(cell(row.figures.get(what)) for what in evaluations),
             f"published: {', '.join(sources)}" if row.published else "ours",
@@ -157,7 +157,7 @@ def table(rows: Sequence[Row], evaluations: Sequence[Evaluation]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in padded)
 
 
-def number(value: float | None, form: str) -> str:
+def format_cell(value: float | None, form: str) -> str:
     """A number, or nothing."""
     return "" if value is None else format(value, form)
 
@@ -170,21 +170,21 @@ def cell(figure: Figure | None) -> str:
     return f"{figure.mean:.1f}{deviation}" + (f" ({figure.runs})" if (figure.runs or 0) > 1 else "")
 
 
-def csv_text(rows: Iterable[Row]) -> str:
+def csv_text(rows: Iterable[TableRow]) -> str:
     """The report for machines: a line for each figure; what is not known is empty."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(CSV_COLUMNS)
     for row in rows:
         *names, epochs, evaluated_on = row.method
-        cost = [number(epochs, "g"), row.images_seen, row.device_hours, row.device]
+        cost = [format_cell(epochs, "g"), row.images_seen, row.device_hours, row.device]
         for what, (mean, deviation, runs, source) in sorted(row.figures.items()):
             result = [what.name, mean, deviation, runs, str(row.published).lower(), source]
             writer.writerow([*names, *cost, evaluated_on, *result])
     return file.getvalue()
 
 
-class Point(NamedTuple):
+class CurvePoint(NamedTuple):
     """A point of a plot: the title of its panel, its method, what pretraining cost, and the accuracy in percent."""
 
     panel: str
@@ -199,7 +199,7 @@ def label(method: Method) -> str:
     return " ".join(filter(None, [method.model, method.name, method.pretrained_on]))
 
 
-def points(rows: Sequence[Row], cost: Callable[[Row], float | None]) -> list[Point]:
+def points(rows: Sequence[TableRow], cost: Callable[[TableRow], float | None]) -> list[CurvePoint]:
     """Our figures, of the evaluations that the tables show, against what pretraining cost, where that is known."""
     ours = [row for row in rows if not row.published]
     found = []
@@ -208,21 +208,21 @@ def points(rows: Sequence[Row], cost: Callable[[Row], float | None]) -> list[Poi
             method, x = row.method, cost(row)
             if what in row.figures and x is not None:
                 figure, panel = row.figures[what], f"{what.title}, {method.evaluated_on}"
-                found.append(Point(panel, label(method), x, figure.mean, figure.deviation))
+                found.append(CurvePoint(panel, label(method), x, figure.mean, figure.deviation))
     return found
 
 
-def by_epochs(row: Row) -> float | None:
+def by_epochs(row: TableRow) -> float | None:
     """Epochs of pretraining."""
     return row.method.epochs
 
 
-def by_gpu_hours(row: Row) -> float | None:
+def by_gpu_hours(row: TableRow) -> float | None:
     """GPU-hours of pretraining; hours of a CPU are none."""
     return row.device_hours if row.device == "cuda" else None
 
 
-def draw(points: Sequence[Point], labels: Sequence[str], x_label: str, files: Iterable[Path]) -> None:
+def draw(points: Sequence[CurvePoint], labels: Sequence[str], x_label: str, files: Iterable[Path]) -> None:
     """Draw points, a panel for each evaluation and a colour and marker for each method, and save the figure.
 
     Args:

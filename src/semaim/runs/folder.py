@@ -21,10 +21,11 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from semaim.config.naming import differences
+from semaim.config.old_names import with_current_names
 from semaim.core.files import read_json, write_json, write_text
 from semaim.core.slurm_job import this_job
 from semaim.errors import UserError
-from semaim.runs.status import State
+from semaim.runs.status import RunState
 
 log = logging.getLogger(__name__)
 
@@ -114,7 +115,7 @@ class RunFolder:
         if not path.exists():
             write_text(path, OmegaConf.to_yaml(OmegaConf.create(config)))
             return
-        different = differences(OmegaConf.to_container(OmegaConf.load(path)), config)
+        different = differences(with_current_names(OmegaConf.to_container(OmegaConf.load(path))), config)
         if different:
             raise UserError(
                 f"the run in {self.path} was started with another configuration:\n  "
@@ -126,7 +127,7 @@ class RunFolder:
         """What status.json says; empty before the first start."""
         return read_json(self.path / "status.json") or {}
 
-    def set_status(self, state: State, **fields: Any) -> None:
+    def set_status(self, state: RunState, **fields: Any) -> None:
         """Replace status.json."""
         place = {"host": socket.gethostname(), "pid": os.getpid(), **this_job()}
         write_json(self.path / "status.json", {"state": state, **fields, **place})

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from semaim.runs.status import Status
+from semaim.runs.status import MLflowStatus
 
 IMAGE_KEY = re.compile(r"[A-Za-z0-9_.\- ]+(/[A-Za-z0-9_.\- ]+)*")  # what MLflow takes
 
@@ -58,7 +58,7 @@ class Journal:
                 self._last_step.update(dict.fromkeys(new, step))
                 self._write({"step": step, "metrics": new})
 
-    def status(self, status: Status) -> None:
+    def status(self, status: MLflowStatus) -> None:
         """Write a change of status, in MLflow's words."""
         with self._lock:
             self._write({"status": status})

@@ -14,5 +14,5 @@ from __future__ import annotations
 
 from typing import Literal
 
-State = Literal["running", "requeued", "finished", "failed", "interrupted", "vanished"]
-Status = Literal["RUNNING", "SCHEDULED", "FINISHED", "FAILED", "KILLED"]
+RunState = Literal["running", "requeued", "finished", "failed", "interrupted", "vanished"]
+MLflowStatus = Literal["RUNNING", "SCHEDULED", "FINISHED", "FAILED", "KILLED"]

@@ -18,7 +18,7 @@ from pathlib import Path
 from semaim.core import slurm_job
 from semaim.errors import UserError
 from semaim.sweeps.mlflow_parent import update_parent
-from semaim.sweeps.states import State, states
+from semaim.sweeps.states import PointState, states
 from semaim.sweeps.status import find
 from semaim.sweeps.sweep import Sweep
 from semaim.sweeps.table import table
@@ -26,7 +26,7 @@ from semaim.sweeps.table import table
 PATIENCE_SECONDS = 120.0
 
 
-def cancel(sweep: Sweep, numbers: Sequence[int]) -> list[State]:
+def cancel(sweep: Sweep, numbers: Sequence[int]) -> list[PointState]:
     """Ask the jobs of points that are not over to end, and wait until they have; the states of all points.
 
     Raises:

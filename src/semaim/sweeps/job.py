@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from semaim.config.messages import EXIT_INTERRUPTED, explain, report
+from semaim.config.messages import EXIT_INTERRUPTED, explain, report_error
 from semaim.core.files import write_json
 from semaim.core.signals import StopRequest
 from semaim.core.slurm_job import this_job
@@ -39,11 +39,11 @@ def run_point(sweep: Sweep, point: Point) -> float:
     Raises:
         Interrupted: after a signal, once the first process has saved everything.
     """
-    jobs = sweep.compose(point)
-    with session(jobs[0].cfg.device) as (processes, stop):
+    specs = sweep.compose(point)
+    with session(specs[0].cfg.device) as (processes, stop):
         _warn_if_code_changed(sweep)
         try:
-            return [execute(each, processes, stop) for each in jobs][0]  # noqa: RUF015 - all of them are made
+            return [execute(each, processes, stop) for each in specs][0]  # noqa: RUF015 - all of them are made
         except Interrupted:
             with suppress(RuntimeError):  # SLURM ends them all when one leaves
                 processes.barrier()
@@ -70,13 +70,13 @@ class PointJob:
         try:
             return run_point(sweep, sweep.points[self.number])
         except Interrupted as error:
-            sys.exit(report(error))
+            sys.exit(report_error(error))
         except (Exception, KeyboardInterrupt) as error:
             from submitit import JobEnvironment
 
             job = JobEnvironment()
             note_failure(sweep.job_folder(job.job_id), error, job.global_rank)
-            sys.exit(report(error))
+            sys.exit(report_error(error))
 
     def checkpoint(self) -> Any:
         """What submitit starts when the job is requeued: the same."""

@@ -14,14 +14,14 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from semaim.config.messages import EXIT_AT_ONCE, report
-from semaim.config.run_spec import Job, compose_job
+from semaim.config.messages import EXIT_AT_ONCE, report_error
+from semaim.config.run_spec import RunSpec, compose_run_spec
 from semaim.core import terminal
 from semaim.core.formatting import plural
 from semaim.errors import Interrupted, SweepFailed, UserError
 from semaim.runs.provenance import code_version, command_line
 from semaim.sweeps.mlflow_parent import open_parent, update_parent
-from semaim.sweeps.states import State, states
+from semaim.sweeps.states import PointState, states
 from semaim.sweeps.submit import run_here, submit, to_submit, wait
 from semaim.sweeps.sweep import FILE, Executor, Sweep, make_points, sweep_name
 from semaim.sweeps.table import next_commands, table
@@ -52,7 +52,7 @@ def launch(
     folders = [f"file://{source.path}" for source in sources if source.provider == "command-line"]
     typed: Any = OmegaConf.to_container(config.hydra.overrides.task, resolve=False)
     points = make_points(job_overrides, folders, dependent=executor == "slurm")
-    settings = compose_job(points[0].overrides, folders)
+    settings = compose_run_spec(points[0].overrides, folders)
     sweep = Sweep(
         path=Path(settings.cfg.runs_dir).absolute() / (settings.cfg.sweep.name or sweep_name(points, typed)),
         executor=executor,
@@ -75,7 +75,7 @@ def launch(
             _start(sweep, numbers)
         now = wait(sweep) if settings.cfg.sweep.wait and executor != "basic" else states(sweep)
     except Interrupted as error:
-        sys.exit(report(error))
+        sys.exit(report_error(error))
     except KeyboardInterrupt:
         if executor == "slurm":
             log.info("no longer waiting; the jobs go on:\n%s", next_commands(sweep))
@@ -96,7 +96,7 @@ def _in_hand(sweep: Sweep) -> Iterator[None]:
         sweep.folder.unlock()
 
 
-def _former_states(sweep: Sweep) -> list[State] | None:
+def _former_states(sweep: Sweep) -> list[PointState] | None:
     """The states of the points by jobs of an earlier launch, which this one takes over; None if there are none."""
     if not (sweep.path / FILE).is_file():
         return None
@@ -133,7 +133,7 @@ def _look_over(sweep: Sweep, numbers: Sequence[int]) -> None:
     log.info("looked over:\n%s", checked)
 
 
-def _open(sweep: Sweep, settings: Job) -> None:
+def _open(sweep: Sweep, settings: RunSpec) -> None:
     """Make the folder of the sweep, and the MLflow run that its runs are shown under if there are several."""
     if len(sweep.points) > 1:
         for point in sweep.points:
@@ -157,7 +157,7 @@ def _start(sweep: Sweep, numbers: Sequence[int]) -> None:
         log.info("what to type next:\n%s", next_commands(sweep))
 
 
-def _job_return(overrides: list[str], state: State, sweep: Sweep) -> JobReturn:
+def _job_return(overrides: list[str], state: PointState, sweep: Sweep) -> JobReturn:
     """What Hydra's sweeper is told of a run."""
     told = JobReturn(overrides=overrides, status=JobStatus.COMPLETED)
     told.return_value = state.value

@@ -13,12 +13,12 @@ from omegaconf import OmegaConf
 
 from semaim.core.files import write_json, write_text
 from semaim.runs.journal import Journal
-from semaim.runs.status import Status
-from semaim.sweeps.states import State, journal_tail
+from semaim.runs.status import MLflowStatus
+from semaim.sweeps.states import PointState, journal_tail
 from semaim.sweeps.sweep import FILE, Sweep, labels, swept
 from semaim.sweeps.table import write_results
 from semaim.tracking.delivery import deliver, locked
-from semaim.tracking.run_page import MOST_CHARACTERS, NOTE, command_block, markdown_table, number
+from semaim.tracking.run_page import MOST_CHARACTERS, NOTE, command_block, format_number, markdown_table
 
 FINISHED, FAILED = "sweep/finished", "sweep/failed"
 BESIDE_THE_TABLE = 200  # characters left free
@@ -48,7 +48,7 @@ def open_parent(sweep: Sweep, tracking: Any) -> None:
     tracking.prepare(folder)
 
 
-def update_parent(sweep: Sweep, now: Sequence[State]) -> None:
+def update_parent(sweep: Sweep, now: Sequence[PointState]) -> None:
     """Show in the MLflow run of the sweep how far it is; if it is over, also write `results.csv`."""
     if not (sweep.path / FILE).is_file():  # a run alone
         return
@@ -63,9 +63,9 @@ def update_parent(sweep: Sweep, now: Sequence[State]) -> None:
     deliver(sweep.folder)
 
 
-def _journal_changes(sweep: Sweep, now: Sequence[State], over: bool) -> bool:
+def _journal_changes(sweep: Sweep, now: Sequence[PointState], over: bool) -> bool:
     """Write what has changed since the last time; whether anything has."""
-    status: Status = "RUNNING"
+    status: MLflowStatus = "RUNNING"
     if over:
         status = "FINISHED" if all(state.word == "finished" for state in now) else "FAILED"
     tail = journal_tail(sweep.folder)
@@ -85,7 +85,7 @@ def _journal_changes(sweep: Sweep, now: Sequence[State], over: bool) -> bool:
     return True
 
 
-def summary(now: Sequence[State]) -> dict[str, float]:
+def summary(now: Sequence[PointState]) -> dict[str, float]:
     """How many points are over, and the best and the mean of each result; of losses the best is the lowest."""
     found: dict[str, float] = {
         FINISHED: sum(state.word == "finished" for state in now),
@@ -99,13 +99,13 @@ def summary(now: Sequence[State]) -> dict[str, float]:
     return found
 
 
-def _results(now: Sequence[State]) -> list[str]:
+def _results(now: Sequence[PointState]) -> list[str]:
     """The names of what came out: no deviations, and nothing that was measured before training."""
     names = dict.fromkeys(name for state in now for name in state.result)
     return [name for name in names if not name.endswith(("_std", "_before"))]
 
 
-def description(sweep: Sweep, now: Sequence[State] | None) -> str:
+def description(sweep: Sweep, now: Sequence[PointState] | None) -> str:
     """The sweep in Markdown: what is swept over, its command, where it is, and once it is over what came out."""
     axes = "; ".join(f"{key} = {', '.join(f'`{value}`' for value in values)}" for key, values in swept(sweep).items())
     head = f"**Sweep** of {len(sweep.points)} runs" + (f" over {axes}" if axes else ", which are shown under it")
@@ -121,7 +121,7 @@ def description(sweep: Sweep, now: Sequence[State] | None) -> str:
     return "\n\n".join([head, _table(sweep, now, room), *rest])
 
 
-def _table(sweep: Sweep, now: Sequence[State], room: int) -> str:
+def _table(sweep: Sweep, now: Sequence[PointState], room: int) -> str:
     """How each point ended, as far as there is room: the first result, and the last ones, which are evaluations."""
     first, *others = _results(now) or [""]
     names = [first, *others[-MOST_OTHERS:]]
@@ -137,4 +137,4 @@ def _table(sweep: Sweep, now: Sequence[State], room: int) -> str:
 
 
 def _numbers(result: Mapping[str, float], names: Sequence[str]) -> list[str]:
-    return [number(result[name]) if name in result else "" for name in names]
+    return [format_number(result[name]) if name in result else "" for name in names]

@@ -16,14 +16,14 @@ from typing import Any, Literal
 from semaim.core import slurm_job
 from semaim.core.files import read_json
 from semaim.core.formatting import duration
-from semaim.core.slurm_job import Seen
+from semaim.core.slurm_job import JobState
 from semaim.runs.folder import RunFolder
 from semaim.runs.journal import read
 from semaim.sweeps.sweep import Point, Sweep, failure_file
 from semaim.tracking.delivery import deliver
 from semaim.tracking.sync import mark_ended
 
-Word = Literal[
+PointStateName = Literal[
     "pending", "starting", "running", "ending", "requeued", "finished", "failed", "killed", "vanished", "unknown"
 ]
 OVER = ("finished", "failed", "killed", "vanished")
@@ -34,7 +34,7 @@ NO_REASON = re.compile(r"job step aborted|forcing job termination|submitit (info
 
 
 @dataclass(frozen=True)
-class State:
+class PointState:
     """How far a point is.
 
     Attributes:
@@ -45,7 +45,7 @@ class State:
         value: of its metric.
     """
 
-    word: Word
+    word: PointStateName
     detail: str = ""
     restarts: int = 0
     result: dict[str, float] = field(default_factory=dict)
@@ -57,9 +57,9 @@ class State:
         return self.word in OVER
 
 
-def states(sweep: Sweep) -> list[State]:
+def states(sweep: Sweep) -> list[PointState]:
     """How far each point is; runs that died without a word are marked as such, once."""
-    seen = look(sweep)
+    seen = scheduler_states(sweep)
     found = [_state(sweep, point, seen[number]) for number, point in enumerate(sweep.points)]
     for point, state in zip(sweep.points, found, strict=True):
         if state.over:
@@ -67,22 +67,22 @@ def states(sweep: Sweep) -> list[State]:
     return found
 
 
-def look(sweep: Sweep) -> list[Seen]:
+def scheduler_states(sweep: Sweep) -> list[JobState]:
     """What the scheduler says of each point."""
     if sweep.executor == "slurm":
-        by_job = slurm_job.look([point.job for point in sweep.points if point.job])
-        return [by_job[point.job] if point.job else Seen("over") for point in sweep.points]
+        by_job = slurm_job.job_states([point.job for point in sweep.points if point.job])
+        return [by_job[point.job] if point.job else JobState("over") for point in sweep.points]
     if sweep.executor == "local":
-        return [Seen("running" if _is_submitit(point.job) else "over") for point in sweep.points]
+        return [JobState("running" if _is_submitit(point.job) else "over") for point in sweep.points]
     launching = sweep.folder.is_held or sweep.folder.is_locked()
     return [_one_after_the_other(point, launching) for point in sweep.points]
 
 
-def _one_after_the_other(point: Point, launching: bool) -> Seen:
+def _one_after_the_other(point: Point, launching: bool) -> JobState:
     if point.folder.is_locked():
-        return Seen("running")
+        return JobState("running")
     started = point.job is not None
-    return Seen("waiting", "for its turn") if launching and not started else Seen("over")
+    return JobState("waiting", "for its turn") if launching and not started else JobState("over")
 
 
 def _is_submitit(process: str | None) -> bool:
@@ -92,23 +92,23 @@ def _is_submitit(process: str | None) -> bool:
         return False
 
 
-def _state(sweep: Sweep, point: Point, seen: Seen) -> State:
+def _state(sweep: Sweep, point: Point, seen: JobState) -> PointState:
     status = _status(point.folder)
     here = bool(status) and (sweep.executor != "slurm" or status.get("job") == point.job)
     if seen.state == "waiting":
         death = _death(sweep.job_folder(point.job or ""), seen.restarts - 1)
-        return State("requeued" if seen.restarts else "pending", _joined(seen.reason, death or ""), seen.restarts)
+        return PointState("requeued" if seen.restarts else "pending", _joined(seen.reason, death or ""), seen.restarts)
     current = here and status.get("restarts", 0) == seen.restarts
     if seen.state == "running" and not (current and status["state"] == "finished"):
         if not current:
-            return State("starting", seen.nodes, seen.restarts)
-        word: Word = "running" if status["state"] == "running" else "ending"
-        return State(word, progress(point.folder) if word == "running" else status["error"], seen.restarts)
+            return PointState("starting", seen.nodes, seen.restarts)
+        word: PointStateName = "running" if status["state"] == "running" else "ending"
+        return PointState(word, progress(point.folder) if word == "running" else status["error"], seen.restarts)
     if status.get("state") == "finished" and not (seen.state == "over" and _lacks_evaluations(point)):
         value = status["result"][status["metric"]]
-        return State("finished", result_text(status), seen.restarts, status["result"] | _followed(point), value)
+        return PointState("finished", result_text(status), seen.restarts, status["result"] | _followed(point), value)
     if seen.state == "unknown":
-        return State("unknown", f"{seen.reason}; the run folder says: {status.get('state', 'not begun')}")
+        return PointState("unknown", f"{seen.reason}; the run folder says: {status.get('state', 'not begun')}")
     return _ended_badly(sweep, point, seen, status if here else {})
 
 
@@ -123,24 +123,24 @@ def _followed(point: Point) -> dict[str, float]:
     return {name: value for status in ended for name, value in status.get("result", {}).items()}
 
 
-def _ended_badly(sweep: Sweep, point: Point, seen: Seen, status: dict[str, Any]) -> State:
+def _ended_badly(sweep: Sweep, point: Point, seen: JobState, status: dict[str, Any]) -> PointState:
     """The state of a run that did not finish and that nothing works on: in whose words, and why."""
-    word: Word
+    word: PointStateName
     if point.job is None:
-        return State("killed", "never submitted")
+        return PointState("killed", "never submitted")
     attempt = max(seen.restarts, status.get("restarts", 0))
     if death := _death(sweep.job_folder(point.job), attempt):
-        return State("failed", death, seen.restarts)
+        return PointState("failed", death, seen.restarts)
     if failure := _failure(sweep.job_folder(point.job), attempt):
-        return State("failed", failure, seen.restarts)
+        return PointState("failed", failure, seen.restarts)
     if status.get("state") == "failed":
-        return State("failed", status["error"], seen.restarts)
+        return PointState("failed", status["error"], seen.restarts)
     if status.get("state") in ("interrupted", "vanished"):
         word = "killed" if status["state"] == "interrupted" else "vanished"
-        return State(word, _joined(seen.reason, status["error"]), seen.restarts)
+        return PointState(word, _joined(seen.reason, status["error"]), seen.restarts)
     word = "killed" if seen.reason.startswith("CANCELLED") else "vanished"
     last = "" if word == "killed" else last_trouble(sweep.job_folder(point.job))
-    return State(word, _joined(seen.reason or "its process is gone", last), seen.restarts)
+    return PointState(word, _joined(seen.reason or "its process is gone", last), seen.restarts)
 
 
 def _joined(*parts: str) -> str:
@@ -156,7 +156,7 @@ def _status(folder: RunFolder) -> dict[str, Any]:
     return folder.status()
 
 
-def settle(folder: RunFolder, state: State) -> None:
+def settle(folder: RunFolder, state: PointState) -> None:
     """Make the run folder and MLflow say that a run is over, if they do not yet."""
     if _status(folder).get("state") not in ("running", "requeued") or folder.is_locked():
         return

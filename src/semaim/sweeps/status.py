@@ -15,7 +15,7 @@ from pathlib import Path
 from semaim.core.files import read_json
 from semaim.errors import UserError
 from semaim.sweeps.mlflow_parent import update_parent
-from semaim.sweeps.states import State, states
+from semaim.sweeps.states import PointState, states
 from semaim.sweeps.sweep import FILE, Executor, Point, Sweep
 from semaim.sweeps.table import table
 
@@ -50,7 +50,7 @@ def find(path: Path) -> tuple[Sweep, list[int]]:
     return Sweep(path.absolute(), executor, {}, [point], restarts=0, command=starts[-1].get("command", "")), [0]
 
 
-def show(path: Path) -> tuple[str, list[State]]:
+def show(path: Path) -> tuple[str, list[PointState]]:
     """The table of a folder, and the states in it."""
     sweep, numbers = find(path)
     now = states(sweep)
@@ -58,7 +58,7 @@ def show(path: Path) -> tuple[str, list[State]]:
     return f"{path}\n{table(sweep, now, numbers)}", [now[number] for number in numbers]
 
 
-def watch(paths: Sequence[Path], tell: Callable[[str], None]) -> list[State]:
+def watch(paths: Sequence[Path], tell: Callable[[str], None]) -> list[PointState]:
     """Show the tables again whenever they change, until everything is over."""
     told = ""
     while True:

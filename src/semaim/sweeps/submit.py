@@ -11,13 +11,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from semaim.config.messages import report
+from semaim.config.messages import report_error
 from semaim.errors import Interrupted, UserError
 from semaim.lifecycle import stored_result
 from semaim.runs.folder import RunFolder
 from semaim.sweeps.job import PointJob, note_failure, run_point
 from semaim.sweeps.mlflow_parent import update_parent
-from semaim.sweeps.states import State, states
+from semaim.sweeps.states import PointState, states
 from semaim.sweeps.sweep import Point, Sweep, labels
 
 log = logging.getLogger(__name__)
@@ -26,7 +26,7 @@ COMMON |= {"stderr_to_stdout"}  # submitit's options for every kind of executor
 POLL_SECONDS = (2.0, 15.0)  # at first, and after some minutes
 
 
-def to_submit(sweep: Sweep, old: Sequence[State] | None) -> list[int]:
+def to_submit(sweep: Sweep, old: Sequence[PointState] | None) -> list[int]:
     """The points that need a job: all but those that are finished, and those that a job still works on."""
     return [
         number
@@ -36,8 +36,8 @@ def to_submit(sweep: Sweep, old: Sequence[State] | None) -> list[int]:
 
 
 def _finished(sweep: Sweep, point: Point) -> bool:
-    jobs = [job.config for job in sweep.compose(point)]
-    return all(stored_result(RunFolder(Path(config["run_dir"])), config) is not None for config in jobs)
+    configs = [spec.config for spec in sweep.compose(point)]
+    return all(stored_result(RunFolder(Path(config["run_dir"])), config) is not None for config in configs)
 
 
 def submit(sweep: Sweep, numbers: Sequence[int]) -> None:
@@ -177,12 +177,12 @@ def run_here(sweep: Sweep, numbers: Sequence[int], is_main: bool) -> None:
         except Exception as error:  # whatever it is, the next run may do better
             if is_main:
                 note_failure(sweep.job_folder(point.job), error)
-            report(error)
+            report_error(error)
         if is_main:
             update_parent(sweep, states(sweep))
 
 
-def wait(sweep: Sweep) -> list[State]:
+def wait(sweep: Sweep) -> list[PointState]:
     """Wait until every job is over, and tell of every change."""
     began = time.monotonic()
     told: dict[str, str] = {}

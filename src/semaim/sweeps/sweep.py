@@ -17,9 +17,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from semaim.config.follow_ups import follow_ups, under
+from semaim.config.follow_ups import follow_ups, with_parent
 from semaim.config.naming import asked_besides
-from semaim.config.run_spec import Job, compose_job
+from semaim.config.run_spec import RunSpec, compose_run_spec
 from semaim.core.files import read_json, write_json
 from semaim.errors import UserError
 from semaim.runs.folder import RunFolder
@@ -114,12 +114,12 @@ class Sweep:
         self.path.mkdir(parents=True, exist_ok=True)
         write_json(self.path / FILE, {key: value for key, value in asdict(self).items() if key != "path"})
 
-    def compose(self, point: Point) -> list[Job]:
+    def compose(self, point: Point) -> list[RunSpec]:
         """The run of a point, and those that follow it in the same job."""
-        job = compose_job(point.overrides, self.folders)
+        spec = compose_run_spec(point.overrides, self.folders)
         if point.parent is not None:
-            job = under(job, point.parent)
-        return [job] if self.executor == "slurm" else [job, *follow_ups(job)]
+            spec = with_parent(spec, point.parent)
+        return [spec] if self.executor == "slurm" else [spec, *follow_ups(spec)]
 
 
 def failure_file(job_folder: Path, attempt: int) -> Path:
@@ -140,11 +140,13 @@ def make_points(job_overrides: Sequence[Sequence[str]], folders: Sequence[str], 
     """
     points: list[Point] = []
     for overrides in job_overrides:
-        job = compose_job(list(overrides), folders)
-        points.append(Point(list(overrides), _place(job)))
-        first, followers = len(points) - 1, follow_ups(job)
+        spec = compose_run_spec(list(overrides), folders)
+        points.append(Point(list(overrides), _place(spec)))
+        first, followers = len(points) - 1, follow_ups(spec)
         if dependent:
-            points += [Point(list(each.overrides), _place(each), parent=_place(job), after=first) for each in followers]
+            points += [
+                Point(list(each.overrides), _place(each), parent=_place(spec), after=first) for each in followers
+            ]
         else:
             points[first].then = [_place(each) for each in followers]
     places = [point.run_dir for point in points]
@@ -153,8 +155,8 @@ def make_points(job_overrides: Sequence[Sequence[str]], folders: Sequence[str], 
     return points
 
 
-def _place(job: Job) -> str:
-    return str(Path(job.cfg.run_dir).absolute())
+def _place(spec: RunSpec) -> str:
+    return str(Path(spec.cfg.run_dir).absolute())
 
 
 def labels(sweep: Sweep) -> list[str]:

@@ -10,13 +10,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from semaim.core.files import write_text
-from semaim.sweeps.states import State
+from semaim.sweeps.states import PointState
 from semaim.sweeps.sweep import Sweep, labels
 
 MAX_DETAIL = 200  # characters; results.csv has all
 
 
-def table(sweep: Sweep, now: Sequence[State], numbers: Sequence[int] | None = None) -> str:
+def table(sweep: Sweep, now: Sequence[PointState], numbers: Sequence[int] | None = None) -> str:
     """Some points, or all: job, state, and progress, result or last error."""
     rows = [("run", "job", "state", "result, progress or reason")]
     for number, (label, point, state) in enumerate(zip(labels(sweep), sweep.points, now, strict=True)):
@@ -33,7 +33,7 @@ def table(sweep: Sweep, now: Sequence[State], numbers: Sequence[int] | None = No
     )
 
 
-def write_results(sweep: Sweep, now: Sequence[State]) -> None:
+def write_results(sweep: Sweep, now: Sequence[PointState]) -> None:
     """How every point ended, as a table for other programs."""
     names = list(dict.fromkeys(name for state in now for name in state.result))
     text = io.StringIO()

@@ -18,7 +18,7 @@ from semaim.data.image_data import ImageData
 from semaim.data.image_sets import ImageSet
 from semaim.errors import UserError
 from semaim.evaluation.feature_cache import stored
-from semaim.evaluation.features import Features, Pass
+from semaim.evaluation.features import Extraction, Features
 from semaim.models.vit import encode
 from semaim.runs.context import Run
 from semaim.runs.folder import RunFolder
@@ -57,7 +57,7 @@ class Evaluation:
         self.source = source
         self.data = data
         self.labelled, self.held_out = data.labelled_and_held_out()
-        self.classes = data.source.classes
+        self.classes = data.splits.classes
 
     def begin(self, run: Run) -> Origin:
         """Say in the run where its encoder is from."""
@@ -107,7 +107,7 @@ class FeatureEvaluation(Evaluation):
     def features(self, images: ImageSet, indices: Sequence[int], run: Run, title: str) -> Features:
         """Features of some images, from disk if they were computed before."""
         self.vit.to(run.processes.device)
-        wanted = Pass(encoder_pass(self.vit), self.data, images, indices, self.batch_size, title)
+        wanted = Extraction(encoder_pass(self.vit), self.data, images, indices, self.batch_size, title)
         return stored(self.features_dir, self.weights, wanted, run)
 
 

@@ -16,7 +16,7 @@ from semaim.core.files import atomic, write_json
 from semaim.data.image_data import ImageData
 from semaim.data.image_sets import ImageSet
 from semaim.errors import UserError
-from semaim.evaluation.features import Pass, extract
+from semaim.evaluation.features import Extraction, extract
 from semaim.runs.context import Run
 from semaim.tasks.evaluation import check_image_size, encoder_pass
 
@@ -55,13 +55,13 @@ class ExportFeatures:
         """Compute and write; how many images, and how wide their features are."""
         run.tag(self.source.origin(run.seed, run.choices).tags)
         self.vit.to(run.processes.device)
-        splits = self.data.source
+        splits = self.data.splits
         parts: dict[str, ImageSet | None] = {"train": splits.labelled or splits.train, "val": splits.val}
         total, width = 0, 0
         for part, images in parts.items():
             if images is None:
                 continue
-            wanted = Pass(encoder_pass(self.vit), self.data, images, range(len(images)), self.batch_size, part)
+            wanted = Extraction(encoder_pass(self.vit), self.data, images, range(len(images)), self.batch_size, part)
             found = extract(wanted, run)
             arrays = {**found.by_kind, "labels": found.labels_M.numpy(), "index": found.index_M.numpy()}
             total, width = total + len(found.labels_M), arrays["mean"].shape[1]

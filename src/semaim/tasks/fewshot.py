@@ -25,7 +25,7 @@ from semaim.data.image_data import ImageData
 from semaim.data.loading import TrainingData
 from semaim.data.subsets import few_of_each_class
 from semaim.errors import Interrupted, UserError
-from semaim.evaluation.accuracy import Answers
+from semaim.evaluation.accuracy import Predictions
 from semaim.evaluation.features import Features
 from semaim.evaluation.knn import check_ks, classify
 from semaim.models.heads import LinearHeads
@@ -35,7 +35,7 @@ from semaim.tasks.evaluation import FeatureEvaluation
 from semaim.tasks.linprobe import HeadTraining, check_trainer
 from semaim.training import loop
 from semaim.training.optimizers import Optimization
-from semaim.training.settings import Trainer
+from semaim.training.settings import TrainerSettings
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +85,7 @@ class FewShot(FeatureEvaluation):
         source: EncoderSource,
         data: ImageData,
         optimizer: Optimization,
-        trainer: Trainer,
+        trainer: TrainerSettings,
         shots: Sequence[int],
         repeats: int,
         ks: Sequence[int],
@@ -174,7 +174,7 @@ class FewShot(FeatureEvaluation):
         with torch.no_grad():
             predicted_SM = heads(stacked(queries).to(alone.device)).argmax(-1).cpu()
         return {
-            f"linprobe_{kind}": Answers(predicted_M, queries.labels_M, self.classes).accuracy
+            f"linprobe_{kind}": Predictions(predicted_M, queries.labels_M, self.classes).accuracy
             for kind, predicted_M in zip(kinds, predicted_SM, strict=True)
         }
 

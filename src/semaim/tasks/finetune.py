@@ -20,13 +20,13 @@ from semaim.data.image_data import ImageData
 from semaim.data.loading import Batch
 from semaim.data.transforms import Transform
 from semaim.errors import UserError
-from semaim.evaluation.accuracy import Answers, answers
+from semaim.evaluation.accuracy import Predictions, predict_classes
 from semaim.models.vit import Pool
 from semaim.runs.context import Run
 from semaim.tasks.evaluation import Evaluation, check_image_size, check_same_encoder, origin_record
 from semaim.training import loop
 from semaim.training.optimizers import Optimization
-from semaim.training.settings import Trainer
+from semaim.training.settings import TrainerSettings
 from semaim.training.state import TrainingState
 
 log = logging.getLogger(__name__)
@@ -58,7 +58,7 @@ class FineTuning(Evaluation):
         data: ImageData,
         train_transform: Transform,
         optimizer: Optimization,
-        trainer: Trainer,
+        trainer: TrainerSettings,
         pool: Pool,
         drop_path: float,
         mixup: float,
@@ -160,13 +160,13 @@ class FineTuning(Evaluation):
             store.save(folder, state.step, content)
             store.prune(folder, 1, lambda _: False)
 
-    def _answers(self, model: nn.Module, run: Run) -> Answers:
+    def _answers(self, model: nn.Module, run: Run) -> Predictions:
         model.eval()
 
         def predict(images_BCHW: Tensor) -> dict[str, Tensor]:
             return {"class": model(images_BCHW).argmax(-1)}
 
-        return answers(predict, self.data, self.held_out, self.batch_size, run)["class"]
+        return predict_classes(predict, self.data, self.held_out, self.batch_size, run)["class"]
 
     def state_dict(self) -> dict[str, Any]:
         """Which encoder it began with."""

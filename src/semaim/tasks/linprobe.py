@@ -22,14 +22,14 @@ from semaim.data.loading import Batch, TrainingData
 from semaim.data.subsets import hold_out
 from semaim.data.transforms import Transform
 from semaim.errors import UserError
-from semaim.evaluation.accuracy import Answers, answers
+from semaim.evaluation.accuracy import Predictions, predict_classes
 from semaim.models.heads import LinearHeads
 from semaim.models.vit import encode
 from semaim.runs.context import Run
 from semaim.tasks.evaluation import Evaluation, check_image_size, check_same_encoder, origin_record
 from semaim.training import loop
 from semaim.training.optimizers import Optimization
-from semaim.training.settings import Trainer
+from semaim.training.settings import TrainerSettings
 from semaim.training.state import TrainingState
 
 log = logging.getLogger(__name__)
@@ -71,7 +71,7 @@ class HeadTraining:
         """Nothing to put back."""
 
 
-def check_trainer(trainer: Trainer, heads: int) -> None:
+def check_trainer(trainer: TrainerSettings, heads: int) -> None:
     """Raise UserError for settings of the loop that are not for so many linear heads."""
     if trainer.clip_grad is not None and heads > 1:
         raise UserError("trainer.clip_grad would let the heads disturb each other: leave it null")
@@ -103,7 +103,7 @@ class LinearProbe(Evaluation, HeadTraining):
         data: ImageData,
         train_transform: Transform,
         optimizer: Optimization,
-        trainer: Trainer,
+        trainer: TrainerSettings,
         features: Sequence[str],
         base_lrs: Sequence[float] | None,
         holdout: float,
@@ -195,11 +195,11 @@ class LinearProbe(Evaluation, HeadTraining):
         log.info("linear probe after step %d: %s", state.step, shown)
         return accuracies
 
-    def _answers(self, images: ImageSet, run: Run) -> dict[str, Answers]:
+    def _answers(self, images: ImageSet, run: Run) -> dict[str, Predictions]:
         def predict(images_BCHW: Tensor) -> dict[str, Tensor]:
             return dict(zip(self.head_names, self.model(self._read(images_BCHW)).argmax(-1), strict=True))
 
-        return answers(predict, self.data, images, self.batch_size, run)
+        return predict_classes(predict, self.data, images, self.batch_size, run)
 
     def _read(self, images_BCHW: Tensor) -> Tensor:
         by_kind = encode(self.vit, images_BCHW)

@@ -20,11 +20,11 @@ from semaim.core.seeding import StepNoise
 from semaim.data.image_data import ImageData
 from semaim.data.loading import Batch
 from semaim.errors import UserError
-from semaim.evaluation.online_knn import OnlineNeighbours
+from semaim.evaluation.online_knn import OnlineKNN
 from semaim.evaluation.online_linear import OnlineLinear
 from semaim.models.aim import AIM
 from semaim.models.flops import Cost, cost, matrix_product_speed
-from semaim.models.token_cache import Encoder, Passes
+from semaim.models.token_cache import Encoder, TokenCache
 from semaim.models.vit import pooled
 from semaim.permutations import Permutation, noise_columns
 from semaim.runs.context import Run
@@ -33,9 +33,9 @@ from semaim.targets import Target
 from semaim.teachers import Teacher
 from semaim.training import loop
 from semaim.training.optimizers import Optimization, scaled_lr
-from semaim.training.settings import Trainer
+from semaim.training.settings import TrainerSettings
 from semaim.training.state import TrainingState
-from semaim.visualization.online_pictures import OnlinePictures, due
+from semaim.visualization.online_pictures import OnlinePictures, evaluation_is_due
 from semaim.visualization.views import Viewer
 
 log = logging.getLogger(__name__)
@@ -82,8 +82,8 @@ class Pretraining:
         target: Target,
         optimizer: Optimization,
         data: ImageData,
-        trainer: Trainer,
-        online_knn: OnlineNeighbours | None,
+        trainer: TrainerSettings,
+        online_knn: OnlineKNN | None,
         knn_every_epochs: int | None,
         online_linear_lr: float | None,
         pictures: OnlinePictures | None,
@@ -113,30 +113,30 @@ class Pretraining:
             )
         target.check(self.model)
         self.teacher = target if isinstance(target, Teacher) else None
-        self.map_source = semantic_map.source_beside(target.source) if permutation.needs_map else None
-        self._check_sources()
+        self.map_network = semantic_map.network_beside(target.network_name) if permutation.needs_map else None
+        self._check_networks()
 
-    def _check_sources(self) -> None:
-        """Raise UserError if a network is to give tokens that is not there."""
-        if self.target.source == "ema" and not self.trainer.ema:
+    def _check_networks(self) -> None:
+        """Raise UserError if a network that must give tokens is missing."""
+        if self.target.network_name == "ema" and not self.trainer.ema:
             raise UserError("target=ema predicts tokens of the moving average, but trainer.ema=false: leave that out")
-        if self.map_source == "ema" and not self.trainer.ema:
+        if self.map_network == "ema" and not self.trainer.ema:
             raise UserError("semantic_map.source=ema needs the moving average: set trainer.ema=true")
-        if self.map_source == "teacher" and self.teacher is None:
+        if self.map_network == "teacher" and self.teacher is None:
             raise UserError("semantic_map.source=teacher needs a teacher: choose target=dino or target=clip, or "
                             "semantic_map.source=auto")  # fmt: skip
 
     @property
-    def sources(self) -> set[str]:
+    def networks(self) -> set[str]:
         """The networks that make a pass without gradient over each image of a step."""
         learns = "online" if self.online_linear is not None else None
-        return {source for source in (self.map_source, self.target.source, learns) if source is not None}
+        return {network for network in (self.map_network, self.target.network_name, learns) if network is not None}
 
     def spent(self) -> Cost:
         """Parameters and operations of the model, and those of a step with all passes."""
         h, w = self.model.grid
         teacher = self.teacher.flops(h * w) if self.teacher is not None else 0
-        return cost(self.model, len(self.sources - {"teacher"}), teacher)
+        return cost(self.model, len(self.networks - {"teacher"}), teacher)
 
     def check(self, seed: int, processes: Processes) -> None:
         """Raise UserError for what cannot work on these processes, before anything is written."""
@@ -166,7 +166,7 @@ class Pretraining:
         others = [o for o in overrides if not o.startswith(tuple(f"{name}{end}" for name in own for end in "=."))]
         command = ["python", "-m", "semaim.run"]
         larger = {"larger model": shlex.join([*command, "model=aim_small", *others])}
-        if self.data.source.val is None:
+        if self.data.splits.val is None:
             return larger
         evaluate = shlex.join([*command, "task=knn", f"checkpoint={folder}", *data])
         return {"evaluate": evaluate, "and also": "with task=linprobe, task=finetune or task=fewshot"} | larger
@@ -174,11 +174,11 @@ class Pretraining:
     def loss(self, batch: Batch, state: TrainingState, noise: StepNoise) -> Tensor:
         """Loss of each image, (B,): the mean over its patches."""
         images_BCHW = batch.images_BCHW
-        passes = Passes(self._encoders(state), images_BCHW)
-        map_BL = None if self.map_source is None else self.semantic_map(passes, self.map_source)
+        cache = TokenCache(self._encoders(state), images_BCHW)
+        map_BL = None if self.map_network is None else self.semantic_map(cache, self.map_network)
         if self.online_linear is not None:
-            self.online_linear.learn(passes.tokens("online"), batch.labels_B)
-        target_BLP = self.target(images_BCHW, passes)  # before what the backward pass needs takes memory
+            self.online_linear.learn(cache.tokens("online"), batch.labels_B)
+        target_BLP = self.target(images_BCHW, cache)  # before what the backward pass needs takes memory
         noise_BK = noise.rows(batch.first_row, len(images_BCHW), noise_columns(self.model.grid), images_BCHW.device)
         order_BL = self.permutation.order(self.model.grid, noise_BK, map_BL)
         prediction_BLP = state.forward(images_BCHW, order_BL)
@@ -206,9 +206,9 @@ class Pretraining:
         """Online k-NN and linear accuracies, and the quality of the orders, if they are due."""
         self.model.eval()
         metrics: dict[str, float] = {}
-        if self.data.source.val is not None and due(self.knn_every_epochs, epoch, last):
+        if self.data.splits.val is not None and evaluation_is_due(self.knn_every_epochs, epoch, last):
             metrics |= {f"online/{name}": value for name, value in self._accuracies(state, epoch, run).items()}
-        if self.pictures is not None and due(self.pictures.every_epochs, epoch, last):
+        if self.pictures is not None and evaluation_is_due(self.pictures.every_epochs, epoch, last):
             order = run.choices["permutation"]
             metrics |= self.pictures.look(self._viewer(state, order), order, self.data, run, state.step)
         return metrics
@@ -228,9 +228,9 @@ class Pretraining:
 
     def _viewer(self, state: TrainingState, order: str) -> Viewer:
         """The model as it is now, to look with."""
-        source = self.map_source or "online"
+        network = self.map_network or "online"
         return Viewer(
-            self.model, self._encoders(state), source, self.semantic_map, {order: self.permutation}, self.target
+            self.model, self._encoders(state), network, self.semantic_map, {order: self.permutation}, self.target
         )
 
     def _announce(self, run: Run) -> None:
@@ -262,5 +262,5 @@ class Pretraining:
             f"{count(total, 'FLOP')} in all, at least {duration(total / speed / plan.world_size)} at the "
             f"{count(speed, 'FLOP/s')} that this device reaches in matrix products"
         )
-        if self.online_knn is not None and self.data.source.val is None:
+        if self.online_knn is not None and self.data.splits.val is None:
             log.info("no k-NN accuracy: these data have no labelled held-out images")

@@ -26,7 +26,7 @@ from semaim.data.samples import chosen, read_some
 from semaim.data.sources import image_files
 from semaim.data.transforms import IMAGENET_MEAN, IMAGENET_STD, Transform, evaluation
 from semaim.errors import UserError
-from semaim.evaluation.order_metrics import means, order_quality
+from semaim.evaluation.order_metrics import means, order_metrics
 from semaim.models.aim import AIM
 from semaim.permutations import Permutation
 from semaim.runs.context import Run
@@ -115,7 +115,7 @@ class Visualize:
             raise UserError(f"task.formats={list(formats)} is unknown: choose png, svg or both")
         plotting.check_palette(palette, "task.palette")
         names = [checkpoint] if isinstance(checkpoint, str) else list(checkpoint)
-        self.images: ImageSet = data.source.val or data.source.train
+        self.images: ImageSet = data.splits.val or data.splits.train
         if images is not None:
             self.images = image_files([images] if isinstance(images, str) else images)
         self.indices = chosen(len(self.images), count)
@@ -126,7 +126,7 @@ class Visualize:
         self.palette = palette
         self.formats = list(formats)
         headings = what_differs(names)
-        self.shown = [load(*each, tracking, target.source == "ema") for each in zip(names, headings, strict=True)]
+        self.shown = [load(*each, tracking, target.network_name == "ema") for each in zip(names, headings, strict=True)]
         self.orders = orders or (SOME_ORDERS if len(names) == 1 else None)
 
     def check(self, seed: int, processes: Processes) -> None:
@@ -212,7 +212,7 @@ class Visualize:
 
     def _save(self, figure: Any, name: str, page: int, run: Run) -> None:
         path = run.folder.path / "pictures" / f"{name}{self._page(page)}"
-        for file in plotting.save(figure, path, self.formats):
+        for file in plotting.save_figure(figure, path, self.formats):
             log.info("%s", file)
             run.artifact(f"pictures/{file.name}")
 
@@ -224,7 +224,7 @@ def of_orders(seen: Seen, object_BL: Tensor) -> dict[str, Tensor]:
     """How good each order is that a model would take, (B,) each; numbers that differ between orders name theirs."""
     found: dict[str, Tensor] = {}
     for order, order_BL in seen.orders.items():
-        quality = order_quality(seen.grid, order_BL.cpu(), seen.maps.semantic_BL.cpu(), object_BL)
+        quality = order_metrics(seen.grid, order_BL.cpu(), seen.maps.semantic_BL.cpu(), object_BL)
         first = quality.pop("object_in_first_quarter")
         found |= quality | {f"object_in_first_quarter/{order}": first}
     return found

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from semaim.config.run_spec import Job
+from semaim.config.run_spec import RunSpec
 from semaim.core.files import read_json
 
 NOTE = "mlflow.note.content"  # the tag that MLflow shows as a run's description, in Markdown
@@ -19,20 +19,20 @@ def last_start(folder: Path) -> dict[str, Any]:
     return start
 
 
-def tags(job: Job, start: Mapping[str, Any]) -> dict[str, str]:
+def tags(spec: RunSpec, start: Mapping[str, Any]) -> dict[str, str]:
     """What a run is found by.
 
     Args:
         job: its configuration and choices.
         start: where and with what it was started last.
     """
-    about = {name: start[name] for name in ("commit", "dirty", "host", "device")} | {"command": job.command}
-    about |= job.parts | {f"slurm.{name}": value for name, value in start.get("slurm", {}).items()}
+    about = {name: start[name] for name in ("commit", "dirty", "host", "device")} | {"command": spec.command}
+    about |= spec.parts | {f"slurm.{name}": value for name, value in start.get("slurm", {}).items()}
     return {name: str(value) for name, value in about.items() if value is not None}
 
 
 def description(
-    job: Job, start: Mapping[str, Any], look_at: Mapping[str, str], result: Mapping[str, float] | None
+    spec: RunSpec, start: Mapping[str, Any], look_at: Mapping[str, str], result: Mapping[str, float] | None
 ) -> str:
     """A run in Markdown: what it is, the command that repeats it, where it is, what to look at.
 
@@ -42,8 +42,8 @@ def description(
         look_at: what is worth a look on its page, and why.
         result: what came out; None as long as it runs.
     """
-    config = job.config
-    chosen = ", ".join(f"{group} `{choice}`" for group, choice in job.parts.items() if group != "task")
+    config = spec.config
+    chosen = ", ".join(f"{group} `{choice}`" for group, choice in spec.parts.items() if group != "task")
     facts = {"run folder": f"`{Path(config['run_dir']).absolute()}` (on {start['host']})"}
     if checkpoint := config.get("checkpoint"):
         facts["checkpoint"] = f"`{checkpoint}`"
@@ -54,14 +54,16 @@ def description(
     changed = ", with changes" if start["dirty"] else ""
     facts["code"] = f"commit {start['commit']}{changed}" if start["commit"] else f"semaim {start['semaim']}"
     parts = [
-        f"**{job.choices['task']}** with {chosen}, seed {config['seed']}",
-        command_block(job.command, start["folder"]),
+        f"**{spec.choices['task']}** with {chosen}, seed {config['seed']}",
+        command_block(spec.command, start["folder"]),
         "\n".join(f"* {what}: {value}" for what, value in facts.items()),
     ]
     if look_at:
         parts.append("\n".join(["What to look at:", "", *(f"* **{what}**: {why}" for what, why in look_at.items())]))
     if result is not None:
-        parts.append(markdown_table([("result", ""), *((name, number(value)) for name, value in result.items())]))
+        parts.append(
+            markdown_table([("result", ""), *((name, format_number(value)) for name, value in result.items())])
+        )
     return "\n\n".join(parts)
 
 
@@ -76,6 +78,6 @@ def markdown_table(rows: list[tuple[str, ...]]) -> str:
     return "\n".join([head, "|---" * len(rows[0]) + "|", *rest])
 
 
-def number(value: float) -> str:
+def format_number(value: float) -> str:
     """A result for people."""
     return format(value, ".4g")

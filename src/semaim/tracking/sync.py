@@ -13,12 +13,12 @@ from semaim.core.files import write_json
 from semaim.errors import UserError
 from semaim.runs.folder import RunFolder
 from semaim.runs.journal import Journal
-from semaim.runs.status import State, Status
+from semaim.runs.status import MLflowStatus, RunState
 from semaim.tracking.delivery import Delivery
 from semaim.tracking.store import refusal
 
 
-def mark_ended(folder: RunFolder, state: State, status: Status, error: str) -> None:
+def mark_ended(folder: RunFolder, state: RunState, status: MLflowStatus, error: str) -> None:
     """Say in a run folder how its run ended, in place of a process that cannot."""
     journal = Journal(folder.journal)
     journal.status(status)

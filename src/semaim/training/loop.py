@@ -18,15 +18,15 @@ from semaim.data.loading import StepPlan, TrainingImages, UnreadableImages, trai
 from semaim.errors import Interrupted, UserError
 from semaim.runs.context import Run
 from semaim.training.ddp import compile_blocks, wrap
-from semaim.training.progress import Report
-from semaim.training.settings import Trainer
+from semaim.training.progress import ProgressReporter
+from semaim.training.settings import TrainerSettings
 from semaim.training.state import TrainingState
 from semaim.training.step import TrainingTask, train_step
 
 log = logging.getLogger(__name__)
 
 
-def fit(task: TrainingTask, trainer: Trainer, run: Run) -> TrainingState:
+def fit(task: TrainingTask, trainer: TrainerSettings, run: Run) -> TrainingState:
     """Train to the end, from wherever the run folder's newest checkpoint left off.
 
     Raises:
@@ -44,7 +44,7 @@ def fit(task: TrainingTask, trainer: Trainer, run: Run) -> TrainingState:
     unreadable = UnreadableImages(task.training.max_unreadable)
     images = TrainingImages(task.training.images, task.training.transform, run.seed)
     batches = training_batches(images, plan, range(state.step, last), task.training.num_workers, device.type == "cuda")
-    report = Report(trainer, plan, run, state.step, last)
+    report = ProgressReporter(trainer, plan, run, state.step, last)
     task.model.train()
     while state.step < last:
         lr = task.optimizer.lr(state.step, trainer.batch_size, round(trainer.warmup_epochs * per_epoch), total)
@@ -55,26 +55,26 @@ def fit(task: TrainingTask, trainer: Trainer, run: Run) -> TrainingState:
         state.step, state.loss = state.step + 1, step.loss
         state.device_seconds += step.seconds * processes.world_size
         report.step(state.step, step, state.device_seconds)
-        if step.stop or state.step == last or due(state.step, per_epoch, trainer):
-            save(task, state, trainer, run, plan)
+        if step.stop or state.step == last or checkpoint_is_due(state.step, per_epoch, trainer):
+            save_checkpoint(task, state, trainer, run, plan)
             note_progress(run, state.step, last, plan)
         if step.stop and state.step < last:
             raise Interrupted(f"stopped by {run.stop.agree(processes)} after step {state.step}")
         try:
             evaluate(task, state, run, per_epoch, last)
         except Interrupted:
-            save(task, state, trainer, run, plan)
+            save_checkpoint(task, state, trainer, run, plan)
             raise
     return state
 
 
-def step_plan(task: TrainingTask, trainer: Trainer, seed: int, processes: Processes) -> StepPlan:
+def step_plan(task: TrainingTask, trainer: TrainerSettings, seed: int, processes: Processes) -> StepPlan:
     """Which images each step sees; raises UserError if the batch does not fit the data or the processes."""
     size, rank, world_size = len(task.training.images), processes.rank, processes.world_size
     return StepPlan(size, trainer.batch_size, seed, rank, world_size, trainer.accumulate)
 
 
-def prepare(task: TrainingTask, trainer: Trainer, run: Run, plan: StepPlan) -> TrainingState:
+def prepare(task: TrainingTask, trainer: TrainerSettings, run: Run, plan: StepPlan) -> TrainingState:
     """Networks and optimizer on their device, continued from the newest checkpoint if there is one."""
     device = run.processes.device
     task.model.to(device)
@@ -115,13 +115,15 @@ def evaluations(run: Run) -> dict[str, dict[str, float]]:
     return read_json(run.folder.path / "evaluations.json") or {}
 
 
-def due(step: int, per_epoch: int, trainer: Trainer) -> bool:
+def checkpoint_is_due(step: int, per_epoch: int, trainer: TrainerSettings) -> bool:
     """Whether a checkpoint is due after a step."""
     by_epoch = step % (per_epoch * trainer.save_every_epochs) == 0
     return by_epoch or (trainer.save_every_steps is not None and step % trainer.save_every_steps == 0)
 
 
-def save(task: TrainingTask, state: TrainingState, trainer: Trainer, run: Run, plan: StepPlan) -> None:
+def save_checkpoint(
+    task: TrainingTask, state: TrainingState, trainer: TrainerSettings, run: Run, plan: StepPlan
+) -> None:
     """Save a checkpoint (all processes take part, the first writes) and delete those no longer kept."""
     content = checkpoint_content(task, state, run, plan)
     if not run.processes.is_main:

@@ -5,28 +5,28 @@ from __future__ import annotations
 import logging
 
 from semaim.core.formatting import duration
-from semaim.core.terminal import Line
+from semaim.core.terminal import StatusLine
 from semaim.data.loading import StepPlan
 from semaim.runs.context import Run
-from semaim.training.settings import Trainer
-from semaim.training.step import StepReport
+from semaim.training.settings import TrainerSettings
+from semaim.training.step import StepResult
 
 log = logging.getLogger(__name__)
 
 
-class Report:
+class ProgressReporter:
     """Tells the journal and the person at the keyboard how training goes."""
 
-    def __init__(self, trainer: Trainer, plan: StepPlan, run: Run, first: int, last: int) -> None:
+    def __init__(self, trainer: TrainerSettings, plan: StepPlan, run: Run, first: int, last: int) -> None:
         self.trainer = trainer
         self.plan = plan
         self.run = run
         self.first = first
         self.last = last
-        self.line = Line(run.processes.is_main and not run.quiet, every=trainer.log_every_steps)
+        self.line = StatusLine(run.processes.is_main and not run.quiet, every=trainer.log_every_steps)
         self.mean_seconds = 0.0
 
-    def step(self, done: int, step: StepReport, device_seconds: float) -> None:
+    def step(self, done: int, step: StepResult, device_seconds: float) -> None:
         """After a step: `done` steps are behind us, which took so many seconds over all processes."""
         here = done - self.first
         # The first step is slow for reasons that do not come again; then a moving average.
@@ -48,7 +48,7 @@ class Report:
         if done % self.trainer.log_every_steps == 0 or done == self.last:
             self.run.log(done, self.metrics(epoch, step, rate, waiting) | {"train/device_hours": device_seconds / 3600})
 
-    def metrics(self, epoch: float, step: StepReport, rate: float, waiting: float) -> dict[str, float]:
+    def metrics(self, epoch: float, step: StepResult, rate: float, waiting: float) -> dict[str, float]:
         """What goes to the journal."""
         return {
             "train/loss": step.loss,

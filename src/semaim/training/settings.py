@@ -23,7 +23,7 @@ POSITIVE = (
 
 
 @dataclass(frozen=True)
-class Trainer:
+class TrainerSettings:
     """Settings of the loop.
 
     Args:

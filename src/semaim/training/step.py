@@ -23,7 +23,7 @@ from semaim.data.loading import Batch, TrainingData, UnreadableImages
 from semaim.errors import NonFiniteError
 from semaim.runs.context import Run
 from semaim.training.optimizers import Optimization, set_lr
-from semaim.training.settings import Trainer
+from semaim.training.settings import TrainerSettings
 from semaim.training.state import TrainingState
 
 
@@ -57,7 +57,7 @@ class TrainingTask(Protocol):
 
 
 @dataclass
-class StepReport:
+class StepResult:
     """What one step says of itself.
 
     Attributes:
@@ -81,13 +81,13 @@ class StepReport:
 
 def train_step(
     task: TrainingTask,
-    trainer: Trainer,
+    trainer: TrainerSettings,
     state: TrainingState,
     batches: Iterator[Batch],
     unreadable: UnreadableImages,
     run: Run,
     lr: float,
-) -> StepReport:
+) -> StepResult:
     """One optimizer step: micro-batches forward and backward, one look at the result, then the update."""
     device, started, waited = run.processes.device, time.perf_counter(), 0.0
     dtype = trainer.dtype(device)
@@ -122,7 +122,7 @@ def train_step(
     set_lr(state.optimizer, lr)
     state.scaler.step(state.optimizer)
     state.scaler.update()
-    return StepReport(loss_value, norm_value, lr, time.perf_counter() - started, waited, round(missing), stop > 0)
+    return StepResult(loss_value, norm_value, lr, time.perf_counter() - started, waited, round(missing), stop > 0)
 
 
 def not_finite(

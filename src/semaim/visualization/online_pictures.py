@@ -19,7 +19,7 @@ from semaim.data.image_data import ImageData
 from semaim.data.object_patches import object_patches
 from semaim.data.samples import chosen, read_some
 from semaim.errors import UserError
-from semaim.evaluation.order_metrics import means, order_quality
+from semaim.evaluation.order_metrics import means, order_metrics
 from semaim.permutations import Grid
 from semaim.runs.context import Run
 from semaim.visualization import figures, plotting
@@ -29,7 +29,7 @@ from semaim.visualization.views import Colours, View, Viewer
 KEY = "pictures/held_out"
 
 
-def due(every_epochs: int | None, epoch: int, last: bool) -> bool:
+def evaluation_is_due(every_epochs: int | None, epoch: int, last: bool) -> bool:
     """Whether it is time to measure after an epoch (0: before training): at first, at last, and every so many."""
     return epoch == 0 or last or (every_epochs is not None and epoch % every_epochs == 0)
 
@@ -104,13 +104,13 @@ class OnlinePictures:
         self._draw(path, images_BCHW, view, order, viewer.model.grid)
         run.image(KEY, step, f"pictures/{path.name}.png")
         order_BL = view.orders[order].cpu()
-        quality = order_quality(viewer.model.grid, order_BL, view.maps.semantic_BL.cpu(), sample.object_BL, before_BL)
+        quality = order_metrics(viewer.model.grid, order_BL, view.maps.semantic_BL.cpu(), sample.object_BL, before_BL)
         return {f"order/{name}": value for name, value in means(quality).items()}
 
     def _sample(self, data: ImageData, patch_size: int) -> Sample:
         """The images, read when they are first needed."""
         if self._seen is None:
-            images = data.source.val or data.source.train
+            images = data.splits.val or data.splits.train
             indices, images_BCHW = read_some(images, chosen(len(images), self.images), data.eval_transform)
             object_BL = object_patches(images, indices, data.eval_transform, patch_size)
             self._seen = Sample([images.name(index) for index in indices], images_BCHW, object_BL)
@@ -136,7 +136,9 @@ class OnlinePictures:
         assert view.prediction is not None
         seen = Seen("", view.maps, {order: view.orders[order]}, grid)
         shown_BHWC = self.colours.shown(images_BCHW[few])
-        plotting.save(figures.look_figure(shown_BHWC, seen, view.prediction, self.colours, self.palette), path, ["png"])
+        plotting.save_figure(
+            figures.look_figure(shown_BHWC, seen, view.prediction, self.colours, self.palette), path, ["png"]
+        )
 
 
 def _orders_before(folder: Path, step: int, names: Sequence[str]) -> Tensor | None:

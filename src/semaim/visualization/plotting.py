@@ -136,7 +136,7 @@ def _legend(figure: Figure, kinds: Sequence[str], palette: str, size: tuple[floa
             strip.text(x, -0.4, text, ha=side, va="top", fontsize=7, transform=strip.transAxes)
 
 
-def save(figure: Figure, path: Path, formats: Sequence[str]) -> list[Path]:
+def save_figure(figure: Figure, path: Path, formats: Sequence[str]) -> list[Path]:
     """Write a figure as `path` with each suffix; the files."""
     from matplotlib import rc_context
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from semaim.models.aim import AIM
-from semaim.models.token_cache import Encoder, Passes
+from semaim.models.token_cache import Encoder, TokenCache
 from semaim.permutations import Grid, Permutation, noise_columns, ranks
 from semaim.semantics import SemanticMap
 from semaim.targets import Pixels, Target, patchify
@@ -49,10 +49,10 @@ class Maps:
     semantic_BL: Tensor
 
 
-def maps(passes: Passes, source: str, semantic_map: SemanticMap) -> Maps:
+def maps(cache: TokenCache, network: str, semantic_map: SemanticMap) -> Maps:
     """Maps of one network's pass over images, (B, L) each, float32."""
-    attention_BL = passes.attention(source).float()
-    semantic_BL = attention_BL if semantic_map.kind == "self" else semantic_map(passes, source)
+    attention_BL = cache.attention(network).float()
+    semantic_BL = attention_BL if semantic_map.kind == "self" else semantic_map(cache, network)
     return Maps(attention_BL, semantic_BL)
 
 
@@ -88,14 +88,14 @@ class Prediction:
 
 
 def predict(
-    predictions_BLP: Tensor, images_BCHW: Tensor, order_BL: Tensor, target: Target, passes: Passes, grid: Grid
+    predictions_BLP: Tensor, images_BCHW: Tensor, order_BL: Tensor, target: Target, cache: TokenCache, grid: Grid
 ) -> Prediction:
     """Compare a model's predictions with the target; those of pixels as images.
 
     Where pixels are normalised per patch, each predicted patch gets the mean and the variance of the true one back, as
     in the figures of MAE (arXiv 2111.06377): they are not predicted.
     """
-    target_BLP = target(images_BCHW, passes)
+    target_BLP = target(images_BCHW, cache)
     error_BL = target.loss(predictions_BLP, target_BLP)
     if not isinstance(target, Pixels):
         return Prediction(order_BL, error_BL)
@@ -114,8 +114,8 @@ class Viewer:
 
     Attributes:
         model: in eval mode.
-        encoders: the networks that may make a pass over images, by their names in `Passes`.
-        source: the one that semantic maps are made of.
+        encoders: the networks that may make a pass over images, by their names in `TokenCache`.
+        network: the one that semantic maps are made of.
         semantic_map: how.
         permutations: orders, by name.
         target: what the model predicts.
@@ -123,7 +123,7 @@ class Viewer:
 
     model: AIM
     encoders: Mapping[str, Encoder]
-    source: str
+    network: str
     semantic_map: SemanticMap
     permutations: Mapping[str, Permutation]
     target: Target
@@ -137,15 +137,15 @@ class Viewer:
             seed: of what is random in orders.
             predict_order: name of the order to predict in; None for no prediction.
         """
-        passes = Passes(self.encoders, images_BCHW)
+        cache = TokenCache(self.encoders, images_BCHW)
         grid = self.model.grid
-        found = maps(passes, self.source, self.semantic_map)
+        found = maps(cache, self.network, self.semantic_map)
         orders = draw_orders(self.permutations, grid, found.semantic_BL, seed)
         if predict_order is None:
             return View(found, orders, None)
         order_BL = orders[predict_order]
         prediction_BLP = self.model.predict(images_BCHW, order_BL)
-        prediction = predict(prediction_BLP, images_BCHW, order_BL, self.target, passes, grid)
+        prediction = predict(prediction_BLP, images_BCHW, order_BL, self.target, cache, grid)
         return View(found, orders, prediction)
 
 
