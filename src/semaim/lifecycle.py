@@ -17,7 +17,7 @@ from semaim.config.run_spec import RunSpec
 from semaim.core import distributed, terminal
 from semaim.core.distributed import Processes
 from semaim.core.files import read_json, write_json
-from semaim.core.formatting import duration
+from semaim.core.formatting import duration, from_here
 from semaim.core.seeding import derive_seed, seed_all
 from semaim.core.signals import StopRequest
 from semaim.errors import Interrupted, UserError
@@ -50,7 +50,7 @@ def execute(spec: RunSpec, processes: Processes, stop: StopRequest) -> float:
     folder = RunFolder(Path(config["run_dir"]))
     if (result := stored_result(folder, config)) is not None:
         folder.settle_config(config)
-        log.info("this run is finished already (%s)", _from_here(folder.path))
+        log.info("this run is finished already (%s)", from_here(folder.path))
         _tell_result(result)
         return result[folder.status()["metric"]]
     if config["seed"] < 0:
@@ -69,8 +69,8 @@ def execute(spec: RunSpec, processes: Processes, stop: StopRequest) -> float:
     if processes.is_main:
         log.info("finished in %s", duration(time.monotonic() - started))
         _tell_result(result)
-        shown = _from_here(folder.path)
-        _tell_next(shown, tracking.how_to_look(folder), task.next_commands(shown, spec.overrides))
+        shown = from_here(folder.path)
+        _tell_next(shown, tracking.how_to_look(folder), task.next_commands(shown, spec))
     return result[task.metric]
 
 
@@ -128,7 +128,7 @@ def _opened(folder: RunFolder, spec: RunSpec, processes: Processes, stop: StopRe
     handler = logging.FileHandler(folder.path / "run.log")
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     log.addHandler(handler)
-    log.info("run folder: %s", _from_here(folder.path))
+    log.info("run folder: %s", from_here(folder.path))
     run.journal = Journal(folder.journal)
     run.journal.status("RUNNING")
     folder.set_status("running", **_progress(folder))
@@ -191,11 +191,6 @@ def _tell_result(result: dict[str, float]) -> None:
         deviation = f" ± {result[f'{name}_std']:.2f}" if f"{name}_std" in result else ""
         digits = "d" if isinstance(value, int) else ".2f" if abs(value) >= 1 else ".4g"
         log.info("  %-*s  %s%s", width, name, format(value, digits), deviation)
-
-
-def _from_here(path: Path) -> Path:
-    """A path as a person in the working directory would write it."""
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 def _tell_next(folder: Path, look: dict[str, str], commands: dict[str, str]) -> None:

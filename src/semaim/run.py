@@ -1,4 +1,4 @@
-"""The runner: `python -m semaim.run`. Composes the configuration, opens the run, builds the task, runs it.
+"""`python -m semaim.run`, also `semaim run`: composes the configuration, starts the processes, executes the run.
 
 Exit codes: 0 done; 2 a mistake in what was asked, with one message; 3 a loss that was not finite; 75 stopped by a
 signal with everything saved (the same command continues), 130 by a second Ctrl-C; 1 a fault of the program, with its

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from semaim.config.compose import composition
 from semaim.config.naming import may_differ, run_name
 from semaim.config.validate import check_overrides
+from semaim.core.formatting import program
 
 
 def _name_of_this_run(named_after: Sequence[str]) -> str:
@@ -42,8 +42,12 @@ class RunSpec:
     @property
     def command(self) -> str:
         """The command that makes this run, and finds it again."""
+        return self.command_with(*self.overrides)
+
+    def command_with(self, *overrides: str) -> str:
+        """The command of another run with the same configuration folders, quoted for a shell."""
         folders = [word for folder in self.folders for word in ("--config-dir", folder.removeprefix("file://"))]
-        return shlex.join(["python", "-m", "semaim.run", *folders, *self.overrides])
+        return program("run", *folders, *overrides)
 
     @property
     def parts(self) -> dict[str, str]:
@@ -77,7 +81,7 @@ def _resolved_name(cfg: DictConfig) -> str:
 
 
 def compose_run_spec(overrides: Sequence[str], folders: Sequence[str] = ()) -> RunSpec:
-    """The run that a command line asks for, from any process; `python -m semaim.run` gives the same.
+    """The run that a command line asks for, from any process; `semaim run` gives the same.
 
     Raises:
         UserError: for a mistake in the command line, naming the option.

@@ -35,7 +35,7 @@ def suggestion(key: str) -> str:
         parts.append(f"did you mean {' or '.join(near)}?")
     if beside:
         parts.append(f"{parent or 'at the top'} has: {', '.join(beside)}")
-    return "; ".join(parts) or "see python -m semaim.run --cfg job"
+    return "; ".join(parts) or "see semaim run --cfg job"
 
 
 def check_overrides(overrides: Sequence[str], config: DictConfig, folders: Sequence[str] = ()) -> None:

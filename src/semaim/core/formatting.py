@@ -1,6 +1,9 @@
-"""Numbers and durations for people."""
+"""Numbers, durations, paths and commands as a person reads and types them."""
 
 from __future__ import annotations
+
+import shlex
+from pathlib import Path
 
 
 def duration(seconds: float) -> str:
@@ -26,3 +29,18 @@ def count(number: float, unit: str = "") -> str:
 def plural(number: int, noun: str, ending: str = "s") -> str:
     """A number of things: 1 run, 2 runs."""
     return f"{number} {noun}{'' if number == 1 else ending}"
+
+
+def size(number_of_bytes: float) -> str:
+    """Bytes for people: 5.42 MB, 251 GB."""
+    return count(number_of_bytes, "B")
+
+
+def program(verb: str, *words: str | Path) -> str:
+    """A command of the `semaim` program, quoted so that it can be pasted into a shell."""
+    return shlex.join(["semaim", verb, *map(str, words)])
+
+
+def from_here(path: Path) -> Path:
+    """A path as a person in the working directory would write it."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

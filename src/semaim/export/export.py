@@ -1,33 +1,23 @@
-"""An encoder for other tools: `python -m semaim.export checkpoint=<run folder or file> [format=timm] [output=folder]`.
+"""An encoder written for other tools: a folder that timm or transformers loads by itself.
 
-Writes a folder that timm (`format=timm`) or transformers (`format=huggingface`) loads by itself: `model.safetensors`,
-`config.json` and a model card. A fine-tuned classifier keeps its head. `checkpoint=` takes what evaluations take: run
-folders and checkpoint files, and files of SemAIM's, SAIM's and other projects' code. The folder is also a checkpoint
-itself. `mlflow=true` logs the model to the MLflow run that it is from. Exit codes: 0 done, 2 a mistake in the options.
+It holds `model.safetensors`, `config.json` and a model card. A fine-tuned classifier keeps its head. The checkpoint is
+what evaluations take: a run folder, a checkpoint file, or a file of another project. The folder is itself a checkpoint.
 """
 
 from __future__ import annotations
 
-import argparse
 import shutil
-import sys
 import uuid
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import torch
-from omegaconf import MISSING, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from safetensors.torch import save as safetensors_bytes
 
 from semaim.checkpoints.stored_encoder import StoredEncoder
 from semaim.checkpoints.two_stream import read_checkpoint
-from semaim.config.messages import report_error
-from semaim.core import terminal
+from semaim.config.follow_ups import value_text
 from semaim.core.files import atomic, fsync_folder, write_json, write_text
-from semaim.core.formatting import count
+from semaim.core.formatting import count, program
 from semaim.errors import UserError
 from semaim.export.formats import FORMATS, Content, Model
 from semaim.export.mlflow_model import log_model, tracked_run
@@ -36,11 +26,22 @@ from semaim.export.model_card import card, run_folder_of
 WEIGHTS, CARD = "model.safetensors", "README.md"
 
 
-@dataclass
+@dataclass(frozen=True)
 class Options:
-    """What the command line may say, as key=value."""
+    """What to export, and how.
 
-    checkpoint: str = MISSING
+    Attributes:
+        checkpoint: run folder or checkpoint file.
+        format: "timm" or "huggingface".
+        output: folder to write; None for one inside or beside the checkpoint.
+        overwrite: replace an earlier export.
+        ema: take the moving average of the weights.
+        num_heads: attention heads, where the file does not tell them.
+        architecture: timm model of another project's file, where its weights do not tell it.
+        mlflow: also log the model to the MLflow run that it is from.
+    """
+
+    checkpoint: str
     format: str = "timm"
     output: str | None = None
     overwrite: bool = False
@@ -49,31 +50,9 @@ class Options:
     architecture: str | None = None
     mlflow: bool = False
 
-
-def parse(words: Sequence[str]) -> Options:
-    """The options of a command line.
-
-    Raises:
-        UserError: for an unknown option, or a value of another kind.
-    """
-    names = [field.name for field in fields(Options)]
-    given: dict[str, str] = {}
-    for word in words:
-        name, separator, value = word.partition("=")
-        if not separator or name not in names:
-            raise UserError(f"{word}: there is no such option; there are: {', '.join(f'{known}=' for known in names)}")
-        given[name] = value
-    try:
-        values = {name: None if value == "null" else value for name, value in given.items()}
-        options = OmegaConf.merge(OmegaConf.structured(Options), values)
-    except OmegaConfBaseException as error:
-        raise UserError(f"{error.full_key}={given[str(error.full_key)]}: {str(error).splitlines()[0]}") from error
-    if OmegaConf.is_missing(options, "checkpoint"):
-        raise UserError("which encoder? checkpoint=runs/<name> (or a file)")
-    if options.format not in FORMATS:
-        raise UserError(f"format={options.format} is unknown: choose {' or '.join(FORMATS)}")
-    found: Any = OmegaConf.to_object(options)
-    return found
+    def __post_init__(self) -> None:
+        if self.format not in FORMATS:
+            raise UserError(f"--format {self.format} is unknown: choose {' or '.join(FORMATS)}")
 
 
 def export(options: Options) -> None:
@@ -96,7 +75,8 @@ def export(options: Options) -> None:
     if not model.normalisation_known:
         print("note: how its images were normalised is not known; the folder says ImageNet's mean and deviation")
     print(f"load it:\n\n{indented(content.snippet(output))}\n")
-    print(f"evaluate it: python -m semaim.run task=knn checkpoint={output} data=...")
+    evaluate = program("run", "task=knn", f"checkpoint={value_text(str(output))}")
+    print(f"evaluate it: {evaluate} data=...")
     if tracked is not None:
         uri, model_uri = log_model(model.vit, "classifier" if model.num_classes else "encoder", tracked)
         print(f"logged to MLflow: {model_uri}\nload it:\n\n{indented(mlflow_snippet(uri, model_uri))}\n")
@@ -112,11 +92,11 @@ def check_place(output: Path, content: Content, overwrite: bool) -> None:
     if not output.exists():
         return
     if not overwrite:
-        raise UserError(f"output={output} exists: choose another, or replace it with overwrite=true")
+        raise UserError(f"--output {output} exists: choose another folder, or replace it with --overwrite")
     known = {WEIGHTS, CARD, *content.settings, "preprocessor_config.json"}
     if not output.is_dir() or (others := sorted(file.name for file in output.iterdir() if file.name not in known)):
         what = f"holds {others[0]}" if output.is_dir() else "is a file"
-        raise UserError(f"output={output} {what}, which no export wrote, so it is not replaced: choose another")
+        raise UserError(f"--output {output} {what}, which no export wrote, so it is not replaced: choose another")
 
 
 def write(output: Path, content: Content, text: str) -> None:
@@ -140,7 +120,7 @@ def write(output: Path, content: Content, text: str) -> None:
         temporary.rename(output)
         fsync_folder(output.parent)
     except OSError as error:
-        raise UserError(f"output={output} cannot be written: {error}") from error
+        raise UserError(f"--output {output} cannot be written: {error}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(replaced, ignore_errors=True)
@@ -154,25 +134,3 @@ def indented(text: str) -> str:
 def mlflow_snippet(uri: str, model_uri: str) -> str:
     """What loads a logged model."""
     return f'import mlflow\nmlflow.set_tracking_uri("{uri}")\nmodel = mlflow.pytorch.load_model("{model_uri}")'
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m semaim.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    defaults = [f"{field.name}={'null' if field.default is None else field.default}" for field in fields(Options)[1:]]
-    shown = f"checkpoint=..., and as needed {', '.join(defaults).replace('False', 'false')}"
-    parser.add_argument("options", nargs="+", metavar="option=value", help=shown)
-    words = parser.parse_args(argv).options
-    terminal.show_logs(True)
-    try:
-        with torch.no_grad():
-            export(parse(words))
-    except Exception as error:
-        return report_error(error)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

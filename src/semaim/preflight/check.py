@@ -1,19 +1,16 @@
-"""What would make jobs fail hours later, found before they are queued: `python -m semaim.check <options of a run>`.
+"""What would make jobs fail hours later, found before they are queued.
 
-It takes exactly what `python -m semaim.run` takes, with `-m`, `then=[...]` and `hydra/launcher=...`. Every point of a
+It takes exactly what `semaim run` takes, with `-m`, `then=[...]` and `hydra/launcher=...`. Every point of a
 sweep, and every evaluation after it, is composed; its data are opened and an image of each part is read (data that a
 run would download are downloaded); its networks are built without memory, but for the weights of a teacher, which are
 fetched and read; its run folder, its tracking store and what it asks of SLURM are looked at. No run is started and no
-run folder written. It prints a table of what each run is and costs, and a line for each problem. Exit codes: 0 if there
-is none, 2 otherwise.
+run folder written. It prints a table of what each run is and costs, and a line for each problem.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,7 +28,7 @@ from semaim.checkpoints import store
 from semaim.checkpoints.encoder_source import RANDOM
 from semaim.config.compose import composition
 from semaim.config.follow_ups import follow_ups
-from semaim.config.messages import EXIT_MISTAKE, explain, report_error
+from semaim.config.messages import explain
 from semaim.config.run_spec import RunSpec, compose_run_spec
 from semaim.core.distributed import Processes, choose_device
 from semaim.core.files import existing, writable
@@ -262,30 +259,27 @@ def expanded(
     return points, {key: cfg.launcher[key] for key in cfg.launcher if key not in told}, problems
 
 
-def main() -> int:
-    """Command line."""
-    parser = argparse.ArgumentParser(prog="python -m semaim.check", description=str(__doc__).split("\n\n")[0])
-    parser.add_argument("overrides", nargs="*", help="options of the run, as python -m semaim.run takes them")
-    parser.add_argument("-m", "--multirun", action="store_true", help="they are a sweep")
-    parser.add_argument("-cd", "--config-dir", type=Path, help="a configuration folder besides our own")
-    parser.add_argument(
-        "--tflops", type=float, default=TFLOPS, help="TFLOP/s that a GPU sustains (default: %(default)g)"
-    )
-    arguments = parser.parse_intermixed_args()
-    folders = [] if arguments.config_dir is None else [f"file://{arguments.config_dir.absolute()}"]
-    try:
-        if arguments.config_dir is not None and not arguments.config_dir.is_dir():
-            raise UserError(f"--config-dir {arguments.config_dir} is not a folder")
-        if arguments.tflops <= 0:
-            raise UserError(f"--tflops {arguments.tflops:g} must be positive")
-        points, launcher, problems = expanded(arguments.overrides, folders, arguments.multirun)
-        checked = check_sweep(points, folders, launcher, arguments.tflops)
-        checked.problems[:0] = problems
-    except Exception as error:
-        return report_error(error)
-    print(checked)
-    return EXIT_MISTAKE if checked.problems else 0
+def check_command_line(
+    overrides: Sequence[str], multirun: bool = False, config_dir: Path | None = None, tflops: float | None = None
+) -> CheckReport:
+    """Check what a command line asks for.
 
+    Args:
+        overrides: options of the run, as `semaim run` takes them.
+        multirun: whether they are a sweep.
+        config_dir: a configuration folder besides our own.
+        tflops: TFLOP/s that a GPU sustains in training; None for the usual.
 
-if __name__ == "__main__":
-    sys.exit(main())
+    Raises:
+        UserError: for an option that makes no sense.
+        hydra.errors.HydraException: for what cannot be parsed.
+    """
+    if config_dir is not None and not config_dir.is_dir():
+        raise UserError(f"--config-dir {config_dir} is not a folder")
+    if tflops is not None and not tflops > 0:
+        raise UserError(f"--tflops {tflops:g} must be positive")
+    folders = [] if config_dir is None else [f"file://{config_dir.absolute()}"]
+    points, launcher, problems = expanded(overrides, folders, multirun)
+    checked = check_sweep(points, folders, launcher, tflops or TFLOPS)
+    checked.problems[:0] = problems
+    return checked

@@ -1,4 +1,4 @@
-"""Methods beside each other: `python -m semaim.report [--uri URI] [--experiment NAME] [--data NAME] ...`.
+"""All evaluations of an MLflow store, and published figures, side by side.
 
 Reads the finished evaluations of an MLflow store, pools their seeds, and shows each method's accuracies beside those
 that papers have published (`published.csv`). Prints a Markdown table, and writes it with a CSV file and plots to a
@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import csv
 import statistics
-import sys
 from collections import defaultdict
 from collections.abc import Sequence
 from importlib import resources
@@ -34,7 +33,6 @@ from semaim.report.table import (
     markdown,
     points,
 )
-from semaim.tracking.store import SQLITE
 
 PUBLISHED_ON = "imagenet"  # our name of the data that the published figures were measured on
 
@@ -91,7 +89,7 @@ def pretraining(runs: Sequence[Any]) -> tuple[float | None, float | None, str]:
 def published() -> list[TableRow]:
     """The figures of papers, in the order of `published.csv`."""
     figures: dict[Method, dict[Evaluation, Figure]] = defaultdict(dict)
-    with resources.files("semaim").joinpath("published.csv").open(encoding="utf-8") as file:
+    with resources.files("semaim.report").joinpath("published.csv").open(encoding="utf-8") as file:
         for line in csv.DictReader(file):
             epochs = float(line["epochs"]) if line["epochs"] else None
             method = Method(line["method"], line["model"], "", "", line["pretrained_on"], epochs, line["evaluated_on"])
@@ -155,25 +153,3 @@ def write_report(arguments: argparse.Namespace) -> None:
     text = markdown(rows, f"{len(runs)} finished evaluations" + (f" ({', '.join(asked)})" if asked else ""))
     print(text, end="")
     write(rows, curves(arguments.uri, runs), text, arguments.output)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Command line."""
-    parser = argparse.ArgumentParser(prog="python -m semaim.report", description="Methods beside each other.")
-    parser.add_argument("--uri", default=f"{SQLITE}mlflow.db", help="MLflow store (%(default)s); nothing is changed")
-    parser.add_argument("--experiment", action="append", default=[], help="only of this experiment; repeatable")
-    parser.add_argument("--tag", action="append", default=[], metavar="KEY=VALUE",
-                        help="only evaluations that have this MLflow tag; repeatable, all must hold")  # fmt: skip
-    parser.add_argument("--data", help=f"only evaluations on this data set (published ones are on {PUBLISHED_ON})")
-    parser.add_argument("--output", type=Path, default=Path("report"), help="folder to write to (%(default)s)")
-    parser.add_argument("--no-published", action="store_true", help="without the figures of papers")
-    try:
-        write_report(parser.parse_args(argv))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -22,7 +22,7 @@ from semaim.tracking.store import SQLITE, absolute_uri, refusal
 SERVERS = ("http://", "https://", "postgresql", "mysql", "mssql")
 PAGE = 1000  # runs asked of MLflow at a time
 ACCURACY = re.compile(r"eval/((?:(knn)_(\d+)|(linprobe))_(cls|mean)(?:_(\d+)shot)?|(finetune)(?:_(best|ema))?)")
-HOW_TO = "python -m semaim.run task=knn checkpoint=runs/<name>"
+HOW_TO = "semaim run task=knn checkpoint=runs/<name>"
 
 
 def evaluation(metric: str) -> Evaluation | None:

@@ -44,7 +44,10 @@ def code_version() -> dict[str, Any]:
 
 def command_line() -> str:
     """What was typed."""
-    return shlex.join([Path(sys.executable).name, *sys.orig_argv[1:]])
+    interpreter, *words = sys.orig_argv
+    if words and Path(words[0]).name == "semaim":  # the console script
+        return shlex.join(["semaim", *words[1:]])
+    return shlex.join([Path(interpreter).name, *words])
 
 
 def _installed(package: str) -> str | None:

@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from semaim.config.messages import EXIT_AT_ONCE, report_error
 from semaim.config.run_spec import RunSpec, compose_run_spec
 from semaim.core import terminal
-from semaim.core.formatting import plural
+from semaim.core.formatting import plural, program
 from semaim.errors import Interrupted, SweepFailed, UserError
 from semaim.runs.provenance import code_version, command_line
 from semaim.sweeps.mlflow_parent import open_parent, update_parent
@@ -108,7 +108,7 @@ def _former_states(sweep: Sweep) -> list[PointState] | None:
         if alive := [point.job for point, state in zip(former.points, states(former), strict=True) if not state.over]:
             raise UserError(
                 f"{sweep.path} has jobs that are not over ({', '.join(map(str, alive))}): wait for them, or "
-                f"python -m semaim.cancel {sweep.path}"
+                f"{program('cancel', sweep.path)}"
             )
         return None
     for point in sweep.points:
@@ -166,6 +166,6 @@ def _job_return(overrides: list[str], state: PointState, sweep: Sweep) -> JobRet
         told.status = JobStatus.FAILED
         told.return_value = SweepFailed(
             f"{bad} of {len(sweep.points)} runs did not finish; the table above says why. Results: "
-            f"{sweep.path / 'results.csv'}. Try them again with: python -m semaim.retry --failed {sweep.path}"
+            f"{sweep.path / 'results.csv'}. Try them again with: {program('retry', '--failed', sweep.path)}"
         )
     return told

@@ -12,6 +12,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from semaim.core.files import write_json, write_text
+from semaim.core.formatting import program
 from semaim.runs.journal import Journal
 from semaim.runs.status import MLflowStatus
 from semaim.sweeps.states import PointState, journal_tail
@@ -111,7 +112,7 @@ def description(sweep: Sweep, now: Sequence[PointState] | None) -> str:
     head = f"**Sweep** of {len(sweep.points)} runs" + (f" over {axes}" if axes else ", which are shown under it")
     rest = [
         command_block(sweep.command, sweep.cwd),
-        f"* sweep folder: `{sweep.path}`\n* how far it is: `python -m semaim.status {sweep.path}`",
+        f"* sweep folder: `{sweep.path}`\n* how far it is: `{program('status', sweep.path)}`",
         "To compare its runs by charts, choose the chart view above the table of runs, and **Group by** what is swept "
         "over. The metrics `sweep/...` of this run are over its points.",
     ]

@@ -7,9 +7,9 @@ import io
 import shlex
 import textwrap
 from collections.abc import Sequence
-from pathlib import Path
 
 from semaim.core.files import write_text
+from semaim.core.formatting import from_here, program
 from semaim.sweeps.states import PointState
 from semaim.sweeps.sweep import Sweep, labels
 
@@ -48,6 +48,6 @@ def write_results(sweep: Sweep, now: Sequence[PointState]) -> None:
 
 def next_commands(sweep: Sweep) -> str:
     """What to type about a sweep that goes on."""
-    here = sweep.path.relative_to(Path.cwd()) if sweep.path.is_relative_to(Path.cwd()) else sweep.path
-    commands = {"watch it": "status --watch", "stop it": "cancel", "try again": "retry --failed"}
-    return "\n".join(f"  {what + ':':<11} python -m semaim.{command} {here}" for what, command in commands.items())
+    commands = {"watch": ("status", "--watch"), "stop": ("cancel",), "retry": ("retry", "--failed")}
+    here = from_here(sweep.path)
+    return "\n".join(f"  {purpose + ':':<7} {program(*words, here)}" for purpose, words in commands.items())

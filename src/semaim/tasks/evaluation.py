@@ -13,6 +13,7 @@ from torch import Tensor
 
 from semaim.checkpoints.encoder_source import EncoderSource, fingerprint
 from semaim.checkpoints.origin import Origin
+from semaim.config.run_spec import RunSpec
 from semaim.core.image_size import pair
 from semaim.data.image_data import ImageData
 from semaim.data.image_sets import ImageSet
@@ -79,7 +80,7 @@ class Evaluation:
             tell_pretraining(RunFolder(Path(parent)), origin.step, metrics)
         return dict(result)
 
-    def next_commands(self, folder: Path, overrides: Sequence[str]) -> dict[str, str]:
+    def next_commands(self, folder: Path, spec: RunSpec) -> dict[str, str]:
         """What a person may want to type after this run."""
         command = self.source.tracking.how_to_compare()
         return {"compare": command} if command else {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -11,6 +11,7 @@ import numpy as np
 from safetensors.numpy import save as safetensors_bytes
 
 from semaim.checkpoints.encoder_source import EncoderSource
+from semaim.config.run_spec import RunSpec
 from semaim.core.distributed import Processes
 from semaim.core.files import atomic, write_json
 from semaim.data.image_data import ImageData
@@ -80,6 +81,6 @@ class ExportFeatures:
             else:
                 file.write(safetensors_bytes({name: np.ascontiguousarray(value) for name, value in arrays.items()}))
 
-    def next_commands(self, folder: Path, overrides: Sequence[str]) -> dict[str, str]:
+    def next_commands(self, folder: Path, spec: RunSpec) -> dict[str, str]:
         """What a person may want to type after this run."""
         return {}

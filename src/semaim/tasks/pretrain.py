@@ -6,14 +6,15 @@ Shapes: B images, L patches, P target channels. Source: SemAIM (arXiv 2312.10457
 from __future__ import annotations
 
 import logging
-import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
 from torch import Tensor
 
 from semaim.checkpoints.two_stream import load_model, load_weights
+from semaim.config.follow_ups import value_text
+from semaim.config.run_spec import RunSpec
 from semaim.core.distributed import Processes
 from semaim.core.formatting import count, duration
 from semaim.core.seeding import StepNoise
@@ -159,16 +160,16 @@ class Pretraining:
             result |= {f"{name}_{when}": value for name, value in found.items()}
         return result
 
-    def next_commands(self, folder: Path, overrides: Sequence[str]) -> dict[str, str]:
-        """What a person may want to type after this run."""
+    def next_commands(self, folder: Path, spec: RunSpec) -> dict[str, str]:
+        """Commands that a user may want to type after this run."""
+        overrides = spec.overrides
         data = [o for o in overrides if o.split("=")[0].split(".")[0] == "data"]
         own = ("model", "sweep", "run_name", "run_dir", "checkpoint", "trainer.max_steps")
         others = [o for o in overrides if not o.startswith(tuple(f"{name}{end}" for name in own for end in "=."))]
-        command = ["python", "-m", "semaim.run"]
-        larger = {"larger model": shlex.join([*command, "model=aim_small", *others])}
+        larger = {"larger model": spec.command_with("model=aim_small", *others)}
         if self.data.splits.val is None:
             return larger
-        evaluate = shlex.join([*command, "task=knn", f"checkpoint={folder}", *data])
+        evaluate = spec.command_with("task=knn", f"checkpoint={value_text(str(folder))}", *data)
         return {"evaluate": evaluate, "and also": "with task=linprobe, task=finetune or task=fewshot"} | larger
 
     def loss(self, batch: Batch, state: TrainingState, noise: StepNoise) -> Tensor:

@@ -18,6 +18,7 @@ from torch import Tensor
 from semaim.checkpoints.encoder_source import MLFLOW, Tracking
 from semaim.checkpoints.stored_encoder import StoredEncoder
 from semaim.checkpoints.two_stream import model_of, read_checkpoint
+from semaim.config.run_spec import RunSpec
 from semaim.core.distributed import Processes
 from semaim.data.image_data import ImageData
 from semaim.data.image_sets import ImageSet
@@ -146,7 +147,7 @@ class Visualize:
         run.log(0, found)
         return {"images": len(self.indices), **found}
 
-    def next_commands(self, folder: Path, overrides: Sequence[str]) -> dict[str, str]:
+    def next_commands(self, folder: Path, spec: RunSpec) -> dict[str, str]:
         """What a person may want to do after this run."""
         return {"pictures": str(folder / "pictures")}
 

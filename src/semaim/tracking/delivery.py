@@ -2,7 +2,7 @@
 
 Everything MLflow shows is in the run folder first: configuration, environment, journal. `Delivery` sends what has not
 been sent and notes in `mlflow.json` how far it came, so it can be interrupted anywhere and repeated;
-`python -m semaim.sync` does the same by hand.
+`semaim sync` does the same by hand.
 """
 
 from __future__ import annotations

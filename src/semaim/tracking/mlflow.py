@@ -5,12 +5,14 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
+import shlex
 import threading
 import time
 from contextlib import suppress
 from pathlib import Path
 
 from semaim.core.files import read_json
+from semaim.core.formatting import program
 from semaim.errors import UserError
 from semaim.runs.folder import RunFolder
 from semaim.runs.journal import Journal, read
@@ -87,8 +89,8 @@ class MLflow:
         folder = self.delivery.folder
         left = sum(1 for _ in read(folder.journal, self.delivery.state["sent"]))
         if left or self._thread.is_alive():
-            log.warning("MLflow at %s has not got %d journal lines; send them with: python -m semaim.sync %s",
-                        self.uri, left, folder.path)  # fmt: skip
+            log.warning("%d journal lines not yet sent to MLflow at %s; send them with: %s",
+                        left, self.uri, program("sync", folder.path))  # fmt: skip
         self._thread = None
 
     def prepare(self, folder: RunFolder) -> None:
@@ -131,11 +133,14 @@ class MLflow:
         page = f"/#/experiments{place}?workflowType=machine_learning"  # MLflow also has pages for language models
         if self.uri.startswith("http"):
             return {"look at it": f"open {self.uri.rstrip('/')}{page}"}
-        return {"look at it": f"mlflow ui --backend-store-uri {self.uri}", "and open": f"{LOCAL_SERVER}{page}"}
+        return {
+            "look at it": shlex.join(["mlflow", "ui", "--backend-store-uri", self.uri]),
+            "and open": f"{LOCAL_SERVER}{page}",
+        }
 
     def how_to_compare(self) -> str | None:
         """What makes the table of all evaluations."""
-        return "python -m semaim.report" + ("" if self.uri == USUAL_URI else f" --uri {self.uri}")
+        return program("report", *(() if self.uri == USUAL_URI else ("--uri", self.uri)))
 
 
 class NoTracking:

@@ -1,12 +1,10 @@
-"""Deliver to MLflow what a run could not: `python -m semaim.sync <run folder> [...]`.
+"""Send to MLflow what a run could not send.
 
-Safe to repeat and to run while the run is running; what was delivered is stored once.
+Safe to repeat, and safe while the run is running: each point is stored once.
 """
 
 from __future__ import annotations
 
-import argparse
-import sys
 from pathlib import Path
 
 from semaim.core.files import write_json
@@ -53,24 +51,3 @@ def sync(path: Path, uri: str | None, experiment: str | None = None) -> int:
     except Exception as error:  # MLflow and what lies below it raise many kinds
         store = delivery.state["uri"]
         raise UserError(f"MLflow at {store} does not take the metrics of {path}: {refusal(store, error)}") from error
-
-
-def main() -> int:
-    """Command line."""
-    parser = argparse.ArgumentParser(prog="python -m semaim.sync", description=__doc__)
-    parser.add_argument("folders", nargs="+", type=Path, help="run folders, such as runs/*")
-    parser.add_argument("--uri", help="another MLflow store than the one the run was started with")
-    parser.add_argument("--experiment", help="MLflow experiment for runs started with tracking=none (default: semaim)")
-    arguments = parser.parse_args()
-    for path in arguments.folders:
-        try:
-            points = sync(path, arguments.uri, arguments.experiment)
-        except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 2
-        print(f"{path}: {points} metric points delivered")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
