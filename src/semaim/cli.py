@@ -289,8 +289,8 @@ published ones. Prints a Markdown table, and writes it to a folder with a CSV fi
 changed.""", report_arguments, report),
     "features": Verb("write the features and labels of a checkpoint's encoder to files", """\
 Writes the features of a checkpoint's encoder, and the labels, to one file for each part of the data. It is `semaim run
-task=features` and takes the same options: checkpoint=... (a run folder or file, mlflow:<run id>, timm:<name>), data=...,
-task.format=npz or safetensors, task.batch_size=64.""", features_arguments, features, by_hydra=True),
+task=features` and takes the same options: checkpoint=... (a run folder or file, mlflow:<run id>, timm:<name>),
+data=..., task.format=npz or safetensors, task.batch_size=64.""", features_arguments, features, by_hydra=True),
     "export": Verb("write an encoder for timm or transformers", """\
 Writes a folder that timm or transformers loads by itself: model.safetensors, config.json and a model card. A fine-tuned
 classifier keeps its head. The folder is also a checkpoint for semaim.""", export_arguments, export),
