@@ -17,12 +17,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-import slurm
-from commands import ENVIRONMENT
-from in_process import logging_left_as_found
-from mlflow_server import PostgreSQL
 from semaim.data.sources import FileImages
 from semaim.models.aim import AIM
+from support import slurm
+from support.commands import ENVIRONMENT
+from support.in_process import logging_left_as_found
+from support.mlflow_server import PostgreSQL
 
 os.environ["SEMAIM_SITE"] = "/nowhere"  # the settings of whoever runs the tests are not for them
 if "OMP_NUM_THREADS" not in os.environ:
