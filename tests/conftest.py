@@ -19,8 +19,10 @@ from torch import Tensor
 
 from semaim.data.sources import FileImages
 from semaim.models.aim import AIM
+from semaim.runs.context import Run
 from support import slurm
 from support.commands import ENVIRONMENT
+from support.evaluating import surroundings
 from support.in_process import logging_left_as_found
 from support.mlflow_server import PostgreSQL
 
@@ -61,6 +63,13 @@ def images() -> Callable[..., Tensor]:
         return torch.randn(batch, 3, height, width, generator=torch.Generator().manual_seed(seed))
 
     return make
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Iterator[Run]:
+    """What a task runs in, on one process."""
+    with surroundings(tmp_path / "run") as run:
+        yield run
 
 
 @pytest.fixture

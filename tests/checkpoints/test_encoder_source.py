@@ -1,79 +1,24 @@
-"""Which encoder is evaluated, wherever it comes from, and what a run says of its origin."""
+"""Which encoder is evaluated, wherever it comes from."""
 
 from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
-import numpy as np
 import pytest
-import timm
 import torch
-from hydra.utils import instantiate
 from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor
 
-from semaim.checkpoints import store
-from semaim.checkpoints.encoder_source import EncoderSource, Origin, fingerprint
+from semaim.checkpoints.encoder_source import EncoderSource, fingerprint
 from semaim.checkpoints.two_stream import load_model
 from semaim.core.seeding import seed_all
 from semaim.errors import UserError
 from semaim.models.vit import encode
-from semaim.tasks.evaluation import other_split
 from semaim.tracking.store import SQLITE
-from support.commands import journal, status
-from support.in_process import composed, go, run
-from support.paths import GOLDEN_PIXELS
-
-SMALLER = ("data.patch_size=8", "trainer.max_steps=2")
-# A model of 16 patches, for the encoders that no pretraining made.
-MODEL = ("tracking=none", "data.patch_size=8", "model.embed_dim=32", "model.num_heads=2")
-AVERAGED = ("trainer.ema=true", "trainer.ema_decay=[0.5,0.5]", "trainer.warmup_epochs=0")
-KNN = (*MODEL, "task=knn", "task.features_dir=null", "task.ks=[10]")
-
-
-def source(given: Path | str | None, *overrides: str) -> EncoderSource:
-    """The encoder of a command line."""
-    checkpoint = "null" if given is None else f"'{given}'"
-    cfg = composed(*MODEL, "task=knn", f"checkpoint={checkpoint}", "run_name=x", *overrides)
-    return instantiate(cfg.task.source, _convert_="all")
-
-
-@pytest.fixture(scope="module")
-def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Run folder of two steps with a moving average."""
-    return run(tmp_path_factory.mktemp("pretrained"), *SMALLER, *AVERAGED, "seed=5")
-
-
-@pytest.fixture(scope="module")
-def tuned(tmp_path_factory: pytest.TempPathFactory, pretrained: Path) -> Path:
-    """Run folder of a fine-tuning of two steps."""
-    options = ("task=finetune", "trainer.max_steps=2", "trainer.batch_size=16", "run_name=tuned")
-    return go(tmp_path_factory.mktemp("tuned"), *MODEL, *options, f"checkpoint={pretrained}")
-
-
-def images(count: int = 2, side: int = 32) -> Tensor:
-    return torch.randn(count, 3, side, side, generator=torch.Generator().manual_seed(0))
-
-
-def newest(folder: Path) -> Path:
-    return sorted((folder / "checkpoints").glob("*.pt"))[-1]
-
-
-def weights(folder: Path, part: str = "model") -> dict[str, Tensor]:
-    return torch.load(newest(folder), weights_only=True)[part]
-
-
-def assert_weights(encoder: VisionTransformer, expected: dict[str, Tensor]) -> None:
-    """Bit for bit, and in eval mode."""
-    assert not any(module.training for module in encoder.modules())
-    for name, value in encoder.state_dict().items():
-        assert torch.equal(value, expected[name]), name
-
+from support.encoders import KNN, MODEL, SMALLER, assert_weights, images, newest, source, weights
+from support.in_process import go, run
 
 # Runs and files of ours
 
@@ -147,18 +92,6 @@ def test_a_home_folder(pretrained: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 # Official checkpoints
 
 
-@pytest.fixture(scope="module")
-def official(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
-    """A checkpoint of SemAIM's code, and what that code made of it."""
-    path = tmp_path_factory.mktemp("official") / "checkpoint.pth"
-    with np.load(GOLDEN_PIXELS) as arrays:
-        theirs = {name: torch.from_numpy(arrays[name]) for name in arrays.files if name != "config_json"}
-        config = json.loads(str(arrays["config_json"]))
-    state = {f"module.{name[6:]}": value for name, value in theirs.items() if name.startswith("state/")}
-    torch.save({"state_dict": state, "epoch": 3, "model": "aim_base"}, path)
-    return path, theirs | {"config": config}
-
-
 @torch.no_grad()
 def test_an_official_checkpoint_gives_the_tokens_of_its_code(official: tuple[Path, dict[str, Any]]) -> None:
     path, theirs = official
@@ -227,232 +160,6 @@ def test_a_random_encoder_has_the_sizes_of_the_model() -> None:
     assert one.patch_embed.patch_size == (8, 8)
     assert fingerprint(one) != fingerprint(again), "weights are drawn, not fixed"
     assert len(source("random", "model.depth=2", "model.query_depth=2").encoder().blocks) == 2
-
-
-# Models of timm, from a folder: there is no network
-
-
-def timm_folder(folder: Path, name: str = "vit_tiny_patch16_224", **sizes: Any) -> tuple[str, torch.nn.Module]:
-    """A model of timm's in a folder, as timm's own export makes it; the checkpoint that means it."""
-    torch.manual_seed(3)
-    model = timm.create_model(name, **sizes)
-    timm.models.save_for_hf(model, folder, safe_serialization=False)
-    return f"timm:local-dir:{folder}", model
-
-
-TINY = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 2}
-
-
-def test_a_model_of_timm(tmp_path: Path) -> None:
-    given, model = timm_folder(tmp_path / "vit", **TINY, num_classes=7)
-    found = source(given).encoder()
-    assert not any(module.training for module in found.modules())
-    theirs = model.state_dict()
-    assert found.state_dict().keys() == theirs.keys() - {"head.weight", "head.bias"}
-    assert all(torch.equal(value, theirs[name]) for name, value in found.state_dict().items())
-    with torch.no_grad():
-        expected_BND = model.eval().forward_features(images())
-        assert torch.equal(encode(found, images())["cls"], expected_BND[:, 0])
-
-
-def test_a_model_of_timm_is_evaluated(tmp_path: Path) -> None:
-    given, _ = timm_folder(tmp_path / "vit", **TINY, num_classes=7)
-    result = status(go(tmp_path, *KNN, "run_name=knn", f"checkpoint='{given}'"))["result"]
-    assert set(result) == {"knn_10_cls", "knn_10_mean"}
-    assert result["knn_10_mean"] > 20
-
-
-@pytest.mark.parametrize("pool", ["cls", "mean"])
-def test_a_model_of_timm_is_fine_tuned_and_measured_again(tmp_path: Path, pool: str) -> None:
-    given, model = timm_folder(tmp_path / "vit", **TINY, num_classes=7)
-    tune = (*MODEL, "task=finetune", f"task.pool={pool}", "run_name=tuned", f"checkpoint='{given}'")
-    steps = ("trainer.batch_size=16", "trainer.max_steps=1")  # the warm-up's first learning rate is 0
-    folder = go(tmp_path, *tune, *steps)
-    own = model.state_dict()
-    new = {"head.weight", "head.bias"} | ({"fc_norm.weight", "fc_norm.bias"} if pool == "mean" else set())
-    for name, value in weights(folder).items():
-        assert name in new or torch.equal(value, own[name]), name
-    assert weights(folder)["head.weight"].shape == (10, 32)
-    alone = ("task=finetune", "task.eval_only=true", "run_name=alone", f"checkpoint={folder}")
-    assert status(go(tmp_path, *MODEL, *alone))["result"]["finetune"] == status(folder)["result"]["finetune"]
-
-
-def test_a_model_without_a_class_token(tmp_path: Path) -> None:
-    given, _ = timm_folder(tmp_path / "vit", **TINY, num_classes=7, class_token=False, global_pool="avg")
-    found = source(given).encoder()
-    assert set(encode(found, images())) == {"mean"}
-    options = (*MODEL, "task=linprobe", "trainer.max_steps=1", "run_name=probe", f"checkpoint='{given}'")
-    with pytest.raises(Exception, match=r"has no class token: set task\.features=\[mean\]") as raised:
-        go(tmp_path, *options, "task.features=[cls,mean]")
-    assert isinstance(raised.value.__cause__, UserError)
-    assert set(status(go(tmp_path, *options, "task.features=[mean]"))["result"]) == {"linprobe_mean"}
-
-
-def test_a_register_is_no_class_token(tmp_path: Path) -> None:
-    sizes = {**TINY, "class_token": False, "reg_tokens": 2, "global_pool": "avg"}
-    given, _ = timm_folder(tmp_path / "vit", **sizes)
-    assert set(encode(source(given).encoder(), images())) == {"mean"}
-
-
-def test_a_model_of_timm_is_fine_tuned_for_as_many_classes_as_before(tmp_path: Path) -> None:
-    given, model = timm_folder(tmp_path / "vit", **TINY, num_classes=10)
-    found = source(given).classifier(10, "mean", 0.1)
-    assert torch.equal(found.blocks[0].attn.qkv.weight, model.blocks[0].attn.qkv.weight)
-    assert torch.equal(found.fc_norm.weight, torch.ones(32))
-    assert found.head.weight.std() < 1e-4
-
-
-@pytest.mark.parametrize("name", ["test_resnet", "test_convnext"])
-def test_a_model_of_timm_that_is_no_vision_transformer_is_refused(tmp_path: Path, name: str) -> None:
-    given, _ = timm_folder(tmp_path / "other", name)
-    with pytest.raises(UserError, match=rf"checkpoint={given} is not a vision transformer"):
-        source(given).encoder()
-
-
-def test_a_model_that_timm_cannot_give(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An unknown name, no network, no such folder: one message."""
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    (tmp_path / "half").mkdir()
-    (tmp_path / "half" / "config.json").write_text('{"architecture": "vit_tiny_')
-    for given in (
-        "timm:vit_of_nobody",
-        "timm:",
-        "timm:vit_tiny_patch16_224",
-        f"timm:local-dir:{tmp_path / 'nope'}",
-        f"timm:local-dir:{tmp_path / 'half'}",
-    ):
-        with pytest.raises(
-            UserError, match=rf"checkpoint={given}: timm cannot give this model \(.+\)\. Is it one"
-        ) as e:
-            source(given).encoder()
-        assert "\n" not in str(e.value)
-
-
-def test_a_model_of_timm_without_weights(tmp_path: Path) -> None:
-    given, _ = timm_folder(tmp_path / "vit", **TINY)
-    (tmp_path / "vit" / "pytorch_model.bin").write_bytes(b"")
-    with pytest.raises(UserError, match=r"timm cannot give this model \(.+\)"):
-        source(given).encoder()
-
-
-# Origins
-
-
-def test_origin_of_a_pretraining_run(pretrained: Path) -> None:
-    found = source(pretrained).origin(0, {"model": "of this run", "data": "of this run"})
-    assert found.tags == {
-        "pretrained.run": "run",
-        "pretrained.seed": "5",
-        "pretrained.device": "cpu",
-        "pretrained.model": "aim_tiny",
-        "pretrained.permutation": "attention_center",
-        "pretrained.target": "pixels",
-        "pretrained.data": "digits",
-        "pretrained.options": "data.patch_size=8 model.embed_dim=32 model.num_heads=2 "
-        "trainer.batch_size=16 trainer.ema=true trainer.ema_decay=[0.5,0.5] trainer.warmup_epochs=0",
-    }
-    seconds = torch.load(newest(pretrained), weights_only=True)["device_seconds"]
-    assert found.metrics == {
-        "pretrained/epochs": pytest.approx(2 / 89),  # steps of 16 images
-        "pretrained/images_seen": 32.0,
-        "pretrained/device_hours": pytest.approx(seconds / 3600),
-    }
-    assert 0 < seconds < 60
-    assert found.step == 2
-    assert found.data is not None
-    assert found.data["patch_size"] == 8
-    assert source(newest(pretrained)).origin(0, {}) == found
-    averaged = source(pretrained, "task.source.ema=true").origin(0, {})
-    assert averaged.tags == found.tags | {"pretrained.weights": "moving average"}
-    assert averaged.metrics == found.metrics
-
-
-def test_origin_of_a_fine_tuned_run_is_its_pretraining(pretrained: Path, tuned: Path) -> None:
-    before = source(pretrained).origin(0, {})
-    for given in (tuned, tuned / "best"):
-        found = source(given).origin(0, {"model": "of this run"})
-        assert asdict(found) == asdict(before) | {"data": None}
-
-
-def test_origin_of_others(official: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
-    assert source(official[0]).origin(0, {"model": "aim_tiny"}) == Origin({"pretrained.run": str(official[0])})
-    given, _ = timm_folder(tmp_path / "vit", **TINY)
-    assert source(given).origin(0, {"model": "aim_tiny"}) == Origin({"pretrained.run": given})
-    random = {"pretrained.run": "random", "pretrained.seed": "7", "pretrained.model": "aim_tiny"}
-    nothing = {"pretrained/epochs": 0.0, "pretrained/images_seen": 0.0}
-    assert source("random").origin(7, {"model": "aim_tiny", "data": "digits"}) == Origin(random, nothing)
-
-
-def test_a_run_says_where_its_encoder_is_from(pretrained: Path, tuned: Path, tmp_path: Path) -> None:
-    """As tags; its results stand at the step of the pretraining."""
-    origin = source(pretrained).origin(0, {})
-    for name, given in (("before", pretrained), ("after", tuned)):
-        folder = go(tmp_path, *KNN, f"run_name={name}", f"checkpoint={given}")
-        tags = [tag for line in journal(folder) for tag in line.get("tags", {}).items() if "pretrained" in tag[0]]
-        assert len(tags) == 8
-        assert dict(tags) == origin.tags
-        logged = [(line["step"], line["metrics"]) for line in journal(folder) if "metrics" in line]
-        result = status(folder)["result"]
-        assert logged == [(2, origin.metrics), (2, {f"eval/{key}": value for key, value in result.items()})]
-
-
-def test_another_split_of_the_same_data_is_warned_of(pretrained: Path, tmp_path: Path) -> None:
-    warning = "these data were split otherwise when the encoder was pretrained on them"
-
-    def warned(name: str, **before: Any) -> bool:
-        """Whether a run warns of an encoder that was pretrained on data of another configuration."""
-        state = torch.load(newest(pretrained), weights_only=True)
-        state["config"]["data"] |= before
-        path = store.save(tmp_path / f"before_{name}", 2, state)
-        folder = go(tmp_path, *KNN, f"run_name={name}", f"checkpoint={path}")
-        return warning in (folder / "run.log").read_text()
-
-    assert not warned("same")
-    assert warned("share", val_fraction=0.1)
-    now = torch.load(newest(pretrained), weights_only=True)["config"]["data"]
-    assert not other_split(now, now)
-    assert other_split(now | {"source": now["source"] | {"val_fraction": 0.5}}, now)
-    assert other_split(now | {"val_seed": 1, "val_fraction": 0.1}, now | {"val_fraction": 0.1})
-    assert not other_split(now | {"val_fraction": 0.1, "root": "elsewhere"}, now)
-    assert not other_split(now | {"val_fraction": 0.1, "source": {"_target_": "semaim.data.sources.cifar10"}}, now)
-
-
-# Fingerprints
-
-
-def test_the_same_weights_have_the_same_fingerprint_wherever_they_are(pretrained: Path, tmp_path: Path) -> None:
-    torch.save({"state_dict": {f"module.{k}": v for k, v in weights(pretrained).items()}}, tmp_path / "official.pth")
-    shutil.copytree(pretrained, tmp_path / "elsewhere")
-    places = (pretrained, newest(pretrained), tmp_path / "elsewhere")
-    (one,) = {fingerprint(source(given).encoder()) for given in places}
-    assert len(one) == 64
-    official = source(tmp_path / "official.pth", "task.source.num_heads=2").encoder()
-    assert fingerprint(official) == one
-    assert fingerprint(source(pretrained, "task.source.ema=true").encoder()) != one
-
-
-def test_a_single_weight_changes_the_fingerprint(pretrained: Path) -> None:
-    encoder = source(pretrained).encoder()
-    found = {fingerprint(encoder)}
-    with torch.no_grad():
-        for name, parameter in encoder.named_parameters():
-            before = parameter.view(-1)[-1].item()
-            parameter.view(-1)[-1] = before * (1 + 1e-6) if before else 1e-30
-            assert parameter.view(-1)[-1].item() != before
-            assert fingerprint(encoder) not in found, name
-            found.add(fingerprint(encoder))
-            parameter.view(-1)[-1] = before
-    assert fingerprint(encoder) in found
-    assert len(found) == 1 + 4 + 4 * 12 + 2
-
-
-def test_kept_features_are_of_the_encoder_with_its_heads(pretrained: Path, tmp_path: Path) -> None:
-    torch.save({"state_dict": weights(pretrained)}, tmp_path / "official.pth")
-    results = []
-    for heads, kept in ((2, tmp_path / "kept"), (4, tmp_path / "kept"), (4, "null")):
-        options = (*KNN, f"task.features_dir={kept}", f"task.source.num_heads={heads}", f"run_name=knn{len(results)}")
-        results.append(status(go(tmp_path, *options, f"checkpoint={tmp_path / 'official.pth'}"))["result"])
-    assert results[1] == results[2] != results[0]
 
 
 # Tracked runs

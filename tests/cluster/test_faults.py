@@ -19,19 +19,8 @@ import pytest
 
 from support.commands import SMALL, losses, status
 from support.slurm import Cluster
-from support.slurm_runs import (
-    CAREFUL,
-    ON_CPU,
-    TWO_BY_TWO,
-    JobRun,
-    assert_nothing_lost,
-    assert_shown_once,
-    final_state,
-    on_node,
-    run_here,
-    shown,
-    side_by_side,
-)
+from support.slurm_runs import CAREFUL, ON_CPU, TWO_BY_TWO, JobRun, on_node, run_here, side_by_side
+from support.undisturbed import assert_nothing_lost, assert_shown_once, final_state, shown
 
 pytestmark = pytest.mark.slow
 SIXTY = (*CAREFUL, "trainer.max_steps=60", "trainer.save_every_steps=5")

@@ -14,7 +14,8 @@ import torch
 
 from support.commands import SMALL, started
 from support.slurm import Cluster
-from support.slurm_runs import ON_CPU, JobRun, assert_nothing_lost, run_here, side_by_side, until
+from support.slurm_runs import ON_CPU, JobRun, run_here, side_by_side, until
+from support.undisturbed import assert_nothing_lost
 
 # A checkpoint of 60 MB after every step, so that a kill in the middle of a save is no rare thing.
 LARGE = (

@@ -18,7 +18,8 @@ from mlflow import MlflowClient
 from semaim.core import slurm_job
 from support.commands import status, sweep_folder, wait_for
 from support.slurm import Cluster
-from support.slurm_runs import ON_CPU, SMALL_ANYHOW, JobRun, shown, subprocess_run
+from support.slurm_runs import ON_CPU, SMALL_ANYHOW, JobRun, subprocess_run
+from support.undisturbed import shown
 
 pytestmark = pytest.mark.slow
 SHORT = (*SMALL_ANYHOW, *ON_CPU, "trainer.max_steps=4", "sweep.check=false")

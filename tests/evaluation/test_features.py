@@ -17,15 +17,9 @@ from semaim.data.transforms import evaluation
 from semaim.errors import Interrupted, UserError
 from semaim.evaluation.features import Features, Pass, extract, in_order
 from semaim.models.vit import encode, vit_of
-from support.evaluating import image_data, noise, surroundings, together
+from support.evaluating import image_data, noise, together
 
 ASKED = [7, 0, 29, 3, 12, 4, 21]
-
-
-@pytest.fixture
-def run(tmp_path):
-    with surroundings(tmp_path / "run") as run:
-        yield run
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from semaim.checkpoints.encoder_source import Origin
 from semaim.core.distributed import Processes
 from semaim.core.signals import SIGNALS, StopRequest
 from semaim.data.image_data import ImageData
@@ -119,3 +120,19 @@ def assert_same_bits(one: Any, other: Any, where: str = "") -> None:
         assert torch.equal(one, other), where
     else:
         assert one == other, where
+
+
+class Source:
+    """An encoder that comes from nowhere."""
+
+    checkpoint = "somewhere"
+
+    def __init__(self, vit: Any, data: Any = None) -> None:
+        self.vit = vit
+        self.data = data
+
+    def encoder(self) -> Any:
+        return self.vit
+
+    def origin(self, seed: int, choices: Any) -> Origin:
+        return Origin({"pretrained.run": "x"}, {"pretrained/epochs": 2.0}, 12, self.data)

@@ -1,31 +1,22 @@
-"""Runs as jobs of the one-machine cluster: submitted, met on their way, disturbed, and compared with undisturbed ones.
-
-`digits` is also imported inside the jobs: it is their data source, and lets a run take its time while a test wants to
-meet it in the middle.
-"""
+"""Runs as jobs of the one-machine cluster: submitted, met on their way, and disturbed."""
 
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
-import sqlite3
 import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from semaim.data import sources
-from support.commands import ENVIRONMENT, RUN, SMALL, journal, losses, status
-from support.paths import TESTS
+from support.commands import ENVIRONMENT, RUN, SMALL, journal, status
+from support.paced import PACE, PACED, import_path
 
-PACE = "SEMAIM_TEST_PACE"  # names a file with the seconds that reading an image takes; without it none
-PACED = ("data.source._target_=support.slurm_runs.digits",)
 # Drop path and a moving average, so that random state and EMA matter. With or without tracking.
 SMALL_ANYHOW = tuple(option for option in SMALL if not option.startswith("tracking"))
 CAREFUL = (*SMALL_ANYHOW, *PACED, "model.drop_path=0.1", "trainer.ema=true")
@@ -33,36 +24,11 @@ BATCH_SIZE = 16
 ON_CPU = ("hydra/launcher=slurm_cpu", "hydra.launcher.cpus_per_task=1")
 TWO_BY_TWO = (*ON_CPU, "hydra.launcher.nodes=2", "hydra.launcher.tasks_per_node=2")
 SUBMIT = ("sweep.check=false", "sweep.wait=false")
-SAME = ("architecture", "model", "ema", "optimizer", "scaler", "rng", "step", "loss")
 
 
 def on_node(name: str) -> tuple[str, ...]:
     """The launcher's option for one node."""
     return (f"+hydra.launcher.additional_parameters.nodelist={name}",)
-
-
-class Slow:
-    """Images that take their time."""
-
-    def __init__(self, images: sources.ImageSet) -> None:
-        self.images = images
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.__dict__["images"], name)
-
-    def read(self, index: int) -> Any:
-        with suppress(FileNotFoundError, KeyError):
-            time.sleep(float(Path(os.environ[PACE]).read_text()))
-        return self.images.read(index)
-
-
-def digits(side: int = 32, val_fraction: float = 0.2) -> sources.Splits:
-    """The usual digits, read slowly in training."""
-    splits = sources.digits(side, val_fraction)
-    return replace(splits, train=Slow(splits.train))
 
 
 def until(
@@ -261,11 +227,6 @@ class JobRun:
         return "\n".join(said)
 
 
-def import_path() -> dict[str, str]:
-    """What lets the processes of a run import this file."""
-    return {"PYTHONPATH": os.pathsep.join(filter(None, [str(TESTS), os.environ.get("PYTHONPATH")]))}
-
-
 def run_here(home: Path, *overrides: str) -> str:
     """Run to the end without SLURM; what it printed."""
     done = subprocess_run([*RUN, *overrides], home, ENVIRONMENT | import_path())
@@ -301,42 +262,3 @@ def side_by_side(cluster: Any, *scenarios: Callable[[], Any]) -> list[Any]:
         if future.exception() and future in done:
             raise future.exception()  # type: ignore[misc]
     return [future.result() for future in futures]
-
-
-def final_state(run_folder: Path) -> dict[str, Any]:
-    """The newest checkpoint."""
-    import torch
-
-    return torch.load(sorted((run_folder / "checkpoints").glob("step_*.pt"))[-1], weights_only=True)
-
-
-def assert_nothing_lost(run_folder: Path, undisturbed: Path) -> None:
-    """Same weights, moving average, optimizer, randomness and losses, to the last bit, and each step once."""
-    from support.evaluating import assert_same_bits
-
-    one, other = final_state(run_folder), final_state(undisturbed)
-    for part in SAME:
-        assert_same_bits(one[part], other[part], part)
-    assert losses(run_folder) == losses(undisturbed)
-    assert list(losses(run_folder)) == list(range(1, one["step"] + 1)), "every step once, in order"
-    assert not list((run_folder / "checkpoints").glob("*.tmp"))
-
-
-def shown(home: Path) -> dict[str, tuple[str, str]]:
-    """MLflow's run id and status of every run in the store of a folder, by name; asserts that no name stands twice."""
-    with sqlite3.connect(f"file:{home / 'mlflow.db'}?mode=ro", uri=True, timeout=30) as store:
-        rows = store.execute("SELECT name, run_uuid, status FROM runs").fetchall()
-    assert len({name for name, _, _ in rows}) == len(rows), rows
-    return {name: (run_id, state) for name, run_id, state in rows}
-
-
-def assert_shown_once(run_folder: Path, home: Path, state: str) -> str:
-    """MLflow shows the losses of a run once each, under one run of this status; its id."""
-    run_id, found = shown(home)[run_folder.name]
-    assert found == state
-    assert json.loads((run_folder / "mlflow.json").read_text())["run_id"] == run_id
-    with sqlite3.connect(f"file:{home / 'mlflow.db'}?mode=ro", uri=True, timeout=30) as store:
-        query = "SELECT step, value FROM metrics WHERE key = 'train/loss' AND run_uuid = ? ORDER BY step"
-        points = store.execute(query, (run_id,)).fetchall()
-    assert points == sorted(losses(run_folder).items())
-    return run_id

@@ -164,3 +164,9 @@ def clip_by_hand(state: dict[str, Tensor], images_BCHW: Tensor, heads: int = 2) 
         hidden = hidden * torch.sigmoid(1.702 * hidden)
         x_BND = x_BND + F.linear(hidden, weight[f"{block}.mlp.c_proj.weight"], weight[f"{block}.mlp.c_proj.bias"])
     return norm(x_BND, "ln_post") @ weight["proj"]
+
+
+def loaded(model: str, path: Path, **options: Any) -> Any:
+    made = teacher(model, weights=str(path), **options)
+    made.load()
+    return made

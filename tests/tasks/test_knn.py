@@ -1,8 +1,7 @@
-"""The k-NN evaluations, as a task and during training, and whole commands against scikit-learn."""
+"""The k-NN evaluation as a task, and whole commands against scikit-learn."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import logging
 import sys
@@ -12,39 +11,18 @@ import pytest
 import torch
 from sklearn.neighbors import KNeighborsClassifier
 
-from semaim.checkpoints.encoder_source import Origin
-from semaim.data.sources import ArrayImages, Splits
+from semaim.data.sources import Splits
 from semaim.errors import UserError
-from semaim.evaluation import knn
-from semaim.evaluation.features import Features, extract
+from semaim.evaluation.features import Features
 from semaim.models.vit import encode, vit_of
 from semaim.tasks.evaluation import Evaluation, check_image_size
 from semaim.tasks.knn import KNN, OnlineNeighbours, check_ks, classify
 from support.commands import journal, succeed
-from support.evaluating import ALONE, image_data, noise, surroundings, together
+from support.evaluating import ALONE, Source, image_data, noise
 from support.in_process import go
 from support.in_process import run as pretrain
 
 TWO = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "semaim.run")
-
-
-@pytest.fixture
-def run(tmp_path):
-    with surroundings(tmp_path / "run") as run:
-        yield run
-
-
-@pytest.fixture
-def splits():
-    """Held-out images that are the training images, so that each is its own nearest neighbour."""
-    images = noise()
-    return Splits(images, images, images, ["a", "b", "c"])
-
-
-@pytest.fixture
-def encoder(tiny_model):
-    vit = vit_of(tiny_model(image_size=8)).eval()
-    return lambda images_BCHW: encode(vit, images_BCHW)
 
 
 @pytest.mark.parametrize("ks", [[], [0], [5, -1]])
@@ -87,103 +65,7 @@ def test_answers_of_each_kind_and_number():
     assert all(answers.labels_M.tolist() == [0, 1] for answers in found.values())
 
 
-# During training
-
-
-def test_accuracy_of_images_that_are_their_own_neighbours(run, splits, encoder):
-    data = image_data(splits)
-    result = OnlineNeighbours([1, 30], 8, None, None).accuracy(encoder, data, run)
-    assert set(result) == {"knn_1_cls", "knn_1_mean", "knn_30_cls", "knn_30_mean"}
-    assert result["knn_1_cls"] == result["knn_1_mean"] == 100.0
-    images = splits.val
-    half_wrong = ArrayImages(images.images_NHWC, [i % 3 if i < 15 else (i + 1) % 3 for i in range(30)], "other")
-    data = image_data(dataclasses.replace(splits, val=half_wrong))
-    accuracies = OnlineNeighbours([1], 8, None, None).accuracy(encoder, data, run)
-    assert accuracies == {"knn_1_cls": 50.0, "knn_1_mean": 50.0}
-
-
-def test_an_encoder_without_a_class_token(run, splits):
-    result = OnlineNeighbours([1], 8, None, None).accuracy(lambda x: {"mean": x.flatten(1)}, image_data(splits), run)
-    assert result == {"knn_1_mean": 100.0}
-
-
-def test_the_labelled_images_are_the_bank(run, splits, monkeypatch):
-    """As with STL-10, where most of what is trained on has no label."""
-    passes = spied(monkeypatch)
-    labelled, held_out = noise(12, seed=1), noise(9, seed=2)
-    data = image_data(Splits(splits.train, labelled, held_out, splits.classes))
-    OnlineNeighbours([1], 4, None, None).accuracy(lambda x: {"mean": x.flatten(1)}, data, run)
-    assert [(wanted.images is images, len(wanted.indices), wanted.batch_size) for wanted, images in
-            zip(passes, (labelled, held_out), strict=True)] == [(True, 12, 4), (True, 9, 4)]  # fmt: skip
-
-
-def spied(monkeypatch):
-    passes = []
-
-    def spy(wanted, run):
-        passes.append(wanted)
-        return extract(wanted, run)
-
-    monkeypatch.setattr("semaim.tasks.knn.extract", spy)
-    return passes
-
-
-def test_a_subset_is_fixed_by_the_seed(run, splits, encoder, monkeypatch):
-    passes, data = spied(monkeypatch), image_data(splits)
-    some = OnlineNeighbours([1, 5], batch_size=8, max_bank=12, max_queries=7)
-    results = [some.accuracy(encoder, data, run)]
-    torch.manual_seed(1)
-    results.append(some.accuracy(encoder, data, run))
-    some.accuracy(encoder, data, dataclasses.replace(run, seed=6))
-    asked = [list(wanted.indices) for wanted in passes]
-    assert results[0] == results[1]
-    assert asked[:2] == asked[2:4]
-    assert asked[4] != asked[0]
-    assert [len(indices) for indices in asked] == [12, 7] * 3
-    assert all(indices == sorted(set(indices)) and set(indices) < set(range(30)) for indices in asked)
-    OnlineNeighbours([1], batch_size=8, max_bank=30, max_queries=31).accuracy(encoder, data, run)
-    assert [list(wanted.indices) for wanted in passes[6:]] == [list(range(30))] * 2  # enough for all
-
-
-def test_processes_measure_what_one_measures(run, encoder, monkeypatch):
-    monkeypatch.setattr(knn, "QUERY_CHUNK", 8)
-    train, val = noise(40, seed=1), noise(35, seed=2)
-    data = image_data(Splits(train, train, val, ["a", "b", "c"]))
-    some = OnlineNeighbours([1, 5], batch_size=3, max_bank=25, max_queries=20)
-    alone = some.accuracy(encoder, data, run)
-    found = together(2, lambda processes: some.accuracy(encoder, data, dataclasses.replace(run, processes=processes)))
-    assert found == [alone, alone]
-    assert any(0 < value < 100 for value in alone.values())
-
-
-def test_data_without_labels_or_held_out_images_are_refused(run, splits, encoder):
-    for unfit, message in (
-        (Splits(splits.train, None, None, []), "these data have no labels"),
-        (Splits(splits.train, splits.train, None, ["a"]), "these data hold no images out"),
-    ):
-        with pytest.raises(UserError, match=message):
-            OnlineNeighbours([1], 8, None, None).accuracy(encoder, image_data(unfit), run)
-        with pytest.raises(UserError, match=message):
-            KNN(Source(None), image_data(unfit), [1], 8, None)
-
-
 # The task
-
-
-class Source:
-    """An encoder that comes from nowhere."""
-
-    checkpoint = "somewhere"
-
-    def __init__(self, vit, data=None):
-        self.vit = vit
-        self.data = data
-
-    def encoder(self):
-        return self.vit
-
-    def origin(self, seed, choices):
-        return Origin({"pretrained.run": "x"}, {"pretrained/epochs": 2.0}, 12, self.data)
 
 
 class Notes:

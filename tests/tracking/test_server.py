@@ -18,7 +18,8 @@ from semaim.tracking import sync
 from support.commands import ENVIRONMENT, RUN, journal, losses, run, started, status, succeed, wait_for
 from support.in_process import run_here
 from support.mlflow_server import PostgreSQL, Server
-from support.slurm_runs import PACE, PACED, SMALL_ANYHOW, import_path
+from support.paced import PACE, PACED, import_path
+from support.slurm_runs import SMALL_ANYHOW
 from support.tracked import SYNC, TINY, assert_shows_all, delivery_state, mlflow_client, only_run
 
 pytestmark = pytest.mark.xdist_group("postgres")
