@@ -6,17 +6,20 @@ import os
 import random
 import signal
 import time
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
+from support.at_once import AtOnce, chosen
 from support.commands import SMALL, started
 from support.slurm import Cluster
-from support.slurm_runs import ON_CPU, JobRun, run_here, side_by_side, until
+from support.slurm_runs import ON_CPU, JobRun, run_here, until
 from support.undisturbed import assert_nothing_lost
 
+pytestmark = pytest.mark.slow
 # A checkpoint of 60 MB after every step, so that a kill in the middle of a save is no rare thing.
 LARGE = (
     *(option for option in SMALL if not option.startswith("model.")),
@@ -28,17 +31,6 @@ LARGE = (
     "trainer.save_every_steps=1",
     "data.num_workers=1",
 )
-
-
-@pytest.mark.slow
-def test_twenty_kills_many_while_a_checkpoint_is_saved(cluster: Cluster, tmp_path: Path) -> None:
-    """Two runs are killed ten times each, the last time inside a job."""
-    run_here(tmp_path, *LARGE, "run_name=undisturbed")
-    saving = side_by_side(cluster, *(partial(_is_killed_ten_times, cluster, tmp_path, seed) for seed in (0, 1)))
-    print(f"kills while a checkpoint was being saved: {saving[0]} and {saving[1]}")
-    assert sum(saving) >= 5
-    for seed in (0, 1):
-        assert_nothing_lost(tmp_path / "runs" / f"killed{seed}", tmp_path / "runs" / "undisturbed")
 
 
 def _is_killed_ten_times(cluster: Cluster, home: Path, seed: int) -> int:
@@ -84,3 +76,38 @@ def _continues_with_the_step_in_flight(run: JobRun, number: int) -> None:
     assert len(run.continuations()) >= number - 1
     newest = torch.load(sorted((run.folder / "checkpoints").glob("step_*.pt"))[-1], weights_only=True)["step"]
     assert newest in (run.step() - 1, run.step())
+
+
+SCENARIOS = {f"seed{seed}": partial(_is_killed_ten_times, seed=seed) for seed in (0, 1)}
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working directory with an undisturbed run."""
+    home = tmp_path_factory.mktemp("kills")
+    run_here(home, *LARGE, "run_name=undisturbed")
+    return home
+
+
+@pytest.fixture(scope="module")
+def at_once(request: pytest.FixtureRequest, cluster_of_file: Cluster, home: Path) -> Iterator[AtOnce]:
+    """The runs that were asked for, all under way."""
+    names = chosen(request, SCENARIOS)
+    scenarios = AtOnce({name: partial(SCENARIOS[name], cluster_of_file, home) for name in names})
+    try:
+        yield scenarios
+    finally:
+        cluster_of_file.cancel_all()  # which those that still wait notice
+        scenarios.wait()
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_ten_kills_lose_nothing(at_once: AtOnce, home: Path, scenario: str) -> None:
+    """The last kill is inside a job."""
+    met = at_once.result(scenario)
+    print(f"kills while a checkpoint was being saved: {met}")
+    assert_nothing_lost(home / "runs" / f"killed{scenario.removeprefix('seed')}", home / "runs" / "undisturbed")
+
+
+def test_twenty_kills_many_while_a_checkpoint_is_saved(at_once: AtOnce) -> None:
+    assert sum(at_once.result(scenario) for scenario in SCENARIOS) >= 5

@@ -129,9 +129,8 @@ def test_charts_compare_orders(pages: Pages, shot: Shot) -> None:
     shot("by_order")
 
 
-def test_a_run_says_how_to_repeat_it_and_shows_curves_and_pictures(pages: Pages, place: Path, shot: Shot) -> None:
-    centre = run_id(pretraining(place, "attention_center"))
-    pages.run(centre)
+def test_a_run_says_how_to_repeat_it(pages: Pages, place: Path, shot: Shot) -> None:
+    pages.run(run_id(pretraining(place, "attention_center")))
     pages.whole_description()
     pages.browser.see(
         f"python -m semaim.run {' '.join(SHORT)} permutation=attention_center 'then=[knn]'",
@@ -142,7 +141,10 @@ def test_a_run_says_how_to_repeat_it_and_shows_curves_and_pictures(pages: Pages,
         *("permutation\n: attention_center", "optimizer\n: adamw_small", "semantic_map\n: cls", "task\n: pretrain"),
     )
     shot("overview")
-    pages.run(centre, "model-metrics")
+
+
+def test_a_run_shows_curves_and_pictures(pages: Pages, place: Path, shot: Shot) -> None:
+    pages.run(run_id(pretraining(place, "attention_center")), "model-metrics")
     pages.browser.see(*(f"{group}\n(" for group in ("data", "eval", "online", "pictures", "train")))
     pages.section("online")
     pages.browser.see("knn_10_mean")
@@ -151,6 +153,9 @@ def test_a_run_says_how_to_repeat_it_and_shows_curves_and_pictures(pages: Pages,
     pages.see_pictures(1)
     pages.enlarge()
     shot("pictures_over_steps")
+
+
+def test_a_run_of_pictures_shows_them_among_its_artifacts(pages: Pages, place: Path, shot: Shot) -> None:
     pages.run(run_id(place / "runs" / "drawn"), "artifacts")
     pages.artifact("pictures", "orders.png")
     pages.see_pictures(1)

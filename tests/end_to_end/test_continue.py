@@ -17,8 +17,9 @@ from typing import Any
 import pytest
 import torch
 
-from support.commands import SMALL, journal, losses, run, started, status, succeed, wait_for
+from support.commands import ENVIRONMENT, SMALL, journal, losses, run, started, status, succeed, wait_for
 from support.evaluating import assert_same_bits
+from support.paced import PACE, PACED, import_path
 
 TEN_STEPS = (
     *SMALL,
@@ -63,26 +64,51 @@ def test_five_steps_then_sigkill_then_five_equal_ten(tmp_path: Path, undisturbed
     assert_equals(folder, undisturbed)
 
 
-def test_each_signal_finishes_the_step_saves_and_exits_75(tmp_path: Path, undisturbed: Path) -> None:
-    folder = tmp_path / "runs" / "ten"
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-        before = len(losses(folder))
-        with started(tmp_path, *TEN_STEPS, "run_name=ten") as process:
-            wait_for(lambda before=before: len(losses(folder)) > before, "a step")
-            process.send_signal(number)
-            out, _ = process.communicate(timeout=60)
-        if process.returncode == 0:  # it was quicker than the signal
-            break
-        assert process.returncode == 75, out
-        assert signal.Signals(number).name in out
-        assert "the same command continues" in out
-        done = max(losses(folder))
-        assert weights(folder, done)["step"] == done, "the step in flight is saved"
-        assert status(folder)["state"] == "interrupted"
-        assert journal(folder)[-1]["status"] == "KILLED"
-    else:
-        succeed(tmp_path, *TEN_STEPS, "run_name=ten")
-    assert before > 0, "at least one signal came in time"
+@pytest.fixture(scope="module")
+def home_of_stops(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where one run is stopped by one signal after the other."""
+    return tmp_path_factory.mktemp("stopped")
+
+
+@pytest.fixture
+def slow(home_of_stops: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """That folder; a step of the run takes a third of a second, until the file `pace` is gone."""
+    pace = home_of_stops / "pace"
+    pace.write_text("0.02")  # seconds for an image
+    for variable, value in {PACE: str(pace), **import_path()}.items():
+        monkeypatch.setitem(ENVIRONMENT, variable, value)
+    return home_of_stops
+
+
+def stop(home: Path, number: signal.Signals) -> None:
+    """Start the run or continue it, and send it a signal after a step."""
+    folder = home / "runs" / "ten"
+    before = len(losses(folder))
+    with started(home, *TEN_STEPS, *PACED, "run_name=ten") as process:
+        wait_for(lambda: len(losses(folder)) > before, "a step")
+        process.send_signal(number)
+        out, _ = process.communicate(timeout=60)
+    assert process.returncode == 75, out
+    assert number.name in out
+    assert "the same command continues" in out
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1], ids=lambda number: number.name)
+def test_each_signal_finishes_the_step_saves_and_exits_75(slow: Path, number: signal.Signals) -> None:
+    stop(slow, number)
+    folder = slow / "runs" / "ten"
+    done = max(losses(folder))
+    assert weights(folder, done)["step"] == done, "the step in flight is saved"
+    assert status(folder)["state"] == "interrupted"
+    assert journal(folder)[-1]["status"] == "KILLED"
+
+
+def test_a_run_that_signals_have_stopped_equals_an_undisturbed_one(slow: Path, undisturbed: Path) -> None:
+    folder = slow / "runs" / "ten"
+    if not losses(folder):  # the tests before this one were not asked for
+        stop(slow, signal.SIGTERM)
+    (slow / "pace").unlink()
+    succeed(slow, *TEN_STEPS, *PACED, "run_name=ten")
     assert_equals(folder, undisturbed)
     assert status(folder)["state"] == "finished"
 

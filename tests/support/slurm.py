@@ -8,7 +8,11 @@ import re
 import shutil
 import socket
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+import pytest
 
 from support.commands import ENVIRONMENT, wait_for
 
@@ -147,3 +151,16 @@ class Cluster:
             return not self.squeue() and set(self.nodes().values()) == {"idle"}
 
         wait_for(idle, f"an idle cluster; see {self.folder}/log", seconds)
+
+
+@contextmanager
+def used(cluster: Cluster) -> Iterator[None]:
+    """This process and those of commands.py use a cluster, whose queue is empty afterwards."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SLURM_CONF", cluster.environment["SLURM_CONF"])
+        patch.setitem(ENVIRONMENT, "SLURM_CONF", cluster.environment["SLURM_CONF"])
+        try:
+            yield
+        finally:
+            cluster.cancel_all()
+            cluster.wait_idle()

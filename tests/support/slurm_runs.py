@@ -8,7 +8,6 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,10 +19,12 @@ from support.paced import PACE, PACED, import_path
 # Drop path and a moving average, so that random state and EMA matter. With or without tracking.
 SMALL_ANYHOW = tuple(option for option in SMALL if not option.startswith("tracking"))
 CAREFUL = (*SMALL_ANYHOW, *PACED, "model.drop_path=0.1", "trainer.ema=true")
+SIXTY = (*CAREFUL, "trainer.max_steps=60", "trainer.save_every_steps=5")
 BATCH_SIZE = 16
 ON_CPU = ("hydra/launcher=slurm_cpu", "hydra.launcher.cpus_per_task=1")
 TWO_BY_TWO = (*ON_CPU, "hydra.launcher.nodes=2", "hydra.launcher.tasks_per_node=2")
 SUBMIT = ("sweep.check=false", "sweep.wait=false")
+LEFT_ALONE = (*SMALL_ANYHOW, *ON_CPU, "trainer.save_every_steps=20", "tracking=mlflow", *SUBMIT)
 
 
 def on_node(name: str) -> tuple[str, ...]:
@@ -251,14 +252,13 @@ def subprocess_run(command: Sequence[str], cwd: Path, environment: dict[str, str
     )
 
 
-def side_by_side(cluster: Any, *scenarios: Callable[[], Any]) -> list[Any]:
-    """Let several things happen at once; what they return. The first that goes wrong ends all."""
-    with ThreadPoolExecutor(len(scenarios)) as pool:
-        futures = [pool.submit(scenario) for scenario in scenarios]
-        done, _ = wait(futures, return_when=FIRST_EXCEPTION)
-        if any(future.exception() for future in done):
-            cluster.cancel_all()  # which the others notice
-    for future in futures:
-        if future.exception() and future in done:
-            raise future.exception()  # type: ignore[misc]
-    return [future.result() for future in futures]
+def two_by_two(cluster: Any, home: Path, name: str, *more: str) -> JobRun:
+    """Sixty steps on two nodes with two processes each."""
+    return JobRun(cluster, home, name, (*SIXTY, *TWO_BY_TWO, *more), processes=4)
+
+
+def say(cluster: Any, home: Path, *command: str, expect: int = 0) -> str:
+    """Run a command of semaim's; what it printed."""
+    done = subprocess_run([sys.executable, "-m", *command], home, cluster.environment)
+    assert done.returncode == expect, done.stdout
+    return done.stdout
