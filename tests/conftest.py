@@ -85,8 +85,8 @@ def damaged(tmp_path: Path) -> FileImages:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """With several processes, tests that share what takes seconds to make run in one of them.
 
-    One runs all tests that need the cluster, and one those that need PostgreSQL alone. Tests with a fixture of their file
-    or folder run together.
+    One runs all tests that need the cluster, and one those that need PostgreSQL alone. Tests that share a fixture of
+    their file or folder run together.
     """
     for item in items:
         if item.get_closest_marker("xdist_group") is None and (group := _group(item)):

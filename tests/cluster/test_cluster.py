@@ -1,4 +1,4 @@
-"""The surroundings of other tests are what they should be: SLURM of two nodes with accounts, MLflow on PostgreSQL."""
+"""The cluster of other tests is what it should be: two nodes, with accounts, and an empty queue before each test."""
 
 from __future__ import annotations
 
@@ -6,9 +6,7 @@ import re
 from pathlib import Path
 
 from support.commands import wait_for
-from support.mlflow_server import PostgreSQL, Server
 from support.slurm import Cluster
-from support.tracked import mlflow_client
 
 # Says when it starts and when SIGTERM comes, and leaves then.
 PATIENT = """#!/bin/bash
@@ -48,18 +46,3 @@ def test_an_urgent_job_pushes_another_back_into_the_queue(cluster: Cluster, tmp_
 
 def test_the_queue_is_empty_after_a_test(cluster: Cluster) -> None:
     assert cluster.squeue() == {}  # the test before has left a job behind
-
-
-def test_mlflow_keeps_a_run_in_postgresql(postgres: PostgreSQL, tmp_path: Path) -> None:
-    server = Server(tmp_path, store=postgres.database())
-    try:
-        server.start()
-        client = mlflow_client(server.uri)
-        run = client.create_run(client.create_experiment("new"))
-        client.log_metric(run.info.run_id, "loss", 0.5, step=3)
-        client.set_terminated(run.info.run_id)
-        [found] = client.search_runs([run.info.experiment_id])
-        assert (found.info.status, found.data.metrics) == ("FINISHED", {"loss": 0.5})
-    finally:
-        server.stop()
-    assert not list(tmp_path.glob("*.db"))

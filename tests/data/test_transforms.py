@@ -1,4 +1,4 @@
-"""The augmentations of the linear probe and of fine-tuning, draw by draw against Pillow."""
+"""Transforms of images: those of the linear probe and of fine-tuning draw by draw against Pillow."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from PIL import Image
 from timm.data.transforms import RandomResizedCropAndInterpolation
 
 from semaim.core.seeding import seeded
+from semaim.data import transforms
 from semaim.data.transforms import IMAGENET_MEAN, IMAGENET_STD, finetuning, linear_probe
 
 PLAIN = {"mean": (0, 0, 0), "std": (1, 1, 1)}
@@ -197,3 +198,52 @@ def test_a_thousand_draws_of_the_default_recipe():
     tensors = draws(finetuning(16), image, 1000)
     assert all(tensor.shape == (3, 16, 16) and tensor.isfinite().all() for tensor in tensors)
     assert len({tensor.numpy().tobytes() for tensor in tensors}) > 950
+
+
+# Pretraining and evaluation
+
+
+@pytest.mark.parametrize(("size", "shape"), [(32, (3, 32, 32)), ((32, 48), (3, 32, 48)), ([48, 32], (3, 48, 32))])
+def test_pretraining_output(size, shape):
+    mean, std = (0.5, 0.25, 0.125), (0.5, 1.0, 2.0)
+    image = Image.new("RGB", (70, 50), (255, 51, 0))
+    tensor = transforms.pretraining(size, mean=mean, std=std)(image)
+    assert (tensor.shape, tensor.dtype) == (shape, torch.float32)
+    assert tensor[:, 5, 7].tolist() == pytest.approx([(1 - 0.5) / 0.5, 0.2 - 0.25, -0.125 / 2], abs=1e-6)
+    assert (tensor == tensor[:, :1, :1]).all()  # a crop of one colour has one colour
+
+
+def test_pretraining_crops_and_flips_as_asked():
+    ramp = Image.fromarray(np.arange(256, dtype=np.uint8)[None].repeat(256, 0)).convert("RGB")
+    still = transforms.pretraining(64, scale=(1.0, 1.0), flip=0.0, mean=(0, 0, 0), std=(1, 1, 1))
+    flipped = transforms.pretraining(64, scale=(1.0, 1.0), flip=1.0, mean=(0, 0, 0), std=(1, 1, 1))
+    assert still(ramp)[0, 0, 10] < 0.3 < 0.7 < flipped(ramp)[0, 0, 10]
+    small = transforms.pretraining(64, scale=(0.2, 0.2), flip=0.0, mean=(0, 0, 0), std=(1, 1, 1))
+    widths = [(tensor[0, 0, -1] - tensor[0, 0, 0]).item() for tensor in (small(ramp) for _ in range(50))]
+    # A fifth of the area at aspect ratios of 3/4 to 4/3 is 0.39 to 0.52 of the width.
+    assert 0.36 < min(widths) < 0.42 < 0.48 < max(widths) < 0.55
+
+
+@pytest.mark.parametrize(
+    ("source", "resized", "box"),
+    [
+        ((256, 256), (256, 256), (16, 16, 240, 240)),
+        ((512, 384), (341, 256), (58, 16, 282, 240)),  # width first; (341 - 224) / 2 = 58.5, rounded to even
+        ((100, 300), (256, 768), (16, 272, 240, 496)),
+    ],
+)
+def test_evaluation_is_resize_and_centre_crop(source, resized, box):
+    width, height = source
+    array = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    tensor = transforms.evaluation(224, crop_ratio=0.875)(Image.fromarray(array))
+    by_hand = np.asarray(Image.fromarray(array).resize(resized, Image.Resampling.BICUBIC).crop(box))
+    expected = (by_hand / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
+    assert tensor.shape == (3, 224, 224)
+    assert (tensor - torch.from_numpy(expected).permute(2, 0, 1)).abs().max() <= 1e-5
+
+
+def test_evaluation_of_a_size_that_is_not_square():
+    array = np.random.default_rng(0).integers(0, 256, (55, 80, 3), dtype=np.uint8)
+    tensor = transforms.evaluation((32, 48), crop_ratio=0.875, mean=(0, 0, 0), std=(1, 1, 1))(Image.fromarray(array))
+    # The longer side decides: 48 / 0.875 = 54.9, so the image is not resized, and rows 12..43, columns 16..63 remain.
+    assert (tensor * 255).round().byte().permute(1, 2, 0).tolist() == array[12:44, 16:64].tolist()

@@ -27,8 +27,8 @@ from semaim.tasks import fewshot
 from semaim.tasks.fewshot import FeatureRows, as_it_is, rows_of, stacked
 from support.commands import journal, status
 from support.in_process import composed, go, run
+from support.probing import ENCODER
 
-ENCODER = ("data.patch_size=8", "trainer.max_steps=2")
 SHOTS = (
     "tracking=none",
     "data.patch_size=8",
@@ -43,11 +43,6 @@ SHOTS = (
     "optimizer.base_lr=0.1",
     "run_name=few",
 )
-
-
-@pytest.fixture(scope="module")
-def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return run(tmp_path_factory.mktemp("pretrained"), *ENCODER)
 
 
 class Few(NamedTuple):

@@ -24,6 +24,21 @@ from support.tracked import SYNC, assert_shows_all, delivery_state, mlflow_clien
 AT_ONCE = (sys.executable, str(TESTS / "support" / "starts_at_once.py"))
 
 
+def test_mlflow_keeps_a_run_in_postgresql(postgres: PostgreSQL, tmp_path: Path) -> None:
+    server = Server(tmp_path, store=postgres.database())
+    try:
+        server.start()
+        client = mlflow_client(server.uri)
+        run = client.create_run(client.create_experiment("new"))
+        client.log_metric(run.info.run_id, "loss", 0.5, step=3)
+        client.set_terminated(run.info.run_id)
+        [found] = client.search_runs([run.info.experiment_id])
+        assert (found.info.status, found.data.metrics) == ("FINISHED", {"loss": 0.5})
+    finally:
+        server.stop()
+    assert not list(tmp_path.glob("*.db"))
+
+
 @pytest.fixture(scope="module")
 def server(postgres: PostgreSQL, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """The team's server, which goes by the name localhost alone."""
