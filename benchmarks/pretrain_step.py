@@ -36,7 +36,7 @@ from torch.optim import AdamW, Optimizer
 sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
 
-from tests.oracle import masked_predict
+from tests.support.oracle import masked_predict
 
 import semaim
 from semaim.models.aim import AIM

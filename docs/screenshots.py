@@ -17,9 +17,9 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-from browser import Pages, browser, missing
-from commands import succeed, sweep_folder
-from mlflow_server import Server
+from support.browser import Pages, browser, missing
+from support.commands import succeed, sweep_folder
+from support.mlflow_server import Server
 
 IMAGES = Path(__file__).parent / "images"
 ORDERS = ("raster", "stochastic", "attention", "attention_center")

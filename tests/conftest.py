@@ -17,12 +17,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-import slurm
-from commands import ENVIRONMENT
-from in_process import logging_left_as_found
-from mlflow_server import PostgreSQL
 from semaim.data.image_sets import FileImages
 from semaim.models.aim import AIM
+from semaim.runs.context import Run
+from support import slurm
+from support.evaluating import surroundings
+from support.in_process import logging_left_as_found
+from support.mlflow_server import PostgreSQL
 
 os.environ["SEMAIM_SITE"] = "/nowhere"  # the settings of whoever runs the tests are not for them
 if "OMP_NUM_THREADS" not in os.environ:
@@ -64,6 +65,13 @@ def images() -> Callable[..., Tensor]:
 
 
 @pytest.fixture
+def run(tmp_path: Path) -> Iterator[Run]:
+    """What a task runs in, on one process."""
+    with surroundings(tmp_path / "run") as run:
+        yield run
+
+
+@pytest.fixture
 def damaged(tmp_path: Path) -> FileImages:
     """Six images, of which 2 and 5 cannot be read."""
     for i in range(6):
@@ -75,12 +83,26 @@ def damaged(tmp_path: Path) -> FileImages:
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks for groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With several processes, one runs all tests that need the cluster, and one those that need PostgreSQL alone."""
+    """With several processes, tests that share what takes seconds to make run in one of them.
+
+    One runs all tests that need the cluster, and one those that need PostgreSQL alone. Tests that share a fixture of
+    their file or folder run together.
+    """
     for item in items:
-        for fixture in ("cluster", "postgres"):
-            if fixture in getattr(item, "fixturenames", ()):
-                item.add_marker(pytest.mark.xdist_group(fixture))
-                break
+        if item.get_closest_marker("xdist_group") is None and (group := _group(item)):
+            item.add_marker(pytest.mark.xdist_group(group))
+
+
+def _group(item: pytest.Item) -> str | None:
+    """The cluster, PostgreSQL, or the file or folder whose fixture a test shares with others."""
+    names = getattr(item, "fixturenames", ())
+    for fixture, group in (("running_cluster", "cluster"), ("postgres", "postgres")):
+        if fixture in names:
+            return group
+    info = getattr(item, "_fixtureinfo", None)
+    used = [definitions[-1] for definitions in info.name2fixturedefs.values()] if info else []
+    shared = {each.baseid for each in used if each.scope != "function" and each.baseid.startswith("tests/")}
+    return min(shared, key=len, default=None)
 
 
 @pytest.fixture(scope="session")
@@ -98,15 +120,10 @@ def running_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[slurm.
 
 
 @pytest.fixture
-def cluster(running_cluster: slurm.Cluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[slurm.Cluster]:
+def cluster(running_cluster: slurm.Cluster) -> Iterator[slurm.Cluster]:
     """A SLURM cluster with an empty queue, which this process and those of commands.py use."""
-    monkeypatch.setenv("SLURM_CONF", running_cluster.environment["SLURM_CONF"])
-    monkeypatch.setitem(ENVIRONMENT, "SLURM_CONF", running_cluster.environment["SLURM_CONF"])
-    try:
+    with slurm.used(running_cluster):
         yield running_cluster
-    finally:
-        running_cluster.cancel_all()
-        running_cluster.wait_idle()
 
 
 @pytest.fixture(scope="session")

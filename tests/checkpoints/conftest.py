@@ -1,0 +1,42 @@
+"""Checkpoints that several files of tests read; no test changes them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from support.encoders import MODEL, SMALLER
+from support.in_process import go, run
+from support.paths import GOLDEN_PIXELS
+
+AVERAGED = ("trainer.ema=true", "trainer.ema_decay=[0.5,0.5]", "trainer.warmup_epochs=0")
+
+
+@pytest.fixture(scope="session")
+def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Run folder of two steps with a moving average."""
+    return run(tmp_path_factory.mktemp("pretrained"), *SMALLER, *AVERAGED, "seed=5")
+
+
+@pytest.fixture(scope="session")
+def tuned(tmp_path_factory: pytest.TempPathFactory, pretrained: Path) -> Path:
+    """Run folder of a fine-tuning of two steps."""
+    options = ("task=finetune", "trainer.max_steps=2", "trainer.batch_size=16", "run_name=tuned")
+    return go(tmp_path_factory.mktemp("tuned"), *MODEL, *options, f"checkpoint={pretrained}")
+
+
+@pytest.fixture(scope="session")
+def official(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """A checkpoint of SemAIM's code, and what that code made of it."""
+    path = tmp_path_factory.mktemp("official") / "checkpoint.pth"
+    with np.load(GOLDEN_PIXELS) as arrays:
+        theirs = {name: torch.from_numpy(arrays[name]) for name in arrays.files if name != "config_json"}
+        config = json.loads(str(arrays["config_json"]))
+    state = {f"module.{name[6:]}": value for name, value in theirs.items() if name.startswith("state/")}
+    torch.save({"state_dict": state, "epoch": 3, "model": "aim_base"}, path)
+    return path, theirs | {"config": config}

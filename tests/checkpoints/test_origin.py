@@ -1,0 +1,135 @@
+"""What a run says of the origin of its encoder, and the fingerprint that tells encoders apart."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from semaim.checkpoints import store
+from semaim.checkpoints.encoder_source import Origin, fingerprint
+from semaim.tasks.evaluation import other_split
+from support.commands import journal, status
+from support.encoders import KNN, TINY, newest, source, timm_folder, weights
+from support.in_process import go
+
+
+def test_origin_of_a_pretraining_run(pretrained: Path) -> None:
+    found = source(pretrained).origin(0, {"model": "of this run", "data": "of this run"})
+    assert found.tags == {
+        "pretrained.run": "run",
+        "pretrained.seed": "5",
+        "pretrained.device": "cpu",
+        "pretrained.model": "aim_tiny",
+        "pretrained.permutation": "attention_center",
+        "pretrained.target": "pixels",
+        "pretrained.data": "digits",
+        "pretrained.options": "data.patch_size=8 model.embed_dim=32 model.num_heads=2 "
+        "trainer.batch_size=16 trainer.ema=true trainer.ema_decay=[0.5,0.5] trainer.warmup_epochs=0",
+    }
+    seconds = torch.load(newest(pretrained), weights_only=True)["device_seconds"]
+    assert found.metrics == {
+        "pretrained/epochs": pytest.approx(2 / 89),  # steps of 16 images
+        "pretrained/images_seen": 32.0,
+        "pretrained/device_hours": pytest.approx(seconds / 3600),
+    }
+    assert 0 < seconds < 60
+    assert found.step == 2
+    assert found.data is not None
+    assert found.data["patch_size"] == 8
+    assert source(newest(pretrained)).origin(0, {}) == found
+    averaged = source(pretrained, "task.source.ema=true").origin(0, {})
+    assert averaged.tags == found.tags | {"pretrained.weights": "moving average"}
+    assert averaged.metrics == found.metrics
+
+
+def test_origin_of_a_fine_tuned_run_is_its_pretraining(pretrained: Path, tuned: Path) -> None:
+    before = source(pretrained).origin(0, {})
+    for given in (tuned, tuned / "best"):
+        found = source(given).origin(0, {"model": "of this run"})
+        assert asdict(found) == asdict(before) | {"data": None}
+
+
+def test_origin_of_others(official: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    assert source(official[0]).origin(0, {"model": "aim_tiny"}) == Origin({"pretrained.run": str(official[0])})
+    given, _ = timm_folder(tmp_path / "vit", **TINY)
+    assert source(given).origin(0, {"model": "aim_tiny"}) == Origin({"pretrained.run": given})
+    random = {"pretrained.run": "random", "pretrained.seed": "7", "pretrained.model": "aim_tiny"}
+    nothing = {"pretrained/epochs": 0.0, "pretrained/images_seen": 0.0}
+    assert source("random").origin(7, {"model": "aim_tiny", "data": "digits"}) == Origin(random, nothing)
+
+
+def test_a_run_says_where_its_encoder_is_from(pretrained: Path, tuned: Path, tmp_path: Path) -> None:
+    """As tags; its results stand at the step of the pretraining."""
+    origin = source(pretrained).origin(0, {})
+    for name, given in (("before", pretrained), ("after", tuned)):
+        folder = go(tmp_path, *KNN, f"run_name={name}", f"checkpoint={given}")
+        tags = [tag for line in journal(folder) for tag in line.get("tags", {}).items() if "pretrained" in tag[0]]
+        assert len(tags) == 8
+        assert dict(tags) == origin.tags
+        logged = [(line["step"], line["metrics"]) for line in journal(folder) if "metrics" in line]
+        result = status(folder)["result"]
+        assert logged == [(2, origin.metrics), (2, {f"eval/{key}": value for key, value in result.items()})]
+
+
+def test_another_split_of_the_same_data_is_warned_of(pretrained: Path, tmp_path: Path) -> None:
+    warning = "these data were split otherwise when the encoder was pretrained on them"
+
+    def warned(name: str, **before: Any) -> bool:
+        """Whether a run warns of an encoder that was pretrained on data of another configuration."""
+        state = torch.load(newest(pretrained), weights_only=True)
+        state["config"]["data"] |= before
+        path = store.save(tmp_path / f"before_{name}", 2, state)
+        folder = go(tmp_path, *KNN, f"run_name={name}", f"checkpoint={path}")
+        return warning in (folder / "run.log").read_text()
+
+    assert not warned("same")
+    assert warned("share", val_fraction=0.1)
+    now = torch.load(newest(pretrained), weights_only=True)["config"]["data"]
+    assert not other_split(now, now)
+    assert other_split(now | {"source": now["source"] | {"val_fraction": 0.5}}, now)
+    assert other_split(now | {"val_seed": 1, "val_fraction": 0.1}, now | {"val_fraction": 0.1})
+    assert not other_split(now | {"val_fraction": 0.1, "root": "elsewhere"}, now)
+    assert not other_split(now | {"val_fraction": 0.1, "source": {"_target_": "semaim.data.sources.cifar10"}}, now)
+
+
+# Fingerprints
+
+
+def test_the_same_weights_have_the_same_fingerprint_wherever_they_are(pretrained: Path, tmp_path: Path) -> None:
+    torch.save({"state_dict": {f"module.{k}": v for k, v in weights(pretrained).items()}}, tmp_path / "official.pth")
+    shutil.copytree(pretrained, tmp_path / "elsewhere")
+    places = (pretrained, newest(pretrained), tmp_path / "elsewhere")
+    (one,) = {fingerprint(source(given).encoder()) for given in places}
+    assert len(one) == 64
+    official = source(tmp_path / "official.pth", "task.source.num_heads=2").encoder()
+    assert fingerprint(official) == one
+    assert fingerprint(source(pretrained, "task.source.ema=true").encoder()) != one
+
+
+def test_a_single_weight_changes_the_fingerprint(pretrained: Path) -> None:
+    encoder = source(pretrained).encoder()
+    found = {fingerprint(encoder)}
+    with torch.no_grad():
+        for name, parameter in encoder.named_parameters():
+            before = parameter.view(-1)[-1].item()
+            parameter.view(-1)[-1] = before * (1 + 1e-6) if before else 1e-30
+            assert parameter.view(-1)[-1].item() != before
+            assert fingerprint(encoder) not in found, name
+            found.add(fingerprint(encoder))
+            parameter.view(-1)[-1] = before
+    assert fingerprint(encoder) in found
+    assert len(found) == 1 + 4 + 4 * 12 + 2
+
+
+def test_kept_features_are_of_the_encoder_with_its_heads(pretrained: Path, tmp_path: Path) -> None:
+    torch.save({"state_dict": weights(pretrained)}, tmp_path / "official.pth")
+    results = []
+    for heads, kept in ((2, tmp_path / "kept"), (4, tmp_path / "kept"), (4, "null")):
+        options = (*KNN, f"task.features_dir={kept}", f"task.source.num_heads={heads}", f"run_name=knn{len(results)}")
+        results.append(status(go(tmp_path, *options, f"checkpoint={tmp_path / 'official.pth'}"))["result"])
+    assert results[1] == results[2] != results[0]

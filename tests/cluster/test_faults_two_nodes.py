@@ -1,0 +1,88 @@
+"""Jobs of two nodes are signalled and lose a process, and their runs equal undisturbed ones to the last bit.
+
+A job spends seconds with importing torch, so several runs are disturbed side by side.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from support.at_once import AtOnce, chosen
+from support.slurm import Cluster
+from support.slurm_runs import JobRun, two_by_two
+from support.undisturbed import assert_nothing_lost
+
+pytestmark = pytest.mark.slow
+
+
+def _is_told_of_its_limit_five_times(cluster: Cluster, home: Path) -> JobRun:
+    run = two_by_two(cluster, home, "signalled", "tracking=none")
+    run.submit(seconds_per_step=0.3)
+    dice = random.Random(1)
+    for number in range(1, 6):
+        step = run.step() + dice.randint(1, 5)
+        run.wait_for_step(step, 120)
+        print(f"signal {number} after step {step} or a little later")
+        run.signal(signal.SIGUSR2)
+        run.continue_now(number)
+    run.finish()
+    assert run.starts() == 5
+    assert len(run.stops()) == 5
+    assert run.stops() == run.continuations(), "no step was done twice"
+    return run
+
+
+def _loses_a_process(cluster: Cluster, home: Path) -> JobRun:
+    dice = random.Random(2)
+    run = two_by_two(cluster, home, "bereaved", "tracking=none")
+    run.submit(seconds_per_step=0.3)
+    rank, step = dice.randrange(4), dice.randint(6, 9)
+    run.wait_for_step(step, 240)
+    os.kill(run.process(rank), signal.SIGKILL)
+    run.wait_for_requeue(1)
+    assert f"task {rank}: Killed" in (run.job_folder / "deaths").read_text()
+    told = run.say("semaim", "status", str(run.sweep))
+    assert "requeued 1 time" in told
+    assert f"task {rank}: Killed" in told
+    run.continue_now(1)
+    run.finish()
+    assert run.starts() == 1
+    assert run.continuations() == [5]
+    return run
+
+
+def _is_left_alone(cluster: Cluster, home: Path) -> JobRun:
+    run = two_by_two(cluster, home, "undisturbed", "tracking=none")
+    run.submit()
+    run.finish(240)
+    return run
+
+
+SCENARIOS = {"signalled": _is_told_of_its_limit_five_times, "bereaved": _loses_a_process}
+
+
+@pytest.fixture(scope="module")
+def at_once(
+    request: pytest.FixtureRequest, cluster_of_file: Cluster, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[AtOnce]:
+    """The scenarios that were asked for and an undisturbed run, all under way."""
+    home = tmp_path_factory.mktemp("disturbed")
+    all_of_them = {name: SCENARIOS[name] for name in chosen(request, SCENARIOS)} | {"undisturbed": _is_left_alone}
+    scenarios = AtOnce({name: partial(scenario, cluster_of_file, home) for name, scenario in all_of_them.items()})
+    try:
+        yield scenarios
+    finally:
+        cluster_of_file.cancel_all()  # which those that still wait notice
+        scenarios.wait()
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_signals_and_a_killed_process_cost_two_nodes_nothing(at_once: AtOnce, scenario: str) -> None:
+    assert_nothing_lost(at_once.result(scenario).folder, at_once.result("undisturbed").folder)

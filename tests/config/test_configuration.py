@@ -1,0 +1,302 @@
+"""Every file of the configuration builds what it names, hides no option, and has no option that does nothing.
+
+Each file of each group is chosen once on top of the default configuration; its constructor's signature and source are
+compared with its keys.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+import re
+import textwrap
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import ConfigCompositionException, InstantiationException
+from hydra.utils import get_object, instantiate
+from omegaconf import DictConfig, OmegaConf
+from PIL import Image
+
+import semaim
+from semaim.config.compose import CONF
+from semaim.config.messages import explain
+from semaim.config.naming import flatten
+from semaim.data.image_data import ImageData
+from semaim.errors import UserError
+from support.paths import ROOT
+
+SOURCE = Path(semaim.__file__).parent
+NOT_CHOSEN = ("hydra", "experiment", "small_data")  # small_data follows from data and task
+CHOICES = sorted((path.parent.name, path.stem) for path in CONF.glob("*/*.yaml") if path.parent.name not in NOT_CHOSEN)
+EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
+NEEDS_ROOT = ("folder", "imagenet")
+DOWNLOADED = ("cifar10", "stl10")
+NEED_NOTHING = {"digits": (1437, 360), "shapes": (1600, 400)}  # images to train on, and held out
+# Given when the program runs, not by the configuration, to what is `_partial_`.
+AT_RUNTIME = {
+    "semaim.models.aim.AIM": {"out_channels"},
+    "semaim.data.sources.cifar10": {"root"},
+    "semaim.data.sources.stl10": {"root"},
+    "semaim.data.sources.image_folders": {"root"},
+    "torch.optim.AdamW": {"params"},
+    "torch.optim.SGD": {"params"},
+    "semaim.training.optimizers.parameter_groups": {"model", "weight_decay"},
+    "semaim.training.optimizers.layer_decay_groups": {"model", "weight_decay"},
+    "semaim.models.heads.head_groups": {"model", "weight_decay"},
+}
+# embed_dim, depth, num_heads, query_depth
+SIZES = {
+    "aim_tiny": (96, 4, 3, 2),
+    "aim_small": (384, 12, 6, 12),
+    "aim_base": (768, 12, 12, 12),
+    "aim_large": (1024, 24, 16, 12),
+    "aim_huge": (1280, 32, 16, 16),
+}
+
+
+@cache
+def composed(*overrides: str) -> DictConfig:
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("config", overrides=list(overrides))
+
+
+def chosen(group: str, choice: str, *overrides: str) -> DictConfig:
+    return composed(f"{group}={choice}", *(["data.root=nowhere"] if choice in NEEDS_ROOT else []), *overrides)
+
+
+def plain(config: DictConfig) -> Any:
+    """In plain types, unresolved, so that what a group takes from another is not repeated in it."""
+    return OmegaConf.to_container(config, resolve=False)
+
+
+def constructors(node: Any, where: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every mapping with a `_target_` in a node, with its place."""
+    if isinstance(node, dict):
+        if "_target_" in node:
+            yield where, node
+        for key, value in node.items():
+            yield from constructors(value, f"{where}.{key}")
+
+
+def targets() -> list[str]:
+    """Everything that any file of the configuration constructs."""
+    found = {node["_target_"] for choice in CHOICES for _, node in constructors(plain(chosen(*choice)))}
+    return sorted(found)
+
+
+@pytest.fixture
+def photographs(tmp_path: Path) -> Path:
+    """A folder in ImageNet's layout: two classes of three images, in train and val."""
+    for part in ("train", "val"):
+        for number in range(6):
+            folder = tmp_path / part / f"n{number % 2}"
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (300, 260), (40 * number, 90, 10)).save(folder / f"{number}.jpeg")
+    return tmp_path
+
+
+def test_every_group_has_choices() -> None:
+    groups = {group for group, _ in CHOICES}
+    assert groups == {path.name for path in CONF.iterdir() if path.is_dir()} - set(NOT_CHOSEN)
+    assert len(CHOICES) >= 30
+    assert {choice for group, choice in CHOICES if group == "model"} == set(SIZES)
+
+
+def test_links_of_the_configuration_resolve() -> None:
+    assert (SOURCE / "conf" / "config.yaml").is_file()
+    assert (SOURCE / "conf").resolve() == CONF
+    assert (CONF / "experiment").is_dir()
+    broken = [path for path in CONF.rglob("*") if not path.exists()]
+    assert broken == []
+
+
+@pytest.mark.parametrize(("group", "choice"), [c for c in CHOICES if c[0] not in ("data", "model", "task")])
+def test_choice_is_built(group: str, choice: str) -> None:
+    config = chosen(group, choice)
+    built = instantiate(config[group])
+    assert f"{type(built).__module__}.{type(built).__name__}" == config[group]._target_
+
+
+@pytest.mark.parametrize("choice", [choice for group, choice in CHOICES if group == "data"])
+def test_data_are_built_or_say_what_is_missing(choice: str, photographs: Path) -> None:
+    if choice in DOWNLOADED:
+        config = chosen("data", choice, f"data.root={photographs}", "data.source.download=false")
+        with pytest.raises(InstantiationException) as caught:
+            instantiate(config.data)
+        assert f"data.root={photographs}" in str(explain(caught.value))
+        assert any(isinstance(e, UserError) for e in (caught.value.__cause__, caught.value.__context__))
+        return
+    root = [f"data.root={photographs}"] if choice in NEEDS_ROOT else []
+    data: ImageData = instantiate(composed(f"data={choice}", *root).data)
+    assert data.splits.val is not None
+    image, label, index, _, unreadable = data.evaluation(data.splits.val, [0])[0]
+    assert image.shape == (3, *data.image_size)
+    assert (label, index, unreadable) == (data.splits.val.label(0), 0, [])
+    assert (len(data.splits.train), len(data.splits.val)) == ((6, 6) if root else NEED_NOTHING[choice])
+
+
+@pytest.mark.parametrize("choice", [choice for group, choice in CHOICES if group == "model"])
+def test_model_has_the_sizes_of_its_file(choice: str) -> None:
+    node = composed(f"model={choice}", "data.image_size=64", "data.patch_size=16").model
+    width, depth, heads, query_depth = SIZES[choice]
+    with torch.device("meta"):
+        model = instantiate(node)(out_channels=48)
+    assert (node.embed_dim, node.depth, node.num_heads, node.query_depth) == SIZES[choice]
+    assert model.embed_dim == width
+    assert (len(model.blocks), len(model.query_blocks)) == (depth, query_depth)
+    assert {block.attn.num_heads for block in [*model.blocks, *model.query_blocks]} == {heads}
+    assert model.patch_embed.proj.weight.shape == (width, 3, 16, 16)
+    assert model.blocks[0].mlp.fc1.weight.shape == (4 * width, width)
+    assert model.prediction_head.fc2.weight.shape == (48, 4 * width)
+    assert model.pos_embed.shape == (1, 1 + 16, width)
+    encoder = sum(p.numel() for name, p in model.named_parameters() if name.startswith("blocks."))
+    assert encoder == depth * (12 * width**2 + 13 * width)  # qkv, projection, two of four times the width; two norms
+
+
+@pytest.mark.parametrize("task", [choice for group, choice in CHOICES if group == "task"])
+def test_task_composes_from_defaults(task: str) -> None:
+    config = composed(f"task={task}")
+    assert set(config.named_after) <= {group for group, _ in CHOICES}
+    target = config.task._target_
+    assert target.startswith("semaim.tasks.")
+    if task == "pretrain":
+        built = instantiate(config.task)
+        assert f"{type(built).__module__}.{type(built).__name__}" == target
+        assert built.model.architecture["out_channels"] == 48
+
+
+def small_data(path: Path) -> dict[str, Any]:
+    """What a file of small data changes, with the files it builds on."""
+    node = OmegaConf.load(path)
+    bases = [small_data(path.parent / f"{base}.yaml") for base in node.pop("defaults", []) if base != "_self_"]
+    return dict(item for base in bases for item in base.items()) | (
+        flatten(OmegaConf.to_container(node)) if node else {}
+    )
+
+
+@pytest.mark.parametrize("path", sorted((CONF / "small_data").glob("*.yaml")), ids=lambda path: path.stem)
+def test_small_data_change_options_that_exist(path: Path) -> None:
+    data, task = path.stem.split("_")
+    assert ("data", data) in CHOICES
+    assert ("task", task) in CHOICES
+    assert small_data(path)
+    for key, value in small_data(path).items():
+        config = composed(f"data={data}", f"task={task}")
+        assert OmegaConf.select(config, key, throw_on_missing=True) == value
+        assert key in flatten(plain(composed("data=imagenet", f"task={task}")))
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_experiment_composes(experiment: str) -> None:
+    config = composed(f"+experiment={experiment}")
+    assert set(config) == set(composed())
+
+
+@pytest.mark.parametrize(("group", "choice"), CHOICES)
+def test_keys_are_exactly_the_arguments(group: str, choice: str) -> None:
+    """Nothing in the file that the constructor does not take, and no default that stands in code alone."""
+    for where, node in constructors(plain(chosen(group, choice))[group]):
+        target = node["_target_"]
+        parameters = inspect.signature(get_object(target)).parameters
+        assert inspect.Parameter.VAR_KEYWORD not in {p.kind for p in parameters.values()}, where
+        keys = {key for key in node if not key.startswith("_")}
+        runtime = AT_RUNTIME.get(target, set())
+        assert keys <= set(parameters) - runtime, where
+        assert runtime <= set(parameters), where
+        assert not runtime or node.get("_partial_"), where
+        if target.startswith("semaim."):  # of other packages' arguments the configuration gives those that matter
+            assert set(parameters) - runtime == keys, where
+
+
+@cache
+def attributes_read() -> frozenset[str]:
+    """Names of all attributes that are read anywhere in the package."""
+    nodes = [node for path in SOURCE.rglob("*.py") for node in ast.walk(ast.parse(path.read_text()))]
+    return frozenset(n.attr for n in nodes if isinstance(n, ast.Attribute) and isinstance(n.ctx, ast.Load))
+
+
+# Options whose only use in the constructor is an `if`.
+DECIDES = {"semaim.data.sources.image_folders": {"layout"}, "semaim.data.image_data.ImageData": {"patch_size"}}
+
+
+def does_something(parameter: str, body: ast.AST) -> bool:
+    """Whether a parameter is stored in an attribute that is read somewhere, or else used other than to check it."""
+    checks: set[ast.AST] = set()
+    for node in ast.walk(body):
+        if isinstance(node, ast.If | ast.Raise):
+            checks.update(ast.walk(node.test if isinstance(node, ast.If) else node))
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Name) and node.value.id == parameter:
+            return any(isinstance(t, ast.Attribute) and t.attr in attributes_read() for t in node.targets)
+    return any(isinstance(n, ast.Name) and n.id == parameter for n in set(ast.walk(body)) - checks)
+
+
+@pytest.mark.parametrize("target", [name for name in targets() if name.startswith("semaim.")])
+def test_no_option_does_nothing(target: str) -> None:
+    function = get_object(target)
+    parameters = set(inspect.signature(function).parameters) - DECIDES.get(target, set())
+    if dataclasses.is_dataclass(function):
+        assert parameters <= attributes_read()
+        return
+    code = function.__init__ if inspect.isclass(function) and parameters else function
+    body = ast.parse(textwrap.dedent(inspect.getsource(code)))
+    assert [name for name in sorted(parameters) if not does_something(name, body)] == []
+
+
+def test_the_check_for_idle_options_finds_them() -> None:
+    body = ast.parse("def f(self, a, b, c, d):\n if a > 1: raise E(a)\n self.never_read_b = b\n self.x = c + d")
+    assert [name for name in "abcd" if not does_something(name, body)] == ["a", "b"]
+
+
+def help_text() -> str:
+    return (CONF / "hydra" / "help" / "semaim.yaml").read_text()
+
+
+def help_options() -> list[tuple[str, str]]:
+    """What the help writes as key=value, but for its placeholders."""
+    found = re.findall(r"(?<![\w+-])([a-z_]+(?:\.[a-z_]+)*)=([^\s`]+)", help_text())
+    return sorted({pair for pair in found if pair[0] not in ("group", "option")})
+
+
+def test_help_lists_every_group_and_names_experiments_that_exist() -> None:
+    explained = set(re.findall(r"^    (\w+)  +\w", help_text(), re.MULTILINE))
+    assert {path.name for path in CONF.iterdir() if path.is_dir()} - {"hydra", "small_data"} <= explained
+    assert len(help_options()) >= 25
+    experiments = set(re.findall(r"\+experiment=([\w-]+)", help_text())) - {"name"}
+    assert experiments
+    assert experiments <= set(EXPERIMENTS)
+
+
+@pytest.mark.parametrize(("key", "values"), help_options())
+def test_option_in_the_help_exists(key: str, values: str) -> None:
+    for value in re.split(r"[|,](?![^[]*\])", values):  # but not inside a list
+        if key in {group for group, _ in CHOICES}:
+            assert (key, value) in CHOICES
+        elif "<" in value or "..." in value:
+            assert key in composed()
+        else:
+            assert any(exists(key, value, task) for group, task in CHOICES if group == "task")
+
+
+def exists(key: str, value: str, task: str) -> bool:
+    """Whether a task has an option."""
+    try:
+        launcher = ["hydra/launcher=slurm"] if key.startswith("hydra.launcher") else []
+        composed(f"task={task}", f"{key}={value}", *launcher)
+    except ConfigCompositionException:
+        return False
+    return True
+
+
+def test_pages_that_messages_name_are_there() -> None:
+    texts = [*SOURCE.rglob("*.py"), *CONF.rglob("*.yaml"), *(ROOT / "experiments").iterdir(), ROOT / "README.md"]
+    named = {page for file in texts for page in re.findall(r"docs/[\w-]+\.md", file.read_text())}
+    assert named <= {f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md")}

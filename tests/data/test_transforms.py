@@ -1,0 +1,249 @@
+"""Transforms of images: those of the linear probe and of fine-tuning draw by draw against Pillow."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from timm.data.transforms import RandomResizedCropAndInterpolation
+
+from semaim.core.seeding import seeded
+from semaim.data import transforms
+from semaim.data.transforms import IMAGENET_MEAN, IMAGENET_STD, finetuning, linear_probe
+
+PLAIN = {"mean": (0, 0, 0), "std": (1, 1, 1)}
+MAKERS = {"linear_probe": linear_probe, "finetuning": finetuning}
+STILL = {"flip": 0.0, "rand_augment": None, "erase": 0.0}  # fine-tuning without anything but the crop
+
+
+def picture(width, height, seed=0):
+    """Noise: no two parts of it are alike."""
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def pixels(tensor):
+    """A tensor in [0, 1] as an image's array."""
+    assert (tensor * 255 - (tensor * 255).round()).abs().max() <= 1e-4
+    return (tensor * 255).round().byte().permute(1, 2, 0).numpy()
+
+
+def draws(transform, image, count, seed=0):
+    with seeded(seed):
+        return [transform(image) for _ in range(count)]
+
+
+# Both
+
+
+@pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
+@pytest.mark.parametrize(("size", "shape"), [(16, (3, 16, 16)), ((16, 24), (3, 16, 24)), ([24, 16], (3, 24, 16))])
+def test_output(make, size, shape):
+    for source in ((70, 50), (50, 70), (16, 24), (5, 7), (1, 1)):
+        tensor = make(size)(picture(*source))
+        assert (tensor.shape, tensor.dtype) == (shape, torch.float32)
+        assert tensor.isfinite().all()
+
+
+@pytest.mark.parametrize(("make", "still"), [(linear_probe, {}), (finetuning, STILL)])
+def test_normalisation(make, still):
+    image = Image.new("RGB", (70, 50), (255, 51, 0))
+    tensor = make(16, **still, mean=[0.5, 0.25, 0.125], std=[0.5, 1.0, 2.0])(image)
+    assert tensor[:, 5, 7].tolist() == pytest.approx([(1 - 0.5) / 0.5, 0.2 - 0.25, -0.125 / 2], abs=1e-6)
+    assert (tensor == tensor[:, :1, :1]).all()
+    by_default = make(16, **still)(image)[:, 0, 0].tolist()
+    expected = [(value - m) / s for value, m, s in zip((1, 0.2, 0), IMAGENET_MEAN, IMAGENET_STD, strict=True)]
+    assert by_default == pytest.approx(expected, abs=1e-6)
+    assert (IMAGENET_MEAN, IMAGENET_STD) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+@pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
+def test_the_seed_decides_everything(make):
+    """Torch, python and numpy: RandAugment draws from all three."""
+    transform, image = make(16), picture(60, 30)
+    states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()
+    one, again, other = (draws(transform, image, 30, seed) for seed in (7, 7, 8))
+    assert all(torch.equal(a, b) for a, b in zip(one, again, strict=True))
+    assert sum(torch.equal(a, b) for a, b in zip(one, other, strict=True)) < 10
+    assert len({tensor.numpy().tobytes() for tensor in one}) > 15
+    assert random.getstate() == states[0]
+    assert np.random.get_state()[1].tolist() == states[1]
+    assert torch.equal(torch.get_rng_state(), states[2])
+
+
+@pytest.mark.parametrize(("make", "still"), [(linear_probe, {}), (finetuning, STILL | {"scale": (1.0, 1.0)})])
+def test_flip(make, still):
+    image = picture(16, 16)  # of the size asked for: nothing to crop
+    array = np.asarray(image)
+    never, always, maybe = (draws(make(16, **still | {"flip": p}, **PLAIN), image, 200) for p in (0.0, 1.0, 0.3))
+    assert all((pixels(tensor) == array).all() for tensor in never)
+    assert all((pixels(tensor) == array[:, ::-1]).all() for tensor in always)
+    flipped = [(pixels(tensor) == array[:, ::-1]).all() for tensor in maybe]
+    assert all(f or (pixels(tensor) == array).all() for f, tensor in zip(flipped, maybe, strict=True))
+    assert abs(sum(flipped) - 60) < 5 * (200 * 0.3 * 0.7) ** 0.5
+
+
+# The linear probe
+
+
+@pytest.mark.parametrize(
+    ("source", "size", "resized"),
+    [
+        ((40, 24), 16, (26, 16)),  # width first; 40 * 16 / 24 = 26.7, cut off
+        ((30, 50), 16, (16, 26)),
+        ((10, 12), 16, (16, 19)),  # enlarged
+        ((20, 20), (16, 24), (24, 24)),  # the larger side counts, so that the crop fits
+        ((20, 30), (16, 20), (20, 30)),
+    ],
+)
+def test_linear_probe_crops_the_resized_image_anywhere(source, size, resized):
+    image = picture(*source)
+    whole = np.asarray(image.resize(resized, Image.Resampling.BICUBIC))
+    height, width = (size, size) if isinstance(size, int) else size
+    windows = {
+        whole[top : top + height, left : left + width].tobytes(): (top, left)
+        for top in range(resized[1] - height + 1)
+        for left in range(resized[0] - width + 1)
+    }
+    found = [windows.get(pixels(tensor).tobytes()) for tensor in draws(linear_probe(size, 0.0, **PLAIN), image, 1200)]
+    assert None not in found  # each draw is some window of the resized image
+    assert set(found) == set(windows.values())  # and no window is left out, those at the edges included
+
+
+# Fine-tuning
+
+
+def test_finetuning_without_extras_is_a_random_resized_crop():
+    image = picture(40, 30)
+    transform = finetuning((16, 24), scale=(0.3, 0.6), **STILL, **PLAIN)
+    areas = []
+    for seed in range(100):
+        (found,) = draws(transform, image, 1, seed)
+        with seeded(seed):
+            top, left, height, width = RandomResizedCropAndInterpolation.get_params(image, (0.3, 0.6), (3 / 4, 4 / 3))
+        box = (left, top, left + width, top + height)
+        assert (pixels(found) == np.asarray(image.crop(box).resize((24, 16), Image.Resampling.BICUBIC))).all()
+        areas.append(height * width / 1200)
+    assert 0.28 < min(areas) < 0.33
+    assert 0.55 < max(areas) < 0.63  # whole pixels: a little beside what was asked
+
+
+def test_finetuning_crops_as_small_as_asked():
+    """Of a ramp of 256 pixels: a crop of 8 % of the area at aspect ratios of 3/4 to 4/3 is 0.24 to 0.33 wide."""
+    ramp = Image.fromarray(np.arange(256, dtype=np.uint8)[None].repeat(256, 0)).convert("RGB")
+
+    def widths(transform):
+        return [(tensor[0, 8, -1] - tensor[0, 8, 0]).item() for tensor in draws(transform, ramp, 300)]
+
+    small = widths(finetuning(64, scale=(0.08, 0.08), **STILL, **PLAIN))
+    assert 0.22 < min(small) < 0.26 < 0.31 < max(small) < 0.34
+    default = widths(finetuning(64, **STILL, **PLAIN))
+    assert min(default) < 0.34  # from 8 % of the area on: a fifth of it is at least 0.39 wide
+    assert max(default) > 0.9  # to all of it
+
+
+@pytest.mark.parametrize(("erase", "expected"), [(0.0, 0), (1.0, 400), (0.25, 100)])
+def test_erasing_puts_noise_into_a_rectangle(erase, expected):
+    image = Image.new("RGB", (32, 32), (120, 130, 140))
+    tensors = draws(finetuning(32, flip=0.0, rand_augment=None, erase=erase), image, 400)
+    untouched = finetuning(32, **STILL)(image)
+    erased = []
+    for tensor in tensors:
+        changed_HW = (tensor != untouched).all(0)
+        assert ((tensor != untouched).any(0) == changed_HW).all()
+        if not changed_HW.any():
+            continue
+        rows, columns = changed_HW.any(1).nonzero(), changed_HW.any(0).nonzero()
+        box = (slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1))
+        assert changed_HW[box].all()
+        assert 0.015 < changed_HW.sum() / 32**2 < 0.36  # 2 % to a third of the area, in whole pixels
+        erased.append(tensor[:, *box].flatten())
+    assert abs(len(erased) - expected) <= 5 * (400 * erase * (1 - erase)) ** 0.5
+    if erased:
+        noise = torch.cat(erased)  # of each pixel by itself, in normalised colours
+        assert abs(noise.mean()) < 0.02
+        assert abs(noise.std() - 1) < 0.02
+
+
+def test_rand_augment_changes_colours_and_shapes():
+    """On a half grey, half white image: what a crop of everything cannot do."""
+    array = np.full((16, 16, 3), 100, np.uint8)
+    array[:, 8:] = 250
+    image = Image.fromarray(array)
+    how = {"scale": (1.0, 1.0), "flip": 0.0, "erase": 0.0, **PLAIN}
+    plain = draws(finetuning(16, **how, rand_augment=None), image, 100)
+    assert all((pixels(tensor) == array).all() for tensor in plain)
+    augmented = [pixels(tensor) for tensor in draws(finetuning(16, **how), image, 400)]
+    changed = [found for found in augmented if (found != array).any()]
+    assert 150 < len(changed) < 400  # two operations of those each applied half of the time
+    assert any((found == 255 - array).all() for found in changed)  # inverted
+    straight = [(found == found[:1]).all() for found in changed]
+    assert 0.1 < 1 - np.mean(straight) < 0.9  # some are turned or sheared, others only change in colour
+
+
+def test_what_rand_augment_uncovers_is_of_the_mean_colour():
+    """Corners that a rotation leaves empty are filled, not black."""
+    image = Image.new("RGB", (16, 16), (255, 255, 255))
+    mean = (0.2, 0.4, 0.6)
+    transform = finetuning(16, (1.0, 1.0), 0.0, "rand-m9-n1-p1", 0.0, mean, (1, 1, 1))
+    tensors = draws(transform, image, 200)
+    corners = [tensor[:, 0, 0] for tensor in tensors]
+    assert sum(bool(corner.abs().max() < 0.003) for corner in corners) > 10  # the mean, to a 255th, is normalised to 0
+
+
+def test_a_thousand_draws_of_the_default_recipe():
+    image = picture(12, 10)
+    tensors = draws(finetuning(16), image, 1000)
+    assert all(tensor.shape == (3, 16, 16) and tensor.isfinite().all() for tensor in tensors)
+    assert len({tensor.numpy().tobytes() for tensor in tensors}) > 950
+
+
+# Pretraining and evaluation
+
+
+@pytest.mark.parametrize(("size", "shape"), [(32, (3, 32, 32)), ((32, 48), (3, 32, 48)), ([48, 32], (3, 48, 32))])
+def test_pretraining_output(size, shape):
+    mean, std = (0.5, 0.25, 0.125), (0.5, 1.0, 2.0)
+    image = Image.new("RGB", (70, 50), (255, 51, 0))
+    tensor = transforms.pretraining(size, mean=mean, std=std)(image)
+    assert (tensor.shape, tensor.dtype) == (shape, torch.float32)
+    assert tensor[:, 5, 7].tolist() == pytest.approx([(1 - 0.5) / 0.5, 0.2 - 0.25, -0.125 / 2], abs=1e-6)
+    assert (tensor == tensor[:, :1, :1]).all()  # a crop of one colour has one colour
+
+
+def test_pretraining_crops_and_flips_as_asked():
+    ramp = Image.fromarray(np.arange(256, dtype=np.uint8)[None].repeat(256, 0)).convert("RGB")
+    still = transforms.pretraining(64, scale=(1.0, 1.0), flip=0.0, mean=(0, 0, 0), std=(1, 1, 1))
+    flipped = transforms.pretraining(64, scale=(1.0, 1.0), flip=1.0, mean=(0, 0, 0), std=(1, 1, 1))
+    assert still(ramp)[0, 0, 10] < 0.3 < 0.7 < flipped(ramp)[0, 0, 10]
+    small = transforms.pretraining(64, scale=(0.2, 0.2), flip=0.0, mean=(0, 0, 0), std=(1, 1, 1))
+    widths = [(tensor[0, 0, -1] - tensor[0, 0, 0]).item() for tensor in (small(ramp) for _ in range(50))]
+    # A fifth of the area at aspect ratios of 3/4 to 4/3 is 0.39 to 0.52 of the width.
+    assert 0.36 < min(widths) < 0.42 < 0.48 < max(widths) < 0.55
+
+
+@pytest.mark.parametrize(
+    ("source", "resized", "box"),
+    [
+        ((256, 256), (256, 256), (16, 16, 240, 240)),
+        ((512, 384), (341, 256), (58, 16, 282, 240)),  # width first; (341 - 224) / 2 = 58.5, rounded to even
+        ((100, 300), (256, 768), (16, 272, 240, 496)),
+    ],
+)
+def test_evaluation_is_resize_and_centre_crop(source, resized, box):
+    width, height = source
+    array = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    tensor = transforms.evaluation(224, crop_ratio=0.875)(Image.fromarray(array))
+    by_hand = np.asarray(Image.fromarray(array).resize(resized, Image.Resampling.BICUBIC).crop(box))
+    expected = (by_hand / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
+    assert tensor.shape == (3, 224, 224)
+    assert (tensor - torch.from_numpy(expected).permute(2, 0, 1)).abs().max() <= 1e-5
+
+
+def test_evaluation_of_a_size_that_is_not_square():
+    array = np.random.default_rng(0).integers(0, 256, (55, 80, 3), dtype=np.uint8)
+    tensor = transforms.evaluation((32, 48), crop_ratio=0.875, mean=(0, 0, 0), std=(1, 1, 1))(Image.fromarray(array))
+    # The longer side decides: 48 / 0.875 = 54.9, so the image is not resized, and rows 12..43, columns 16..63 remain.
+    assert (tensor * 255).round().byte().permute(1, 2, 0).tolist() == array[12:44, 16:64].tolist()

@@ -1,0 +1,162 @@
+"""What a person sees of a sweep in MLflow's own pages, by a real browser on a real server.
+
+Pictures of every page that is looked at are kept in the folder that SEMAIM_SCREENSHOTS names, or else among pytest's
+temporary files; the test prints where.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from support import browser
+from support.browser import Pages
+from support.commands import status, sweep_folder
+from support.in_process import run_here
+from support.mlflow_server import Server
+
+SHORT = (
+    "trainer.batch_size=16",
+    "trainer.max_steps=4",
+    "trainer.log_every_steps=1",
+    "model.embed_dim=32",
+    "model.num_heads=2",
+    "task.online_knn.max_bank=64",
+    "task.online_knn.max_queries=64",
+    "task.knn_every_epochs=1",
+    "task.pictures.images=8",
+    "task.pictures.drawn=2",
+)
+ORDERS = ("raster", "attention_center")
+SWEEP = ("-m", *SHORT, f"permutation={','.join(ORDERS)}", "then=[knn]")
+
+
+Shot = Callable[[str], None]
+
+
+def run_id(folder: Path) -> str:
+    return json.loads((folder / "mlflow.json").read_text())["run_id"]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where a sweep of two orders was made, and pictures of one."""
+    if reason := browser.missing():
+        pytest.skip(reason)
+    place = tmp_path_factory.mktemp("looked_at")
+    assert run_here(place, *SWEEP) == 0
+    centre = pretraining(place, "attention_center")
+    checkpoint = f"checkpoint={centre.relative_to(place)}"
+    assert run_here(place, "task=visualize", checkpoint, "task.count=2", "task.formats=[png]", "run_name=drawn") == 0
+    return place
+
+
+def pretraining(place: Path, order: str) -> Path:
+    (folder,) = place.glob(f"runs/pretrain_digits_aim_tiny_{order}_pixels_*")
+    return folder
+
+
+def evaluated(place: Path, order: str) -> dict[str, float]:
+    """The result of the evaluation of an order."""
+    name = pretraining(place, order).name
+    (folder,) = [each.parent for each in place.glob("runs/knn_*/config.yaml") if f"/{name}\n" in each.read_text()]
+    return status(folder)["result"]
+
+
+@pytest.fixture(scope="module")
+def pages(place: Path) -> Iterator[Pages]:
+    """The pages of the experiment."""
+    server = Server(place, f"sqlite:///{place}/mlflow.db")
+    try:
+        server.start()
+        with browser.browser() as window:
+            experiment = json.loads((sweep_folder(place) / "mlflow.json").read_text())["experiment_id"]
+            yield Pages(window, server.uri, experiment)
+    finally:
+        server.stop()
+
+
+@pytest.fixture
+def shot(pages: Pages, place: Path, request: pytest.FixtureRequest) -> Iterator[Callable[[str], None]]:
+    """Takes a picture of the page; the last one is taken in any case, also where the test fails."""
+    folder = Path(os.environ.get("SEMAIM_SCREENSHOTS") or place / "screenshots")
+    name = request.node.name.removeprefix("test_")
+    yield lambda what: print("picture:", pages.browser.picture(folder / f"{name}-{what}.png"))
+    pages.browser.picture(folder / f"{name}-last.png")
+
+
+def test_runs_stand_under_their_sweep_and_evaluations_under_their_run(pages: Pages, place: Path, shot: Shot) -> None:
+    sweep, drawn = run_id(sweep_folder(place)), run_id(place / "runs" / "drawn")
+    raster, centre = (run_id(pretraining(place, order)) for order in ORDERS)
+    pages.runs()
+    pages.browser.wait(lambda: pages.listed() == [drawn, sweep], "the sweep and the pictures")
+    pages.unfold(sweep)
+    pages.browser.see(*(pretraining(place, order).name for order in ORDERS))
+    assert pages.listed() == [drawn, sweep, centre, raster]
+    pages.unfold(centre)
+    pages.unfold(raster)
+    evaluations = [run_id(folder) for folder in place.glob("runs/knn_digits_*")]
+    assert sorted(pages.listed()) == sorted([drawn, sweep, centre, raster, *evaluations])
+    shot("table")
+
+
+def test_the_sweep_says_what_it_is_and_sums_up(pages: Pages, place: Path, shot: Shot) -> None:
+    pages.run(run_id(sweep_folder(place)))
+    pages.whole_description()
+    results = {order: evaluated(place, order)["knn_30_mean"] for order in ORDERS}
+    pages.browser.see(
+        "Sweep of 2 runs over permutation = raster, attention_center",
+        f"in {place}:",
+        *(f"permutation={order} finished" for order in ORDERS),
+        *(f"{value:.4g}" for value in results.values()),
+        "sweep/best_knn_30_mean",
+        "swept.permutation\n: raster, attention_center",
+    )
+    shot("overview")
+    pages.run(run_id(sweep_folder(place)), "model-metrics")
+    pages.browser.see("best_knn_30_mean")
+
+
+def test_charts_compare_orders(pages: Pages, shot: Shot) -> None:
+    pages.runs("tags.task = 'pretrain'", charts=True)
+    pages.group_by("permutation")
+    pages.only_charts("knn_10_mean")
+    pages.browser.see(*(f"{order} (online/knn_10_mean)" for order in ORDERS), "eval/knn_10_mean")
+    shot("by_order")
+
+
+def test_a_run_says_how_to_repeat_it(pages: Pages, place: Path, shot: Shot) -> None:
+    pages.run(run_id(pretraining(place, "attention_center")))
+    pages.whole_description()
+    pages.browser.see(
+        f"python -m semaim.run {' '.join(SHORT)} permutation=attention_center 'then=[knn]'",
+        "pretrain with model aim_tiny, permutation attention_center",
+        "What to look at:",
+        sweep_folder(place).name,
+        "knn_digits_checkpoint",
+        *("permutation\n: attention_center", "optimizer\n: adamw_small", "semantic_map\n: cls", "task\n: pretrain"),
+    )
+    shot("overview")
+
+
+def test_a_run_shows_curves_and_pictures(pages: Pages, place: Path, shot: Shot) -> None:
+    pages.run(run_id(pretraining(place, "attention_center")), "model-metrics")
+    pages.browser.see(*(f"{group}\n(" for group in ("data", "eval", "online", "pictures", "train")))
+    pages.section("online")
+    pages.browser.see("knn_10_mean")
+    shot("curves")
+    pages.section("pictures")
+    pages.see_pictures(1)
+    pages.enlarge()
+    shot("pictures_over_steps")
+
+
+def test_a_run_of_pictures_shows_them_among_its_artifacts(pages: Pages, place: Path, shot: Shot) -> None:
+    pages.run(run_id(place / "runs" / "drawn"), "artifacts")
+    pages.artifact("pictures", "orders.png")
+    pages.see_pictures(1)
+    shot("artifacts")

@@ -1,0 +1,92 @@
+"""A mistake on the command line costs one message: it names the option or path, lists the choices, and writes nothing.
+
+Also: the help, and processes that end together.
+Most commands run inside this process (`run_here`), since starting a new one takes seconds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from semaim.config.compose import CONF
+from support.commands import ENVIRONMENT, RUN, SMALL, run
+from support.in_process import run_here
+from support.mistakes import MISTAKES, assert_one_message, place_of_mistakes
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Iterator[Path]:
+    """A working directory with everything that the mistakes name."""
+    with place_of_mistakes(tmp_path) as place:
+        yield place
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_mistake_costs_one_message(name: str, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    if name == "no GPU" and torch.cuda.is_available():
+        pytest.skip("there is a GPU here")
+    typed, words = MISTAKES[name]
+    assert run_here(place, *typed.split()) == 2
+    assert_one_message(capsys, words)
+    assert not (place / "pwned").exists()
+
+
+def test_malice_works_where_it_is_let(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place)
+    torch.load("evil.pt", weights_only=False)
+    (place / "pwned").rmdir()  # fails if the checkpoint of the test above is harmless
+
+
+def test_two_processes_that_do_not_divide_the_batch_both_end(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    group = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    processes = [
+        subprocess.Popen(
+            [*RUN, *SMALL, "trainer.batch_size=15", "device=cpu"],
+            cwd=tmp_path,
+            env=ENVIRONMENT | group | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        said = [process.communicate(timeout=120)[1] for process in processes]
+    finally:
+        for process in processes:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+    assert [process.returncode for process in processes] == [2, 2], said
+    for text in said:
+        assert text.count("error: trainer.batch_size=15 must be divisible by processes") == 1
+        assert "2 x 1" in text
+        assert "Traceback" not in text
+    assert list(tmp_path.rglob("config.yaml")) == []
+
+
+def test_help_names_every_group_on_one_page(tmp_path: Path) -> None:
+    done = run(tmp_path, "--help")
+    assert done.returncode == 0
+    lines = done.stdout.splitlines()
+    groups = {path.name for path in CONF.iterdir() if path.is_dir()} - {"hydra", "small_data"}
+    explained = {line.split()[0] for line in lines if line.startswith("  ") and line.strip()}
+    assert groups <= explained
+    assert len(groups) >= 10
+    assert len(lines) <= 60
+    assert [line for line in lines if len(line) > 120] == []
+    words = set(done.stdout.replace(",", " ").split())
+    choices = {path.stem for group in groups for path in (CONF / group).glob("*.yaml")}
+    assert choices - words == set(), "every choice of every group is named"
+    assert list(tmp_path.iterdir()) == []

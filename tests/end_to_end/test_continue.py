@@ -1,0 +1,195 @@
+"""A run that is stopped or killed continues to the same bits, and two runs never share a folder.
+
+Everything here happens to real processes. All runs are ten steps of the same configuration, in the middle of the first
+epoch (1437 images, 16 per step), with drop path and a moving average so that random state and EMA matter.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from support.commands import ENVIRONMENT, SMALL, journal, losses, run, started, status, succeed, wait_for
+from support.evaluating import assert_same_bits
+from support.paced import PACE, PACED, import_path
+
+TEN_STEPS = (
+    *SMALL,
+    "trainer.max_steps=10",
+    "trainer.save_every_steps=5",
+    "model.drop_path=0.1",
+    "trainer.ema=true",
+    "data.num_workers=1",
+)
+
+
+def weights(run_folder: Path, step: int = 10) -> dict[str, Any]:
+    return torch.load(run_folder / "checkpoints" / f"step_{step:08d}.pt", weights_only=True)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Run folder of ten steps without interruption."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    succeed(folder, *TEN_STEPS, "run_name=ten")
+    return folder / "runs" / "ten"
+
+
+def assert_equals(run_folder: Path, undisturbed: Path) -> None:
+    """Same weights, moving average, optimizer, scaler and randomness, and same losses, each step once."""
+    one, other = weights(run_folder), weights(undisturbed)
+    for part in ("architecture", "model", "ema", "optimizer", "scaler", "rng", "step", "loss"):
+        assert_same_bits(one[part], other[part], part)
+    assert losses(run_folder) == losses(undisturbed)
+    assert sorted(losses(run_folder)) == list(range(1, 11))
+
+
+def test_five_steps_then_sigkill_then_five_equal_ten(tmp_path: Path, undisturbed: Path) -> None:
+    folder = tmp_path / "runs" / "ten"
+    with started(tmp_path, *TEN_STEPS, "run_name=ten") as process:
+        wait_for((folder / "checkpoints" / "step_00000005.pt").exists, "the checkpoint of step 5")
+        process.send_signal(signal.SIGKILL)
+        process.wait(30)
+    assert process.returncode == -signal.SIGKILL
+    assert not (folder / "checkpoints" / "step_00000010.pt").exists()
+    assert "continuing after step 5" in succeed(tmp_path, *TEN_STEPS, "run_name=ten")
+    assert_equals(folder, undisturbed)
+
+
+@pytest.fixture(scope="module")
+def home_of_stops(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where one run is stopped by one signal after the other."""
+    return tmp_path_factory.mktemp("stopped")
+
+
+@pytest.fixture
+def slow(home_of_stops: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """That folder; a step of the run takes a third of a second, until the file `pace` is gone."""
+    pace = home_of_stops / "pace"
+    pace.write_text("0.02")  # seconds for an image
+    for variable, value in {PACE: str(pace), **import_path()}.items():
+        monkeypatch.setitem(ENVIRONMENT, variable, value)
+    return home_of_stops
+
+
+def stop(home: Path, number: signal.Signals) -> None:
+    """Start the run or continue it, and send it a signal after a step."""
+    folder = home / "runs" / "ten"
+    before = len(losses(folder))
+    with started(home, *TEN_STEPS, *PACED, "run_name=ten") as process:
+        wait_for(lambda: len(losses(folder)) > before, "a step")
+        process.send_signal(number)
+        out, _ = process.communicate(timeout=60)
+    assert process.returncode == 75, out
+    assert number.name in out
+    assert "the same command continues" in out
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1], ids=lambda number: number.name)
+def test_each_signal_finishes_the_step_saves_and_exits_75(slow: Path, number: signal.Signals) -> None:
+    stop(slow, number)
+    folder = slow / "runs" / "ten"
+    done = max(losses(folder))
+    assert weights(folder, done)["step"] == done, "the step in flight is saved"
+    assert status(folder)["state"] == "interrupted"
+    assert journal(folder)[-1]["status"] == "KILLED"
+
+
+def test_a_run_that_signals_have_stopped_equals_an_undisturbed_one(slow: Path, undisturbed: Path) -> None:
+    folder = slow / "runs" / "ten"
+    if not losses(folder):  # the tests before this one were not asked for
+        stop(slow, signal.SIGTERM)
+    (slow / "pace").unlink()
+    succeed(slow, *TEN_STEPS, *PACED, "run_name=ten")
+    assert_equals(folder, undisturbed)
+    assert status(folder)["state"] == "finished"
+
+
+def test_a_damaged_newest_checkpoint_is_replaced_by_the_one_before(tmp_path: Path, undisturbed: Path) -> None:
+    folder = tmp_path / "runs" / "ten"
+    shutil.copytree(undisturbed, folder)
+    (folder / "status.json").write_text('{"state": "running"}')
+    newest = folder / "checkpoints" / "step_00000010.pt"
+    content = bytearray(newest.read_bytes())
+    content[len(content) // 2] ^= 1
+    newest.write_bytes(content)
+    out = succeed(tmp_path, *TEN_STEPS, "run_name=ten")
+    assert "step_00000010.pt is damaged" in out
+    assert "continuing after step 5" in out
+    assert_equals(folder, undisturbed)
+
+
+def test_a_finished_run_returns_its_result(undisturbed: Path) -> None:
+    before = (undisturbed / "metrics.jsonl").read_bytes()
+    out = succeed(undisturbed.parents[1], *TEN_STEPS, "run_name=ten")
+    assert "finished already" in out
+    assert f"{status(undisturbed)['result']['loss']:.2f}" in out
+    assert (undisturbed / "metrics.jsonl").read_bytes() == before
+
+
+def test_more_steps_continue_a_finished_run(tmp_path: Path, undisturbed: Path) -> None:
+    shutil.copytree(undisturbed, tmp_path / "runs" / "ten")
+    assert "continuing after step 10" in succeed(tmp_path, *TEN_STEPS, "run_name=ten", "trainer.max_steps=11")
+    assert max(losses(tmp_path / "runs" / "ten")) == 11
+
+
+def test_another_configuration_is_refused_with_the_difference(undisturbed: Path) -> None:
+    before = (undisturbed / "status.json").read_text()
+    done = run(undisturbed.parents[1], *TEN_STEPS, "run_name=ten", "optimizer.base_lr=1e-3", "trainer.max_steps=12")
+    assert done.returncode == 2
+    assert "optimizer.base_lr: 0.016 -> 0.001" in done.stdout
+    assert "max_steps:" not in done.stdout, "what may differ is not shown"
+    assert (undisturbed / "status.json").read_text() == before
+
+
+def test_a_folder_in_use_is_refused_naming_its_process(tmp_path: Path) -> None:
+    many = (*SMALL, "run_name=long")
+    with started(tmp_path, *many) as process:
+        wait_for(lambda: losses(tmp_path / "runs" / "long"), "the first step")
+        second = run(tmp_path, *many)
+        assert second.returncode == 2
+        assert f"is in use by process {process.pid}" in second.stdout
+        assert process.poll() is None, "the first goes on"
+
+
+def test_no_space_left_keeps_the_old_checkpoint(tmp_path: Path) -> None:
+    place = tmp_path / "small"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1600k", "tmpfs", str(place)]
+    if os.geteuid() or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("mounting a small file system needs root and the right to mount")
+    try:
+        options = (*SMALL, "trainer.max_steps=4", "trainer.save_every_steps=1", "run_name=full", "runs_dir=small")
+        done = run(tmp_path, *options)
+        assert done.returncode == 2
+        assert "no space left" in done.stdout
+        saved = sorted((place / "full" / "checkpoints").glob("*.pt"))
+        assert len(saved) >= 1
+        assert str(saved[-1]) in done.stdout, "the message names the checkpoint that is left"
+        assert torch.load(saved[-1], weights_only=True)["step"] == int(saved[-1].stem.removeprefix("step_"))
+        assert not list((place / "full" / "checkpoints").glob("*.tmp"))
+    finally:
+        subprocess.run(["umount", str(place)], check=True)
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_update(tmp_path: Path) -> None:
+    options = (*SMALL, "trainer.warmup_epochs=0", "trainer.save_every_steps=1", "trainer.max_steps=9", "run_name=wild")
+    done = run(tmp_path, *options, "optimizer.base_lr=1e30")
+    assert done.returncode == 3, done.stdout
+    folder = tmp_path / "runs" / "wild"
+    step = max(losses(folder))
+    assert f"not finite at step {step}" in done.stdout
+    assert "digits/train[" in done.stdout, "some of the images are named"
+    assert f"step_{step:08d}.pt" in done.stdout, "the last good checkpoint is named"
+    assert sorted(p.name for p in (folder / "checkpoints").glob("*.pt"))[-1] == f"step_{step:08d}.pt"
+    report = json.loads((folder / f"not_finite_step_{step:08d}.json").read_text())
+    assert len(report["images"]) == 16
+    assert status(folder)["state"] == "failed"

@@ -1,0 +1,109 @@
+"""Several processes compute what one does: same images, same orders, same losses up to rounding.
+
+torchrun starts two processes on this machine; they exchange gradients by gloo.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from semaim.core import distributed
+from support.commands import SMALL, losses, run, succeed
+from support.evaluating import assert_same_bits
+
+TWO = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "semaim.run")
+SIX_STEPS = (*SMALL, "trainer.max_steps=6", "trainer.save_every_steps=3", "run_name=six")
+
+
+def model(folder: Path) -> dict[str, torch.Tensor]:
+    return torch.load(folder / "runs" / "six" / "checkpoints" / "step_00000006.pt", weights_only=True)["model"]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One process with the whole batch; works in the folder returned."""
+    folder = tmp_path_factory.mktemp("alone")
+    succeed(folder, *SIX_STEPS)
+    return folder
+
+
+def assert_close(folder: Path, alone: Path) -> None:
+    expected, found = losses(alone / "runs" / "six"), losses(folder / "runs" / "six")
+    assert sorted(found) == [1, 2, 3, 4, 5, 6]
+    for step, loss in expected.items():
+        assert found[step] == pytest.approx(loss, rel=1e-6), step
+    one, other = model(alone), model(folder)
+    for name, value in one.items():
+        torch.testing.assert_close(other[name], value, rtol=0, atol=2e-5, msg=name)
+
+
+def test_two_processes_give_the_losses_of_one(tmp_path: Path, alone: Path) -> None:
+    out = succeed(tmp_path, *SIX_STEPS, launcher=TWO)
+    assert "(1 x 8 on each of 2 process(es))" in out
+    assert out.count("finished in") == 1, "only the first process speaks"
+    assert_close(tmp_path, alone)
+
+
+def test_two_processes_with_two_micro_batches_give_the_losses_of_one(tmp_path: Path, alone: Path) -> None:
+    succeed(tmp_path, *SIX_STEPS, "trainer.accumulate=2", launcher=TWO)
+    assert_close(tmp_path, alone)
+
+
+def test_a_run_of_two_processes_continues_on_one(tmp_path: Path, alone: Path) -> None:
+    succeed(tmp_path, *SIX_STEPS, "trainer.max_steps=3", launcher=TWO)
+    out = succeed(tmp_path, *SIX_STEPS)
+    assert "continuing after step 3" in out
+    assert "the checkpoint is of 2 processes, now there are 1" in out
+    assert_close(tmp_path, alone)
+
+
+@pytest.mark.slow
+def test_a_run_of_four_processes_that_was_interrupted_equals_an_undisturbed_one_to_the_last_bit(tmp_path: Path) -> None:
+    """More than two terms are added in an order that must not depend on the number of steps since the start."""
+    four = (*TWO[:4], "--nproc-per-node=4", *TWO[5:])
+    options = (*SIX_STEPS, "model.drop_path=0.1", "trainer.ema=true")
+    for home, steps in (("undisturbed", [6]), ("interrupted", [3, 6])):
+        (tmp_path / home).mkdir()
+        for last in steps:
+            succeed(tmp_path / home, *options, f"trainer.max_steps={last}", launcher=four)
+    assert losses(tmp_path / "interrupted" / "runs" / "six") == losses(tmp_path / "undisturbed" / "runs" / "six")
+    assert_same_bits(model(tmp_path / "interrupted"), model(tmp_path / "undisturbed"), "weights")
+
+
+def test_two_processes_extract_the_features_of_one(tmp_path: Path, alone: Path) -> None:
+    evaluate = ("task=knn", f"checkpoint={alone / 'runs' / 'six'}", "tracking=none", "run_name=knn")
+    succeed(tmp_path, *evaluate)
+    (tmp_path / "two").mkdir()
+    succeed(tmp_path / "two", *evaluate, launcher=TWO)
+    results = [(folder / "runs" / "knn" / "status.json").read_text() for folder in (tmp_path, tmp_path / "two")]
+    one, two = (json.loads(text)["result"] for text in results)
+    assert one == two
+    assert set(one) == {f"knn_{k}_{kind}" for k in (10, 20, 30) for kind in ("cls", "mean")}
+
+
+def test_a_batch_that_processes_cannot_share_is_refused(tmp_path: Path) -> None:
+    done = run(tmp_path, *SIX_STEPS, "trainer.batch_size=15", launcher=TWO)
+    assert done.returncode != 0
+    assert "trainer.batch_size=15 must be divisible by processes x trainer.accumulate = 2 x 1" in done.stdout
+
+
+@pytest.mark.parametrize(("set_by_hand", "threads"), [(None, 3), ("2", 5)])
+def test_a_job_has_as_many_threads_as_cpus(
+    set_by_hand: str | None, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = torch.get_num_threads()
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "3")
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if set_by_hand is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", set_by_hand)  # torch has heeded it when it was loaded
+    try:
+        torch.set_num_threads(5)
+        distributed.start("cpu")
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)

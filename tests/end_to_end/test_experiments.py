@@ -1,0 +1,253 @@
+"""Every experiment runs by its command, holds the numbers of its recipe, and keeps its notebook page in order."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
+from PIL import Image
+
+from semaim.models.flops import encoder_cost
+from semaim.preflight.estimate import build_task, opened
+from semaim.tasks.pretrain import Pretraining
+from support.paths import ROOT
+
+FILES = sorted((ROOT / "experiments").glob("*.yaml"))
+NAMES = [file.stem for file in FILES]
+EVALUATIONS = [name for name in NAMES if name.startswith(("finetune", "linprobe"))]
+SWEEPS = {
+    "ablation_orders": (
+        "permutation",
+        "raster zigzag center2out out2center stochastic stochastic_center attention attention_guided attention_center",
+    ),
+    "ablation_targets": ("target", "pixels online ema dino clip"),
+}
+PRETRAININGS = [name for name in NAMES if name not in EVALUATIONS and name not in SWEEPS]
+IMAGENET, H100_FLOPS = 1_281_167, 0.4 * 989e12
+
+# What the published recipes share, then what each has of its own.
+ANY = {
+    "data.image_size": 224,
+    "data.patch_size": 16,
+    "data.train_transform.scale": [0.2, 1.0],
+    "data.train_transform.flip": 0.5,
+    "data.eval_transform.crop_ratio": 0.875,
+}
+RECIPE = {
+    "task._target_": "semaim.tasks.pretrain.Pretraining",
+    "trainer.warmup_epochs": 30,
+    "trainer.batch_size": 2048,
+    "trainer.clip_grad": 3.0,
+    "optimizer.base_lr": 2e-4,
+    "optimizer.min_lr": 0.0,
+    "optimizer.weight_decay": 0.05,
+    "optimizer.optimizer._target_": "torch.optim.AdamW",
+    "optimizer.optimizer.betas": [0.9, 0.95],
+    "model.query_depth": 12,
+    "model.head": "mlp",
+    "model.mlp_ratio": 4.0,
+    "model.drop_path": 0.0,
+    "semantic_map.kind": "cls",
+    "semantic_map.source": "auto",  # with pixels, the encoder that learns
+}
+PIXELS = {
+    "target._target_": "semaim.targets.Pixels",
+    "target.blur_kernel_size": 9,
+    "target.blur_sigma": 1.0,
+    "target.norm_pix": True,
+    "target.loss": "l2",
+}
+CLIP = {
+    "target._target_": "semaim.teachers.Teacher",
+    "target.model": "vit_base_patch16_clip_quickgelu_224.openai",
+    "target.projection": True,
+    "target.normalization": "teacher",
+    "target.pretrained": True,
+}
+FINE_TUNING = {
+    "task._target_": "semaim.tasks.finetune.FineTuning",
+    "task.pool": "mean",
+    "task.mixup": 0.8,
+    "task.cutmix": 1.0,
+    "task.label_smoothing": 0.1,
+    "task.train_transform.rand_augment": "rand-m9-mstd0.5-inc1",
+    "task.train_transform.erase": 0.25,
+    "task.train_transform.flip": 0.5,
+    "trainer.batch_size": 1024,
+    "trainer.clip_grad": None,
+    "optimizer.min_lr": 1e-6,
+    "optimizer.weight_decay": 0.05,
+    "optimizer.optimizer.betas": [0.9, 0.999],
+}
+LINEAR_PROBE = {
+    "task._target_": "semaim.tasks.linprobe.LinearProbe",
+    "task.features": ["cls", "mean"],
+    "task.train_transform._target_": "semaim.data.transforms.linear_probe",
+    "trainer.batch_size": 4096,
+    "trainer.epochs": 90,
+    "trainer.warmup_epochs": 0,
+    "trainer.clip_grad": None,
+    "optimizer.base_lr": 0.1,
+    "optimizer.min_lr": 0.0,
+    "optimizer.weight_decay": 0.0,
+    "optimizer.optimizer._target_": "torch.optim.SGD",
+    "optimizer.optimizer.momentum": 0.9,
+}
+BASE = {"model.embed_dim": 768, "model.depth": 12, "model.num_heads": 12}
+LARGE = {"model.embed_dim": 1024, "model.depth": 24, "model.num_heads": 16}
+SEMANTIC = {"permutation._target_": "semaim.permutations.AttentionCenter"}
+RANDOM = {"permutation._target_": "semaim.permutations.Stochastic"}
+RASTER = {"permutation._target_": "semaim.permutations.Raster"}
+LENGTH, DECAY = ("trainer.epochs", "trainer.warmup_epochs"), "optimizer.groups.layer_decay"
+OWN = {
+    "semaim_vitb_800ep": RECIPE | BASE | SEMANTIC | PIXELS | {"trainer.epochs": 800},
+    "semaim_vitb_400ep": RECIPE | BASE | SEMANTIC | PIXELS | {"trainer.epochs": 400},
+    "semaim_vitl_800ep": RECIPE | LARGE | SEMANTIC | PIXELS | {"trainer.epochs": 800},
+    "semaim_vitl_400ep": RECIPE | LARGE | SEMANTIC | PIXELS | {"trainer.epochs": 400},
+    "semaim_clip_vitb_800ep": RECIPE | BASE | SEMANTIC | CLIP | {"trainer.epochs": 800},
+    "semaim_clip_vitl_800ep": RECIPE | LARGE | SEMANTIC | CLIP | {"trainer.epochs": 800},
+    "saim_vitb_800ep": RECIPE | BASE | RANDOM | PIXELS | {"trainer.epochs": 800},
+    "vit_igpt_raster_800ep": RECIPE | BASE | RASTER | PIXELS | {"trainer.epochs": 800},
+    "ablation_orders": RECIPE | BASE | PIXELS | {"trainer.epochs": 200, "then": ["knn", "linprobe"]},
+    "ablation_targets": RECIPE | BASE | SEMANTIC | {"trainer.epochs": 200, "then": ["knn", "linprobe"]},
+    "finetune_vitb": FINE_TUNING
+    | BASE
+    | {"optimizer.base_lr": 5e-4, DECAY: 0.65, "task.drop_path": 0.1}
+    | dict(zip(LENGTH, (100, 20), strict=True)),
+    "finetune_vitl_mae": FINE_TUNING
+    | LARGE
+    | {"optimizer.base_lr": 1e-3, DECAY: 0.75, "task.drop_path": 0.2}
+    | dict(zip(LENGTH, (50, 5), strict=True)),
+    "linprobe_vitb": LINEAR_PROBE | BASE,
+}
+SMALL = (
+    "model.embed_dim=32 model.depth=2 model.num_heads=2 model.query_depth=2 data.image_size=32 data.patch_size=8 "
+    "data.num_workers=0 trainer.batch_size=8 trainer.max_steps=2 trainer.log_every_steps=1 "
+    "tracking=none runs_dir=runs data.root=images "
+    "run_name=${hydra:runtime.choices.experiment}-${hydra:runtime.choices.permutation}-${hydra:runtime.choices.target}"
+)
+
+every_experiment = pytest.mark.parametrize("name", NAMES)
+
+
+def composed(name: str) -> DictConfig:
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        return compose("config", [f"+experiment={name}", "data.root=/data/imagenet"])
+
+
+def points(name: str) -> list[DictConfig]:
+    """Configurations of the runs of an experiment: one, or those of its sweep."""
+    swept, values = SWEEPS.get(name, ("seed", "0"))
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        words = [f"+experiment={name}", "data.root=/data/imagenet"]
+        return [compose("config", [*words, f"{swept}={value}"]) for value in values.split()]
+
+
+@pytest.fixture(scope="module")
+def noise_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of sixteen noise images in two classes."""
+    folder = tmp_path_factory.mktemp("experiments") / "images"
+    noise = np.random.default_rng(0)
+    for split in ("train", "val"):
+        for number in range(16):
+            file = folder / split / f"class_{number % 2}" / f"{number}.jpeg"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(noise.integers(0, 256, (40, 48, 3), dtype=np.uint8)).save(file)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def small_runs(noise_images: Path) -> Path:
+    """The folder of two-step runs of all experiments. Their teachers are small and random: tests have no hub."""
+    folder = noise_images.parent
+    own = folder / "site" / "target"
+    own.mkdir(parents=True)
+    own.with_name("site.yaml").touch()
+    for teacher in ("dino", "clip"):
+        text = (ROOT / "conf" / "target" / f"{teacher}.yaml").read_text()
+        text = re.sub("model: vit_base_patch16[^ ]*", "model: vit_tiny_patch16_224.augreg_in21k_ft_in1k", text)
+        (own / f"{teacher}.yaml").write_text(text.replace("pretrained: true", "pretrained: false"))
+    commands = [("-m", PRETRAININGS, "task.online_knn=null"), ("-m", EVALUATIONS, "checkpoint=random")]
+    commands += [("then=[]", [name], "task.online_knn=null") for name in SWEEPS]
+    for first, names, last in commands:
+        done = subprocess.run(
+            [sys.executable, "-m", "semaim.run", first, f"+experiment={','.join(names)}", *SMALL.split(), last],
+            cwd=folder,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "SEMAIM_SITE": str(own.parent)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+    return folder / "runs"
+
+
+@pytest.mark.slow
+@every_experiment
+def test_it_runs(name: str, small_runs: Path) -> None:
+    swept, values = SWEEPS.get(name, (None, "*"))
+    for value, config in zip(values.split(), points(name), strict=True):
+        pattern = f"{name}-{value}-pixels" if swept == "permutation" else f"{name}-*-{value}"
+        (run,) = small_runs.glob(pattern)
+        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        losses = [line["metrics"]["train/loss"] for line in lines if "train/loss" in line.get("metrics", {})]
+        assert len(losses) == 2
+        assert all(math.isfinite(loss) for loss in losses)
+        stored = OmegaConf.load(run / "config.yaml")
+        for key in ("trainer.epochs", "permutation._target_", "target._target_", "optimizer.base_lr"):
+            assert OmegaConf.select(stored, key) == OmegaConf.select(config, key)
+    assert len(list(small_runs.glob(f"{name}-*"))) == len(values.split())
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_it_holds_the_numbers_of_its_recipe(name: str) -> None:
+    config = composed(name)
+    expected = ANY | OWN[name]
+    assert {key: OmegaConf.select(config, key) for key in expected} == expected
+
+
+@every_experiment
+def test_its_page_says_what_a_page_must(name: str) -> None:
+    text = (ROOT / "experiments" / f"{name}.yaml").read_text()
+    assert text.startswith("# @package _global_\n# Question: ")
+    given = " checkpoint=runs/<name>" if name in EVALUATIONS else ""
+    assert f"# Command:   python -m semaim.run +experiment={name} data.root=/data/imagenet{given}\n" in text
+    published = re.search(r"# Published: (\d\d\.\d|none)", text)
+    obtained = re.search(r"# Obtained:  (.+)", text)
+    assert published is not None
+    assert obtained is not None
+    index = (ROOT / "experiments" / "README.md").read_text()
+    assert re.search(rf"\({name}\.yaml\) \| {published[1]}[^|]* \| {obtained[1]} \|", index)
+
+
+@every_experiment
+def test_its_hours_follow_from_its_operations(name: str, noise_images: Path) -> None:
+    text = (ROOT / "experiments" / f"{name}.yaml").read_text()
+    flops, hours = [], 0.0
+    for config in points(name):
+        config.data.root = str(noise_images)
+        if name in EVALUATIONS:
+            config.task.source.checkpoint = "random"
+        task = build_task(config, opened(config.data))
+        if isinstance(task, Pretraining):
+            flops.append(task.spent().training_step)
+        else:
+            spent = encoder_cost(task.model if name.startswith("finetune") else task.vit)
+            flops.append(spent.training_step if name.startswith("finetune") else spent.encode)
+        images = IMAGENET // config.trainer.batch_size * config.trainer.batch_size
+        hours += flops[-1] * images * config.trainer.epochs / H100_FLOPS / 3600
+    said_hours = re.search(r"about (\d+) GPU-hours", text)
+    said_flops = re.search(r"(\d+) GFLOP per image", text)
+    assert said_hours is not None
+    assert said_flops is not None
+    assert float(said_hours[1]) == pytest.approx(hours, rel=0.01, abs=0.5)
+    assert int(said_flops[1]) == round(sum(flops) / len(flops) / 1e9)

@@ -1,0 +1,93 @@
+"""Runs of version 0.1.0 continue and evaluate: their stored configurations name classes by their old places.
+
+tests/golden/runs_0.1.0.tar.gz holds a pretraining and a fine-tuning, each stopped after two of four steps, made with
+version 0.1.0. The numbers below are what version 0.1.0 gave for the next steps; they were equal to the last bit on
+the machine that made them.
+"""
+
+from __future__ import annotations
+
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from semaim.config.old_names import NEW_NAMES, with_current_names
+from support.commands import journal, losses, run, status, succeed
+
+STORED = Path(__file__).parents[1] / "golden" / "runs_0.1.0.tar.gz"
+COMMON = ("data=digits", "trainer.epochs=1", "trainer.batch_size=16", "trainer.log_every_steps=1")
+COMMON += ("trainer.keep_checkpoints=1", "tracking=none", "device=cpu", "trainer.max_steps=4")
+PRETRAINING = (*COMMON, "model=aim_tiny", "model.embed_dim=16", "model.depth=2", "model.num_heads=2")
+PRETRAINING += ("model.query_depth=1", "trainer.ema=true", "task.online_knn.max_bank=200", "task.pictures.images=4")
+PRETRAINING += ("task.pictures.drawn=1", "task.online_linear_lr=0.1", "run_name=pretraining")
+FINE_TUNING = (
+    *COMMON,
+    "task=finetune",
+    "checkpoint=runs/pretraining",
+    "trainer.warmup_epochs=0",
+    "run_name=finetuning",
+)
+KNN = ("task=knn", "data=digits", "checkpoint=runs/pretraining", "tracking=none", "device=cpu", "run_name=neighbours")
+# Losses of steps 3 and 4.
+PRETRAINING_LOSSES = [1.1365296840667725, 1.1409775018692017]
+FINE_TUNING_LOSSES = [2.301675319671631, 2.304399251937866]
+NEIGHBOURS = {"knn_10_cls": 65.8333, "knn_20_cls": 64.1667, "knn_10_mean": 72.5, "knn_20_mean": 67.7778}
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    """A working directory with the stored runs."""
+    with tarfile.open(STORED) as archive:
+        archive.extractall(tmp_path, filter="data")
+    return tmp_path
+
+
+def test_the_stored_configurations_have_old_names(home: Path) -> None:
+    """Otherwise the tests below would show nothing."""
+    text = "".join((home / "runs" / name / "config.yaml").read_text() for name in ("pretraining", "finetuning"))
+    found = {old for old in NEW_NAMES if f"_target_: {old}\n" in text}
+    assert found == NEW_NAMES.keys() - {"semaim.tasks.export_features.ExportFeatures", "semaim.tracking.MLflow"}
+
+
+def test_a_pretraining_continues(home: Path) -> None:
+    said = succeed(home, *PRETRAINING)
+    assert "continuing after step 2" in said
+    found = losses(home / "runs" / "pretraining")
+    assert list(found) == [1, 2, 3, 4]
+    assert [found[3], found[4]] == pytest.approx(PRETRAINING_LOSSES, rel=1e-6)
+    result = status(home / "runs" / "pretraining")["result"]
+    assert result["online/knn_10_mean_before"] == pytest.approx(46.94444444444444)  # measured by 0.1.0
+    assert result["online/knn_10_mean_after"] == pytest.approx(47.22222222222222, abs=0.6)  # one image of 360 is 0.28
+
+
+def test_its_encoder_is_evaluated_and_a_fine_tuning_of_it_continues(home: Path) -> None:
+    succeed(home, *KNN)
+    found = status(home / "runs" / "neighbours")["result"]
+    assert {name: found[name] for name in NEIGHBOURS} == pytest.approx(NEIGHBOURS, abs=0.6)
+
+    said = succeed(home, *FINE_TUNING)
+    assert "continuing after step 2" in said
+    found = losses(home / "runs" / "finetuning")
+    assert [found[3], found[4]] == pytest.approx(FINE_TUNING_LOSSES, rel=1e-6)
+    assert len([line for line in journal(home / "runs" / "finetuning") if line.get("status") == "RUNNING"]) == 2
+
+
+def test_another_configuration_is_still_refused(home: Path) -> None:
+    done = run(home, *PRETRAINING, "optimizer.weight_decay=0.1")
+    assert done.returncode == 2
+    assert "optimizer.weight_decay: 0.05 -> 0.1" in done.stdout
+    assert "_target_" not in done.stdout  # names alone are no difference
+
+
+def test_names_inside_lists_and_other_values_are_kept() -> None:
+    stored = {
+        "a": [{"_target_": "semaim.trainer.Trainer", "b": "semaim.trainer.Trainer"}],
+        "c": None,
+        "_target_": "x.Y",
+    }
+    assert with_current_names(stored) == {
+        "a": [{"_target_": "semaim.training.settings.TrainerSettings", "b": "semaim.trainer.Trainer"}],
+        "c": None,
+        "_target_": "x.Y",
+    }

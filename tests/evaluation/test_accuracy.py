@@ -1,0 +1,83 @@
+"""Accuracy and confusion of a classifier's answers by hand, and the files they are written to."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import accuracy_score, confusion_matrix
+
+from semaim.core.distributed import Processes
+from semaim.evaluation.accuracy import Predictions
+from semaim.runs.journal import Journal
+from support.commands import journal
+from support.evaluating import CPU, surroundings
+
+# Seven images of cat, dog and emu, none of fox: two of three cats right, one of three dogs, the emu taken for a fox.
+LABELS = [0, 1, 1, 0, 2, 1, 0]
+PREDICTED = [0, 0, 1, 0, 3, 2, 1]
+CLASSES = ["cat", "dog, hot", "emu", "fox"]
+
+
+@pytest.fixture
+def answers():
+    return Predictions(torch.tensor(PREDICTED), torch.tensor(LABELS), CLASSES)
+
+
+def test_accuracy_and_confusion_by_hand(answers):
+    assert answers.accuracy == pytest.approx(100 * 3 / 7, abs=1e-12)
+    assert answers.confusion().tolist() == [[2, 1, 0, 0], [1, 1, 1, 0], [0, 0, 0, 1], [0, 0, 0, 0]]
+
+
+def test_against_scikit_learn():
+    rng = np.random.default_rng(0)
+    labels, predicted = rng.integers(0, 9, 3000), rng.integers(2, 12, 3000)
+    answers = Predictions(torch.from_numpy(predicted), torch.from_numpy(labels), [str(n) for n in range(12)])
+    assert answers.accuracy == pytest.approx(100 * accuracy_score(labels, predicted), abs=1e-9)
+    theirs = confusion_matrix(labels, predicted, labels=range(12))
+    assert answers.confusion().tolist() == theirs.tolist()
+
+
+def test_accuracy_is_as_exact_as_the_number_of_images():
+    """A mean in float32 would end in wrong digits."""
+    right_M = torch.arange(50_001) >= 12_345
+    answers = Predictions(right_M.long(), torch.ones(50_001, dtype=torch.long), ["a", "b"])
+    assert answers.accuracy == pytest.approx(100 * (50_001 - 12_345) / 50_001, abs=1e-10)
+
+
+def test_all_right_and_all_wrong():
+    labels = torch.tensor(LABELS)
+    assert Predictions(labels, labels, CLASSES).accuracy == 100.0
+    assert Predictions((labels + 1) % 4, labels, CLASSES).accuracy == 0.0
+    assert Predictions(torch.tensor([0, 0]), torch.tensor([0, 0]), ["one class"]).confusion().tolist() == [[2]]
+
+
+def test_files_and_the_journal(answers, tmp_path):
+    with surroundings(tmp_path) as run:
+        run.journal = Journal(run.folder.journal)
+        answers.write(run)
+        run.journal.close()
+    assert (tmp_path / "per_class.csv").read_bytes().decode() == (
+        'class,images,accuracy\ncat,3,66.6667\n"dog, hot",3,33.3333\nemu,1,0.0000\nfox,0,\n'
+    )
+    with open(tmp_path / "confusion.csv", newline="") as file:
+        assert list(csv.reader(file)) == [
+            ["true \\ predicted", "cat", "dog, hot", "emu", "fox"],
+            ["cat", "2", "1", "0", "0"],
+            ["dog, hot", "1", "1", "1", "0"],
+            ["emu", "0", "0", "0", "1"],
+            ["fox", "0", "0", "0", "0"],
+        ]
+    lines = [{key: value for key, value in line.items() if key != "time"} for line in journal(tmp_path)]
+    assert sorted(line["artifact"] for line in lines) == ["confusion.csv", "per_class.csv"]
+    assert all(line.keys() == {"artifact"} for line in lines)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["confusion.csv", "metrics.jsonl", "per_class.csv"]
+
+
+def test_only_the_first_process_writes(answers, tmp_path):
+    with surroundings(tmp_path) as run:
+        answers.write(dataclasses.replace(run, processes=Processes(1, 2, CPU)))
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,253 @@
+"""The two-stream model: equal to the masked form it replaces, blind to the future, and as expensive as it says.
+
+The oracle (tests/support/oracle.py) is the plain masked model over the same weights.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from semaim.errors import UserError
+from semaim.models.aim import AIM
+from semaim.models.flops import cost
+from semaim.models.positions import sincos_2d
+from semaim.permutations import (
+    Attention,
+    AttentionCenter,
+    AttentionGuided,
+    Center2Out,
+    Out2Center,
+    Raster,
+    Stochastic,
+    StochasticCenter,
+    Zigzag,
+)
+from support.oracle import masked_predict
+
+ORDERS = (
+    Raster,
+    Zigzag,
+    Stochastic,
+    Center2Out,
+    Out2Center,
+    StochasticCenter,
+    Attention,
+    AttentionGuided,
+    AttentionCenter,
+)
+OBLONG = {"image_size": (12, 20)}  # 3 x 5 patches
+
+
+def draw(order_class: type, grid: tuple[int, int], batch: int, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    map_BL = torch.rand(batch, grid[0] * grid[1], generator=generator)
+    return order_class()(grid, batch, map_BL, generator)
+
+
+def gradients(model: AIM, predictions_BLP: Tensor, weight_BLP: Tensor) -> dict[str, Tensor]:
+    """Parameter gradients of the weighted sum of the predictions."""
+    names, parameters = zip(*model.named_parameters(), strict=True)
+    return dict(zip(names, torch.autograd.grad((predictions_BLP * weight_BLP).sum(), parameters), strict=True))
+
+
+def without_key_bias(name: str, gradient: Tensor) -> Tensor:
+    """Key biases shift all scores of a query alike: their gradient is zero but for rounding, so it is left out."""
+    if name.endswith("attn.k.bias"):
+        return gradient[:0]
+    if name.endswith("attn.qkv.bias"):
+        query, _, value = gradient.chunk(3)
+        return torch.cat([query, value])
+    return gradient
+
+
+@pytest.mark.parametrize("attention", ["explicit", "sdpa"])
+@pytest.mark.parametrize("order_class", [Raster, Stochastic, AttentionCenter])
+@pytest.mark.parametrize("sizes", [{}, OBLONG, {"query_depth": 4}, {**OBLONG, "query_depth": 1, "head": "linear"}])
+def test_sorted_causal_form_is_the_masked_form(tiny_model, images, sizes, order_class, attention):
+    model = tiny_model(**sizes)
+    images_BCHW = images(2, *model.image_size)
+    order_BL = draw(order_class, model.grid, 2)
+    ours_BLP = model.predict(images_BCHW, order_BL)
+    theirs_BLP = masked_predict(model, images_BCHW, order_BL, attention)
+    assert ours_BLP.shape == (2, model.grid[0] * model.grid[1], 48)
+    assert (ours_BLP - theirs_BLP).abs().max() <= 1e-5 * theirs_BLP.abs().max()
+
+    weight_BLP = torch.randn(ours_BLP.shape, generator=torch.Generator().manual_seed(1))
+    ours, theirs = gradients(model, ours_BLP, weight_BLP), gradients(model, theirs_BLP, weight_BLP)
+    for name, gradient in theirs.items():
+        expected, got = without_key_bias(name, gradient), without_key_bias(name, ours[name])
+        assert (got - expected).norm() <= 1e-4 * expected.norm(), name
+        assert expected.numel() == 0 or expected.norm() > 0, name  # every parameter takes part
+
+
+@pytest.mark.parametrize("order_class", ORDERS, ids=lambda c: c.__name__)
+def test_no_patch_sees_itself_or_a_later_one(tiny_model, images, order_class):
+    """The gradient of a prediction is exactly zero at the pixels of its own and later patches, and at other images."""
+    model = tiny_model(image_size=16, depth=2)  # 4 x 4 patches
+    images_BCHW = images(2, 16, 16).requires_grad_()
+    order_BL = draw(order_class, (4, 4), 2)
+    rank_BL = order_BL.argsort(1)
+    predictions_BLP = model.predict(images_BCHW, order_BL)
+    weight_P = torch.randn(48, generator=torch.Generator().manual_seed(2))  # a plain sum might cancel
+    for i in range(16):
+        prediction = (predictions_BLP[0, i] * weight_P).sum()
+        (gradient_BCHW,) = torch.autograd.grad(prediction, images_BCHW, retain_graph=True)
+        assert torch.equal(gradient_BCHW[1], torch.zeros(3, 16, 16))
+        patches_L = gradient_BCHW[0].unfold(1, 4, 4).unfold(2, 4, 4).permute(1, 2, 0, 3, 4).reshape(16, 48)
+        earlier_L = rank_BL[0] < rank_BL[0, i]
+        assert torch.equal(patches_L[~earlier_L], torch.zeros(16 - int(earlier_L.sum()), 48))
+        assert (patches_L[earlier_L] != 0).any(1).all()  # and every earlier patch is seen
+
+
+def test_first_patch_is_predicted_from_the_class_token_alone(tiny_model, images):
+    model = tiny_model()
+    order_BL = draw(Stochastic, model.grid, 1)
+    first = int(order_BL[0, 0])
+    one, other = (model.predict(images(1, seed=seed), order_BL)[0, first] for seed in (0, 1))
+    assert torch.equal(one, other)
+    (gradient,) = torch.autograd.grad(one.square().sum(), model.cls_token)
+    assert gradient.norm() > 0
+
+
+def test_activation_checkpointing_changes_nothing(tiny_model, images):
+    results = []
+    for activation_checkpointing in (False, True):
+        model = tiny_model(activation_checkpointing=activation_checkpointing, drop_path=0.5).train()
+        order_BL = draw(Stochastic, model.grid, 2)
+        torch.manual_seed(0)  # the recomputation must drop the same paths
+        loss = model.predict(images(), order_BL).square().mean()
+        results.append((loss, torch.autograd.grad(loss, list(model.parameters()))))
+    (loss, expected), (checkpointed_loss, got) = results
+    assert torch.equal(loss, checkpointed_loss)
+    assert all(torch.equal(a, b) for a, b in zip(expected, got, strict=True))
+
+
+@torch.no_grad()
+def test_drop_path(tiny_model, images):
+    model, order_BL = tiny_model(drop_path=0.6), draw(Raster, (8, 8), 2)
+    assert [block.drop_path for block in model.blocks] == pytest.approx([0.0, 0.2, 0.4, 0.6])
+    assert [block.drop_path for block in model.query_blocks] == pytest.approx([0.2, 0.6])
+    expected = tiny_model().eval().predict(images(), order_BL)
+    torch.manual_seed(0)
+    model.train()
+    assert not torch.equal(model.predict(images(), order_BL), model.predict(images(), order_BL))
+    tokens = model.encode(images())
+    assert torch.equal(model.encode_with_attention(images())[0], tokens)  # the encoder alone never drops
+    model.eval()
+    assert torch.equal(model.encode(images()), tokens)
+    assert torch.equal(model.predict(images(), order_BL), expected)
+
+
+@torch.no_grad()
+def test_attention_of_the_last_block(tiny_model, images):
+    model = tiny_model(**OBLONG)
+    images_BCHW = images(2, 12, 20)
+    tokens_BND, attention_BL = model.encode_with_attention(images_BCHW)
+    assert torch.equal(tokens_BND, model.encode(images_BCHW))
+    inputs: list[Tensor] = []
+    hook = model.blocks[-1].attn.qkv.register_forward_hook(lambda _module, _args, output: inputs.append(output))
+    model.encode(images_BCHW)
+    hook.remove()
+    q, k, _ = inputs[0].view(2, 16, 3, 2, 16).permute(2, 0, 3, 1, 4)  # (qkv, B, H, N, K)
+    weights_BHNN = torch.softmax(q @ k.transpose(-1, -2) / 4.0, dim=-1)
+    assert (attention_BL - weights_BHNN.mean(1)[:, 0, 1:]).abs().max() <= 1e-6
+    assert (attention_BL.sum(1) < 1).all()  # the rest is cls looking at itself
+
+
+def test_positions_by_hand():
+    """Width 8 has frequencies 1 and 1/100: sin, sin, cos, cos of the column, then the same of the row."""
+    positions_LD = sincos_2d(8, (2, 3))
+    assert positions_LD.shape == (6, 8)
+    for i, position_D in enumerate(positions_LD.tolist()):
+        row, column = divmod(i, 3)
+        expected = [f(x * w) for x in (column, row) for f in (math.sin, math.cos) for w in (1, 0.01)]
+        assert position_D == pytest.approx(expected, abs=1e-7)
+
+
+def test_initialisation():
+    torch.manual_seed(0)
+    model = AIM(768, 32, 16, embed_dim=256, depth=2, num_heads=4, query_depth=1)
+    for name, parameter in model.named_parameters():
+        if name == "cls_token":
+            assert parameter.std().item() == pytest.approx(0.02, rel=0.2)
+        elif parameter.ndim == 1:
+            constant = 1.0 if "norm" in name and name.endswith("weight") else 0.0
+            assert (parameter == constant).all(), name
+        else:  # Xavier uniform; the patch embedding counts as the linear layer that it is on a patch
+            matrix = parameter.flatten(1)
+            bound = (6 / sum(matrix.shape)) ** 0.5
+            assert 0.99 * bound < matrix.abs().max() <= bound, name
+            assert matrix.std().item() == pytest.approx(bound / 3**0.5, rel=0.02), name
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"image_size": 30}, r"30x30 .*patch size 4: change data\.image_size or data\.patch_size"),
+        ({"image_size": (32, 31)}, r"32x31 .*patch size 4"),
+        ({"image_size": 4}, "single patch"),
+        ({"patch_size": 0}, "patch size 0"),
+        ({"query_depth": 3}, r"model\.query_depth=3 must divide model\.depth=4: choose one of \[1, 2, 4\]"),
+        ({"query_depth": 0}, r"model\.query_depth=0"),
+        ({"num_heads": 3}, r"model\.num_heads=3 must divide model\.embed_dim=32"),
+        ({"embed_dim": 30}, r"model\.embed_dim=30 must be divisible by 4"),
+        ({"head": "conv"}, r"model\.head=conv is unknown: choose mlp or linear"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_named(tiny_model, sizes, message):
+    with pytest.raises(UserError, match=message):
+        tiny_model(**sizes)
+
+
+@pytest.fixture
+def vit_b() -> Iterator[AIM]:
+    """ViT-B 224/16 for pixels with all twelve query blocks, on the meta device: sizes without memory."""
+    with torch.device("meta"):
+        yield AIM(768, 224, 16, embed_dim=768, depth=12, num_heads=12, query_depth=12)
+
+
+def test_vit_b_parameters_and_operations(vit_b):
+    width, per_block = 768, 12 * 768**2 + 13 * 768  # qkv, proj and the MLP; their biases and two norms
+    encoder = width + (16 * 16 * 3 + 1) * width + 12 * per_block + 2 * width
+    assert encoder == 85_647_360  # timm's 85,798,656 counts the 197 * 768 positions, which are no parameters here
+    head = (width + 1) * 4 * width + (4 * width + 1) * width
+    found = cost(vit_b, encoder_passes=1)
+    assert found.encoder_parameters == encoder
+    assert found.parameters == encoder + 12 * per_block + head
+    assert found.encode == pytest.approx(35e9, rel=0.02)
+    assert found.predict == pytest.approx(72e9, rel=0.02)
+    assert found.training_step == pytest.approx(251e9, rel=0.02)
+
+
+def flops(function) -> int:
+    with FlopCounterMode(display=False) as counter:
+        function()
+    return int(counter.get_total_flops())
+
+
+@pytest.mark.parametrize("passes", [0, 1, 2])
+@pytest.mark.parametrize("sizes", [{}, {**OBLONG, "query_depth": 4, "head": "linear"}])
+def test_cost_is_what_torch_counts(tiny_model, images, sizes, passes):
+    model = tiny_model(**sizes)
+    images_BCHW, order_BL = images(1, *model.image_size), draw(Stochastic, model.grid, 1)
+    expected = cost(model, passes)
+
+    def training_step() -> None:
+        with torch.no_grad():
+            for _ in range(passes):
+                model.encode(images_BCHW)
+        model.predict(images_BCHW, order_BL).sum().backward()
+
+    # Written out as matrix products, attention is counted by every torch, and its backward is four products, twice its
+    # forward: the convention of `cost`. (Of fused kernels some versions count none, others a recomputation as well.)
+    with sdpa_kernel(SDPBackend.MATH):
+        assert flops(lambda: model.encode(images_BCHW)) == expected.encode
+        assert flops(lambda: model.predict(images_BCHW, order_BL)) == expected.predict
+        assert flops(training_step) == expected.training_step

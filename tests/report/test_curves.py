@@ -1,0 +1,101 @@
+"""The plots of the report: their points, and what is drawn of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from semaim.cli import main
+from semaim.report import report
+from semaim.report.curves import curves
+from semaim.report.table import COLOURS, MARKERS, by_epochs, by_gpu_hours, points
+from support.evaluations import Store, after, rows, tags
+
+
+def test_points_of_the_plots(store: Store) -> None:
+    found = points(rows(store) + report.published(), by_epochs)
+    centre, raster = "aim_tiny attention_center pixels digits", "aim_tiny raster pixels digits"
+    knn = [(p.label, p.x, round(p.y, 2), p.deviation and round(p.deviation, 2))
+           for p in found if p.panel == "k-NN 10 mean, digits"]  # fmt: skip
+    assert knn == [(centre, 10, 94.17, 1.26), (raster, 10, 90.04, None), (raster, 20, 91.0, None)]
+    panels = {panel: sum(point.panel == panel for point in found) for panel in {point.panel for point in found}}
+    assert panels == {
+        "k-NN 10 cls, digits": 1, "k-NN 10 mean, digits": 3, "linear probe cls, digits": 1, "fine-tune, imagenet": 1,
+        "fine-tune best, imagenet": 1, "fine-tune ema, imagenet": 1, "1-shot linear probe cls, digits": 1,
+        "5-shot k-NN 20 mean, digits": 2,
+    }  # fmt: skip
+    on_gpu = points(rows(store), by_gpu_hours)  # not the hours of CPUs
+    assert [(p.panel, p.label, p.x, p.y) for p in on_gpu] == [
+        (f"fine-tune{which}, imagenet", "aim_base attention_center pixels imagenet", 1234.5, accuracy)
+        for which, accuracy in (("", 84.0), (" best", 84.2), (" ema", 84.3))
+    ]
+
+
+def test_plots_are_written_and_say_what_they_show(written: tuple[Path, str]) -> None:
+    for name in ("accuracy_by_epochs", "accuracy_by_gpu_hours"):
+        assert (written[0] / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        drawing = (written[0] / f"{name}.svg").read_text()
+        # matplotlib draws text as outlines and notes it in comments
+        assert "<!-- aim_base attention_center pixels imagenet -->" in drawing
+        assert ("<!-- aim_tiny raster pixels digits -->" in drawing) == (name == "accuracy_by_epochs")
+        assert f"written: {written[0] / name}.png" in written[1]
+    assert "<!-- k-NN 10 mean, digits -->" in (written[0] / "accuracy_by_epochs.svg").read_text()
+    assert "<!-- GPU-hours of pretraining -->" in (written[0] / "accuracy_by_gpu_hours.svg").read_text()
+    assert len({(COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]) for i in range(56)}) == 56
+
+
+def test_without_points_there_is_no_plot(store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", "--uri", store.uri, "--output", str(tmp_path), "--experiment", "big"]) == 0
+    assert len(list(tmp_path.glob("accuracy_by_*"))) == 4
+    capsys.readouterr()
+    options = ["--data", "digits", "--tag", "pretrained.run=random"]
+    assert main(["report", "--uri", store.uri, "--output", str(tmp_path), *options]) == 0
+    said = capsys.readouterr().out
+    assert "no plot accuracy_by_epochs: no encoder evaluated here says after how many epochs" in said
+    assert "no plot accuracy_by_gpu_hours: no encoder evaluated here was pretrained on a GPU" in said
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["report.csv", "report.md"]  # nor one from before
+
+
+def test_hours_of_different_devices_are_not_mixed(empty_copy: Store) -> None:
+    for seed, device in enumerate(["cpu", "cuda"]):
+        name = tags("knn", f"run-{seed}", seed=seed, pretrained__device=device)
+        empty_copy.add(name, after(10, 100.0 * (seed + 1), 5.0, knn_10_cls=50.0))
+    (row,) = rows(empty_copy)
+    assert (row.images_seen, row.device_hours, row.device) == (150.0, None, "cpu and cuda")
+    assert points([row], by_gpu_hours) == []
+
+
+def test_accuracy_during_pretraining_is_drawn_by_order(empty_copy: Store, tmp_path: Path) -> None:
+    """Two seeds of one order become their mean; a pretraining made anew counts in place of the one before it."""
+    from mlflow.entities import Metric
+
+    store, knn = empty_copy, {"online/knn_10_mean": [60.0, 70.0, 80.0], "online/linear_cls": [10.0, 20.0, 30.0]}
+
+    def pretrain(name: str, more: float) -> None:
+        run_id = store.add({"task": "pretrain", "mlflow.runName": name}, {})
+        points = [Metric("train/epoch", 2.0, 1, 20), Metric("train/epoch", 4.0, 2, 40)]
+        points += [
+            Metric(key, value + more, 1, 20 * i) for key, values in knn.items() for i, value in enumerate(values)
+        ]
+        store.client.log_batch(run_id, metrics=points)
+
+    for name, more in (("centre-0", 9.0), ("centre-0", 1.0), ("centre-1", 3.0), ("raster", 5.0), ("alone", 7.0)):
+        pretrain(name, more)
+    for name, order in (("centre-0", "attention_center"), ("centre-1", "attention_center"), ("raster", "raster")):
+        store.add(tags("knn", name, order), after(4, 100, 0.1, knn_10_mean=50.0))
+    store.add(tags("knn", "gone"), after(4, 100, 0.1, knn_10_mean=50.0))  # pretrained somewhere else
+    found = curves(store.uri, report.choose(report.read(store.uri, []), []))
+    panel, centre, raster = "online k-NN 10 mean, digits", "aim_tiny attention_center pixels digits", "raster"
+    assert [point for point in found if (point.panel, point.label) == (panel, centre)] == [
+        (panel, centre, epoch, accuracy, pytest.approx(2**0.5)) for epoch, accuracy in ((0, 62), (2, 72), (4, 82))
+    ]
+    assert [(p.x, p.y, p.deviation) for p in found if p.panel == panel and raster in p.label] == [
+        (0.0, 65.0, None),
+        (2.0, 75.0, None),
+        (4.0, 85.0, None),
+    ]
+    assert {point.panel for point in found} == {panel, "online linear cls, digits"}
+    assert len(found) == 2 * 2 * 3
+    assert main(["report", "--uri", store.uri, "--output", str(tmp_path), "--no-published"]) == 0
+    assert (tmp_path / "accuracy_during_pretraining.svg").stat().st_size > 1000

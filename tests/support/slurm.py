@@ -1,0 +1,166 @@
+"""A real SLURM cluster of two nodes on this machine, brought up by one_machine_slurm.sh, and what one says to it."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import shutil
+import socket
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from support.commands import ENVIRONMENT, wait_for
+
+SCRIPT = Path(__file__).with_name("one_machine_slurm.sh")
+PROGRAMS = ("slurmctld", "slurmd", "slurmdbd", "mariadbd", "munged")
+# The shell that starts the cluster stops it when its input ends, hence also when the tests are killed.
+KEEPER = '"$0" start >start.log 2>&1; echo $?; read -r; "$0" stop >stop.log 2>&1'
+
+
+def missing() -> str | None:
+    """Why no cluster can be started here, if so."""
+    absent = [program for program in PROGRAMS if not shutil.which(program, path=f"{os.environ['PATH']}:/usr/sbin")]
+    if absent:
+        return f"needs SLURM, which {SCRIPT.name} says how to install; there is no {', '.join(absent)}"
+    return None if os.geteuid() == 0 else "only root can start a SLURM cluster"
+
+
+def free_ports(count: int) -> int:
+    """The first of so many free ports in a row, below those that outgoing connections and submitit take."""
+    while True:
+        first = random.randrange(10_000, 20_000 - count)
+        try:
+            for port in range(first, first + count):
+                with socket.socket() as free:
+                    free.bind(("127.0.0.1", port))
+        except OSError:
+            continue
+        return first
+
+
+class Cluster:
+    """Two nodes, n1 and n2, of 4 CPUs, 8000 MB and two pretended GPUs; partitions main, urgent and short.
+
+    Jobs are known by the number that sbatch prints, those of an array also by "<number>_<task>".
+    """
+
+    def __init__(self, folder: Path, accounting: bool = True) -> None:
+        self.folder = folder
+        self.accounting = accounting
+        self.port = free_ports(5)
+        self.keeper: subprocess.Popen[str] | None = None
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """For commands that shall use this cluster."""
+        others = {name: value for name, value in ENVIRONMENT.items() if not name.startswith(("SLURM", "SBATCH"))}
+        return others | {"SLURM_CONF": str(self.folder / "slurm.conf")}
+
+    def start(self) -> None:
+        """Come up with the queue and the accounts that the folder holds."""
+        settings = {"DIR": self.folder, "PORT": self.port, "ACCOUNTING": int(self.accounting)}
+        self.keeper = subprocess.Popen(
+            ["bash", "-c", KEEPER, str(SCRIPT)],
+            cwd=self.folder,
+            env=self.environment | {f"SEMAIM_SLURM_{name}": str(value) for name, value in settings.items()},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        assert self.keeper.stdout is not None
+        assert self.keeper.stdout.readline() == "0\n", (self.folder / "start.log").read_text()
+
+    def stop(self) -> None:
+        """End every process; jobs that run have 15 s to finish and go back to the queue."""
+        if self.keeper is not None:
+            self.keeper.communicate(timeout=120)
+            self.keeper = None
+
+    def run(self, *command: str | Path | int, cwd: Path | None = None) -> str:
+        """What a command prints, such as sinfo; it must succeed."""
+        words = [str(word) for word in command]
+        done = subprocess.run(
+            words, cwd=cwd or self.folder, env=self.environment, capture_output=True, text=True, timeout=60, check=False
+        )
+        assert done.returncode == 0, f"{' '.join(words)}: {done.stdout}{done.stderr}"
+        return done.stdout
+
+    def sbatch(self, *arguments: str | Path, cwd: Path | None = None) -> int:
+        """Submit, with the options and script or --wrap of sbatch; the job's number."""
+        return int(self.run("sbatch", "--parsable", *arguments, cwd=cwd))
+
+    def nodes(self) -> dict[str, str]:
+        """State of every node, such as idle, mixed, allocated."""
+        return dict(line.split() for line in self.run("sinfo", "-h", "-N", "-p", "main", "-o", "%N %T").splitlines())
+
+    def squeue(self) -> dict[str, str]:
+        """State of every job in the queue: PENDING, RUNNING, COMPLETING."""
+        return dict(line.split() for line in self.run("squeue", "-h", "-r", "-o", "%i %T").splitlines())
+
+    def jobs(self) -> dict[str, dict[str, str]]:
+        """What scontrol says of each job until five minutes after its end: JobState, Reason, Restarts, NodeList..."""
+        jobs = {}
+        for line in self.run("scontrol", "-o", "show", "jobs").splitlines():
+            job = dict(re.findall(r"(?:^|\s)([A-Za-z:/]+)=(\S*)", line))
+            if "JobId" in job:
+                array = "ArrayTaskId" in job
+                jobs[f"{job['ArrayJobId']}_{job['ArrayTaskId']}" if array else job["JobId"]] = job
+        return jobs
+
+    def job(self, job_id: int | str) -> dict[str, str]:
+        """What scontrol says of a job."""
+        return self.jobs()[str(job_id)]
+
+    def wait_for_state(self, job_id: int | str, *states: str, seconds: float = 120) -> None:
+        """Wait until a job's state is one of these, such as RUNNING or COMPLETED."""
+        what = f"job {job_id} to be {' or '.join(states)}"
+        wait_for(lambda: self.job(job_id)["JobState"] in states, what, seconds)
+
+    def sacct(self, job_id: int | str) -> list[dict[str, str]]:
+        """What the accounts say of each start of a job, oldest first; state, nodes and partition are seconds late."""
+        fields = ("State", "ExitCode", "Start", "End", "Partition", "NodeList")
+        lines = self.run("sacct", "-D", "-X", "-n", "-P", "-j", job_id, "-o", ",".join(fields)).splitlines()
+        starts = [dict(zip(fields, line.split("|"), strict=True)) for line in lines]
+        return sorted(starts, key=lambda start: start["Start"])
+
+    def requeue(self, job_id: int | str) -> None:
+        """SIGTERM, 15 s later SIGKILL, then back into the queue, where it waits for ten seconds."""
+        self.run("scontrol", "requeue", job_id)
+
+    def hurry(self, job_id: int | str) -> None:
+        """Start a job now that waits for a time, as a requeued one does."""
+        self.run("scontrol", "update", f"jobid={job_id}", "starttime=now")
+
+    def cancel_all(self) -> None:
+        """Empty the queue, without mercy for jobs that ignore SIGTERM."""
+        for options in (("--state=PENDING",), ("--state=RUNNING", "--full", "--signal=KILL"), ("--state=RUNNING",)):
+            subprocess.run(
+                ["scancel", *options], env=self.environment, stderr=subprocess.DEVNULL, timeout=60, check=False
+            )
+
+    def wait_idle(self, seconds: float = 60) -> None:
+        """Wait until the queue is empty and no node has anything to do."""
+
+        def idle() -> bool:
+            return not self.squeue() and set(self.nodes().values()) == {"idle"}
+
+        wait_for(idle, f"an idle cluster; see {self.folder}/log", seconds)
+
+
+@contextmanager
+def used(cluster: Cluster) -> Iterator[None]:
+    """This process and those of commands.py use a cluster, whose queue is empty afterwards."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SLURM_CONF", cluster.environment["SLURM_CONF"])
+        patch.setitem(ENVIRONMENT, "SLURM_CONF", cluster.environment["SLURM_CONF"])
+        try:
+            yield
+        finally:
+            cluster.cancel_all()
+            cluster.wait_idle()

@@ -1,0 +1,264 @@
+"""Runs as jobs of the one-machine cluster: submitted, met on their way, and disturbed."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from support.commands import ENVIRONMENT, RUN, SMALL, journal, status
+from support.paced import PACE, PACED, import_path
+
+# Drop path and a moving average, so that random state and EMA matter. With or without tracking.
+SMALL_ANYHOW = tuple(option for option in SMALL if not option.startswith("tracking"))
+CAREFUL = (*SMALL_ANYHOW, *PACED, "model.drop_path=0.1", "trainer.ema=true")
+SIXTY = (*CAREFUL, "trainer.max_steps=60", "trainer.save_every_steps=5")
+BATCH_SIZE = 16
+ON_CPU = ("hydra/launcher=slurm_cpu", "hydra.launcher.cpus_per_task=1")
+TWO_BY_TWO = (*ON_CPU, "hydra.launcher.nodes=2", "hydra.launcher.tasks_per_node=2")
+SUBMIT = ("sweep.check=false", "sweep.wait=false")
+LEFT_ALONE = (*SMALL_ANYHOW, *ON_CPU, "trainer.save_every_steps=20", "tracking=mlflow", *SUBMIT)
+
+
+def on_node(name: str) -> tuple[str, ...]:
+    """The launcher's option for one node."""
+    return (f"+hydra.launcher.additional_parameters.nodelist={name}",)
+
+
+def until(
+    condition: Callable[[], Any], what: str | Callable[[], str], seconds: float = 120, every: float = 0.05
+) -> Any:
+    """Wait until something holds; it."""
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < deadline, (
+            f"waited {seconds} s in vain for {what if isinstance(what, str) else what()}"
+        )
+        time.sleep(every)
+    return found
+
+
+@dataclass
+class JobRun:
+    """A run as a job of a cluster.
+
+    Attributes:
+        cluster: the cluster.
+        home: where its command is typed.
+        name: of the run.
+        overrides: its command line, launcher included.
+        processes: how many work on a step.
+    """
+
+    cluster: Any
+    home: Path
+    name: str
+    overrides: Sequence[str]
+    processes: int = 1
+
+    @property
+    def folder(self) -> Path:
+        return self.home / "runs" / self.name
+
+    @property
+    def sweep(self) -> Path:
+        return self.home / "runs" / f"sweep_{self.name}"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return self.cluster.environment | import_path() | {PACE: str(self.pace_file)}
+
+    @property
+    def pace_file(self) -> Path:
+        return self.home / f"{self.name}.pace"
+
+    @property
+    def job(self) -> str:
+        """Id of the job that was submitted last."""
+        return json.loads((self.sweep / "sweep.json").read_text())["points"][0]["job"]
+
+    @property
+    def job_folder(self) -> Path:
+        """Where its job prints."""
+        return self.sweep / "jobs" / self.job
+
+    def say(self, *command: str, expect: int | None = 0) -> str:
+        """Run a command of semaim's where the run was started; what it prints."""
+        done = subprocess_run([sys.executable, "-m", *command], self.home, self.environment)
+        assert expect is None or done.returncode == expect, done.stdout
+        return done.stdout
+
+    def submit(self, seconds_per_step: float = 0.0, *more: str) -> str:
+        """Submit it, to train at this pace; the job's id."""
+        self.pace(seconds_per_step)
+        self.say(RUN[-1], *self.overrides, *SUBMIT, f"run_name={self.name}", *more)
+        return self.job
+
+    def pace(self, seconds_per_step: float) -> None:
+        """From now on a step takes this time at least."""
+        if seconds_per_step:
+            written = self.pace_file.with_suffix(".new")
+            written.write_text(str(seconds_per_step * self.processes / BATCH_SIZE))
+            written.replace(self.pace_file)
+        else:
+            self.pace_file.unlink(missing_ok=True)
+
+    def at_full_speed(self) -> None:
+        """From now on nothing holds it up."""
+        self.pace(0)
+
+    def step(self) -> int:
+        """The last step in its journal."""
+        steps = [line["step"] for line in journal(self.folder) if "train/loss" in line.get("metrics", ())]
+        return steps[-1] if steps else 0
+
+    def wait_for_step(self, step: int, seconds: float = 90) -> None:
+        """Wait until a step stands in the journal, as long as its job is under way."""
+        looked = time.monotonic()
+
+        def there() -> bool:
+            nonlocal looked
+            if self.step() >= step:
+                return True
+            if time.monotonic() > looked + 1:  # SLURM need not be asked as often as a file
+                assert self.under_way() or self.step() >= step, f"its job ended before step {step}: {self}"
+                looked = time.monotonic()
+            return False
+
+        until(there, lambda: f"step {step}: {self}", seconds)
+
+    def under_way(self) -> bool:
+        """Whether its job waits or works."""
+        return self.state() in ("PENDING", "RUNNING", "COMPLETING", "REQUEUED")
+
+    def state(self) -> str:
+        """SLURM's word for its job."""
+        return self.cluster.job(self.job)["JobState"]
+
+    def starts(self) -> int:
+        """How often its job was started again."""
+        return int(self.cluster.job(self.job)["Restarts"])
+
+    def wait_for_requeue(self, number: int, seconds: float = 60) -> None:
+        """Wait until its job is in the queue again for the n-th time."""
+
+        def waits() -> bool:
+            job = self.cluster.job(self.job)
+            return job["JobState"] == "PENDING" and int(job["Restarts"]) == number
+
+        until(waits, lambda: f"requeue {number}: {self}", seconds, every=0.3)
+
+    def continue_now(self, number: int, seconds: float = 60) -> None:
+        """Start its job, requeued for the n-th time, now."""
+        self.wait_for_requeue(number, seconds)
+        time.sleep(1.5)  # in the second in which its last start ended, a node takes it for that one and refuses it
+
+        def runs() -> bool:
+            job = self.cluster.job(self.job)
+            if job["JobState"] == "PENDING":
+                with suppress(AssertionError):  # it may have started in between
+                    self.cluster.hurry(self.job)
+            return job["JobState"] != "PENDING"
+
+        until(runs, lambda: f"start {number}: {self}", seconds, every=0.5)
+
+    def wait_until_it_runs(self, seconds: float = 60) -> None:
+        """Wait until its job has nodes."""
+        until(lambda: self.state() == "RUNNING", lambda: f"nodes: {self}", seconds, every=0.3)
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal to all processes of its job, as SLURM does before a time limit."""
+        self.cluster.run("scancel", f"--signal={number.name.removeprefix('SIG')}", self.job)
+
+    def printed(self) -> str:
+        """What the first process of its job has printed in all its starts."""
+        return "".join(path.read_text(errors="replace") for path in sorted(self.job_folder.glob("*_0_log.*")))
+
+    def finish(self, seconds: float = 120) -> None:
+        """Wait for the end of its job, which must be a good one."""
+        self.at_full_speed()
+        self.wait_until_over(seconds)
+        assert self.state() == "COMPLETED", self
+        assert status(self.folder)["state"] == "finished", self
+
+    def wait_until_over(self, seconds: float = 120) -> None:
+        """Wait until its job is neither in the queue nor at work."""
+        until(lambda: not self.under_way(), lambda: f"the end: {self}", seconds, every=0.3)
+
+    def process(self, rank: int = 0) -> int:
+        """Id of one of the processes that its job started (not of what these started)."""
+        raw = self.cluster.job(self.job)["JobId"]  # of a job of an array another one
+        wanted = {f"SLURM_JOB_ID={raw}", f"SLURM_PROCID={rank}"}
+        for folder in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):
+                command = (folder / "cmdline").read_bytes().decode().split("\0")
+                environment = (folder / "environ").read_bytes().decode(errors="replace").split("\0")
+                python = "submitit.core._submit" in command and Path(command[0]).name != "srun"
+                if python and wanted <= set(environment):
+                    parent = int((folder / "stat").read_text().rsplit(")", 1)[1].split()[1])
+                    if b"submitit" not in Path(f"/proc/{parent}/cmdline").read_bytes():  # else a loader's
+                        return int(folder.name)
+        raise AssertionError(f"no process {rank} of job {self.job}")
+
+    def stops(self) -> list[int]:
+        """The steps after which it stopped in good order."""
+        return self._said(r"the run ends as \w+: stopped by \w+ after step (\d+)")
+
+    def continuations(self) -> list[int]:
+        """The steps after which it continued."""
+        return self._said(r"continuing after step (\d+)")
+
+    def _said(self, pattern: str) -> list[int]:
+        return [int(found) for found in re.findall(pattern, (self.folder / "run.log").read_text())]
+
+    def __str__(self) -> str:
+        """What one wants to know when something went wrong."""
+        job = self.cluster.job(self.job)
+        said = [f"{self.name}: job {self.job} is {job['JobState']} ({job['Reason']}), restarts {job['Restarts']}"]
+        for path in [self.folder / "status.json", self.folder / "run.log", *sorted(self.job_folder.glob("*_0_log.*"))]:
+            if path.is_file():
+                said.append(f"--- {path}\n" + "\n".join(path.read_text(errors="replace").splitlines()[-15:]))
+        return "\n".join(said)
+
+
+def run_here(home: Path, *overrides: str) -> str:
+    """Run to the end without SLURM; what it printed."""
+    done = subprocess_run([*RUN, *overrides], home, ENVIRONMENT | import_path())
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
+def subprocess_run(command: Sequence[str], cwd: Path, environment: dict[str, str]) -> Any:
+    """A command, run to its end, with everything that it says in `stdout`."""
+    import subprocess
+
+    return subprocess.run(
+        command,
+        cwd=cwd,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def two_by_two(cluster: Any, home: Path, name: str, *more: str) -> JobRun:
+    """Sixty steps on two nodes with two processes each."""
+    return JobRun(cluster, home, name, (*SIXTY, *TWO_BY_TWO, *more), processes=4)
+
+
+def say(cluster: Any, home: Path, *command: str, expect: int = 0) -> str:
+    """Run a command of semaim's; what it printed."""
+    done = subprocess_run([sys.executable, "-m", *command], home, cluster.environment)
+    assert done.returncode == expect, done.stdout
+    return done.stdout

@@ -1,0 +1,42 @@
+"""Sweeps in this process: a run for each point, of which one that fails does not take the others along."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from support.commands import SMALL, run, status
+from support.in_process import run_here
+
+
+def test_sweep_from_another_directory_makes_a_run_for_each_point(tmp_path: Path) -> None:
+    done = run(tmp_path, "-m", "permutation=raster,stochastic", "trainer.max_steps=2", *SMALL)
+    assert done.returncode == 0, done.stdout
+    folders = sorted(path.parent for path in (tmp_path / "runs").glob("*/status.json"))
+    assert len(folders) == 2
+    for folder, order in zip(folders, ("raster", "stochastic"), strict=True):
+        assert folder.name.startswith(f"pretrain_digits_aim_tiny_{order}_pixels_")
+        assert status(folder)["state"] == "finished"
+        assert (folder / "checkpoints" / "step_00000002.pt").is_file()
+    results = [status(folder)["result"]["loss"] for folder in folders]
+    assert results[0] != results[1]
+
+
+def test_failing_point_of_a_sweep_spares_the_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sweep = ("-m", "model.query_depth=3,2", "trainer.max_steps=2", *SMALL)  # the failing one first
+    assert run_here(tmp_path, *sweep) == 2
+    err = capsys.readouterr().err
+    assert "model.query_depth=3 must divide model.depth=4: choose one of [1, 2, 4] [model.query_depth=3]" in err
+    assert not list((tmp_path / "runs").glob("*/status.json")), "nothing was started"
+    assert run_here(tmp_path, *sweep, "sweep.check=false") == 1
+    err = capsys.readouterr().err
+    assert re.search(r"\nmodel.query_depth=3 +- +failed +model.query_depth=3 must divide model.depth=4", err)
+    assert re.search(r"\nmodel.query_depth=2 +- +finished +loss [\d.]+", err)
+    assert "error: 1 of 2 runs did not finish" in err
+    assert "Traceback" not in err
+    (finished,) = (tmp_path / "runs").glob("*/status.json")
+    assert status(finished.parent)["state"] == "finished"
+    assert OmegaConf.load(finished.parent / "config.yaml").model.query_depth == 2

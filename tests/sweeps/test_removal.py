@@ -1,0 +1,135 @@
+"""`semaim rm`: runs and sweeps are deleted with their checkpoints and MLflow runs, after a question, unless alive."""
+
+from __future__ import annotations
+
+import os
+import pty
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from semaim.core.files import read_json, write_json
+from semaim.sweeps.sweep import Point, Sweep
+from semaim.tracking.sync import sync
+from support.commands import ENVIRONMENT, run, succeed
+
+PROGRAM = (sys.executable, "-m", "semaim")
+STORED = Path(__file__).parents[1] / "golden" / "runs_0.1.0.tar.gz"
+HOLD = "import sys, time; from pathlib import Path; from semaim.runs.folder import RunFolder; \
+RunFolder(Path(sys.argv[1])).lock(); print('held', flush=True); time.sleep(60)"
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    """A working directory with two finished runs, `pretraining` and `finetuning`."""
+    with tarfile.open(STORED) as archive:
+        archive.extractall(tmp_path, filter="data")
+    return tmp_path
+
+
+@pytest.fixture
+def tracked(home: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, MlflowClient, str]:
+    """The same, with `pretraining` in MLflow; the store and its run."""
+    monkeypatch.chdir(home)
+    sync(home / "runs" / "pretraining", "sqlite:///mlflow.db")
+    run_id = read_json(home / "runs" / "pretraining" / "mlflow.json")["run_id"]
+    return home, MlflowClient("sqlite:///mlflow.db"), run_id
+
+
+def remove(home: Path, *words: str) -> str:
+    return succeed(home, "rm", *words, launcher=PROGRAM)
+
+
+def test_a_run_with_its_checkpoints_and_its_mlflow_run(tracked) -> None:
+    home, client, run_id = tracked
+    said = remove(home, "--yes", "runs/pretraining")
+    assert f"MLflow run {run_id}" in said
+    assert said.endswith("deleted runs/pretraining\n")
+    assert [path.name for path in (home / "runs").iterdir()] == ["finetuning"]
+    assert client.get_run(run_id).info.lifecycle_stage == "deleted"
+
+
+def test_a_run_that_mlflow_has_deleted_already(tracked) -> None:
+    home, client, run_id = tracked
+    client.delete_run(run_id)
+    remove(home, "--yes", "runs/pretraining")
+    assert not (home / "runs" / "pretraining").exists()
+
+
+def test_the_mlflow_run_can_be_kept(tracked) -> None:
+    home, client, run_id = tracked
+    remove(home, "--yes", "--keep-mlflow", "runs/pretraining", "runs/finetuning")
+    assert not list((home / "runs").iterdir())
+    assert client.get_run(run_id).info.lifecycle_stage == "active"
+
+
+def test_nothing_is_deleted_if_mlflow_does_not_answer(home: Path) -> None:
+    uri = "http://127.0.0.1:1"
+    write_json(home / "runs" / "pretraining" / "mlflow.json", {"uri": uri, "run_id": "abc", "sent": 0})
+    done = run(home, "rm", "--yes", "runs/pretraining", launcher=PROGRAM)
+    assert done.returncode == 2
+    assert "error: runs/pretraining was not deleted, since its MLflow run cannot be deleted" in done.stdout
+    assert "semaim rm --keep-mlflow runs/pretraining" in done.stdout
+    assert (home / "runs" / "pretraining" / "checkpoints" / "step_00000002.pt").is_file()
+
+
+@pytest.mark.parametrize(("answer", "left"), [("y\n", 1), ("n\n", 2), ("\n", 2)])
+def test_it_asks_on_a_terminal(home: Path, answer: str, left: int) -> None:
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [*PROGRAM, "rm", "runs/finetuning"], cwd=home, env=ENVIRONMENT, stdin=theirs, stdout=subprocess.PIPE, text=True
+    )
+    os.write(ours, answer.encode())
+    said, _ = process.communicate(timeout=60)
+    os.close(ours)
+    os.close(theirs)
+    assert process.returncode == 0
+    assert "runs/finetuning  (" in said
+    assert "delete for good? [y/N]" in said
+    assert len(list((home / "runs").iterdir())) == left
+
+
+def test_without_a_terminal_it_needs_yes(home: Path) -> None:
+    done = run(home, "rm", "runs/finetuning", launcher=PROGRAM)
+    assert done.returncode == 2
+    assert "give --yes to delete without asking" in done.stdout
+    assert (home / "runs" / "finetuning").is_dir()
+
+
+def test_a_live_run_is_refused_and_nothing_else_deleted(home: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, home / "runs" / "pretraining"], stdout=subprocess.PIPE
+    ) as holder:
+        try:
+            assert holder.stdout is not None
+            holder.stdout.readline()
+            done = run(home, "rm", "--yes", "runs/finetuning", "runs/pretraining", launcher=PROGRAM)
+        finally:
+            holder.kill()
+    assert done.returncode == 2
+    assert (
+        "error: runs/pretraining is not over (pretraining): wait for it, or stop it with semaim cancel" in done.stdout
+    )
+    assert len(list((home / "runs").iterdir())) == 2
+    remove(home, "--yes", "runs/pretraining")  # its process is gone
+
+
+def test_a_sweep_with_all_its_runs(home: Path) -> None:
+    places = [str(home / "runs" / name) for name in ("pretraining", "finetuning", "never_started")]
+    points = [Point(["seed=0"], places[0], job="here", then=[places[1]]), Point(["seed=1"], places[2])]
+    Sweep(home / "runs" / "sweep_x", "basic", {}, points, restarts=0, command="").save()
+    said = remove(home, "--yes", "runs/sweep_x")
+    assert said.startswith("to be deleted, 3 folders, ")
+    assert not list((home / "runs").iterdir())
+
+
+@pytest.mark.parametrize("folder", [".", "runs", "runs/pretraining/checkpoints"])
+def test_other_folders_are_refused(home: Path, folder: str) -> None:
+    done = run(home, "rm", "--yes", folder, launcher=PROGRAM)
+    assert done.returncode == 2
+    assert f"error: {folder} is neither the folder of a sweep nor of a run" in done.stdout
+    assert (home / "runs" / "pretraining" / "checkpoints" / "step_00000002.pt").is_file()

@@ -1,0 +1,317 @@
+"""What MLflow shows of a run is what its folder holds: everything, once, and with the right status.
+
+Real runs against real MLflow stores (SQLite files), looked at with MLflow's own client: finished, failed, killed,
+stopped and continued runs, deliveries repeated or interrupted, four runs at once.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+from omegaconf import OmegaConf
+from PIL import Image
+
+from semaim.config.naming import flatten
+from semaim.runs.folder import RunFolder
+from semaim.runs.journal import Journal
+from semaim.tracking.delivery import Delivery, parameters
+from semaim.tracking.store import SQLITE
+from semaim.tracking.sync import sync
+from support.commands import journal, measured, run, started, status, wait_for
+from support.in_process import run_here
+from support.tracked import (
+    SYNC,
+    TINY,
+    assert_shows_all,
+    delivery_state,
+    mlflow_client,
+    only_run,
+    points_shown,
+    points_written,
+)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+    """Folder of a finished run of six steps, and a client of its store, a new SQLite file in the working directory."""
+    place = tmp_path_factory.mktemp("finished")
+    assert run_here(place, *TINY, "trainer.max_steps=6", "tracking.experiment=trials") == 0
+    (run_folder,) = (place / "runs").iterdir()
+    return run_folder, mlflow_client(f"{SQLITE}{place}/mlflow.db")
+
+
+@pytest.fixture
+def store(tmp_path: Path, finished: tuple[Path, Any]) -> Any:
+    """A client of a store in this test's folder: a copy of that of the finished run, since making one takes seconds."""
+    shutil.copy(finished[0].parents[1] / "mlflow.db", tmp_path / "mlflow.db")
+    return mlflow_client(f"{SQLITE}{tmp_path}/mlflow.db")
+
+
+def test_finished_run_is_complete(finished: tuple[Path, Any], tmp_path: Path) -> None:
+    run_folder, client = finished
+    shown = only_run(client, "trials")
+    assert shown.info.run_id == delivery_state(run_folder)["run_id"]
+    assert_shows_all(client, run_folder, "FINISHED")
+    losses = points_shown(client, shown.info.run_id)["train/loss"]
+    assert [step for step, _, _ in losses] == [2, 4, 6]
+    assert losses[-1][1] == status(run_folder)["result"]["loss"]
+    for name in ("config.yaml", "environment.json"):
+        fetched = Path(client.download_artifacts(shown.info.run_id, name, str(tmp_path)))
+        assert fetched.read_bytes() == (run_folder / name).read_bytes()
+        assert len(fetched.read_bytes()) > 500
+    (start,) = json.loads((run_folder / "environment.json").read_text())["starts"]
+    found = {"run_folder": str(run_folder), "commit": start["commit"], "dirty": str(start["dirty"])}
+    found |= {"host": start["host"], "device": start["device"], "permutation": "attention_center", "task": "pretrain"}
+    found["command"] = f"python -m semaim.run {' '.join(TINY)} trainer.max_steps=6 tracking.experiment=trials"
+    assert {name: value for name, value in found.items() if value != "None"}.items() <= shown.data.tags.items()
+    said = shown.data.tags["mlflow.note.content"]
+    assert f"```bash\n{found['command']}\n```" in said
+    assert "**online/knn_...**" in said
+    assert f"| loss | {status(run_folder)['result']['loss']:.4g} |" in said
+    experiment = client.get_experiment(shown.info.experiment_id)
+    assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
+
+
+def test_parameters_are_the_flattened_configuration(finished: tuple[Path, Any]) -> None:
+    run_folder, client = finished
+    shown = only_run(client, "trials").data.params
+    config = OmegaConf.to_container(OmegaConf.load(run_folder / "config.yaml"))
+    assert shown == {key: str(value) for key, value in flatten(config).items()}
+    assert len(shown) >= 60
+    assert shown["model.embed_dim"] == "96"
+    assert shown["optimizer.optimizer.betas"] == "[0.9, 0.95]"
+    assert shown["trainer.max_steps"] == "6"
+    assert shown["permutation._target_"] == "semaim.permutations.AttentionCenter"
+    assert [key for key in shown if set(key) & set("[],=")] == []
+
+
+def test_long_values_are_cut_with_a_hint() -> None:
+    ks = list(range(2000))
+    cut = parameters({"task": {"ks": ks, "name": "x" * 6000}})
+    assert cut["task.name"] == "x" * 6000
+    assert 5900 < len(cut["task.ks"]) <= 6000
+    assert cut["task.ks"].endswith("... (cut; see config.yaml)")
+    assert str(ks).startswith(cut["task.ks"].partition("... (cut")[0])
+
+
+def test_sending_twice_adds_nothing(finished: tuple[Path, Any]) -> None:
+    run_folder, client = finished
+    state = delivery_state(run_folder)
+    assert sync(run_folder, None) == 0
+    (run_folder / "mlflow.json").write_text(json.dumps(state | {"sent": 0}))
+    assert sync(run_folder, None) == sum(len(points) for points in points_written(run_folder).values())
+    assert delivery_state(run_folder) == state
+    assert_shows_all(client, run_folder, "FINISHED")
+
+
+def test_interrupted_creation_is_found_again(
+    finished: tuple[Path, Any], store: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_folder = tmp_path / "runs" / "cut"
+    shutil.copytree(finished[0], run_folder, ignore=shutil.ignore_patterns("mlflow.json"))
+    uri = f"{SQLITE}{tmp_path}/mlflow.db"
+    delivery = Delivery(RunFolder(run_folder), uri, "interrupted")
+    with monkeypatch.context() as patch:
+        patch.setattr("mlflow.MlflowClient.log_artifact", mock.Mock(side_effect=OSError("unplugged")))
+        with pytest.raises(OSError, match="unplugged"):
+            delivery.deliver()
+    begun = only_run(store, "interrupted")
+    assert (begun.info.status, begun.data.metrics) == ("RUNNING", {})
+    assert delivery_state(run_folder)["run_id"] is None
+    sync(run_folder, None)
+    assert only_run(store, "interrupted").info.run_id == begun.info.run_id == delivery_state(run_folder)["run_id"]
+    assert_shows_all(store, run_folder, "FINISHED")
+    (run_folder / "mlflow.json").write_text(json.dumps(delivery_state(run_folder) | {"run_id": None, "sent": 0}))
+    sync(run_folder, None)
+    assert only_run(store, "interrupted").info.run_id == begun.info.run_id
+    assert_shows_all(store, run_folder, "FINISHED")
+    artifacts = {file.path for file in store.list_artifacts(begun.info.run_id)}
+    assert artifacts == {"config.yaml", "environment.json"}
+
+
+def test_experiment_made_by_another_process_meanwhile_is_used(
+    finished: tuple[Path, Any], store: Any, tmp_path: Path
+) -> None:
+    run_folder = tmp_path / "runs" / "late"
+    shutil.copytree(finished[0], run_folder, ignore=shutil.ignore_patterns("mlflow.json"))
+    experiment = store.get_experiment_by_name("trials")
+    with mock.patch("mlflow.MlflowClient.get_experiment_by_name", side_effect=[None, experiment]):
+        Delivery(RunFolder(run_folder), f"{SQLITE}{tmp_path}/mlflow.db", "trials").deliver()
+    assert store.get_run(delivery_state(run_folder)["run_id"]).info.experiment_id == experiment.experiment_id
+    assert_shows_all(store, run_folder, "FINISHED")
+
+
+def test_failing_run_ends_failed(store: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    diverging = ("optimizer.base_lr=1e30", "trainer.warmup_epochs=0", "run_name=diverging", "trainer.max_steps=50")
+    assert run_here(tmp_path, *TINY, *diverging) == 3
+    err = capsys.readouterr().err
+    assert err.count("error: ") == 1
+    assert "not finite at step" in err
+    assert "Traceback" not in err
+    run_folder = tmp_path / "runs" / "diverging"
+    assert status(run_folder)["state"] == "failed"
+    assert_shows_all(store, run_folder, "FAILED")
+
+
+@pytest.mark.slow
+def test_killed_stopped_and_continued_is_one_run(store: Any, tmp_path: Path) -> None:
+    run_folder = tmp_path / "runs" / "cut"
+    command = (*TINY, "run_name=cut", "trainer.save_every_steps=5", "tracking.system_metrics_seconds=0.5")
+
+    def last_step() -> int:
+        return max((line["step"] for line in measured(run_folder) if "train/loss" in str(line)), default=0)
+
+    with started(tmp_path, *command) as process:
+        wait_for(lambda: delivery_state(run_folder)["sent"] > 500 and status(run_folder).get("step"), "a delivery")
+        sync(run_folder, None)  # of a live run: delivers, and takes it for what it is
+        run_id = delivery_state(run_folder)["run_id"]
+        assert store.get_run(run_id).info.status == "RUNNING"
+        process.kill()
+        process.wait(30)
+    assert process.returncode == -signal.SIGKILL
+    assert [line["status"] for line in journal(run_folder) if "status" in line] == ["RUNNING"]
+    killed_after = last_step()
+    done = run(tmp_path, "runs/cut", launcher=SYNC)
+    assert done.returncode == 0, done.stdout
+    assert "metric points delivered" in done.stdout
+    assert status(run_folder)["state"] == "vanished"
+    assert_shows_all(store, run_folder, "KILLED")
+
+    with started(tmp_path, *command) as process:
+        wait_for(lambda: last_step() > killed_after, "steps after those that were made before")
+        process.terminate()
+        said = process.communicate(timeout=90)[0]
+    assert process.returncode == 75, said
+    assert_shows_all(store, run_folder, "KILLED")
+
+    last = last_step() + 4
+    done = run(tmp_path, *command, f"trainer.max_steps={last}")
+    assert done.returncode == 0, done.stdout
+    assert_shows_all(store, run_folder, "FINISHED")
+    assert delivery_state(run_folder)["run_id"] == run_id
+    assert only_run(store, "semaim").info.run_id == run_id
+    shown = points_shown(store, run_id)
+    assert [step for step, _, _ in shown["train/loss"]] == list(range(2, last + 1, 2))
+    statuses = [line["status"] for line in journal(run_folder) if "status" in line]
+    assert statuses == ["RUNNING", "KILLED", "RUNNING", "KILLED", "RUNNING", "FINISHED"]
+    assert {"system/cpu_utilization_percentage", "system/process_memory_megabytes"} <= set(shown)
+    samples = [step for step, _, _ in shown["system/process_memory_megabytes"]]
+    assert samples == list(range(len(samples)))
+
+
+@pytest.mark.slow
+def test_four_runs_at_once_on_a_new_store_all_arrive(tmp_path: Path) -> None:
+    options = (*TINY, "trainer.max_steps=2", "tracking.experiment=together", "tracking.flush_seconds=200")
+    with ExitStack() as stack:
+        processes = [stack.enter_context(started(tmp_path, *options, f"run_name=run{i}")) for i in range(4)]
+        for process in processes:
+            said = process.communicate(timeout=280)[0]
+            assert process.returncode == 0, said
+            assert "has not got" not in said
+    client = mlflow_client(f"{SQLITE}{tmp_path}/mlflow.db")
+    found = client.search_runs([client.get_experiment_by_name("together").experiment_id])
+    assert sorted(shown.info.run_name for shown in found) == ["run0", "run1", "run2", "run3"]
+    assert client.search_runs(["0"]) == []  # MLflow's experiment "Default"
+    for number in range(4):
+        assert_shows_all(client, tmp_path / "runs" / f"run{number}", "FINISHED")
+
+
+def test_sync_marks_only_what_is_dead(tmp_path: Path, store: Any) -> None:
+    """A folder whose process is gone is marked KILLED once, however often it is sent."""
+    run_folder = RunFolder(tmp_path / "runs" / "dead")
+    run_folder.path.mkdir(parents=True)
+    run_folder.settle_config({f"option{number}": number for number in range(250)})  # MLflow takes 100 at a time
+    run_folder.set_status("running", step=3)
+    (run_folder.path / "environment.json").write_text('{"starts": [{}]}')
+    lines = Journal(run_folder.journal)
+    lines.status("RUNNING")
+    lines.log(3, {"train/loss": 0.5})
+    lines.close()
+    uri = f"{SQLITE}{tmp_path}/mlflow.db"
+    assert [sync(run_folder.path, uri), sync(run_folder.path, None)] == [1, 0]
+    assert_shows_all(store, run_folder.path, "KILLED")
+    assert len(only_run(store, "semaim").data.params) == 250
+    assert [line["status"] for line in journal(run_folder.path) if "status" in line] == ["RUNNING", "KILLED"]
+
+
+def test_tags_artifacts_and_the_parent_arrive_in_order(finished: tuple[Path, Any], store: Any, tmp_path: Path) -> None:
+    parent, child = tmp_path / "runs" / "parent", tmp_path / "runs" / "child"
+    for folder in (parent, child):
+        shutil.copytree(finished[0], folder, ignore=shutil.ignore_patterns("mlflow.json", "metrics.jsonl"))
+        journal = Journal(folder / "metrics.jsonl")
+        journal.log(1, {"a": 1.0})
+        if folder == child:
+            journal.tags({"pretrained.run": "x", "pretrained.seed": "3"})
+            (child / "confusion.csv").write_text("1,2\n")
+            journal.artifact("confusion.csv")
+            (child / "pictures").mkdir()
+            (child / "pictures" / "one.txt").write_text("1\n")
+            journal.artifact("pictures/one.txt")
+            journal.artifact("gone.csv")  # as after a person tidied up
+            journal.tags({"pretrained.seed": "4"})
+        journal.log(2, {"a": 2.0})
+        journal.status("FINISHED")
+        journal.close()
+    config = OmegaConf.load(child / "config.yaml")
+    config.parent_run = str(parent)
+    OmegaConf.save(config, child / "config.yaml")
+    uri = f"{SQLITE}{tmp_path}/mlflow.db"
+    Delivery(RunFolder(parent), uri, "family")  # begun, and nothing delivered yet
+    for _ in range(2):  # the second time from the start, as after a crash before it was noted
+        assert Delivery(RunFolder(child), uri, "family").deliver() == 2
+        (child / "mlflow.json").write_text(json.dumps(delivery_state(child) | {"sent": 0}))
+    shown = store.get_run(delivery_state(child)["run_id"])
+    assert shown.data.tags["mlflow.parentRunId"] == delivery_state(parent)["run_id"]
+    assert (shown.data.tags["pretrained.run"], shown.data.tags["pretrained.seed"]) == ("x", "4")
+    artifacts = {file.path for file in store.list_artifacts(shown.info.run_id)}
+    assert artifacts == {"config.yaml", "confusion.csv", "pictures"}
+    assert [file.path for file in store.list_artifacts(shown.info.run_id, "pictures")] == ["pictures/one.txt"]
+    for folder in (parent, child):
+        assert_shows_all(store, folder, "FINISHED")
+
+
+def test_images_over_steps_lie_where_mlflow_looks_for_them(
+    finished: tuple[Path, Any], store: Any, tmp_path: Path
+) -> None:
+    """The same files as MLflow's own `log_image` makes, but for a random word in their names, and none twice."""
+    folder = tmp_path / "runs" / "pictured"
+    shutil.copytree(finished[0], folder, ignore=shutil.ignore_patterns("mlflow.json", "metrics.jsonl", "pictures"))
+    (folder / "pictures").mkdir()
+    lines = Journal(folder / "metrics.jsonl")
+    for step in (0, 20):
+        Image.new("RGBA", (2000, 1000), (step, 100, 200, 128)).save(folder / "pictures" / f"{step}.png")
+        lines.image("pictures/one row", step, f"pictures/{step}.png")
+    lines.image("gone", 1, "pictures/1.png")  # as after a person tidied up
+    lines.log(20, {"a": 1.0})
+    lines.status("FINISHED")
+    lines.close()
+    uri = f"{SQLITE}{tmp_path}/mlflow.db"
+    for _ in range(2):  # the second time from the start, as after a crash before it was noted
+        assert Delivery(RunFolder(folder), uri, "pictured").deliver() == 1
+        run_id = delivery_state(folder)["run_id"]
+        (folder / "mlflow.json").write_text(json.dumps(delivery_state(folder) | {"sent": 0}))
+    there = {Path(file.path).name for file in store.list_artifacts(run_id, "images")}
+    for line in [line for line in journal(folder) if "image" in line][:2]:
+        name = f"pictures~one row+step+{line['step']}+timestamp+{line['time']}+journal"
+        assert {f"{name}.png", f"{name}+compressed.webp"} <= there
+        sent = Path(store.download_artifacts(run_id, f"images/{name}.png", str(tmp_path)))
+        assert sent.read_bytes() == (folder / line["image"]["file"]).read_bytes()
+        with Image.open(store.download_artifacts(run_id, f"images/{name}+compressed.webp", str(tmp_path))) as small:
+            assert (small.format, small.size) == ("WEBP", (1000, 500))
+    assert len(there) == 4
+    theirs = store.create_run(only_run(store, "pictured").info.experiment_id).info.run_id
+    store.log_image(theirs, Image.open(folder / "pictures" / "20.png"), key="pictures/one row", step=20, timestamp=7)
+    names = sorted(Path(file.path).name for file in store.list_artifacts(theirs, "images"))
+    assert [name.rsplit("+", 1 + ("compressed" in name))[0] for name in names] == 2 * [
+        "pictures~one row+step+20+timestamp+7"
+    ]
+    assert store.get_run(theirs).data.tags["mlflow.loggedImages"] == "True"
+    assert store.get_run(run_id).data.tags["mlflow.loggedImages"] == "True"
+    assert_shows_all(store, folder, "FINISHED")
