@@ -201,7 +201,7 @@ def ls_arguments(parser: ArgumentParser) -> None:
     """A folder, filters and the order."""
     from semaim.sweeps.listing import ORDERS, STATES
 
-    parser.add_argument("folder", nargs="?", type=Path, default=Path("runs"), help="default: %(default)s")
+    parser.add_argument("folder", nargs="?", type=Path, default=Path("runs"), help="default: runs")
     parser.add_argument("--state", action="append", default=[], choices=STATES, help="only these; repeatable")
     parser.add_argument("--task", action="append", default=[], help="only of this task, such as knn; repeatable")
     parser.add_argument("--where", action="append", default=[], metavar="OPTION=VALUE",

@@ -110,7 +110,6 @@ def test_bash_completes(line: str, expected: list[str], tmp_path: Path) -> None:
     ask = f"""
 eval "$(semaim completion bash)"
 COMP_LINE={line!r} COMP_POINT={len(line)} COMP_WORDS=({line}) COMP_CWORD={len(line.split()) - 1}
-IFS=$'\\n'
 _semaim
 printf '%s\\n' "${{COMPREPLY[@]}}"
 """

@@ -20,7 +20,7 @@ from support.commands import ENVIRONMENT, run, succeed
 PROGRAM = (sys.executable, "-m", "semaim")
 STORED = Path(__file__).parents[1] / "golden" / "runs_0.1.0.tar.gz"
 HOLD = "import sys, time; from pathlib import Path; from semaim.runs.folder import RunFolder; \
-RunFolder(Path(sys.argv[1])).lock(); print('held', flush=True); time.sleep(60)"
+folder = RunFolder(Path(sys.argv[1])); folder.lock(); print('held', flush=True); time.sleep(60)"
 
 
 @pytest.fixture
@@ -32,12 +32,12 @@ def home(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def tracked(home: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, MlflowClient, str]:
+def tracked(home: Path) -> tuple[Path, MlflowClient, str]:
     """The same, with `pretraining` in MLflow; the store and its run."""
-    monkeypatch.chdir(home)
-    sync(home / "runs" / "pretraining", "sqlite:///mlflow.db")
+    uri = f"sqlite:///{home}/mlflow.db"
+    sync(home / "runs" / "pretraining", uri)
     run_id = read_json(home / "runs" / "pretraining" / "mlflow.json")["run_id"]
-    return home, MlflowClient("sqlite:///mlflow.db"), run_id
+    return home, MlflowClient(uri), run_id
 
 
 def remove(home: Path, *words: str) -> str:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from semaim.cli import main
 from support.commands import ENVIRONMENT, RUN, journal, losses, run, started, status, succeed, wait_for
 from support.in_process import run_here
 from support.mlflow_server import PostgreSQL, Server

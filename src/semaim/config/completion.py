@@ -28,7 +28,10 @@ _semaim() {
     esac
     if [ -n "$composing" ]; then words="$words $_semaim_options"; fi
     COMPREPLY=($(compgen -W "$words" -- "$current"))
-    if [ -z "$composing" ] && [ "${current#-}" = "$current" ]; then COMPREPLY+=($(compgen -f -- "$current")); fi
+    if [ -z "$composing" ] && [ "${current#-}" = "$current" ]; then
+        local IFS=$'\n'   # names of files may have spaces
+        COMPREPLY+=($(compgen -f -- "$current"))
+    fi
     if [ -n "$BASH_VERSION" ]; then   # which takes "=" for the end of a word
         case "$current" in *=*) COMPREPLY=("${COMPREPLY[@]#"${current%%=*}="}") ;; esac
         case "${COMPREPLY[0]}" in *=) compopt -o nospace 2>/dev/null ;; esac
