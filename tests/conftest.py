@@ -24,6 +24,7 @@ from support import slurm
 from support.evaluating import surroundings
 from support.in_process import logging_left_as_found
 from support.mlflow_server import PostgreSQL
+from support.scheduling import ByFile
 
 os.environ["SEMAIM_SITE"] = "/nowhere"  # the settings of whoever runs the tests are not for them
 if "OMP_NUM_THREADS" not in os.environ:
@@ -81,28 +82,10 @@ def damaged(tmp_path: Path) -> FileImages:
     return FileImages(tmp_path, [f"{i}.png" for i in range(6)], list(range(6)))
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks for groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With several processes, tests that share what takes seconds to make run in one of them.
-
-    One runs all tests that need the cluster, and one those that need PostgreSQL alone. Tests that share a fixture of
-    their file or folder run together.
-    """
-    for item in items:
-        if item.get_closest_marker("xdist_group") is None and (group := _group(item)):
-            item.add_marker(pytest.mark.xdist_group(group))
-
-
-def _group(item: pytest.Item) -> str | None:
-    """The cluster, PostgreSQL, or the file or folder whose fixture a test shares with others."""
-    names = getattr(item, "fixturenames", ())
-    for fixture, group in (("running_cluster", "cluster"), ("postgres", "postgres")):
-        if fixture in names:
-            return group
-    info = getattr(item, "_fixtureinfo", None)
-    used = [definitions[-1] for definitions in info.name2fixturedefs.values()] if info else []
-    shared = {each.baseid for each in used if each.scope != "function" and each.baseid.startswith("tests/")}
-    return min(shared, key=len, default=None)
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFile | None:
+    """With several processes and `--dist loadscope`, tests that may share a fixture run in one of them."""
+    return ByFile(config, log) if config.getvalue("dist") == "loadscope" else None
 
 
 @pytest.fixture(scope="session")

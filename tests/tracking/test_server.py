@@ -22,8 +22,6 @@ from support.paced import PACE, PACED, import_path
 from support.slurm_runs import SMALL_ANYHOW
 from support.tracked import SYNC, TINY, assert_shows_all, delivery_state, mlflow_client, only_run
 
-pytestmark = pytest.mark.xdist_group("postgres")
-
 
 @pytest.fixture(scope="module")
 def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
