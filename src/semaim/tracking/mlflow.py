@@ -138,7 +138,7 @@ class MLflow:
             "and open": f"{LOCAL_SERVER}{page}",
         }
 
-    def how_to_compare(self) -> str | None:
+    def report_command(self) -> str | None:
         """What makes the table of all evaluations."""
         return program("report", *(() if self.uri == USUAL_URI else ("--uri", self.uri)))
 
@@ -166,7 +166,7 @@ class NoTracking:
     def how_to_look(self, folder: RunFolder) -> dict[str, str]:
         return {}
 
-    def how_to_compare(self) -> str | None:
+    def report_command(self) -> str | None:
         return None
 
 
