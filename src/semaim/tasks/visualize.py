@@ -109,7 +109,10 @@ class Visualize:
             raise UserError("task=visualize needs a checkpoint: checkpoint=runs/<name>, or several: checkpoint=[a,b]")
         if count < 1:
             raise UserError(f"task.count={count} must be positive")
-        for option, requested in (("orders", orders or []), ("predict_order", [predict_order] if predict_order else [])):
+        for option, requested in (
+            ("orders", orders or []),
+            ("predict_order", [predict_order] if predict_order else []),
+        ):
             if unknown := [name for name in requested if name not in permutations]:
                 raise UserError(f"task.{option}: there is no order {unknown[0]}; choose from {', '.join(permutations)}")
         if not formats or set(formats) - {"png", "svg"}:
@@ -166,7 +169,7 @@ class Visualize:
             prefix = f"{each.name}/" if len(self.shown) > 1 else ""
             quality |= {f"{prefix}{name}": value_B for name, value_B in order_quality(view, object_BL).items()}
             if images_BHWC is None:
-                images_BHWC = each.colours.shown(images_BCHW)
+                images_BHWC = each.colours.denormalise(images_BCHW)
             if prediction is not None:
                 suffix = f"_{index + 1}" if len(self.shown) > 1 else ""
                 self._draw_prediction(each, images_BCHW, prediction, suffix, page, run)
@@ -200,7 +203,7 @@ class Visualize:
         self, shown: ShownModel, images_BCHW: Tensor, prediction: Prediction, suffix: str, page: int, run: Run
     ) -> None:
         colours, grid, patch_size = shown.colours, shown.model.grid, shown.model.patch_size
-        images_BHWC = colours.shown(images_BCHW)
+        images_BHWC = colours.denormalise(images_BCHW)
         figure = figures.reconstruction_figure(images_BHWC, prediction, grid, colours, self.palette)
         self._save(figure, f"reconstruction{suffix}", page, run)
         first = slice(0, 4)  # film strips are long
@@ -208,7 +211,7 @@ class Visualize:
         strip = figures.film_figure(images_BCHW[first], first_prediction, patch_size, colours, self.palette)
         self._save(strip, f"film{suffix}", page, run)
         file = run.folder.path / "pictures" / f"film{suffix}{self._page(page)}.gif"
-        plotting.animation(figures.film(images_BCHW[first], first_prediction, patch_size, colours), file)
+        plotting.animation(figures.film_frames(images_BCHW[first], first_prediction, patch_size, colours), file)
         run.artifact(f"pictures/{file.name}")
 
     def _save(self, figure: Any, name: str, page: int, run: Run) -> None:
