@@ -118,9 +118,7 @@ def not_granted(request: SlurmRequest, nodes: Sequence[Node]) -> list[str]:
         down = (
             f" ({len(candidates) - len(available)} more are out of service)" if len(available) < len(candidates) else ""
         )
-        problems.append(
-            f"hydra.launcher.nodes={request.nodes}: {partition} has {len(available)}{down}, ask for fewer"
-        )
+        problems.append(f"hydra.launcher.nodes={request.nodes}: {partition} has {len(available)}{down}, ask for fewer")
         return problems
     options = request.options
     gpus = next((key for key in ("gpus_per_node", "gpus_per_task", "gres") if options.get(key)), "gpus_per_node")
