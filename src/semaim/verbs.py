@@ -291,14 +291,14 @@ data=..., task.format=npz or safetensors, task.batch_size=64.""", features_argum
 Writes a folder that timm or transformers loads by itself: model.safetensors, config.json and a model card. A fine-tuned
 classifier keeps its head. The folder is also a checkpoint for semaim.""", export_arguments, export),
     "ls": Verb("list the runs and sweeps of a folder", """\
-Lists the runs and sweeps of a folder: state, main metric, age, size, task, what was chosen, and folder.""",
+Lists the runs and sweeps of a folder: state, main metric, age, size, task, choices, and folder.""",
         ls_arguments, ls),
     "rm": Verb("delete runs and sweeps, with their checkpoints and MLflow runs", """\
 Deletes runs with their checkpoints and their MLflow runs, and sweeps with all their runs. Shows what would be deleted
 and asks first. Refuses runs that are running or waiting in a queue. MLflow keeps deleted runs until `mlflow gc`.""",
         rm_arguments, rm),
     "completion": Verb("print the completion of bash or zsh", """\
-Prints what makes a shell complete semaim's verbs, options, groups and choices. For this shell:
+Prints a script that completes semaim's verbs, options, groups and choices in a shell. For this shell:
   eval "$(semaim completion bash)"
 For every shell, add that line to ~/.bashrc (zsh: ~/.zshrc, with zsh in place of bash).""",
         completion_arguments, completion),
