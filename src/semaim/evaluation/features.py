@@ -136,4 +136,4 @@ def no_readable_image(request: Extraction) -> UserError:
 def sort_rows(index: Array, indices: Sequence[int]) -> Array:
     """Permutation that sorts the rows of `index`, a shuffled part of `indices`, into the order of `indices`."""
     row_of = {index: row for row, index in enumerate(indices)}
-    return np.array([row_of[index] for index in index.tolist()], dtype=np.int64).argsort()
+    return np.array([row_of[each] for each in index.tolist()], dtype=np.int64).argsort()
