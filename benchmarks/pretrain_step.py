@@ -1,11 +1,11 @@
-"""Time one pretraining step: the sorted, causal form of the model against the plain masked form that it replaces.
+"""Time one pretraining step: the sorted, causal form of the model against the equivalent masked form.
 
     python benchmarks/pretrain_step.py --model base --batch-size 64 --map --json benchmarks/results/mine.json
 
-All forms have the same weights, images and orders and take turns in one process, so that a change of clock or load
-meets them alike. A step is: the semantic pass (with --map), the order, the target (pixels, or the tokens of --teacher,
-which then make the map too), forward, backward and AdamW, whose learning rate is zero: it does all its arithmetic and
-leaves the weights as they were. Needs torch and timm alone, and runs from a checkout that is not installed.
+All forms have the same weights, images and orders and alternate in one process, so that changes of clock or load affect
+them equally. A step is: the semantic pass (with --map), the order, the target (pixels, or the tokens of --teacher, from
+which the map is then computed too), forward, backward and AdamW. Its learning rate is zero: it computes everything but
+leaves the weights unchanged. The script needs only torch and timm, and runs from a checkout without installation.
 
 Shapes: B images, C channels, (H, W) pixels, L patches, K = L + 1 random numbers per image, P target channels.
 """
@@ -52,7 +52,7 @@ from semaim.training.optimizers import parameter_groups
 
 
 class Sizes(NamedTuple):
-    """What tells the models apart."""
+    """Architecture of a model."""
 
     embed_dim: int
     depth: int
@@ -60,7 +60,7 @@ class Sizes(NamedTuple):
     query_depth: int
 
 
-# As in conf/model/aim_<name>.yaml, repeated because there may be no Hydra where the GPU is; a test compares them.
+# As in conf/model/aim_<name>.yaml; repeated because GPU machines may have no Hydra. A test compares them.
 MODELS = {
     "tiny": Sizes(96, 4, 3, 2),
     "small": Sizes(384, 12, 6, 12),
@@ -73,7 +73,7 @@ TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}  # of the loss, relative
 
 @dataclass(frozen=True)
 class Form:
-    """One way to compute the step: the encoder of the semantic pass, and (images, order) -> prediction (B, L, P)."""
+    """One form of the step: the encoder of the semantic pass, and (images, order) -> prediction (B, L, P)."""
 
     encoder: AIM
     predict: Callable[[Tensor, Tensor], Tensor]
@@ -81,7 +81,7 @@ class Form:
 
 @dataclass(frozen=True)
 class Step:
-    """What all forms share: images, randomness, target, optimizer, precision."""
+    """Inputs shared by all forms: images, random numbers, target, optimizer, precision."""
 
     images_BCHW: Tensor
     noise_BK: Tensor
@@ -92,11 +92,11 @@ class Step:
     with_map: bool
 
     def autocast(self) -> torch.autocast:
-        """The precision in which training runs."""
+        """The precision of training."""
         return torch.autocast(self.images_BCHW.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
     def passes(self, form: Form) -> TokenCache:
-        """The passes without gradient that a step of a form may make."""
+        """The passes without gradient in a step of a form."""
         teacher = {"teacher": self.target} if isinstance(self.target, Teacher) else {}
         return TokenCache({"online": form.encoder, **teacher}, self.images_BCHW)
 
@@ -106,7 +106,7 @@ class Step:
             return semantic_map(passes.tokens(self.target.network_name or "online"))
 
     def loss(self, form: Form) -> Tensor:
-        """Mean loss of the images, from the order on."""
+        """Mean loss of the images, including order and target."""
         passes = self.passes(form)
         if self.with_map:
             order_BL = AttentionCenter().order(self.grid, self.noise_BK, self.map(passes))
@@ -129,7 +129,7 @@ def build(args: argparse.Namespace) -> tuple[AIM, dict[str, Form], Step]:
     torch.manual_seed(0)
     target: Pixels | Teacher = Pixels(args.patch_size)
     if args.teacher:
-        grey = (0.5, 0.5, 0.5)  # weights and colours make no difference to time
+        grey = (0.5, 0.5, 0.5)  # weights and colours do not affect time
         target = Teacher(args.teacher, None, False, False, "data", args.patch_size, grey, grey)
         target.load()
         target.to(args.device)
@@ -137,7 +137,7 @@ def build(args: argparse.Namespace) -> tuple[AIM, dict[str, Form], Step]:
     attention = args.masked_attention
     forms = {"sorted": Form(model, model), "masked": Form(model, lambda x, o: masked_predict(model, x, o, attention))}
     if args.compile:
-        # Another module around the same parameters: weights, gradients and optimizer states exist once.
+        # Another module with the same parameters: weights, gradients and optimizer states exist once.
         compiled = copy.deepcopy(model, {id(p): p for p in model.parameters()})
         compile_blocks(compiled)
         forms["sorted, compiled"] = Form(compiled, compiled)
@@ -147,8 +147,8 @@ def build(args: argparse.Namespace) -> tuple[AIM, dict[str, Form], Step]:
     return model, forms, Step(images_BCHW, noise_BK, model.grid, target, optimizer, args.dtype, args.map)
 
 
-def timed(action: Callable[[], Any], device: torch.device) -> tuple[float, int | None]:
-    """Seconds that an action takes, and the most bytes that were allocated on the GPU meanwhile.
+def time_action(action: Callable[[], Any], device: torch.device) -> tuple[float, int | None]:
+    """Duration of an action in seconds, and the peak of the bytes allocated on the GPU.
 
     On a CPU the second is None: see `peak_on_cpu`.
     """
@@ -165,42 +165,42 @@ def timed(action: Callable[[], Any], device: torch.device) -> tuple[float, int |
 
 
 def peak_on_cpu(name: str) -> int:
-    """Most bytes that a step of one form takes above what the built model occupies: by a process of its own.
+    """Peak memory in bytes of a step of one form, without the built model, measured in a separate process.
 
-    The system tells the peak of a process, not of one of the forms that take turns in it.
+    The system reports the peak of a whole process, not of each form.
     """
     command = [sys.executable, __file__, *sys.argv[1:], "--peak-of", name]
     return int(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
 
 
-def own_peak(action: Callable[[], Any]) -> int:
-    """Growth in bytes of this process's largest resident size over its present one, by an action."""
+def growth_of_peak(action: Callable[[], Any]) -> int:
+    """Growth in bytes of this process's peak resident size over its current size, by an action."""
     before = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     action()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
 
 
 def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
-    """Operations per second of a large square matrix product, best of ten: what this device can reach."""
+    """Peak operations per second of this device: a large square matrix product, best of ten."""
     n = 8192 if device.type == "cuda" else 2048
     a, b = torch.randn(2, n, n, device=device).to(dtype)
-    return 2 * n**3 / min(timed(lambda: a @ b, device)[0] for _ in range(10))
+    return 2 * n**3 / min(time_action(lambda: a @ b, device)[0] for _ in range(10))
 
 
 def measure(forms: dict[str, Form], step: Step, args: argparse.Namespace) -> dict[str, list[tuple[float, int | None]]]:
-    """Seconds and peak memory of every repeat of each form's step, and of the semantic pass alone."""
+    """Seconds and peak memory of every repeat of each form's step, and of the semantic pass."""
     actions: dict[str, Callable[[], Any]] = {name: partial(step.run, form) for name, form in forms.items()}
     actions["semantic pass"] = lambda: step.map(step.passes(forms["sorted"]))
     rounds = []
-    for number in range(args.warmup + args.repeats):
-        print(f"\rround {number + 1} of {args.warmup + args.repeats}", end="", file=sys.stderr, flush=True)
-        rounds.append({name: timed(action, args.device) for name, action in actions.items()})
+    for index in range(args.warmup + args.repeats):
+        print(f"\rround {index + 1} of {args.warmup + args.repeats}", end="", file=sys.stderr, flush=True)
+        rounds.append({name: time_action(action, args.device) for name, action in actions.items()})
     print(file=sys.stderr)
-    return {name: [done[name] for done in rounds[args.warmup :]] for name in actions}
+    return {name: [each[name] for each in rounds[args.warmup :]] for name in actions}
 
 
 def summary(repeats: list[tuple[float, int | None]], flops: int, peak: float, batch_size: int) -> dict[str, Any]:
-    """Numbers of one form; `flops` per image."""
+    """Metrics of one form; `flops` are per image."""
     seconds = [s for s, _ in repeats]
     images_per_second = batch_size / statistics.median(seconds)
     return {
@@ -213,14 +213,14 @@ def summary(repeats: list[tuple[float, int | None]], flops: int, peak: float, ba
     }
 
 
-def times_as_fast(form: dict[str, Any], masked: dict[str, Any]) -> dict[str, float]:
+def speedup(form: dict[str, Any], masked: dict[str, Any]) -> dict[str, float]:
     """Ratio of the medians of the masked form and another, and the spread of the rounds' ratios."""
     rounds = [m / f for m, f in zip(masked["milliseconds_of_repeats"], form["milliseconds_of_repeats"], strict=True)]
     return {"median": masked["milliseconds"] / form["milliseconds"], "lowest": min(rounds), "highest": max(rounds)}
 
 
-def circumstances(args: argparse.Namespace) -> dict[str, Any]:
-    """When, where, with which code and settings."""
+def environment(args: argparse.Namespace) -> dict[str, Any]:
+    """Date, hardware, versions, code and settings."""
     info = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
     cpu = next((line.split(":")[1].strip() for line in info.splitlines() if line.startswith("model name")), "unknown")
     settings = {k: str(v) if k in ("device", "dtype", "json") else v for k, v in vars(args).items()}
@@ -245,7 +245,7 @@ def circumstances(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def table(result: dict[str, Any]) -> str:
-    """The result for people."""
+    """The result as a text table."""
     rows = [("", "ms (median)", "lowest", "highest", "images/s", "GFLOP/s", "of peak", "memory", "x as fast", "rounds")]
     for name, form in result["forms"].items():
         times, memory = form["milliseconds_of_repeats"], form["peak_memory_bytes"]
@@ -264,7 +264,7 @@ def table(result: dict[str, Any]) -> str:
 
 
 def arguments() -> argparse.Namespace:
-    """The command line, with device and precision decided."""
+    """The command line, with device and precision resolved."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--model", choices=MODELS, default="base")
     parser.add_argument("--image-size", type=int, default=224)
@@ -291,11 +291,11 @@ def arguments() -> argparse.Namespace:
 
 
 def main() -> int:
-    """Check that the forms agree, measure them, report. Exit code 1 if they do not agree."""
+    """Check that the forms agree, measure them, print the result. Exit code 1 if they do not agree."""
     args = arguments()
     model, forms, step = build(args)
     if args.peak_of:
-        print(own_peak(partial(step.run, forms[args.peak_of])))
+        print(growth_of_peak(partial(step.run, forms[args.peak_of])))
         return 0
     losses = {name: step.loss(form).item() for name, form in forms.items()}
     difference = max(abs(loss / losses["masked"] - 1) for loss in losses.values())
@@ -305,26 +305,30 @@ def main() -> int:
         return 1
 
     teacher = step.target.flops(step.grid[0] * step.grid[1]) if isinstance(step.target, Teacher) else 0
-    spent, peak = cost(model, int(args.map and not teacher), teacher), matmul_peak(args.device, args.dtype)
-    semantic_pass = teacher or spent.encode
+    model_cost, peak = cost(model, int(args.map and not teacher), teacher), matmul_peak(args.device, args.dtype)
+    semantic_pass = teacher or model_cost.encode
     measured = {
-        name: summary(repeats, semantic_pass if name == "semantic pass" else spent.training_step, peak, args.batch_size)
+        name: summary(
+            repeats, semantic_pass if name == "semantic pass" else model_cost.training_step, peak, args.batch_size
+        )
         for name, repeats in measure(forms, step, args).items()
     }
     if args.device.type == "cpu":
         for name in forms:
             measured[name]["peak_memory_bytes"] = peak_on_cpu(name)
-    result = circumstances(args) | {
+    result = environment(args) | {
         "losses": losses,
         "relative_loss_difference": difference,
-        "flops_per_image": spent.training_step,
+        "flops_per_image": model_cost.training_step,
         "matmul_peak_flops_per_second": peak,
         "forms": measured,
         "times_as_fast_as_masked": {
-            name: times_as_fast(measured[name], measured["masked"]) for name in forms if name != "masked"
+            name: speedup(measured[name], measured["masked"]) for name in forms if name != "masked"
         },
     }
-    print(f"{spent.training_step / 1e9:.4g} GFLOP per image and step; matrix products reach {peak / 1e9:.0f} GFLOP/s")
+    print(
+        f"{model_cost.training_step / 1e9:.4g} GFLOP per image and step; matrix products reach {peak / 1e9:.0f} GFLOP/s"
+    )
     print(table(result))
     if args.json:
         args.json.write_text(json.dumps(result, indent=2) + "\n")

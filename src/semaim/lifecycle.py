@@ -1,4 +1,4 @@
-"""A run from opening its folder to its last word."""
+"""A run from start to finish."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ log = logging.getLogger("semaim")
 
 @contextmanager
 def session(device: str) -> Iterator[tuple[Processes, StopRequest]]:
-    """The processes of a command, and its ear for signals, for as long as the block lasts."""
+    """Start the processes and the signal handler of a command; stop both at the end of the block."""
     stop = StopRequest()
     try:
         processes = distributed.start(device)
@@ -45,61 +45,64 @@ def session(device: str) -> Iterator[tuple[Processes, StopRequest]]:
 
 
 def execute(spec: RunSpec, processes: Processes, stop: StopRequest) -> float:
-    """Make a run, or show the result of one that is finished; the value of its task's metric."""
+    """Execute a run, or load the result if it is finished; returns the value of its task's metric."""
     config = spec.config
     folder = RunFolder(Path(config["run_dir"]))
     if (result := stored_result(folder, config)) is not None:
         folder.settle_config(config)
         log.info("this run is finished already (%s)", from_here(folder.path))
-        _tell_result(result)
+        _log_result(result)
         return result[folder.status()["metric"]]
     if config["seed"] < 0:
         raise UserError(f"seed={config['seed']} must not be negative")
     seed_all(derive_seed(config["seed"], "weights"))
-    task = instantiate(spec.cfg.task, _convert_="all")  # plain lists: OmegaConf's do not belong in checkpoints
+    task = instantiate(spec.cfg.task, _convert_="all")  # plain lists: checkpoints must not hold OmegaConf's
     task.check(config["seed"], processes)
     seed_all(derive_seed(config["seed"], "process", processes.rank))
-    with _opened(folder, spec, processes, stop) as (run, tracking):
+    with _open_run(folder, spec, processes, stop) as (run, tracking):
         started = time.monotonic()
-        _introduce(run, spec, task.look_at, None)
+        _tag_run(run, spec, task.page_guide, None)
         result = task.run(run)
         if processes.is_main:
-            folder.set_status("finished", metric=task.metric, result=result, asked=_asked(config))
-        _introduce(run, spec, task.look_at, result)
+            folder.set_status("finished", metric=task.metric, result=result, asked=_result_inputs(config))
+        _tag_run(run, spec, task.page_guide, result)
     if processes.is_main:
         log.info("finished in %s", duration(time.monotonic() - started))
-        _tell_result(result)
-        shown = from_here(folder.path)
-        _tell_next(shown, tracking.how_to_look(folder), task.next_commands(shown, spec))
+        _log_result(result)
+        folder_path = from_here(folder.path)
+        _log_next_commands(folder_path, tracking.view_commands(folder), task.next_commands(folder_path, spec))
     return result[task.metric]
 
 
-def _asked(config: dict[str, Any]) -> dict[str, Any]:
-    """What makes a finished run unfinished when it changes: the steps asked for, and the checkpoint it is about."""
+def _result_inputs(config: dict[str, Any]) -> dict[str, Any]:
+    """What a stored result depends on: number of steps, and fingerprint of the checkpoint. Stored in status.json."""
     trainer = config.get("trainer") or {}
-    found = [fingerprint(Path(checkpoint).expanduser()) for checkpoint in _checkpoints(config)]
-    return {"max_steps": trainer.get("max_steps"), "checkpoint": found[0] if len(found) == 1 else found or None}
+    fingerprints = [fingerprint(Path(checkpoint).expanduser()) for checkpoint in _checkpoints(config)]
+    return {
+        "max_steps": trainer.get("max_steps"),
+        "checkpoint": fingerprints[0] if len(fingerprints) == 1 else fingerprints or None,
+    }
 
 
 def _checkpoints(config: dict[str, Any]) -> list[str]:
-    """What a run is about: one checkpoint, several to be compared, or none."""
+    """The checkpoints that a run evaluates or starts from: none, one or several."""
     named = config.get("checkpoint") or []
     return [named] if isinstance(named, str) else list(named)
 
 
 def stored_result(folder: RunFolder, config: dict[str, Any]) -> dict[str, float] | None:
-    """The result of this run, if it is finished and what it is about is known to be the same."""
+    """The result of this run, if it is finished and its inputs are known to be the same."""
     status = folder.status()
-    finished = status.get("state") == "finished" and status["asked"] == _asked(config)
-    elsewhere = any(name.startswith("mlflow:") for name in _checkpoints(config))  # that run may have gone on
-    return status["result"] if finished and not elsewhere else None
+    finished = status.get("state") == "finished" and status["asked"] == _result_inputs(config)
+    in_mlflow = any(name.startswith("mlflow:") for name in _checkpoints(config))  # that run may have continued
+    return status["result"] if finished and not in_mlflow else None
 
 
 @contextmanager
-def _opened(folder: RunFolder, spec: RunSpec, processes: Processes, stop: StopRequest) -> Iterator[tuple[Run, Any]]:
-    """The run folder locked, its journal open and tracked, and its status true however the run ends.
+def _open_run(folder: RunFolder, spec: RunSpec, processes: Processes, stop: StopRequest) -> Iterator[tuple[Run, Any]]:
+    """Lock the run folder, open and track its journal, and write the final status however the run ends.
 
-    All processes enter together: what the first one finds wrong with the folder ends them all.
+    All processes call this together: if the first process finds a problem with the folder, all of them stop.
     """
     tracking = instantiate(spec.cfg.tracking, _convert_="all")
     problem: str | None = None
@@ -107,7 +110,7 @@ def _opened(folder: RunFolder, spec: RunSpec, processes: Processes, stop: StopRe
         try:
             folder.lock()
             folder.settle_config(spec.config)
-            _note_start(folder, spec, processes)
+            _record_start(folder, spec, processes)
         except UserError as error:
             problem = str(error)
     if (problem := processes.broadcast(problem)) is not None:
@@ -143,10 +146,10 @@ def _opened(folder: RunFolder, spec: RunSpec, processes: Processes, stop: StopRe
         status, state = ("KILLED", "interrupted") if stopped else ("FAILED", "failed")
         if stopped and stop.job_starts_again():
             status, state = "SCHEDULED", "requeued"
-        words = str(error) or type(error).__name__
-        folder.set_status(state, error=words, **_progress(folder))
-        words = f"the run ends as {status}: {words}"
-        handler.handle(logging.makeLogRecord({"msg": words, "exc_info": None if stopped else sys.exc_info()}))
+        message = str(error) or type(error).__name__
+        folder.set_status(state, error=message, **_progress(folder))
+        message = f"the run ends as {status}: {message}"
+        handler.handle(logging.makeLogRecord({"msg": message, "exc_info": None if stopped else sys.exc_info()}))
         raise
     finally:
         run.journal.status(status)
@@ -158,11 +161,11 @@ def _opened(folder: RunFolder, spec: RunSpec, processes: Processes, stop: StopRe
 
 
 def _progress(folder: RunFolder) -> dict[str, int]:
-    """How far training is, in the words of status.json."""
+    """Progress of training: the entries of status.json to keep."""
     return {name: value for name, value in folder.status().items() if name in ("step", "last_step", "batch_size")}
 
 
-def _note_start(folder: RunFolder, spec: RunSpec, processes: Processes) -> None:
+def _record_start(folder: RunFolder, spec: RunSpec, processes: Processes) -> None:
     """Add this start to environment.json, and warn if the code is not that of the first start."""
     path = folder.path / "environment.json"
     starts = (read_json(path) or {"starts": []})["starts"]
@@ -174,16 +177,16 @@ def _note_start(folder: RunFolder, spec: RunSpec, processes: Processes) -> None:
     write_json(path, {"starts": [*starts, now | {"choices": spec.parts}]})
 
 
-def _introduce(run: Run, spec: RunSpec, look_at: Mapping[str, str], result: dict[str, float] | None) -> None:
-    """Say in the journal what the run is to be found by, and what is to be read on its page."""
+def _tag_run(run: Run, spec: RunSpec, page_guide: Mapping[str, str], result: dict[str, float] | None) -> None:
+    """Write the run's tags and the description on its page to the journal."""
     if run.processes.is_main:
         start = run_page.last_start(run.folder.path)
         run.tag(run_page.tags(spec, start))
-        run.tag({run_page.NOTE: run_page.description(spec, start, look_at, result)})
+        run.tag({run_page.NOTE: run_page.description(spec, start, page_guide, result)})
 
 
-def _tell_result(result: dict[str, float]) -> None:
-    """Show each result on a line; what ends in _std is the standard deviation of the one of that name."""
+def _log_result(result: dict[str, float]) -> None:
+    """Log each result on a line; `<name>_std` is the standard deviation of `<name>`."""
     width = max(len(name) for name in result)
     for name, value in result.items():
         if name.removesuffix("_std") in result.keys() - {name}:
@@ -193,8 +196,8 @@ def _tell_result(result: dict[str, float]) -> None:
         log.info("  %-*s  %s%s", width, name, format(value, digits), deviation)
 
 
-def _tell_next(folder: Path, look: dict[str, str], commands: dict[str, str]) -> None:
-    """Where the run is, and what to type next."""
+def _log_next_commands(folder: Path, view_commands: dict[str, str], commands: dict[str, str]) -> None:
+    """Log the run folder, and commands that the user may run next."""
     log.info("the run is in %s", folder)
-    for purpose, command in (look | commands).items():
+    for purpose, command in (view_commands | commands).items():
         log.info("  %-13s %s", purpose + ":", command)

@@ -1,8 +1,7 @@
-"""`python -m semaim.run`, also `semaim run`: composes the configuration, starts the processes, executes the run.
+"""`semaim run`, also `python -m semaim.run`: composes the configuration, starts the processes, executes the run.
 
-Exit codes: 0 done; 2 a mistake in what was asked, with one message; 3 a loss that was not finite; 75 stopped by a
-signal with everything saved (the same command continues), 130 by a second Ctrl-C; 1 a fault of the program, with its
-traceback.
+Exit codes: 0 done; 2 a mistake of the user, with one message; 3 a loss that was not finite; 75 stopped by a signal with
+everything saved (the same command continues), 130 by a second Ctrl-C; 1 a fault of the program, with its traceback.
 """
 
 from __future__ import annotations
@@ -21,11 +20,11 @@ from semaim.config.run_spec import run_spec_of_this_process
 
 @hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")
 def main(cfg: DictConfig) -> float:
-    """One run, and those that are to follow it; the value of the first one's metric."""
+    """Execute a run and its follow-up runs; returns the metric of the first one."""
     try:
         spec = run_spec_of_this_process(cfg)
         specs = [spec, *follow_ups(spec)]
-        from semaim.lifecycle import execute, session  # torch is loaded only once the configuration is sound
+        from semaim.lifecycle import execute, session  # imports torch, after the configuration is checked
 
         with session(cfg.device) as (processes, stop):
             values = [execute(each, processes, stop) for each in specs]
@@ -35,11 +34,11 @@ def main(cfg: DictConfig) -> float:
 
 
 def command_line() -> int:
-    """Compose and run; errors of composition are reported like those of the run."""
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us instead of ending in Hydra's own report
-    alone = ("-m", "--multirun", "-c", "--cfg", "-i", "--info", "-h", "--help", "--hydra-help")
-    if any(word.startswith("hydra/launcher=") for word in sys.argv) and not set(alone) & set(sys.argv):
-        sys.argv.insert(1, "--multirun")  # Hydra's launchers are for sweeps; this is one of a single point
+    """Compose and run; errors of composition are reported like errors of the run."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # raise errors instead of Hydra's own report
+    hydra_only = ("-m", "--multirun", "-c", "--cfg", "-i", "--info", "-h", "--help", "--hydra-help")
+    if any(word.startswith("hydra/launcher=") for word in sys.argv) and not set(hydra_only) & set(sys.argv):
+        sys.argv.insert(1, "--multirun")  # Hydra's launchers need a sweep; this one has a single point
     try:
         main()
     except Exception as error:

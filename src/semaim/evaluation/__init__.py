@@ -1,1 +1,1 @@
-"""Features of a frozen encoder, and the measures made of them."""
+"""Features of a frozen encoder, and measures computed from them."""

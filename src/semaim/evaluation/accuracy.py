@@ -1,4 +1,4 @@
-"""What a classifier answered: accuracy, per class and altogether, and who was taken for whom.
+"""Predictions of a classifier: accuracy, in all and per class, and the confusion matrix.
 
 Shapes: M images, C classes.
 """
@@ -23,19 +23,19 @@ from semaim.runs.context import Run
 def predict_classes(
     predict: Encode, data: ImageData, images: ImageSet, batch_size: int, run: Run
 ) -> dict[str, Predictions]:
-    """What classifiers say of all images of a set; processes share the work.
+    """Predict the classes of all images of a set; processes share the work.
 
     Args:
         predict: predicted classes (B,) of a batch of normalised images, by the name of the classifier.
         data, images, batch_size, run: as for `semaim.evaluation.features.extract`.
     """
-    found = extract(Extraction(predict, data, images, range(len(images)), batch_size, "accuracy"), run)
-    return {name: Predictions(found.tensor(name), found.labels_M, data.splits.classes) for name in found.by_kind}
+    outputs = extract(Extraction(predict, data, images, range(len(images)), batch_size, "accuracy"), run)
+    return {name: Predictions(outputs.tensor(name), outputs.labels_M, data.splits.classes) for name in outputs.by_kind}
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """Predicted and true classes, each image once.
+    """Predicted and true classes, one entry per image.
 
     Attributes:
         predicted_M, labels_M: long.
@@ -48,7 +48,7 @@ class Predictions:
 
     @property
     def accuracy(self) -> float:
-        """Percent of the images."""
+        """Percent of the images that are classified correctly."""
         return 100 * (self.predicted_M == self.labels_M).double().mean().item()
 
     def confusion(self) -> Tensor:
@@ -57,7 +57,7 @@ class Predictions:
         return torch.bincount(pairs, minlength=len(self.classes) ** 2).view(len(self.classes), -1)
 
     def write(self, run: Run) -> None:
-        """Put `confusion.csv` and `per_class.csv` into the run folder, to be shown in MLflow (first process only)."""
+        """Write `confusion.csv` and `per_class.csv` to the run folder, as artifacts for MLflow (first process only)."""
         confusion_CC = self.confusion()
         images_C, right_C = confusion_CC.sum(1).tolist(), confusion_CC.diagonal().tolist()
         per_class = [

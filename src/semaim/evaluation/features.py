@@ -1,4 +1,4 @@
-"""What a frozen network says of images: features of an encoder, or answers of a classifier.
+"""Outputs of a frozen network on images: features of an encoder, or predictions of a classifier.
 
 Shapes: B images of a batch, M images in all, N tokens, D width.
 """
@@ -32,11 +32,11 @@ class Extraction:
 
     Attributes:
         encode: tensors (B, ...) by kind for a batch of normalised images.
-        data: how images are prepared and loaded.
-        images: the set.
-        indices: which of its images, and in which order the result comes.
-        batch_size: images at a time on each process.
-        title: what the status line calls this.
+        data: how images are transformed and loaded.
+        images: the image set.
+        indices: of its images, in the order of the result.
+        batch_size: images per batch on each process.
+        title: name for the status line.
     """
 
     encode: Encode
@@ -56,9 +56,9 @@ class Features:
     """Features of a set of images, in the order of the images; unreadable images are missing.
 
     Attributes:
-        by_kind: "cls", "mean" or whatever was asked for: (M, ...), in memory or mapped from a file.
+        by_kind: arrays (M, ...) by kind, such as "cls" and "mean"; in memory or mapped from a file.
         labels_M: long.
-        index_M: long, places in the set.
+        index_M: long, indices in the set.
     """
 
     by_kind: Mapping[str, Array]
@@ -70,18 +70,18 @@ class Features:
         return torch.from_numpy(np.array(self.by_kind[kind]))
 
 
-def extract(wanted: Extraction, run: Run) -> Features:
-    """What a pass gives, in memory; processes share the work and all get the whole.
+def extract(request: Extraction, run: Run) -> Features:
+    """Run a pass and return its outputs, in memory; processes share the work and all get the whole result.
 
     Raises:
         Interrupted: on all processes, after a signal to any of them.
         UserError: if too many images cannot be read.
     """
-    parts = [part for mine in run.processes.gather(list(extract_share(wanted, run))) for part in mine]
+    parts = [part for share in run.processes.gather(list(extract_share(request, run))) for part in share]
     if not parts:
-        raise nothing_read(wanted)
+        raise no_readable_image(request)
     index = np.concatenate([part.index_B for part in parts])
-    order = in_order(index, wanted.indices)
+    order = sort_rows(index, request.indices)
     labels = np.concatenate([part.labels_B for part in parts])[order]
     by_kind = {kind: np.concatenate([part.by_kind[kind] for part in parts])[order] for kind in parts[0].by_kind}
     return Features(by_kind, torch.from_numpy(labels), torch.from_numpy(index[order]))
@@ -89,50 +89,51 @@ def extract(wanted: Extraction, run: Run) -> Features:
 
 @dataclass(frozen=True)
 class FeatureBatch:
-    """What one batch gave."""
+    """Outputs on one batch."""
 
     by_kind: Mapping[str, Array]
     labels_B: Array
     index_B: Array
 
 
-def extract_share(wanted: Extraction, run: Run) -> Iterator[FeatureBatch]:
-    """The batches that fall to this process. They are those of one process alone, so that features are the same.
+def extract_share(request: Extraction, run: Run) -> Iterator[FeatureBatch]:
+    """The batches of this process. A batch has the same images as with a single process, so features are the same.
 
     Raises:
-        Interrupted: at the end, which comes early on a process that got a signal; the others finish what falls to them.
+        Interrupted: after a signal: the process that received it stops early, the others finish their share first.
     """
-    processes, data, indices, batch_size = run.processes, wanted.data, wanted.indices, wanted.batch_size
+    processes, data, indices, batch_size = run.processes, request.data, request.indices, request.batch_size
     starts = range(processes.rank * batch_size, len(indices), processes.world_size * batch_size)
-    mine = [index for start in starts for index in indices[start : start + batch_size]]
+    share = [index for start in starts for index in indices[start : start + batch_size]]
     batches = evaluation_batches(
-        data.evaluation(wanted.images, mine), batch_size, data.num_workers, processes.device.type == "cuda"
+        data.evaluation(request.images, share), batch_size, data.num_workers, processes.device.type == "cuda"
     )
     unreadable = UnreadableImages(data.max_unreadable)
-    line, started, seen = StatusLine(processes.is_main, every=max(1, len(mine) // batch_size // 4)), time.monotonic(), 0
+    line = StatusLine(processes.is_main, every=max(1, len(share) // batch_size // 4))
+    started, done = time.monotonic(), 0
     for batch in batches:
         unreadable.note(batch)
-        seen += len(batch.index_B) + len(batch.unreadable)
+        done += len(batch.index_B) + len(batch.unreadable)
         if len(batch.index_B):
             batch = batch.to(processes.device)
             with torch.no_grad():
-                by_kind = {kind: value.cpu().numpy() for kind, value in wanted.encode(batch.images_BCHW).items()}
+                by_kind = {kind: value.cpu().numpy() for kind, value in request.encode(batch.images_BCHW).items()}
             yield FeatureBatch(by_kind, batch.labels_B.cpu().numpy(), batch.index_B.numpy())
-        left = (time.monotonic() - started) / max(seen, 1) * (len(mine) - seen)
-        if left > 2 or line.terminal:
-            line.update(f"{wanted.title}: {seen}/{len(mine)} images, {duration(left)} left", last=False)
+        seconds_left = (time.monotonic() - started) / max(done, 1) * (len(share) - done)
+        if seconds_left > 2 or line.terminal:
+            line.update(f"{request.title}: {done}/{len(share)} images, {duration(seconds_left)} left", last=False)
         if run.stop.requested:
             break
     if (signal := run.stop.agree(processes)) is not None:
         raise Interrupted(f"stopped by {signal} during an evaluation")
 
 
-def nothing_read(wanted: Extraction) -> UserError:
-    """The error for a pass of which nothing is left."""
-    return UserError(f"no image of the {len(wanted.indices)} of this evaluation can be read")
+def no_readable_image(request: Extraction) -> UserError:
+    """The error for a pass without a readable image."""
+    return UserError(f"no image of the {len(request.indices)} of this evaluation can be read")
 
 
-def in_order(index: Array, indices: Sequence[int]) -> Array:
-    """Rows of `index`, which come in any order, in the order of `indices`."""
-    place = {asked: row for row, asked in enumerate(indices)}
-    return np.array([place[found] for found in index.tolist()], dtype=np.int64).argsort()
+def sort_rows(index: Array, indices: Sequence[int]) -> Array:
+    """Permutation that sorts the rows of `index`, a shuffled part of `indices`, into the order of `indices`."""
+    row_of = {index: row for row, index in enumerate(indices)}
+    return np.array([row_of[each] for each in index.tolist()], dtype=np.int64).argsort()

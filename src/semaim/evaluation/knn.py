@@ -30,17 +30,17 @@ def nearest_neighbours(
 ) -> dict[int, Tensor]:
     """Classify queries by their nearest neighbours in a bank.
 
-    Cosine similarity; each of the k nearest votes for its class with weight exp(similarity / 0.07). The bank is read
-    once, block by block, and processes share the queries. All of it is computed in float64: features of a network are
-    often so alike that in float32 many similarities are equal, and chance decides who is near. Of equally near images
-    the first in the bank is taken.
+    Uses cosine similarity; each of the k nearest votes for its class with weight exp(similarity / 0.07). The bank is
+    read once, block by block, and processes share the queries. Everything is computed in float64: features of a network
+    are often so similar that in float32 many similarities are equal, and rounding decides which are nearest. Ties are
+    broken by position in the bank, the first wins.
 
     Args:
         bank_MD, bank_labels_M: labelled features, in memory or mapped from a file.
         query_QD: features to classify, likewise.
         ks: numbers of neighbours.
         classes: C.
-        processes: which share the work; this one's device computes.
+        processes: the processes that share the work; each computes on its own device.
 
     Returns:
         predicted class of each query (Q,) on the CPU, by k.
@@ -52,43 +52,43 @@ def nearest_neighbours(
         raise UserError(f"k={max(ks)} neighbours asked for, but the bank has {len(bank_MD)} images: lower ks")
     device = processes.device
     starts = range(0, len(query_QD), QUERY_CHUNK)
-    # Whole chunks fall to a process, so that each is computed as by one process alone.
-    mine = [
-        (first, _normalised(query_QD[first : first + QUERY_CHUNK], device))
+    # A process gets whole chunks, so that each chunk is computed as by a single process.
+    chunks = [
+        (first, _normalise(query_QD[first : first + QUERY_CHUNK], device))
         for first in starts[processes.rank :: processes.world_size]
     ]
     index_bits = len(bank_MD).bit_length()
     nearest: dict[int, Tensor] = {}
     for start in range(0, len(bank_MD), BANK_BLOCK):
-        block_MD = _normalised(bank_MD[start : start + BANK_BLOCK], device)
-        before_M = len(bank_MD) - torch.arange(start, start + len(block_MD), device=device)
-        for first, chunk_QD in mine:
-            # Similarity, then place in the bank, in one whole number: of equals the first in the bank is nearer.
-            key_QM = ((chunk_QD @ block_MD.T) * 2.0 ** (61 - index_bits)).round().long() * 2**index_bits + before_M
+        block_MD = _normalise(bank_MD[start : start + BANK_BLOCK], device)
+        reversed_M = len(bank_MD) - torch.arange(start, start + len(block_MD), device=device)
+        for first, chunk_QD in chunks:
+            # Similarity and reversed position in the bank, packed in one integer: the first of equals ranks higher.
+            key_QM = ((chunk_QD @ block_MD.T) * 2.0 ** (61 - index_bits)).round().long() * 2**index_bits + reversed_M
             if first in nearest:
                 key_QM = torch.cat([nearest[first], key_QM], dim=1)
             nearest[first] = key_QM.topk(min(max(ks), key_QM.shape[1]), dim=1).values
     votes = {
-        first: vote(*_unpacked(key_QK, bank_labels_M.to(device), index_bits), ks, classes)
+        first: vote(*_unpack(key_QK, bank_labels_M.to(device), index_bits), ks, classes)
         for first, key_QK in nearest.items()
     }
-    everyone = {first: found for part in processes.gather(votes) for first, found in part.items()}
-    return {k: torch.cat([everyone[first][k] for first in starts]) for k in ks}
+    merged = {first: predicted for part in processes.gather(votes) for first, predicted in part.items()}
+    return {k: torch.cat([merged[first][k] for first in starts]) for k in ks}
 
 
-def _unpacked(key_QK: Tensor, labels_M: Tensor, index_bits: int) -> tuple[Tensor, Tensor]:
-    """Similarities and labels in packed keys."""
-    before_QK = key_QK & (2**index_bits - 1)
-    similarity_QK = (key_QK - before_QK).double() / 2.0**61
-    return similarity_QK, labels_M[len(labels_M) - before_QK]
+def _unpack(key_QK: Tensor, labels_M: Tensor, index_bits: int) -> tuple[Tensor, Tensor]:
+    """Unpack similarities and labels from keys."""
+    reversed_QK = key_QK & (2**index_bits - 1)
+    similarity_QK = (key_QK - reversed_QK).double() / 2.0**61
+    return similarity_QK, labels_M[len(labels_M) - reversed_QK]
 
 
-def _normalised(rows: Array, device: torch.device) -> Tensor:
+def _normalise(rows: Array, device: torch.device) -> Tensor:
     return F.normalize(torch.as_tensor(rows).to(device, torch.float64), dim=-1)
 
 
 def vote(similarity_QK: Tensor, label_QK: Tensor, ks: Sequence[int], classes: int) -> dict[int, Tensor]:
-    """The class with most weight among the k nearest, by k; neighbours come nearest first."""
+    """The class with the largest weight among the k nearest, by k; neighbours are sorted, nearest first."""
     # Subtracting the largest similarity changes no vote and keeps the exponential finite.
     weight_QK = ((similarity_QK - similarity_QK[:, :1]) / TEMPERATURE).exp()
     predicted = {}
@@ -100,7 +100,7 @@ def vote(similarity_QK: Tensor, label_QK: Tensor, ks: Sequence[int], classes: in
 
 
 def check_ks(ks: Sequence[int]) -> list[int]:
-    """Numbers of neighbours, if they are such."""
+    """The numbers of neighbours as a list; raises UserError if one is not positive."""
     if not ks or min(ks) < 1:
         raise UserError(f"ks={list(ks)} must be positive numbers of neighbours")
     return list(ks)
@@ -109,11 +109,11 @@ def check_ks(ks: Sequence[int]) -> list[int]:
 def classify(
     bank: Features, queries: Features, ks: Sequence[int], classes: Sequence[str], processes: Processes
 ) -> dict[str, Predictions]:
-    """Answers of the nearest neighbours: keys `knn_<k>_<cls or mean>`, for each kind of feature."""
-    answers: dict[str, Predictions] = {}
+    """k-NN predictions for each kind of feature: keys `knn_<k>_<cls or mean>`."""
+    predictions: dict[str, Predictions] = {}
     for kind in bank.by_kind:
-        found = nearest_neighbours(
+        predicted = nearest_neighbours(
             bank.by_kind[kind], bank.labels_M, queries.by_kind[kind], ks, len(classes), processes
         )
-        answers |= {f"knn_{k}_{kind}": Predictions(found[k], queries.labels_M, classes) for k in ks}
-    return answers
+        predictions |= {f"knn_{k}_{kind}": Predictions(predicted[k], queries.labels_M, classes) for k in ks}
+    return predictions

@@ -1,4 +1,4 @@
-"""k-nearest-neighbour accuracy of an encoder while it is pretrained."""
+"""k-nearest-neighbour accuracy of an encoder during pretraining."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class OnlineKNN:
 
     Args:
         ks: numbers of neighbours.
-        batch_size: images at a time on each process.
-        max_bank: at most so many labelled training images (a random choice, fixed by the seed); null for all.
-        max_queries: at most so many held-out images, likewise.
+        batch_size: images per batch on each process.
+        max_bank: largest number of labelled training images (a random subset, fixed by the seed); null for all.
+        max_queries: largest number of held-out images, likewise.
     """
 
     def __init__(self, ks: Sequence[int], batch_size: int, max_bank: int | None, max_queries: int | None) -> None:
@@ -39,8 +39,8 @@ class OnlineKNN:
         labelled, held_out = data.labelled_and_held_out()
         bank = self._features(encode, data, labelled, self.max_bank, run, "k-NN bank")
         queries = self._features(encode, data, held_out, self.max_queries, run, "k-NN queries")
-        answers = classify(bank, queries, self.ks, data.splits.classes, run.processes)
-        return {name: answer.accuracy for name, answer in answers.items()}
+        predictions = classify(bank, queries, self.ks, data.splits.classes, run.processes)
+        return {name: prediction.accuracy for name, prediction in predictions.items()}
 
     def _features(
         self, encode: Encode, data: ImageData, images: ImageSet, limit: int | None, run: Run, title: str

@@ -1,1 +1,1 @@
-"""Encoders written for other libraries."""
+"""Export of encoders for other libraries."""

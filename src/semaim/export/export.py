@@ -1,7 +1,8 @@
-"""An encoder written for other tools: a folder that timm or transformers loads by itself.
+"""Export of an encoder to a folder that timm or transformers loads without semaim.
 
-It holds `model.safetensors`, `config.json` and a model card. A fine-tuned classifier keeps its head. The checkpoint is
-what evaluations take: a run folder, a checkpoint file, or a file of another project. The folder is itself a checkpoint.
+The folder holds `model.safetensors`, `config.json` and a model card. A fine-tuned classifier keeps its head. The
+checkpoint is a run folder, a checkpoint file, or a file of another project, as for evaluations. The exported folder is
+also a checkpoint.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ WEIGHTS, CARD = "model.safetensors", "README.md"
 
 @dataclass(frozen=True)
 class Options:
-    """What to export, and how.
+    """Options of an export.
 
     Attributes:
         checkpoint: run folder or checkpoint file.
@@ -36,9 +37,9 @@ class Options:
         output: folder to write; None for one inside or beside the checkpoint.
         overwrite: replace an earlier export.
         ema: take the moving average of the weights.
-        num_heads: attention heads, where the file does not tell them.
-        architecture: timm model of another project's file, where its weights do not tell it.
-        mlflow: also log the model to the MLflow run that it is from.
+        num_heads: number of attention heads, if the file does not contain it.
+        architecture: timm model of another project's file, if its weights do not determine it.
+        mlflow: also log the model to its MLflow run.
     """
 
     checkpoint: str
@@ -56,7 +57,7 @@ class Options:
 
 
 def export(options: Options) -> None:
-    """Read, write, and say what can be typed next.
+    """Export a checkpoint and print commands that the user may run next.
 
     Raises:
         UserError: if the checkpoint cannot be exported in this format, or the folder cannot be written.
@@ -68,12 +69,12 @@ def export(options: Options) -> None:
     output = Path(options.output).expanduser() if options.output else default_output(path, options.format)
     run = run_folder_of(path)
     tracked = tracked_run(run, path) if options.mlflow else None
-    check_place(output, content, options.overwrite)
+    check_output(output, content, options.overwrite)
     write(output, content, card(model, stored, run, content, output))
     parameters = sum(value.numel() for value in content.weights.values())
     print(f"exported: {output} ({count(parameters)} weights, for {content.tool})")
     if not model.normalisation_known:
-        print("note: how its images were normalised is not known; the folder says ImageNet's mean and deviation")
+        print("note: the normalisation of its images is not known; the folder has ImageNet's mean and deviation")
     print(f"load it:\n\n{indented(content.snippet(output))}\n")
     evaluate = program("run", "task=knn", f"checkpoint={value_text(str(output))}")
     print(f"evaluate it: {evaluate} data=...")
@@ -83,30 +84,30 @@ def export(options: Options) -> None:
 
 
 def default_output(path: Path, format: str) -> Path:
-    """Where an export goes by itself: into a folder, beside a file."""
+    """Default output: inside a checkpoint folder, next to a checkpoint file."""
     return path / format if path.is_dir() else path.with_name(f"{path.stem}-{format}")
 
 
-def check_place(output: Path, content: Content, overwrite: bool) -> None:
-    """Raise UserError if something is there that is not to be, or must not be, replaced."""
+def check_output(output: Path, content: Content, overwrite: bool) -> None:
+    """Raise UserError if the output exists and may not be replaced."""
     if not output.exists():
         return
     if not overwrite:
         raise UserError(f"--output {output} exists: choose another folder, or replace it with --overwrite")
     known = {WEIGHTS, CARD, *content.settings, "preprocessor_config.json"}
-    if not output.is_dir() or (others := sorted(file.name for file in output.iterdir() if file.name not in known)):
-        what = f"holds {others[0]}" if output.is_dir() else "is a file"
-        raise UserError(f"--output {output} {what}, which no export wrote, so it is not replaced: choose another")
+    if not output.is_dir() or (unknown := sorted(file.name for file in output.iterdir() if file.name not in known)):
+        problem = f"holds {unknown[0]}" if output.is_dir() else "is a file"
+        raise UserError(f"--output {output} {problem}, which no export wrote, so it is not replaced: choose another")
 
 
 def write(output: Path, content: Content, text: str) -> None:
-    """Write the folder under another name, and put it in its place when it is complete.
+    """Write the folder under a temporary name, and rename it when it is complete.
 
     Raises:
         UserError: if it cannot be written.
     """
     temporary = output.with_name(f"{output.name}.{uuid.uuid4().hex[:8]}.tmp")
-    replaced = output.with_name(f"{temporary.name}.old")
+    old = output.with_name(f"{temporary.name}.old")
     try:
         temporary.mkdir(parents=True)
         weights = {name: value.contiguous() for name, value in content.weights.items()}
@@ -116,21 +117,21 @@ def write(output: Path, content: Content, text: str) -> None:
             write_json(temporary / name, value)
         write_text(temporary / CARD, text)
         if output.exists():
-            output.rename(replaced)
+            output.rename(old)
         temporary.rename(output)
         fsync_folder(output.parent)
     except OSError as error:
         raise UserError(f"--output {output} cannot be written: {error}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(replaced, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def indented(text: str) -> str:
-    """Lines to copy, set off from the rest."""
+    """Indent lines for display."""
     return "\n".join(f"    {line}" for line in text.splitlines())
 
 
 def mlflow_snippet(uri: str, model_uri: str) -> str:
-    """What loads a logged model."""
+    """Python code that loads a logged model."""
     return f'import mlflow\nmlflow.set_tracking_uri("{uri}")\nmodel = mlflow.pytorch.load_model("{model_uri}")'

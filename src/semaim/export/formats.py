@@ -1,4 +1,4 @@
-"""What an exported encoder's folder holds, for each tool that reads it."""
+"""Content of an exported encoder's folder, for timm and for transformers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from semaim.core.image_size import pair
 from semaim.errors import UserError
 from semaim.models.vit import Pool, as_timm
 
-CROP_RATIO = 0.875  # of SemAIM's evaluation, and of most others
+CROP_RATIO = 0.875  # of SemAIM's evaluation, and the usual value
 
 
 @dataclass(frozen=True)
@@ -27,14 +27,14 @@ class Model:
     """An encoder to export.
 
     Attributes:
-        vit: it, with the head that was trained on it if there is one, in eval mode.
-        sizes: what `build_vit` makes it from.
-        pool: what the head reads.
+        vit: the encoder, with its trained head if it has one, in eval mode.
+        sizes: arguments of `build_vit`.
+        pool: input of the head.
         num_classes: outputs of the head; 0 for none.
         normalisation: of its images.
-        normalisation_known: whether that is known, or ImageNet's values stand for it.
-        crop_ratio: side of the centre crop over the resized image's shorter side.
-        about: what semaim knows of it, for `config.json`.
+        normalisation_known: whether that is known; if not, it is ImageNet's.
+        crop_ratio: side of the centre crop divided by the resized image's shorter side.
+        about: version and origin, for `config.json`.
     """
 
     vit: VisionTransformer
@@ -50,15 +50,15 @@ class Model:
     def of(cls, stored: StoredEncoder) -> Model:
         """The encoder in a checkpoint."""
         vit = (stored.trained_classifier() if stored.num_classes else stored.encoder()).eval()
-        made = vit.architecture["classifier"]
+        classifier = vit.architecture["classifier"]
         about: dict[str, Any] = {"version": semaim.__version__}
         if (origin := stored.origin) is not None:
             about["origin"] = asdict(origin) | {"data": None}
         return cls(
             vit,
-            made["sizes"],
-            made["pool"],
-            made["num_classes"],
+            classifier["sizes"],
+            classifier["pool"],
+            classifier["num_classes"],
             stored.normalisation or IMAGENET,
             stored.normalisation is not None,
             stored.crop_ratio or CROP_RATIO,
@@ -72,19 +72,19 @@ class Model:
 
     @property
     def shorter_side(self) -> int:
-        """What images are resized to, before the centre is cut out."""
+        """Shorter side of resized images, before the centre crop."""
         return round(max(self.image_size) / self.crop_ratio)
 
 
 @dataclass(frozen=True)
 class Content:
-    """What a folder holds.
+    """Content of a folder.
 
     Attributes:
-        tool: who reads it.
-        weights: of `model.safetensors`.
-        settings: JSON files by name.
-        snippet: Python that loads it, given where it is.
+        tool: library that reads it.
+        weights: content of `model.safetensors`.
+        settings: content of JSON files, by name.
+        snippet: Python code that loads a given folder.
     """
 
     tool: str
@@ -99,7 +99,7 @@ def timm_content(model: Model) -> Content:
     mean, std = model.normalisation
     side = max(model.image_size)
     ratio = model.crop_ratio
-    if math.floor(side / ratio) != model.shorter_side:  # timm rounds down, where we round
+    if math.floor(side / ratio) != model.shorter_side:  # timm rounds down, semaim rounds to nearest
         ratio = side / (model.shorter_side + 0.5)
     config = {
         "architecture": name,
@@ -123,13 +123,13 @@ def timm_content(model: Model) -> Content:
         },
         "semaim": model.about,
     }
-    use = "logits = model" if model.num_classes else "tokens = model.forward_features"
+    call = "logits = model" if model.num_classes else "tokens = model.forward_features"
 
     def snippet(folder: Path) -> str:
         return f"""import timm
 model = timm.create_model("local-dir:{folder}", pretrained=True).eval()
 transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
-{use}(transform(image)[None])  # of an image of PIL's"""
+{call}(transform(image)[None])  # of an image of PIL's"""
 
     return Content("timm", model.vit.state_dict(), {"config.json": config}, snippet)
 
@@ -153,13 +153,13 @@ def huggingface_content(model: Model) -> Content:
         "preprocessor_config.json": preprocessor_config(model.image_size, model.shorter_side, mean, std),
     }
     weights = to_huggingface(model.vit.state_dict(), classifier=bool(classes))
-    kind, more = ("AutoModelForImageClassification", "") if classes else ("AutoModel", ", add_pooling_layer=False")
+    kind, options = ("AutoModelForImageClassification", "") if classes else ("AutoModel", ", add_pooling_layer=False")
     result = "logits" if classes else "last_hidden_state"
 
     def snippet(folder: Path) -> str:
         return f"""from transformers import AutoImageProcessor, {kind}
 processor = AutoImageProcessor.from_pretrained("{folder}")
-model = {kind}.from_pretrained("{folder}"{more})
+model = {kind}.from_pretrained("{folder}"{options})
 found = model(**processor(image, return_tensors="pt")).{result}  # of an image of PIL's"""
 
     return Content("transformers", weights, settings, snippet)

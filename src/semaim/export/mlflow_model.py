@@ -1,4 +1,4 @@
-"""An encoder logged to the MLflow run that it is from, as a plain model of timm's, which loads without semaim."""
+"""Logs an encoder to its MLflow run, as a plain timm model that loads without semaim."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from semaim.core.image_size import pair
 from semaim.errors import UserError
 from semaim.runs.folder import RunFolder
 from semaim.tracking.delivery import Delivery
-from semaim.tracking.store import refusal
+from semaim.tracking.store import failure_reason
 
 
 def tracked_run(run: Path | None, checkpoint: Path) -> Delivery:
-    """The MLflow run of a run folder, made and brought up to date if need be.
+    """The MLflow run of a run folder; delivers the folder first.
 
     Raises:
-        UserError: if the checkpoint lies in no run folder, its run was not tracked, or the store is out of reach.
+        UserError: if the checkpoint is not in a run folder, its run was not tracked, or the store is unreachable.
     """
     if run is None or not (run / "mlflow.json").is_file():
         raise UserError(f"mlflow=true: checkpoint={checkpoint} is not of a run that MLflow tracked")
@@ -30,33 +30,33 @@ def tracked_run(run: Path | None, checkpoint: Path) -> Delivery:
         delivery.deliver()
     except UserError:
         raise
-    except Exception as error:  # MLflow and what lies below it raise many kinds
+    except Exception as error:  # MLflow and its dependencies raise many types
         store = delivery.state["uri"]
-        raise UserError(f"mlflow=true: MLflow at {store} does not answer ({refusal(store, error)})") from error
+        raise UserError(f"mlflow=true: MLflow at {store} does not answer ({failure_reason(store, error)})") from error
     return delivery
 
 
 def log_model(vit: VisionTransformer, name: str, delivery: Delivery) -> tuple[str, str]:
-    """Log a model with its signature and an example of its input.
+    """Log a model with its signature and an input example.
 
-    The run keeps its status and its time. The model maps normalised images (B, 3, H, W) to logits (B, classes), or
+    The run keeps its status and its times. The model maps normalised images (B, 3, H, W) to logits (B, classes), or
     without a head to features (B, D).
 
     Returns:
         address of the store, and of the model in it.
 
     Raises:
-        UserError: if the store does not take it.
+        UserError: if the store does not accept it.
     """
     import mlflow
     import mlflow.pytorch
     from mlflow.models import Model
 
     uri, run_id = delivery.state["uri"], delivery.state["run_id"]
-    logging.getLogger("mlflow").setLevel(logging.ERROR)  # it warns of pickles, which is how modules are kept
+    logging.getLogger("mlflow").setLevel(logging.ERROR)  # it warns of pickles, the format of modules
     example_BCHW = np.zeros((1, 3, *pair(vit.patch_embed.img_size)), np.float32)
-    as_module = {"serialization_format": "pickle"}  # a graph alone would have no tokens and could not learn
-    known = inspect.signature(mlflow.pytorch.save_model).parameters
+    module_format = {"serialization_format": "pickle"}  # a traced graph has no token outputs and cannot be trained
+    parameters = inspect.signature(mlflow.pytorch.save_model).parameters
     try:
         mlflow.set_tracking_uri(uri)
         mlflow.set_experiment(experiment_id=mlflow.get_run(run_id).info.experiment_id)
@@ -68,8 +68,8 @@ def log_model(vit: VisionTransformer, name: str, delivery: Delivery) -> tuple[st
             pytorch_model=vit,
             input_example=example_BCHW,
             pip_requirements=[f"{package}=={version(package)}" for package in ("torch", "timm", "numpy")],
-            **{key: value for key, value in as_module.items() if key in known},
+            **{key: value for key, value in module_format.items() if key in parameters},
         )
-    except Exception as error:  # MLflow and what lies below it raise many kinds
-        raise UserError(f"mlflow=true: MLflow at {uri} does not take the model ({error})") from error
+    except Exception as error:  # MLflow and its dependencies raise many types
+        raise UserError(f"mlflow=true: MLflow at {uri} does not accept the model ({error})") from error
     return uri, logged.model_uri

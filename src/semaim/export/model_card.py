@@ -1,4 +1,4 @@
-"""The model card of an exported encoder: what it is, how it was trained, how to load it."""
+"""The model card of an exported encoder: architecture, training, how to load it."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from semaim.export.formats import Content, Model
 
 
 def run_folder_of(path: Path) -> Path | None:
-    """The run folder that a checkpoint lies in, or is."""
-    places = (path, path.parent, path.parent.parent)
-    return next((place for place in places if (place / "environment.json").is_file()), None)
+    """The run folder that contains a checkpoint or is the checkpoint."""
+    candidates = (path, path.parent, path.parent.parent)
+    return next((candidate for candidate in candidates if (candidate / "environment.json").is_file()), None)
 
 
 def card(model: Model, stored: StoredEncoder, run: Path | None, content: Content, folder: Path) -> str:
-    """Markdown, with the header that model hubs read."""
+    """The model card in Markdown, with the header for model hubs."""
     h, w = model.image_size
     vit = model.vit
     kind = f"classifier of {model.num_classes} classes" if model.num_classes else "encoder"
     parameters = sum(p.numel() for p in vit.parameters())
     patch = vit.patch_embed.patch_size[0]
     mean, std = (", ".join(f"{value:.6g}" for value in values) for values in model.normalisation)
-    known = "" if model.normalisation_known else " (assumed: the checkpoint does not say)"
-    read = "the mean of the patch tokens, then normed" if model.pool == "mean" else "the class token"
+    assumption = "" if model.normalisation_known else " (assumed: the checkpoint does not say)"
+    pooling = "the mean of the patch tokens, then normed" if model.pool == "mean" else "the class token"
     return f"""---
 library_name: {content.tool}
 pipeline_tag: image-{"classification" if model.num_classes else "feature-extraction"}
@@ -35,10 +35,10 @@ tags: [semaim]
 
 A vision transformer ({kind}): {parameters:,} parameters, width {vit.embed_dim}, {len(vit.blocks)} blocks,
 {vit.blocks[0].attn.num_heads} heads, images of {h}x{w} pixels in patches of {patch}.
-The feature of an image is {read}.
+The feature of an image is {pooling}.
 
 Images are resized so that the shorter side has {model.shorter_side} pixels (bicubic), the centre of {h}x{w} is cut out,
-and colours are normalised by mean {mean} and deviation {std}{known}.
+and colours are normalised by mean {mean} and deviation {std}{assumption}.
 
 ## Load
 
@@ -50,7 +50,7 @@ and colours are normalised by mean {mean} and deviation {std}{known}.
 
 
 def history(model: Model, stored: StoredEncoder, run: Path | None) -> str:
-    """How it was trained, as far as that is known."""
+    """The section on training, with what is known of it."""
     rows: dict[str, Any] = {"checkpoint": stored.path}
     if (origin := stored.origin) is not None:
         rows |= {key.removeprefix("pretrained."): value for key, value in origin.tags.items()}

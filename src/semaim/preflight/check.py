@@ -1,10 +1,10 @@
-"""What would make jobs fail hours later, found before they are queued.
+"""Checks of runs and sweeps before they are queued, for problems that would make jobs fail hours later.
 
-It takes exactly what `semaim run` takes, with `-m`, `then=[...]` and `hydra/launcher=...`. Every point of a
-sweep, and every evaluation after it, is composed; its data are opened and an image of each part is read (data that a
-run would download are downloaded); its networks are built without memory, but for the weights of a teacher, which are
-fetched and read; its run folder, its tracking store and what it asks of SLURM are looked at. No run is started and no
-run folder written. It prints a table of what each run is and costs, and a line for each problem.
+The arguments are exactly those of `semaim run`, with `-m`, `then=[...]` and `hydra/launcher=...`. Every point of a
+sweep, and every follow-up evaluation, is composed. Its data are opened and an image of each part is read (data that a
+run would download are downloaded). Its networks are built without memory; only the weights of a teacher are fetched and
+read. Its run folder, tracking store and SLURM request are checked. No run is started and no run folder is written. The
+result is a table of runs and costs, and a line for each problem.
 """
 
 from __future__ import annotations
@@ -36,8 +36,9 @@ from semaim.core.formatting import count, duration, plural
 from semaim.data.image_data import ImageData
 from semaim.errors import UserError
 from semaim.lifecycle import stored_result
-from semaim.preflight.estimate import TFLOPS, CheckReport, CheckRow, build_task, estimate, first_image, opened
+from semaim.preflight.estimate import TFLOPS, build_task, estimate, first_image, open_data
 from semaim.preflight.slurm_nodes import SlurmRequest, slurm_problems
+from semaim.preflight.table import CheckReport, CheckRow
 from semaim.runs.folder import RunFolder
 from semaim.tracking.store import unreachable
 
@@ -50,119 +51,121 @@ def check_sweep(
     launcher: Mapping[str, Any] | None = None,
     tflops: float = TFLOPS,
 ) -> CheckReport:
-    """Look at every run of a sweep without starting any. A mistake at one point leaves the others to be looked at.
+    """Check every run of a sweep without starting any. A problem of one point does not affect the check of the others.
 
     Args:
         points: command line of each run, without Hydra's own options.
-        folders: configuration folders besides our own.
-        launcher: its options, resolved (cfg.hydra.launcher); None where this process computes by itself.
+        folders: additional configuration folders.
+        launcher: its options, resolved (cfg.hydra.launcher); None for runs in this process.
         tflops: TFLOP/s that a GPU sustains in training, for the GPU-hours.
     """
-    before = GlobalHydra.instance().hydra  # composing replaces it, and a sweep may be under way in this process
+    previous = GlobalHydra.instance().hydra  # composing replaces it, and this process may be running a sweep
     try:
-        return _Check(folders, SlurmRequest.of(launcher or {}), tflops).run(points)
+        return _SweepCheck(folders, SlurmRequest.of(launcher or {}), tflops).run(points)
     finally:
-        GlobalHydra.instance().hydra = before
+        GlobalHydra.instance().hydra = previous
 
 
-class _Check:
-    """One look at a sweep. What several runs share is looked at once."""
+class _SweepCheck:
+    """One check of a sweep. Data and stores shared by several runs are checked once."""
 
-    def __init__(self, folders: Sequence[str], asked: SlurmRequest, tflops: float) -> None:
-        self.folders, self.asked, self.tflops = folders, asked, tflops
-        self.found: dict[str, list[str]] = {}  # messages, and the runs that each is about
+    def __init__(self, folders: Sequence[str], request: SlurmRequest, tflops: float) -> None:
+        self.folders, self.request, self.tflops = folders, request, tflops
+        self.messages: dict[str, list[str]] = {}  # messages, and the runs with this problem
         self.rows: list[CheckRow] = []
         self.data: dict[str, ImageData | Exception] = {}
         self.stores: dict[str, str | None] = {}
-        self.places: set[Path] = set()
+        self.run_dirs: set[Path] = set()
 
     def run(self, points: Sequence[Sequence[str]]) -> CheckReport:
         common = set.intersection(*map(set, points)) if len(points) > 1 else set(*points)
         labels = [" ".join(word for word in point if word not in common) for point in points]
         for point, label in zip(points, labels, strict=True):
-            self.point(list(point), label)
-        with self.noting(""):
-            self.disk()
-        problems = slurm_problems(self.asked)
-        for message, where in self.found.items():
-            # what is wrong with a run needs not be said of its evaluations too, nor of every run of a sweep
+            self.check_point(list(point), label)
+        with self.recording(""):
+            self.check_disk()
+        problems = slurm_problems(self.request)
+        for message, where in self.messages.items():
+            # a problem of a run is not repeated for its evaluations; one of all runs is shown without their names
             runs = [run for run in dict.fromkeys(where) if THEN not in run or run.split(THEN)[0] not in where]
             named = [] if {*labels} <= {*runs} else [run.strip() for run in runs if run]
             shown = "; ".join(named[:3]) + (f"; and {len(named) - 3} more" if len(named) > 3 else "")
             problems.append(message + (f" [{shown}]" if named else ""))
-        return CheckReport(problems, self.notes(), self.rows, len(points), self.asked.processes, self.tflops)
+        return CheckReport(problems, self.notes(), self.rows, len(points), self.request.processes, self.tflops)
 
     @contextmanager
-    def noting(self, run: str) -> Iterator[None]:
-        """An error within is a problem of a run, and ends only what is within."""
+    def recording(self, run: str) -> Iterator[None]:
+        """Record an error in this block as a problem of a run; the check continues after the block."""
         try:
             yield
-        except Exception as error:  # also a fault of the program would end the job
-            self.found.setdefault(in_a_line(error), []).append(run)
+        except Exception as error:  # also faults of the program, which would end the job
+            self.messages.setdefault(one_line(error), []).append(run)
 
-    def point(self, overrides: list[str], label: str) -> None:
-        """A run, and the evaluations after it."""
+    def check_point(self, overrides: list[str], label: str) -> None:
+        """Check a run and its follow-up evaluations."""
         row = CheckRow(" ".join(overrides))
         self.rows.append(row)
-        with self.noting(label):
+        with self.recording(label):
             spec = compose_run_spec(overrides, self.folders)
             row.name = spec.cfg.run_name
-            with self.noting(label):
-                if (place := Path(spec.cfg.run_dir).absolute()) in self.places:
+            with self.recording(label):
+                if (run_dir := Path(spec.cfg.run_dir).absolute()) in self.run_dirs:
                     raise UserError(f"several points of this sweep are the same run, {spec.cfg.run_dir}: leave "
-                                    f"run_name to be made of the options, and sweep over what differs")  # fmt: skip
-                self.places.add(place)
-            built = self.run_spec(spec, row, label, spec.cfg)
-            for after in follow_ups(spec) if spec.cfg.then else []:
-                self.rows.append(CheckRow(after.cfg.run_name))
-                cfg = after.cfg.copy()  # with the encoder that its checkpoint will hold
+                                    f"run_name at its default, and sweep over what differs")  # fmt: skip
+                self.run_dirs.add(run_dir)
+            built = self.check_run(spec, row, label, spec.cfg)
+            for follow_up in follow_ups(spec) if spec.cfg.then else []:
+                self.rows.append(CheckRow(follow_up.cfg.run_name))
+                cfg = follow_up.cfg.copy()  # with the encoder of its future checkpoint
                 cfg.model, cfg.target, cfg.checkpoint = spec.cfg.model, spec.cfg.target, RANDOM
-                self.run_spec(after, self.rows[-1], f"{label}{THEN}{after.choices['task']}", cfg if built else None)
+                self.check_run(
+                    follow_up, self.rows[-1], f"{label}{THEN}{follow_up.choices['task']}", cfg if built else None
+                )
 
-    def run_spec(self, spec: RunSpec, row: CheckRow, label: str, built_as: DictConfig | None) -> bool:
-        """Everything about a run, whose networks are built by a configuration (None: not at all); whether they were."""
+    def check_run(self, spec: RunSpec, row: CheckRow, label: str, network_cfg: DictConfig | None) -> bool:
+        """Check a run, with networks built from `network_cfg` (None: not built); returns whether they were built."""
         cfg, config = spec.cfg, spec.config
-        with self.noting(label):
-            self.device(cfg.device)
-        with self.noting(label):
-            self.folder(RunFolder(Path(config["run_dir"])), config, row)
-        with self.noting(label):
-            self.tracking(cfg)
-        with self.noting(label):
+        with self.recording(label):
+            self.check_device(cfg.device)
+        with self.recording(label):
+            self.check_folder(RunFolder(Path(config["run_dir"])), config, row)
+        with self.recording(label):
+            self.check_tracking(cfg)
+        with self.recording(label):
             if config["seed"] < 0:
                 raise UserError(f"seed={config['seed']} must not be negative")
         task: Any = None
-        with self.noting(label):
-            row.data = self.images(cfg)
-            if built_as is not None:
-                task = build_task(built_as, row.data)
-                on_gpu = cfg.device != "cpu" and (self.asked.gpus > 0 or torch.cuda.is_available())
-                row.cost = estimate(task, config["seed"], self.asked.processes, on_gpu)
-                task.check(config["seed"], Processes(0, self.asked.processes, torch.device("cpu")))
-        with self.noting(label):
+        with self.recording(label):
+            row.data = self.data_of(cfg)
+            if network_cfg is not None:
+                task = build_task(network_cfg, row.data)
+                on_gpu = cfg.device != "cpu" and (self.request.gpus > 0 or torch.cuda.is_available())
+                row.cost = estimate(task, config["seed"], self.request.processes, on_gpu)
+                task.check(config["seed"], Processes(0, self.request.processes, torch.device("cpu")))
+        with self.recording(label):
             if (training := getattr(task, "training", None)) is not None:
                 training.transform(first_image(training.images, training.max_unreadable))
         return task is not None
 
-    def device(self, name: str) -> None:
-        """Raise UserError if the device is not there, or not for every process."""
-        kind, gpus, tasks = name.split(":")[0], self.asked.gpus, self.asked.tasks
-        if kind not in ("auto", "cuda") or not (self.asked.slurm or torch.cuda.is_available()):
+    def check_device(self, name: str) -> None:
+        """Raise UserError if the device does not exist, or not for every process."""
+        kind, gpus, tasks = name.split(":")[0], self.request.gpus, self.request.tasks
+        if kind not in ("auto", "cuda") or not (self.request.slurm or torch.cuda.is_available()):
             choose_device(name)
-        if kind == "cuda" and self.asked.slurm and not gpus:
+        if kind == "cuda" and self.request.slurm and not gpus:
             raise UserError(f"device={name}, but the launcher asks for no GPU: set hydra.launcher.gpus_per_node")
         if kind in ("auto", "cuda") and 0 < gpus < tasks:
             raise UserError(f"hydra.launcher.tasks_per_node={tasks} processes would share {gpus} GPUs: lower it")
 
-    def folder(self, folder: RunFolder, config: dict[str, Any], row: CheckRow) -> None:
-        """How far the run is; raise UserError if it cannot go on there."""
+    def check_folder(self, folder: RunFolder, config: dict[str, Any], row: CheckRow) -> None:
+        """Set the run's state in the table; raise UserError if it cannot start or continue in its folder."""
         row.state = "new"
         if not writable(folder.path):
             raise UserError(f"the run folder {folder.path} cannot be made: set runs_dir")
         if not (folder.path / "config.yaml").exists():
             return
         row.state = "of another configuration"
-        folder.settle_config(config)  # which writes nothing where there is one
+        folder.settle_config(config)  # compares only: the file exists
         row.finished = stored_result(folder, config) is not None
         if not row.finished and folder.is_locked():
             raise UserError(f"the run folder {folder.path} is in use: wait for that run, or stop it")
@@ -170,46 +173,49 @@ class _Check:
             row.done = saved[-1][0]
         row.state = "finished" if row.finished else f"continues from step {row.done}" if row.done else "begins anew"
 
-    def tracking(self, cfg: DictConfig) -> None:
-        """Raise UserError if the tracking store is out of reach; asked once."""
+    def check_tracking(self, cfg: DictConfig) -> None:
+        """Raise UserError if the tracking store is unreachable; each store is checked once."""
         uri = getattr(instantiate(cfg.tracking, _convert_="all"), "uri", None)
         if uri is not None and uri not in self.stores:
             self.stores[uri] = unreachable(uri)
         if uri is not None and (reason := self.stores[uri]) is not None:
             raise UserError(f"tracking.uri={uri}: {reason}, or set tracking=none")
 
-    def images(self, cfg: DictConfig) -> ImageData:
-        """The data of a run, opened once for all that have the same."""
+    def data_of(self, cfg: DictConfig) -> ImageData:
+        """The data of a run; data shared by several runs are opened once."""
         key = json.dumps(OmegaConf.to_container(cfg.data, resolve=True), sort_keys=True)
         if key not in self.data:
             try:
-                self.data[key] = opened(cfg.data)
-            except Exception as error:  # which every run on these data is to meet
+                self.data[key] = open_data(cfg.data)
+            except Exception as error:  # raised again for every run with these data
                 self.data[key] = error
-        if isinstance(found := self.data[key], Exception):
-            raise found
-        return found
+        if isinstance(data := self.data[key], Exception):
+            raise data
+        return data
 
-    def disk(self) -> None:
+    def check_disk(self) -> None:
         """Raise UserError if the checkpoints of new runs do not fit on the disk."""
-        if not self.places:
+        if not self.run_dirs:
             return
-        there = existing(next(iter(self.places)))
+        folder = existing(next(iter(self.run_dirs)))
         needed = sum(row.cost.checkpoints for row in self.rows if row.cost and row.state == "new")
-        if needed > (free := shutil.disk_usage(there).free):
-            raise UserError(f"the checkpoints will take {count(needed, 'B')}, but {there} has {count(free, 'B')} free: "
-                            f"make room, or raise trainer.milestone_every_epochs")  # fmt: skip
+        if needed > (free := shutil.disk_usage(folder).free):
+            raise UserError(f"the checkpoints will take {count(needed, 'B')}, but {folder} has {count(free, 'B')} "
+                            f"free: make room, or raise trainer.milestone_every_epochs")  # fmt: skip
 
     def notes(self) -> list[str]:
-        """What will work, but perhaps not as it is meant."""
-        notes, asked = [], self.asked
-        if asked.gpus > asked.tasks:
+        """Notes on what works, but may not be intended."""
+        notes, request = [], self.request
+        if request.gpus > request.tasks:
             notes.append(
-                f"of {asked.gpus} GPUs on each node, {plural(asked.tasks, 'process', 'es')} will use one each: "
-                f"hydra.launcher.tasks_per_node={asked.gpus} would use them all"
+                f"of {request.gpus} GPUs on each node, {plural(request.tasks, 'process', 'es')} will use one each: "
+                f"hydra.launcher.tasks_per_node={request.gpus} would use them all"
             )
-        longest = max((row.gpu_hours(self.tflops) for row in self.rows), default=0.0) * 3600 / asked.processes
-        if asked.gpus and longest > (limit := asked.minutes * 60 * (1 + asked.options.get("max_num_timeout", 0))) > 0:
+        longest = max((row.gpu_hours(self.tflops) for row in self.rows), default=0.0) * 3600 / request.processes
+        if (
+            request.gpus
+            and longest > (limit := request.minutes * 60 * (1 + request.options.get("max_num_timeout", 0))) > 0
+        ):
             notes.append(
                 f"the longest run takes about {duration(longest)}, but is ended after {duration(limit)}: raise "
                 f"hydra.launcher.timeout_min or hydra.launcher.max_num_timeout"
@@ -217,18 +223,18 @@ class _Check:
         return notes
 
 
-def in_a_line(error: Exception) -> str:
-    """What is wrong, as its user is told, in one line; a fault of the program with its kind."""
+def one_line(error: Exception) -> str:
+    """The message of an error in one line; faults of the program with their type."""
     first, *others = (explain(error) or f"{type(error).__name__}: {error}").strip().splitlines()
     for line in filter(None, map(str.strip, others)):
         first += (" " if first.endswith((":", ".")) else "; ") + line
     return first
 
 
-def expanded(
+def expand(
     words: Sequence[str], folders: Sequence[str], multirun: bool
 ) -> tuple[list[list[str]], dict[str, Any], list[str]]:
-    """The command line of each run, the launcher's options (none for a run in this process), and what is wrong there.
+    """The command line of each run, the launcher's options (none for runs in this process), and their problems.
 
     Raises:
         UserError: for a sweeper other than Hydra's basic one.
@@ -236,42 +242,46 @@ def expanded(
     """
     parser, problems = OverridesParser.create(), []
     parsed = parser.parse_overrides(list(words))
-    of_hydra = [str(each.input_line) for each in parsed if each.is_hydra_override()]
-    own = [str(each.input_line) for each in parsed if not each.is_hydra_override()]
-    fixed = [str(each.input_line) for each in parsed if not each.is_hydra_override() and not each.is_sweep_override()]
+    hydra_overrides = [str(each.input_line) for each in parsed if each.is_hydra_override()]
+    own_overrides = [str(each.input_line) for each in parsed if not each.is_hydra_override()]
+    not_swept = [
+        str(each.input_line) for each in parsed if not each.is_hydra_override() and not each.is_sweep_override()
+    ]
     try:
-        cfg = composition([*of_hydra, *fixed], folders, return_hydra_config=True).hydra
-    except Exception:  # a mistake in a run's options is told with the run
+        cfg = composition([*hydra_overrides, *not_swept], folders, return_hydra_config=True).hydra
+    except Exception:  # mistakes in a run's options are reported with the run
         try:
-            cfg = composition(of_hydra, folders, return_hydra_config=True).hydra
+            cfg = composition(hydra_overrides, folders, return_hydra_config=True).hydra
         except Exception as error:
-            problems.append(in_a_line(error))
+            problems.append(one_line(error))
             cfg = composition((), folders, return_hydra_config=True).hydra
-    if not (multirun or cfg.mode == RunMode.MULTIRUN or any(word.startswith("hydra/launcher=") for word in of_hydra)):
-        return [own], {}, problems
+    if not (
+        multirun or cfg.mode == RunMode.MULTIRUN or any(word.startswith("hydra/launcher=") for word in hydra_overrides)
+    ):
+        return [own_overrides], {}, problems
     if not cfg.sweeper._target_.endswith("BasicSweeper"):
         raise UserError(
-            f"hydra/sweeper={cfg.sweeper._target_}: only the points of Hydra's basic sweeper are known here"
+            f"hydra/sweeper={cfg.sweeper._target_}: only the points of Hydra's basic sweeper can be checked"
         )
     swept = [f"{key}={value}" for key, value in (cfg.sweeper.params or {}).items()]
-    (points,) = BasicSweeper.split_arguments(parser.parse_overrides([*swept, *own]), None)
-    told = {"name", "submitit_folder"}  # what they are, Hydra knows only once it launches
-    return points, {key: cfg.launcher[key] for key in cfg.launcher if key not in told}, problems
+    (points,) = BasicSweeper.split_arguments(parser.parse_overrides([*swept, *own_overrides]), None)
+    runtime_keys = {"name", "submitit_folder"}  # Hydra sets them at launch
+    return points, {key: cfg.launcher[key] for key in cfg.launcher if key not in runtime_keys}, problems
 
 
 def check_command_line(
     overrides: Sequence[str], multirun: bool = False, config_dir: Path | None = None, tflops: float | None = None
 ) -> CheckReport:
-    """Check what a command line asks for.
+    """Check the runs of a command line.
 
     Args:
-        overrides: options of the run, as `semaim run` takes them.
+        overrides: options of the run, as for `semaim run`.
         multirun: whether they are a sweep.
-        config_dir: a configuration folder besides our own.
-        tflops: TFLOP/s that a GPU sustains in training; None for the usual.
+        config_dir: an additional configuration folder.
+        tflops: TFLOP/s that a GPU sustains in training; None for the default.
 
     Raises:
-        UserError: for an option that makes no sense.
+        UserError: for an invalid option.
         hydra.errors.HydraException: for what cannot be parsed.
     """
     if config_dir is not None and not config_dir.is_dir():
@@ -279,7 +289,7 @@ def check_command_line(
     if tflops is not None and not tflops > 0:
         raise UserError(f"--tflops {tflops:g} must be positive")
     folders = [] if config_dir is None else [f"file://{config_dir.absolute()}"]
-    points, launcher, problems = expanded(overrides, folders, multirun)
+    points, launcher, problems = expand(overrides, folders, multirun)
     checked = check_sweep(points, folders, launcher, tflops or TFLOPS)
     checked.problems[:0] = problems
     return checked

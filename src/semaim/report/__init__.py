@@ -1,1 +1,1 @@
-"""Evaluations in an MLflow store, as tables and plots."""
+"""Tables and plots of the evaluations in an MLflow store."""

@@ -1,4 +1,4 @@
-"""Accuracies during pretraining, for the report: how well each order does after how many epochs."""
+"""Online accuracies during pretraining, for the report."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ ONLINE = "online/"
 
 
 def curves(uri: str, evaluations: Sequence[Any]) -> list[CurvePoint]:
-    """What was measured while the encoders of these evaluations were pretrained; of several seeds the mean.
+    """Online accuracies from the pretraining of these evaluations' encoders, averaged over seeds.
 
     Args:
         uri: of the store.
-        evaluations: runs of it.
+        evaluations: its evaluation runs.
     """
     from mlflow import MlflowClient
 
@@ -35,18 +35,24 @@ def curves(uri: str, evaluations: Sequence[Any]) -> list[CurvePoint]:
             for epoch, accuracy in points:
                 values[f"{title(metric)}, {method.pretrained_on}", label(method)][epoch].append(accuracy)
     return [
-        CurvePoint(panel, line, epoch, statistics.fmean(found), statistics.stdev(found) if len(found) > 1 else None)
+        CurvePoint(
+            panel,
+            line,
+            epoch,
+            statistics.fmean(accuracies),
+            statistics.stdev(accuracies) if len(accuracies) > 1 else None,
+        )
         for (panel, line), by_epoch in sorted(values.items())
-        for epoch, found in sorted(by_epoch.items())
+        for epoch, accuracies in sorted(by_epoch.items())
     ]
 
 
 def history(client: Any, run: Any) -> dict[str, list[tuple[float, float]]]:
-    """Of each online metric of a pretraining the epochs and values."""
-    passed = [point for point in client.get_metric_history(run.info.run_id, "train/epoch") if point.step]
-    if not passed:
+    """Epochs and values of each online metric of a pretraining run."""
+    epochs_logged = [point for point in client.get_metric_history(run.info.run_id, "train/epoch") if point.step]
+    if not epochs_logged:
         return {}
-    per_step = passed[-1].value / passed[-1].step
+    per_step = epochs_logged[-1].value / epochs_logged[-1].step
     return {
         metric: [
             (round(point.step * per_step, 2), point.value)
@@ -58,7 +64,7 @@ def history(client: Any, run: Any) -> dict[str, list[tuple[float, float]]]:
 
 
 def title(metric: str) -> str:
-    """What an online metric measures, for people."""
+    """Title of an online metric."""
     name = metric.removeprefix(ONLINE)
-    known = evaluation(f"eval/{name}")
-    return f"online {known.title if known else name.replace('_', ' ')}"
+    known_evaluation = evaluation(f"eval/{name}")
+    return f"online {known_evaluation.title if known_evaluation else name.replace('_', ' ')}"

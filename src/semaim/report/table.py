@@ -1,4 +1,4 @@
-"""What the report shows and how it looks: rows and figures, the Markdown tables, the lines for machines, the plots."""
+"""Content and format of the report: rows and accuracies, Markdown tables, CSV lines, plots."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ from typing import NamedTuple
 
 from semaim.core.files import atomic
 
-MOST_KNN_COLUMNS = 4  # of a Markdown table; with more, it shows one number of neighbours
-USUAL_K = 20
+MAX_KNN_COLUMNS = 4  # of a Markdown table; with more numbers of neighbours, it shows one of them
+DEFAULT_K = 20
 PROTOCOLS = {"knn": "k-NN", "linprobe": "linear probe", "finetune": "fine-tune"}
 PROCESSORS = {"cpu": " (CPU)", "cuda": " (GPU)"}
 CSV_COLUMNS = (
     "method", "model", "permutation", "target", "pretrained_on", "epochs", "images_seen", "device_hours", "device",
     "evaluated_on", "evaluation", "mean", "deviation", "runs", "published", "source",
 )  # fmt: skip
-# Okabe and Ito's colours, which people with any kind of colour vision tell apart, without their yellow, which is faint
-# on white. Seven colours and eight markers have no common factor: 56 methods look different.
+# Okabe and Ito's colours, distinguishable with any colour vision, without yellow, which is faint on white. Seven
+# colours and eight markers have no common factor: 56 methods look different.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
-PANELS_IN_A_ROW = 3
+PANELS_PER_ROW = 3
 
 
 class Evaluation(NamedTuple):
     """A kind of accuracy, a column of the table; columns sort by these fields.
 
     Attributes:
-        shots: labelled images of each class; 0 for all there are.
-        protocol: place in PROTOCOLS.
+        shots: labelled images per class; 0 for all.
+        protocol: index in PROTOCOLS.
         k: neighbours, or 0.
         variant: "cls" or "mean" (which features); of fine-tuning "" (last epoch), "best" or "ema".
         name: the metric, without "eval/".
@@ -47,13 +47,13 @@ class Evaluation(NamedTuple):
 
     @property
     def title(self) -> str:
-        """For people."""
+        """Title of the column."""
         words = [f"{self.shots}-shot" if self.shots else "", list(PROTOCOLS.values())[self.protocol]]
         return " ".join(filter(None, [*words, str(self.k or ""), self.variant]))
 
 
 class Method(NamedTuple):
-    """What a row is about; runs that agree in all of it are pooled."""
+    """The method of a row; runs that agree in all fields are pooled."""
 
     name: str
     model: str
@@ -64,8 +64,8 @@ class Method(NamedTuple):
     evaluated_on: str
 
 
-class Figure(NamedTuple):
-    """An accuracy in percent: mean, deviation where there is one, and of how many runs or from which source."""
+class Accuracy(NamedTuple):
+    """An accuracy in percent: mean, deviation if there is one, number of runs, or source of a published result."""
 
     mean: float
     deviation: float | None
@@ -75,79 +75,79 @@ class Figure(NamedTuple):
 
 @dataclass(frozen=True)
 class TableRow:
-    """A method and its figures.
+    """A method and its accuracies.
 
     Attributes:
-        method: what the row is about.
+        method: the method.
         images_seen: in pretraining, a mean over runs.
         device_hours: of pretraining, likewise; None if some runs were on a CPU and others on GPUs.
         device: "cpu", "cuda", both, or "" if not known.
-        figures: what was measured.
-        published: whether the figures are those of a paper.
+        accuracies: by evaluation.
+        published: whether the accuracies are published ones.
     """
 
     method: Method
     images_seen: float | None
     device_hours: float | None
     device: str
-    figures: Mapping[Evaluation, Figure]
+    accuracies: Mapping[Evaluation, Accuracy]
     published: bool
 
 
 def columns(rows: Iterable[TableRow], few_shot: bool) -> list[Evaluation]:
-    """The evaluations that a Markdown table has room for: all, but for k-NN with too many numbers of neighbours.
+    """The columns of a Markdown table: all evaluations, but a single k if there are too many numbers of neighbours.
 
-    Then it is the one that most rows have; of equals, the usual one or else the smallest.
+    It is the k that most rows have; of equals, DEFAULT_K or else the smallest.
     """
-    present = Counter(what for row in rows for what in row.figures if bool(what.shots) == few_shot)
-    neighbours: Counter[int] = Counter()
-    for what, count in present.items():
-        neighbours[what.k] += count if what.k else 0
-    if sum(bool(what.k) for what in present) <= MOST_KNN_COLUMNS:
-        return sorted(present)
-    shown = min(filter(None, neighbours), key=lambda k: (-neighbours[k], k != USUAL_K, k))
-    return sorted(what for what in present if what.k in (0, shown))
+    rows_by_evaluation = Counter(what for row in rows for what in row.accuracies if bool(what.shots) == few_shot)
+    rows_by_k: Counter[int] = Counter()
+    for what, count in rows_by_evaluation.items():
+        rows_by_k[what.k] += count if what.k else 0
+    if sum(bool(what.k) for what in rows_by_evaluation) <= MAX_KNN_COLUMNS:
+        return sorted(rows_by_evaluation)
+    shown = min(filter(None, rows_by_k), key=lambda k: (-rows_by_k[k], k != DEFAULT_K, k))
+    return sorted(what for what in rows_by_evaluation if what.k in (0, shown))
 
 
 def markdown(rows: Sequence[TableRow], selection: str) -> str:
-    """The report for people.
+    """The report in Markdown.
 
     Args:
         rows: in the order of the table.
-        selection: which evaluations it is made of.
+        selection: description of the selected evaluations.
     """
-    everything, few = columns(rows, few_shot=False), columns(rows, few_shot=True)
+    full_data, few = columns(rows, few_shot=False), columns(rows, few_shot=True)
     parts = ["# Methods and evaluations", f"Accuracy in percent, from {selection}."]
-    if everything:
-        parts.append(table([row for row in rows if any(not what.shots for what in row.figures)], everything))
+    if full_data:
+        parts.append(table([row for row in rows if any(not what.shots for what in row.accuracies)], full_data))
     if few:
-        parts += ["## Few labels", table([row for row in rows if any(what.shots for what in row.figures)], few)]
+        parts += ["## Few labels", table([row for row in rows if any(what.shots for what in row.accuracies)], few)]
     notes = ["Mean ± sample deviation (number of runs, of different seeds); a single run has neither."]
-    notes.append("Of an evaluation made again with the same seed, only the newest counts.")
+    notes.append("Of an evaluation repeated with the same seed, only the newest counts.")
     if few:
         notes.append("A few-shot figure of a single run: mean ± deviation over that run's choices of labelled images.")
-    if {what for row in rows for what in row.figures} - {*everything, *few}:
-        shown = sorted({what.k for what in everything + few if what.k})
+    if {what for row in rows for what in row.accuracies} - {*full_data, *few}:
+        shown = sorted({what.k for what in full_data + few if what.k})
         notes.append(f"Of k-NN, tables and plots show k = {', '.join(map(str, shown))}; report.csv has every k.")
     if any(row.published for row in rows):
         notes.append("Published: from the README of the repository named, not measured here.")
-        notes.append("Published linear probes stand under the cls token, which MAE and SAIM probe.")
+        notes.append("Published linear probes are listed under the cls token, which MAE and SAIM probe.")
         notes.append("aim_base has the size of ViT-B, aim_large that of ViT-L.")
     return "\n\n".join([*parts, "\n".join(f"* {note}" for note in notes)]) + "\n"
 
 
 def table(rows: Sequence[TableRow], evaluations: Sequence[Evaluation]) -> str:
-    """A Markdown table, padded so that it can also be read on a screen."""
+    """A Markdown table, padded so that it is readable as plain text."""
     titles = ["method", "model", "pretrained on", "epochs", "images seen", "device-hours", "evaluated on"]
     lines = [[*titles, *(what.title for what in evaluations), "source"]]
     for row in rows:
         method, images = row.method, format_cell(row.images_seen, ",.0f")
         hours = format_cell(row.device_hours, ",.1f" if (row.device_hours or 0) >= 1 else ".2g")
-        sources = dict.fromkeys(figure.source for what, figure in row.figures.items() if what in evaluations)
+        sources = dict.fromkeys(accuracy.source for what, accuracy in row.accuracies.items() if what in evaluations)
         lines.append([
             method.name, method.model, method.pretrained_on, format_cell(method.epochs, "g"), images,
             hours + PROCESSORS.get(row.device, "") if hours else "", method.evaluated_on,
-            *(cell(row.figures.get(what)) for what in evaluations),
+            *(cell(row.accuracies.get(what)) for what in evaluations),
             f"published: {', '.join(sources)}" if row.published else "ours",
         ])  # fmt: skip
     lines = [[text.replace("|", "\\|") for text in line] for line in lines]
@@ -162,30 +162,30 @@ def format_cell(value: float | None, form: str) -> str:
     return "" if value is None else format(value, form)
 
 
-def cell(figure: Figure | None) -> str:
+def cell(accuracy: Accuracy | None) -> str:
     """An accuracy as the table shows it, such as "93.6 ± 0.4 (3)"."""
-    if figure is None:
+    if accuracy is None:
         return ""
-    deviation = "" if figure.deviation is None else f" ± {figure.deviation:.1f}"
-    return f"{figure.mean:.1f}{deviation}" + (f" ({figure.runs})" if (figure.runs or 0) > 1 else "")
+    deviation = "" if accuracy.deviation is None else f" ± {accuracy.deviation:.1f}"
+    return f"{accuracy.mean:.1f}{deviation}" + (f" ({accuracy.runs})" if (accuracy.runs or 0) > 1 else "")
 
 
 def csv_text(rows: Iterable[TableRow]) -> str:
-    """The report for machines: a line for each figure; what is not known is empty."""
+    """The report as CSV: a line for each accuracy; unknown values are empty."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(CSV_COLUMNS)
     for row in rows:
         *names, epochs, evaluated_on = row.method
         cost = [format_cell(epochs, "g"), row.images_seen, row.device_hours, row.device]
-        for what, (mean, deviation, runs, source) in sorted(row.figures.items()):
+        for what, (mean, deviation, runs, source) in sorted(row.accuracies.items()):
             result = [what.name, mean, deviation, runs, str(row.published).lower(), source]
             writer.writerow([*names, *cost, evaluated_on, *result])
     return file.getvalue()
 
 
 class CurvePoint(NamedTuple):
-    """A point of a plot: the title of its panel, its method, what pretraining cost, and the accuracy in percent."""
+    """A point of a plot: title of its panel, label of its method, cost of pretraining, and accuracy in percent."""
 
     panel: str
     label: str
@@ -200,16 +200,16 @@ def label(method: Method) -> str:
 
 
 def points(rows: Sequence[TableRow], cost: Callable[[TableRow], float | None]) -> list[CurvePoint]:
-    """Our figures, of the evaluations that the tables show, against what pretraining cost, where that is known."""
+    """Our accuracies, for the evaluations in the tables, against the cost of pretraining, if known."""
     ours = [row for row in rows if not row.published]
-    found = []
+    curve_points = []
     for what in columns(rows, few_shot=False) + columns(rows, few_shot=True):
         for row in ours:
             method, x = row.method, cost(row)
-            if what in row.figures and x is not None:
-                figure, panel = row.figures[what], f"{what.title}, {method.evaluated_on}"
-                found.append(CurvePoint(panel, label(method), x, figure.mean, figure.deviation))
-    return found
+            if what in row.accuracies and x is not None:
+                accuracy, panel = row.accuracies[what], f"{what.title}, {method.evaluated_on}"
+                curve_points.append(CurvePoint(panel, label(method), x, accuracy.mean, accuracy.deviation))
+    return curve_points
 
 
 def by_epochs(row: TableRow) -> float | None:
@@ -218,7 +218,7 @@ def by_epochs(row: TableRow) -> float | None:
 
 
 def by_gpu_hours(row: TableRow) -> float | None:
-    """GPU-hours of pretraining; hours of a CPU are none."""
+    """GPU-hours of pretraining; None on a CPU."""
     return row.device_hours if row.device == "cuda" else None
 
 
@@ -227,39 +227,39 @@ def draw(points: Sequence[CurvePoint], labels: Sequence[str], x_label: str, file
 
     Args:
         points: at least one.
-        labels: all methods of the report, so that a method looks the same in each of its plots.
+        labels: all methods of the report, so that a method looks the same in all plots.
         x_label: name of the horizontal axis.
-        files: where to save it; their endings say in which format.
+        files: files to save; the suffix sets the format.
 
     Raises:
         OSError: if a file cannot be written.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure as Canvas
+    from matplotlib.figure import Figure
 
     panels = list(dict.fromkeys(point.panel for point in points))
-    across = min(PANELS_IN_A_ROW, len(panels))
+    across = min(PANELS_PER_ROW, len(panels))
     down = math.ceil(len(panels) / across)
-    canvas = Canvas(figsize=(4.5 * across, 3.4 * down + 0.25 * len(labels)), layout="constrained")
-    FigureCanvasAgg(canvas)
+    figure = Figure(figsize=(4.5 * across, 3.4 * down + 0.25 * len(labels)), layout="constrained")
+    FigureCanvasAgg(figure)
     handles = {}
-    for place, panel in enumerate(panels, start=1):
-        axes = canvas.add_subplot(down, across, place, title=panel, xlabel=x_label, ylabel="accuracy (%)")
+    for position, panel in enumerate(panels, start=1):
+        axes = figure.add_subplot(down, across, position, title=panel, xlabel=x_label, ylabel="accuracy (%)")
         axes.grid(alpha=0.3)
-        for which, label in enumerate(labels):
+        for index, label in enumerate(labels):
             line = sorted((p for p in points if (p.panel, p.label) == (panel, label)), key=lambda p: p.x)
             if line:
                 handles[label], _, _ = axes.errorbar(
                     [p.x for p in line],
                     [p.y for p in line],
                     yerr=[math.nan if p.deviation is None else p.deviation for p in line],
-                    color=COLOURS[which % len(COLOURS)],
-                    marker=MARKERS[which % len(MARKERS)],
+                    color=COLOURS[index % len(COLOURS)],
+                    marker=MARKERS[index % len(MARKERS)],
                     capsize=3,
                     clip_on=False,
                 )
         axes.set_xlim(left=0)
-    canvas.legend(list(handles.values()), list(handles), loc="outside lower center")
+    figure.legend(list(handles.values()), list(handles), loc="outside lower center")
     for path in files:
         with atomic(path) as file:
-            canvas.savefig(file, format=path.suffix.removeprefix("."), dpi=150)
+            figure.savefig(file, format=path.suffix.removeprefix("."), dpi=150)

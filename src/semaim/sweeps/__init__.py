@@ -1,8 +1,13 @@
 """Many runs with one command: as jobs of a SLURM cluster, as processes of this machine, or one after the other.
 
-folder.py   what a sweep is: its points, kept in a folder
-launch.py   submits points, waits for them, and puts what came out into a table
-job.py      what runs inside a job, and how a job leaves
-states.py   how far each point is, and how a job that died is found out
-slurm.py    what SLURM says
+sweep.py          a sweep and its points, stored in a folder
+launcher.py       launches a sweep for Hydra
+submit.py         submits points as jobs or runs them here, and waits for them
+job.py            runs a point inside a job; handles signals and requeueing
+states.py         states of points; detects killed jobs
+table.py          table of states and results
+mlflow_parent.py  MLflow run of a sweep
+commands.py       status, cancel and retry
+listing.py        ls
+removal.py        rm
 """

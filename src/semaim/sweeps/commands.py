@@ -1,4 +1,4 @@
-"""What a user does with a sweep or run that was started: look at it, stop it, submit again what failed."""
+"""Commands for sweeps and runs that were started: show, cancel, retry."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ from semaim.sweeps.submit import submit
 from semaim.sweeps.sweep import FILE, Executor, Point, Sweep
 from semaim.sweeps.table import next_commands, table
 
-EVERY_SECONDS = 5.0
-PATIENCE_SECONDS = 120.0
+REFRESH_SECONDS = 5.0
+CANCEL_TIMEOUT_SECONDS = 120.0
 
 
 def find(path: Path) -> tuple[Sweep, list[int]]:
-    """The sweep that a folder belongs to, and the numbers of its points that the folder stands for.
+    """The sweep that a folder belongs to, and the indices of the points in the folder.
 
-    These are all points for the folder of a sweep; for a run folder it and what follows it. A run that no sweep knows
-    is one of its own.
+    These are all points for the folder of a sweep; for a run folder, the run and its follow-up runs. A run that belongs
+    to no sweep is returned as a sweep of one point.
 
     Raises:
-        UserError: if it is neither.
+        UserError: if it is neither a sweep's nor a run's folder.
     """
     if (path / FILE).is_file():
         sweep = Sweep.load(path)
@@ -44,10 +44,10 @@ def find(path: Path) -> tuple[Sweep, list[int]]:
     run = str(path.absolute())
     files = sorted(path.absolute().parent.glob(f"*/{FILE}"), key=lambda file: file.stat().st_mtime)
     for sweep in [Sweep.load(file.parent) for file in reversed(files)]:
-        places = [point.run_dir for point in sweep.points]
-        if run in places:
-            number = places.index(run)
-            return sweep, [i for i, point in enumerate(sweep.points) if number in (i, point.after)]
+        run_dirs = [point.run_dir for point in sweep.points]
+        if run in run_dirs:
+            index = run_dirs.index(run)
+            return sweep, [i for i, point in enumerate(sweep.points) if index in (i, point.after)]
     status = read_json(path / "status.json") or {}
     starts = (read_json(path / "environment.json") or {"starts": [{}]})["starts"]
     executor: Executor = "slurm" if "job" in status else "basic"
@@ -57,56 +57,56 @@ def find(path: Path) -> tuple[Sweep, list[int]]:
 
 def show(path: Path) -> tuple[str, list[PointState]]:
     """The table of a folder, and the states in it."""
-    sweep, numbers = find(path)
-    now = states(sweep)
-    update_parent(sweep, now)
-    return f"{path}\n{table(sweep, now, numbers)}", [now[number] for number in numbers]
+    sweep, indices = find(path)
+    point_states = states(sweep)
+    update_parent(sweep, point_states)
+    return f"{path}\n{table(sweep, point_states, indices)}", [point_states[index] for index in indices]
 
 
-def watch(paths: Sequence[Path], tell: Callable[[str], None]) -> list[PointState]:
-    """Show the tables again whenever they change, until everything is over."""
-    told = ""
+def watch(paths: Sequence[Path], print_text: Callable[[str], None]) -> list[PointState]:
+    """Print the tables whenever they change, until all runs have ended."""
+    previous = ""
     while True:
-        shown = [show(path) for path in paths]
-        text = "\n\n".join(text for text, _ in shown)
-        if text != told:
-            tell(("\x1b[2J\x1b[H" if sys.stdout.isatty() else "") + f"{time.strftime('%H:%M:%S')}\n{text}")
-            told = text
-        now = [state for _, each in shown for state in each]
-        if all(state.over for state in now):
-            return now
-        time.sleep(EVERY_SECONDS)
+        tables = [show(path) for path in paths]
+        text = "\n\n".join(text for text, _ in tables)
+        if text != previous:
+            print_text(("\x1b[2J\x1b[H" if sys.stdout.isatty() else "") + f"{time.strftime('%H:%M:%S')}\n{text}")
+            previous = text
+        point_states = [state for _, each in tables for state in each]
+        if all(state.over for state in point_states):
+            return point_states
+        time.sleep(REFRESH_SECONDS)
 
 
-def cancel(sweep: Sweep, numbers: Sequence[int]) -> list[PointState]:
-    """Ask the jobs of points that are not over to end, and wait until they have; the states of all points.
+def cancel(sweep: Sweep, indices: Sequence[int]) -> list[PointState]:
+    """Ask the jobs of unfinished points to stop and wait until they have; returns the states of all points.
 
     Raises:
-        UserError: if it cannot be asked.
+        UserError: if the request fails.
     """
-    now = states(sweep)
-    alive = [sweep.points[number] for number in numbers if not now[number].over]
+    point_states = states(sweep)
+    alive = [sweep.points[index] for index in indices if not point_states[index].over]
     if sweep.executor == "slurm":
         if not slurm_job.cancel([str(point.job) for point in alive]):
-            raise UserError("SLURM does not take the request (scancel failed): try again")
+            raise UserError("SLURM does not accept the request (scancel failed): try again")
     else:
         for point in alive:
             process = int(point.job or 0) if sweep.executor == "local" else point.folder.status().get("pid", 0)
             if not process:
-                raise UserError(f"{point.run_dir}: nobody knows its process; stop the command that started it")
+                raise UserError(f"{point.run_dir}: its process is unknown; stop the command that started it")
             with suppress(ProcessLookupError):
                 os.kill(process, signal.SIGTERM)
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while not all((now := states(sweep))[number].over for number in numbers) and time.monotonic() < deadline:
+    deadline = time.monotonic() + CANCEL_TIMEOUT_SECONDS
+    while not all((point_states := states(sweep))[index].over for index in indices) and time.monotonic() < deadline:
         time.sleep(1)
-    return now
+    return point_states
 
 
-def retry(sweep: Sweep, numbers: Sequence[int], options: dict[str, Any]) -> int:
-    """Submit the points again that ended badly.
+def retry(sweep: Sweep, indices: Sequence[int], options: dict[str, Any]) -> int:
+    """Submit unsuccessful points again.
 
     Returns:
-        how many there are.
+        the number of these points.
 
     Raises:
         UserError: for an option that the launcher does not have, or a sweep without jobs.
@@ -117,39 +117,39 @@ def retry(sweep: Sweep, numbers: Sequence[int], options: dict[str, Any]) -> int:
         known = ", ".join(sorted(sweep.launcher))
         raise UserError(f"there is no launcher option {unknown[0]}; there are: {known}")
     sweep.launcher |= options
-    now = states(sweep)
-    bad = [number for number in numbers if now[number].over and now[number].word != "finished"]
-    submit(sweep, bad)
-    return len(bad)
+    point_states = states(sweep)
+    retried = [index for index in indices if point_states[index].over and point_states[index].name != "finished"]
+    submit(sweep, retried)
+    return len(retried)
 
 
 def cancel_and_show(path: Path) -> str:
-    """Cancel what a folder stands for; its table.
+    """Cancel the points of a folder; returns their table.
 
     Raises:
         UserError: if jobs cannot be cancelled, or have not ended in time.
     """
-    sweep, numbers = find(path)
-    now = cancel(sweep, numbers)
-    update_parent(sweep, now)
-    if left := [str(sweep.points[number].job) for number in numbers if not now[number].over]:
-        raise UserError(f"jobs that have not ended after {PATIENCE_SECONDS:.0f} s: {', '.join(left)}")
-    return f"{path}\n{table(sweep, now, numbers)}"
+    sweep, indices = find(path)
+    point_states = cancel(sweep, indices)
+    update_parent(sweep, point_states)
+    if remaining := [str(sweep.points[index].job) for index in indices if not point_states[index].over]:
+        raise UserError(f"jobs that have not ended after {CANCEL_TIMEOUT_SECONDS:.0f} s: {', '.join(remaining)}")
+    return f"{path}\n{table(sweep, point_states, indices)}"
 
 
 def retry_and_show(path: Path, words: Sequence[str]) -> str:
-    """Submit again what failed in a folder, with launcher options such as "mem_gb=64"; its table and the next commands.
+    """Submit failed points of a folder again, with launcher options such as "mem_gb=64"; returns table and commands.
 
     Raises:
         UserError: for a malformed or unknown option, or a sweep without jobs.
     """
-    if wrong := [word for word in words if "=" not in word]:
-        raise UserError(f"{wrong[0]}: give launcher options as option=value")
-    given: Any = OmegaConf.to_container(
+    if malformed := [word for word in words if "=" not in word]:
+        raise UserError(f"{malformed[0]}: give launcher options as option=value")
+    options: Any = OmegaConf.to_container(
         OmegaConf.from_dotlist([word.removeprefix("hydra.launcher.") for word in words])
     )
-    sweep, numbers = find(path)
-    count = retry(sweep, numbers, given)
-    now = states(sweep)
-    update_parent(sweep, now)
-    return f"submitted {plural(count, 'job')}\n{table(sweep, now, numbers)}\n{next_commands(sweep)}"
+    sweep, indices = find(path)
+    count = retry(sweep, indices, options)
+    point_states = states(sweep)
+    update_parent(sweep, point_states)
+    return f"submitted {plural(count, 'job')}\n{table(sweep, point_states, indices)}\n{next_commands(sweep)}"

@@ -1,8 +1,8 @@
-"""What runs inside a job, and how a job leaves.
+"""Execution of a point inside a job, and the end of a job.
 
-SLURM sends SIGUSR2 before the time limit, and SIGTERM when it takes the nodes away or somebody cancels. Either way all
-processes finish the step and the first one saves (see stopping.py). After SIGUSR2 it then asks SLURM to requeue the
-job, with submitit's handler; after SIGTERM SLURM does so by itself, or the job was cancelled.
+SLURM sends SIGUSR2 before the time limit, and SIGTERM on preemption or cancellation. In both cases all processes finish
+the step and the first one saves (see `semaim.core.signals`). After SIGUSR2 the first process then asks SLURM to requeue
+the job, with submitit's handler; after SIGTERM SLURM requeues the job itself, or the job was cancelled.
 """
 
 from __future__ import annotations
@@ -30,22 +30,22 @@ from semaim.tracking.delivery import deliver
 from semaim.tracking.sync import mark_ended
 
 log = logging.getLogger(__name__)
-WAIT_FOR_THE_END_SECONDS = 120
+WAIT_FOR_JOB_END_SECONDS = 120
 
 
 def run_point(sweep: Sweep, point: Point) -> float:
-    """Make the run of a point, and those that follow it in the same job; the value of the first one's metric.
+    """Execute the run of a point and its follow-up runs in the same job; returns the metric of the first one.
 
     Raises:
-        Interrupted: after a signal, once the first process has saved everything.
+        Interrupted: after a signal, when the first process has saved everything.
     """
     specs = sweep.compose(point)
     with session(specs[0].cfg.device) as (processes, stop):
         _warn_if_code_changed(sweep)
         try:
-            return [execute(each, processes, stop) for each in specs][0]  # noqa: RUF015 - all of them are made
+            return [execute(each, processes, stop) for each in specs][0]  # noqa: RUF015 - executes all of them
         except Interrupted:
-            with suppress(RuntimeError):  # SLURM ends them all when one leaves
+            with suppress(RuntimeError):  # SLURM ends all processes when one exits
                 processes.barrier()
             if stop.name == "SIGUSR2" and this_job():
                 _requeue(stop, point)
@@ -54,11 +54,11 @@ def run_point(sweep: Sweep, point: Point) -> float:
 
 @dataclass
 class PointJob:
-    """A point of a sweep as submitit starts it, in every process of a job.
+    """A point of a sweep, as submitit starts it in every process of a job.
 
     Attributes:
         sweep: folder of the sweep.
-        number: of the point.
+        number: index of the point. Submitted jobs hold this field pickled, so it keeps its name.
     """
 
     sweep: str
@@ -75,44 +75,44 @@ class PointJob:
             from submitit import JobEnvironment
 
             job = JobEnvironment()
-            note_failure(sweep.job_folder(job.job_id), error, job.global_rank)
+            record_failure(sweep.job_folder(job.job_id), error, job.global_rank)
             sys.exit(report_error(error))
 
     def checkpoint(self) -> Any:
-        """What submitit starts when the job is requeued: the same."""
+        """The call that submitit starts when the job is requeued: the same."""
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self)
 
 
-def note_failure(job_folder: Path, error: BaseException, rank: int = 0) -> None:
-    """Keep the error of the process that failed first; those of the others follow from it."""
-    words = explain(error) or f"{type(error).__name__}: {error}"
+def record_failure(job_folder: Path, error: BaseException, rank: int = 0) -> None:
+    """Store the error of the process that failed first; later errors are consequences of it."""
+    message = explain(error) or f"{type(error).__name__}: {error}"
     path = failure_file(job_folder, int(this_job().get("restarts", 0)))
     job_folder.mkdir(parents=True, exist_ok=True)
     if not path.exists():
-        write_json(path, {"error": words, "process": rank, "host": socket.gethostname()})
+        write_json(path, {"error": message, "process": rank, "host": socket.gethostname()})
 
 
 def _requeue(stop: StopRequest, point: Point) -> None:
-    """Let submitit requeue the job, which ends this process; raise Interrupted if it has timed out too often."""
+    """Let submitit requeue the job, which ends this process; raise Interrupted if it timed out too often."""
     from submitit.core.utils import UncompletedJobError
 
     handler = stop.previous[signal.SIGUSR2]
     assert callable(handler)
     try:
-        handler(signal.SIGUSR2, None)  # in the first process this exits
+        handler(signal.SIGUSR2, None)  # exits in the first process
     except UncompletedJobError as error:
-        words = f"{error} Raise hydra.launcher.max_num_timeout and retry"
-        mark_ended(point.folder, "interrupted", "KILLED", words)
+        message = f"{error} Raise hydra.launcher.max_num_timeout and retry"
+        mark_ended(point.folder, "interrupted", "KILLED", message)
         deliver(point.folder)
-        raise Interrupted(words) from error
-    time.sleep(WAIT_FOR_THE_END_SECONDS)  # of the job: who leaves before the first process has requeued it kills it
+        raise Interrupted(message) from error
+    time.sleep(WAIT_FOR_JOB_END_SECONDS)  # a process that exits before the first one has requeued the job kills the job
     sys.exit(EXIT_INTERRUPTED)
 
 
 def _warn_if_code_changed(sweep: Sweep) -> None:
-    """Jobs compute with the code that is there when they start."""
+    """Jobs use the code at the time of their start, not of their submission."""
     now = code_version()
     if sweep.code and any(sweep.code[key] != now[key] for key in now):
         log.warning("the code has changed since this was submitted: commit %s then, %s now", sweep.code, now)

@@ -1,4 +1,4 @@
-"""From Hydra's launcher to a sweep: looks it over, opens its folder and MLflow run, submits it, and waits for it."""
+"""Launches a sweep for Hydra's launcher: checks it, creates its folder and MLflow run, submits it, waits for it."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ def launch(
     """Launch a sweep.
 
     Args:
-        executor: who runs the jobs.
+        executor: what runs the jobs.
         launcher: the launcher's options.
         config: Hydra's configuration of the sweep.
         job_overrides: the command line of each run.
 
     Returns:
-        for each run the value of its metric, or the exception that tells why there is none.
+        for each run the value of its metric, or the exception that explains its absence.
 
     Raises:
         UserError: for a mistake, before anything is submitted.
@@ -50,15 +50,15 @@ def launch(
     terminal.show_logs(is_main)
     sources = config.hydra.runtime.config_sources
     folders = [f"file://{source.path}" for source in sources if source.provider == "command-line"]
-    typed: Any = OmegaConf.to_container(config.hydra.overrides.task, resolve=False)
+    overrides: Any = OmegaConf.to_container(config.hydra.overrides.task, resolve=False)
     points = make_points(job_overrides, folders, dependent=executor == "slurm")
-    settings = compose_run_spec(points[0].overrides, folders)
+    spec = compose_run_spec(points[0].overrides, folders)
     sweep = Sweep(
-        path=Path(settings.cfg.runs_dir).absolute() / (settings.cfg.sweep.name or sweep_name(points, typed)),
+        path=Path(spec.cfg.runs_dir).absolute() / (spec.cfg.sweep.name or sweep_name(points, overrides)),
         executor=executor,
         launcher=launcher,
         points=points,
-        restarts=settings.cfg.sweep.restarts,
+        restarts=spec.cfg.sweep.restarts,
         command=command_line(),
         folders=folders,
         code=code_version(),
@@ -67,28 +67,30 @@ def launch(
         run_here(sweep, to_submit(sweep, None), is_main)
         return []
     try:
-        with _in_hand(sweep):
-            numbers = to_submit(sweep, _former_states(sweep))
-            if settings.cfg.sweep.check:
-                _look_over(sweep, numbers)
-            _open(sweep, settings)
-            _start(sweep, numbers)
-        now = wait(sweep) if settings.cfg.sweep.wait and executor != "basic" else states(sweep)
+        with _locked(sweep):
+            indices = to_submit(sweep, _previous_states(sweep))
+            if spec.cfg.sweep.check:
+                _preflight(sweep, indices)
+            _create(sweep, spec)
+            _submit_or_run(sweep, indices)
+        point_states = wait(sweep) if spec.cfg.sweep.wait and executor != "basic" else states(sweep)
     except Interrupted as error:
         sys.exit(report_error(error))
     except KeyboardInterrupt:
         if executor == "slurm":
-            log.info("no longer waiting; the jobs go on:\n%s", next_commands(sweep))
+            log.info("no longer waiting; the jobs continue:\n%s", next_commands(sweep))
         sys.exit(EXIT_AT_ONCE)
-    log.info("%s\n%s", sweep.command, table(sweep, now))
-    update_parent(sweep, now)
-    firsts = [(point, state) for point, state in zip(sweep.points, now, strict=True) if point.after is None]
-    return [_job_return(point.overrides, state, sweep) for point, state in firsts]
+    log.info("%s\n%s", sweep.command, table(sweep, point_states))
+    update_parent(sweep, point_states)
+    first_points = [
+        (point, state) for point, state in zip(sweep.points, point_states, strict=True) if point.after is None
+    ]
+    return [_job_return(point.overrides, state, sweep) for point, state in first_points]
 
 
 @contextmanager
-def _in_hand(sweep: Sweep) -> Iterator[None]:
-    """One process at a time launches a sweep."""
+def _locked(sweep: Sweep) -> Iterator[None]:
+    """Lock a sweep: only one process at a time launches it."""
     sweep.folder.lock()
     try:
         yield
@@ -96,16 +98,18 @@ def _in_hand(sweep: Sweep) -> Iterator[None]:
         sweep.folder.unlock()
 
 
-def _former_states(sweep: Sweep) -> list[PointState] | None:
-    """The states of the points by jobs of an earlier launch, which this one takes over; None if there are none."""
+def _previous_states(sweep: Sweep) -> list[PointState] | None:
+    """The states of the jobs of an earlier launch, which this launch continues; None if there are none."""
     if not (sweep.path / FILE).is_file():
         return None
-    former = Sweep.load(sweep.path)
-    if former.executor == "basic":
+    previous = Sweep.load(sweep.path)
+    if previous.executor == "basic":
         return None
-    jobs = {point.run_dir: point.job for point in former.points}
-    if former.executor != sweep.executor:
-        if alive := [point.job for point, state in zip(former.points, states(former), strict=True) if not state.over]:
+    jobs = {point.run_dir: point.job for point in previous.points}
+    if previous.executor != sweep.executor:
+        if alive := [
+            point.job for point, state in zip(previous.points, states(previous), strict=True) if not state.over
+        ]:
             raise UserError(
                 f"{sweep.path} has jobs that are not over ({', '.join(map(str, alive))}): wait for them, or "
                 f"{program('cancel', sweep.path)}"
@@ -116,56 +120,56 @@ def _former_states(sweep: Sweep) -> list[PointState] | None:
     return states(sweep)
 
 
-def _look_over(sweep: Sweep, numbers: Sequence[int]) -> None:
-    """Find what would make runs fail before any starts; raises UserError with a line for each problem."""
+def _preflight(sweep: Sweep, indices: Sequence[int]) -> None:
+    """Check all runs before any starts; raises UserError with a line for each problem."""
     from semaim.preflight.check import check_sweep
 
-    firsts = [sweep.points[number].overrides for number in numbers if sweep.points[number].after is None]
-    if not firsts:
+    command_lines = [sweep.points[index].overrides for index in indices if sweep.points[index].after is None]
+    if not command_lines:
         return
     options = sweep.launcher if sweep.executor == "slurm" else {}
-    if sweep.executor == "local":  # not partition and the like, which a site may have set
+    if sweep.executor == "local":  # without SLURM's options, which a site configuration may set
         options = {key: value for key, value in sweep.launcher.items() if key in ("tasks_per_node", "gpus_per_node")}
-    checked = check_sweep(firsts, sweep.folders, options)
+    checked = check_sweep(command_lines, sweep.folders, options)
     if checked.problems:
-        raise UserError("\n  ".join(["nothing was started, since this would go wrong (sweep.check=false starts it "
-                                     "all the same):", *checked.problems]))  # fmt: skip
-    log.info("looked over:\n%s", checked)
+        raise UserError("\n  ".join(["nothing was started, because of these problems (sweep.check=false starts it "
+                                     "anyway):", *checked.problems]))  # fmt: skip
+    log.info("checked:\n%s", checked)
 
 
-def _open(sweep: Sweep, settings: RunSpec) -> None:
-    """Make the folder of the sweep, and the MLflow run that its runs are shown under if there are several."""
+def _create(sweep: Sweep, spec: RunSpec) -> None:
+    """Create the folder of the sweep and, if it has several points, their MLflow parent run."""
     if len(sweep.points) > 1:
         for point in sweep.points:
             point.parent = point.parent or str(sweep.path)
-        open_parent(sweep, instantiate(settings.cfg.tracking, _convert_="all"))
+        open_parent(sweep, instantiate(spec.cfg.tracking, _convert_="all"))
     sweep.save()
 
 
-def _start(sweep: Sweep, numbers: Sequence[int]) -> None:
-    """Run or submit what must be."""
-    if left := len(sweep.points) - len(numbers):
-        log.info("%d of %d runs are finished or under way already", left, len(sweep.points))
+def _submit_or_run(sweep: Sweep, indices: Sequence[int]) -> None:
+    """Run or submit points."""
+    if skipped := len(sweep.points) - len(indices):
+        log.info("%d of %d runs are finished or under way already", skipped, len(sweep.points))
     if sweep.executor == "basic":
-        run_here(sweep, numbers, is_main=True)
-    elif numbers:
-        submit(sweep, numbers)
-        ids = ", ".join(dict.fromkeys(str(sweep.points[number].job).split("_")[0] for number in numbers))
+        run_here(sweep, indices, is_main=True)
+    elif indices:
+        submit(sweep, indices)
+        ids = ", ".join(dict.fromkeys(str(sweep.points[index].job).split("_")[0] for index in indices))
         log.info(
-            "submitted %s (%s %s); the sweep is in %s", plural(len(numbers), "job"), sweep.executor, ids, sweep.path
+            "submitted %s (%s %s); the sweep is in %s", plural(len(indices), "job"), sweep.executor, ids, sweep.path
         )
-        log.info("what to type next:\n%s", next_commands(sweep))
+        log.info("next commands:\n%s", next_commands(sweep))
 
 
 def _job_return(overrides: list[str], state: PointState, sweep: Sweep) -> JobReturn:
-    """What Hydra's sweeper is told of a run."""
-    told = JobReturn(overrides=overrides, status=JobStatus.COMPLETED)
-    told.return_value = state.value
-    if state.over and state.word != "finished":
-        bad = sum(1 for point in states(sweep) if point.over and point.word != "finished")
-        told.status = JobStatus.FAILED
-        told.return_value = SweepFailed(
-            f"{bad} of {len(sweep.points)} runs did not finish; the table above says why. Results: "
+    """The result of a run for Hydra's sweeper."""
+    result = JobReturn(overrides=overrides, status=JobStatus.COMPLETED)
+    result.return_value = state.value
+    if state.over and state.name != "finished":
+        unsuccessful = sum(1 for point in states(sweep) if point.over and point.name != "finished")
+        result.status = JobStatus.FAILED
+        result.return_value = SweepFailed(
+            f"{unsuccessful} of {len(sweep.points)} runs did not finish; the table above says why. Results: "
             f"{sweep.path / 'results.csv'}. Try them again with: {program('retry', '--failed', sweep.path)}"
         )
-    return told
+    return result

@@ -1,6 +1,6 @@
-"""The MLflow run that a sweep's points are shown under: how many are over, the best of them, and a table of all.
+"""The MLflow parent run of a sweep: numbers of finished and failed points, best results, and a table of all points.
 
-Like every run it has a folder (that of the sweep) and a journal, which MLflow gets a copy of.
+Like every run it has a folder (that of the sweep) and a journal, of which MLflow receives a copy.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from semaim.sweeps.states import PointState, journal_tail
 from semaim.sweeps.sweep import FILE, Sweep, labels, swept
 from semaim.sweeps.table import write_results
 from semaim.tracking.delivery import deliver, locked
-from semaim.tracking.run_page import MOST_CHARACTERS, NOTE, command_block, format_number, markdown_table
+from semaim.tracking.run_page import MAX_TAG_CHARACTERS, NOTE, command_block, format_number, markdown_table
 
 FINISHED, FAILED = "sweep/finished", "sweep/failed"
-BESIDE_THE_TABLE = 200  # characters left free
-MOST_OTHERS = 4  # results besides the first one that the table has room for
+RESERVED_CHARACTERS = 200  # kept free in the description
+MAX_OTHER_RESULTS = 4  # columns of the table besides the first result
 
 
 def open_parent(sweep: Sweep, tracking: Any) -> None:
-    """Make the MLflow run that the points are shown under, before any of them starts.
+    """Create the parent run before any point starts.
 
-    Processes that meet a new store or experiment at the same time get in each other's way.
+    It also creates a new store or experiment, which several processes at a time cannot do.
 
     Args:
         sweep: the sweep.
@@ -39,103 +39,103 @@ def open_parent(sweep: Sweep, tracking: Any) -> None:
     shown = {"command": sweep.command, "points": len(sweep.points), "launcher": sweep.launcher | {"is": sweep.executor}}
     write_text(folder.path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(shown)))
     write_json(folder.path / "environment.json", {"starts": [sweep.code | {"command": sweep.command}]})
-    about = {"sweep": str(len(sweep.points)), "command": sweep.command} | sweep.code
-    about |= {f"swept.{key}": ", ".join(values) for key, values in swept(sweep).items()}
+    tags = {"sweep": str(len(sweep.points)), "command": sweep.command} | sweep.code
+    tags |= {f"swept.{key}": ", ".join(values) for key, values in swept(sweep).items()}
     journal = Journal(folder.journal)
     journal.status("RUNNING")
-    journal.tags({name: str(value) for name, value in about.items() if value is not None})
+    journal.tags({name: str(value) for name, value in tags.items() if value is not None})
     journal.tags({NOTE: description(sweep, None)})
     journal.close()
     tracking.prepare(folder)
 
 
-def update_parent(sweep: Sweep, now: Sequence[PointState]) -> None:
-    """Show in the MLflow run of the sweep how far it is; if it is over, also write `results.csv`."""
-    if not (sweep.path / FILE).is_file():  # a run alone
+def update_parent(sweep: Sweep, point_states: Sequence[PointState]) -> None:
+    """Update the parent run with the states of the points; at the end of the sweep, also write `results.csv`."""
+    if not (sweep.path / FILE).is_file():  # a single run
         return
-    over = all(state.over for state in now)
+    over = all(state.over for state in point_states)
     if over:
-        write_results(sweep, now)
+        write_results(sweep, point_states)
     if not sweep.folder.journal.is_file():  # of a single point
         return
-    with locked(sweep.path / ".journal.lock"):  # `semaim.sweeps.status` may look at the same time
-        if not _journal_changes(sweep, now, over):
+    with locked(sweep.path / ".journal.lock"):  # `semaim status` may update at the same time
+        if not _journal_changes(sweep, point_states, over):
             return
     deliver(sweep.folder)
 
 
-def _journal_changes(sweep: Sweep, now: Sequence[PointState], over: bool) -> bool:
-    """Write what has changed since the last time; whether anything has."""
+def _journal_changes(sweep: Sweep, point_states: Sequence[PointState], over: bool) -> bool:
+    """Write changes since the last update to the journal; returns whether there were any."""
     status: MLflowStatus = "RUNNING"
     if over:
-        status = "FINISHED" if all(state.word == "finished" for state in now) else "FAILED"
+        status = "FINISHED" if all(state.name == "finished" for state in point_states) else "FAILED"
     tail = journal_tail(sweep.folder)
-    said = [line["status"] for line in tail if "status" in line]
-    known = {name: value for line in tail for name, value in line.get("metrics", {}).items()}
-    found = summary(now)
-    if said[-1:] == [status] and all(known.get(name) == value for name, value in found.items()):
+    statuses = [line["status"] for line in tail if "status" in line]
+    last_values = {name: value for line in tail for name, value in line.get("metrics", {}).items()}
+    values = summary(point_states)
+    if statuses[-1:] == [status] and all(last_values.get(name) == value for name, value in values.items()):
         return False
     journal = Journal(sweep.folder.journal)
-    journal.log(journal.next_step(FINISHED), found)
+    journal.log(journal.next_step(FINISHED), values)
     if over:
         journal.artifact("results.csv")
-        journal.tags({NOTE: description(sweep, now)})
-    if said[-1:] != [status] or over:  # what comes after the end would leave the run without one
+        journal.tags({NOTE: description(sweep, point_states)})
+    if statuses[-1:] != [status] or over:  # lines after the last status reopen the run
         journal.status(status)
     journal.close()
     return True
 
 
-def summary(now: Sequence[PointState]) -> dict[str, float]:
-    """How many points are over, and the best and the mean of each result; of losses the best is the lowest."""
-    found: dict[str, float] = {
-        FINISHED: sum(state.word == "finished" for state in now),
-        FAILED: sum(state.over and state.word != "finished" for state in now),
+def summary(point_states: Sequence[PointState]) -> dict[str, float]:
+    """Numbers of finished and failed points, and best and mean of each result; the best loss is the lowest."""
+    metrics: dict[str, float] = {
+        FINISHED: sum(state.name == "finished" for state in point_states),
+        FAILED: sum(state.over and state.name != "finished" for state in point_states),
     }
-    for name in _results(now):
-        values = [state.result[name] for state in now if name in state.result]
-        short = name.replace("/", "_")  # so that all of them are in one group of charts
-        found[f"sweep/best_{short}"] = min(values) if "loss" in name else max(values)
-        found[f"sweep/mean_{short}"] = statistics.fmean(values)
-    return found
+    for name in _results(point_states):
+        values = [state.result[name] for state in point_states if name in state.result]
+        short = name.replace("/", "_")  # puts all of them in one group of charts
+        metrics[f"sweep/best_{short}"] = min(values) if "loss" in name else max(values)
+        metrics[f"sweep/mean_{short}"] = statistics.fmean(values)
+    return metrics
 
 
-def _results(now: Sequence[PointState]) -> list[str]:
-    """The names of what came out: no deviations, and nothing that was measured before training."""
-    names = dict.fromkeys(name for state in now for name in state.result)
+def _results(point_states: Sequence[PointState]) -> list[str]:
+    """Names of results, without deviations and values from before training."""
+    names = dict.fromkeys(name for state in point_states for name in state.result)
     return [name for name in names if not name.endswith(("_std", "_before"))]
 
 
-def description(sweep: Sweep, now: Sequence[PointState] | None) -> str:
-    """The sweep in Markdown: what is swept over, its command, where it is, and once it is over what came out."""
+def description(sweep: Sweep, point_states: Sequence[PointState] | None) -> str:
+    """The sweep in Markdown: swept options, command, folder and, at the end, results."""
     axes = "; ".join(f"{key} = {', '.join(f'`{value}`' for value in values)}" for key, values in swept(sweep).items())
     head = f"**Sweep** of {len(sweep.points)} runs" + (f" over {axes}" if axes else ", which are shown under it")
-    rest = [
+    sections = [
         command_block(sweep.command, sweep.cwd),
-        f"* sweep folder: `{sweep.path}`\n* how far it is: `{program('status', sweep.path)}`",
-        "To compare its runs by charts, choose the chart view above the table of runs, and **Group by** what is swept "
-        "over. The metrics `sweep/...` of this run are over its points.",
+        f"* sweep folder: `{sweep.path}`\n* its state: `{program('status', sweep.path)}`",
+        "To compare its runs by charts, choose the chart view above the table of runs, and **Group by** a swept "
+        "option. The metrics `sweep/...` of this run are over its points.",
     ]
-    if now is None:
-        return "\n\n".join([head, *rest])
-    room = MOST_CHARACTERS - sum(map(len, (head, *rest))) - BESIDE_THE_TABLE
-    return "\n\n".join([head, _table(sweep, now, room), *rest])
+    if point_states is None:
+        return "\n\n".join([head, *sections])
+    max_characters = MAX_TAG_CHARACTERS - sum(map(len, (head, *sections))) - RESERVED_CHARACTERS
+    return "\n\n".join([head, _table(sweep, point_states, max_characters), *sections])
 
 
-def _table(sweep: Sweep, now: Sequence[PointState], room: int) -> str:
-    """How each point ended, as far as there is room: the first result, and the last ones, which are evaluations."""
-    first, *others = _results(now) or [""]
-    names = [first, *others[-MOST_OTHERS:]]
+def _table(sweep: Sweep, point_states: Sequence[PointState], max_characters: int) -> str:
+    """State and results of each point, within a length: the first result, and the last ones, which are evaluations."""
+    first, *others = _results(point_states) or [""]
+    names = [first, *others[-MAX_OTHER_RESULTS:]]
     rows = [("run", "state", *names)]
-    for label, state in zip(labels(sweep), now, strict=True):
-        word = state.word if state.word == "finished" else f"{state.word}: {state.detail[:100]}".replace("|", "\\|")
-        rows.append((f"`{label}`", word.replace("\n", " "), *_numbers(state.result, names)))
+    for label, state in zip(labels(sweep), point_states, strict=True):
+        outcome = state.name if state.name == "finished" else f"{state.name}: {state.detail[:100]}".replace("|", "\\|")
+        rows.append((f"`{label}`", outcome.replace("\n", " "), *_cells(state.result, names)))
     shown = rows
-    while len(markdown_table(shown)) > room and len(shown) > 1:
+    while len(markdown_table(shown)) > max_characters and len(shown) > 1:
         shown = shown[:-1]
-    left = len(rows) - len(shown)
-    return markdown_table(shown) + (f"\n\nand {left} more: see results.csv among the artifacts" if left else "")
+    omitted = len(rows) - len(shown)
+    return markdown_table(shown) + (f"\n\nand {omitted} more: see results.csv among the artifacts" if omitted else "")
 
 
-def _numbers(result: Mapping[str, float], names: Sequence[str]) -> list[str]:
+def _cells(result: Mapping[str, float], names: Sequence[str]) -> list[str]:
     return [format_number(result[name]) if name in result else "" for name in names]

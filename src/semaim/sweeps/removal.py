@@ -1,4 +1,4 @@
-"""Deleting runs and sweeps, as `semaim rm` does: the folder with its checkpoints, and the MLflow run."""
+"""Deletion of runs and sweeps, for `semaim rm`: the folder with its checkpoints, and the MLflow run."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from semaim.core.formatting import from_here, plural, program, size
 from semaim.errors import UserError
 from semaim.runs.folder import RunFolder
 from semaim.sweeps.commands import find
-from semaim.sweeps.listing import rows
+from semaim.sweeps.listing import list_entries
 from semaim.sweeps.states import states
 from semaim.sweeps.sweep import FILE, Sweep
-from semaim.tracking.store import refusal
+from semaim.tracking.store import failure_reason
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Removal:
     Attributes:
         path: of a run or a sweep.
         bytes: its size.
-        tracked: what mlflow.json says; None for a run that MLflow does not know.
+        tracked: content of mlflow.json; None for a run without an MLflow run.
     """
 
     path: Path
@@ -35,30 +35,34 @@ class Removal:
     tracked: dict[str, Any] | None
 
 
-def planned(paths: Sequence[Path]) -> list[Removal]:
-    """What is deleted with some folders: the runs, and of a sweep all its runs and itself.
+def plan_removals(paths: Sequence[Path]) -> list[Removal]:
+    """The folders to delete: runs, and sweeps with all their runs.
 
     Raises:
         UserError: for a folder that is neither, and for runs that are running or waiting in a queue.
     """
-    found: dict[Path, None] = {}
+    run_dirs: dict[Path, None] = {}
     for path in paths:
         _refuse_live(path)
         if (path / FILE).is_file():
             points = Sweep.load(path).points
-            places = [Path(place) for point in points for place in (point.run_dir, *point.then)]
-            found |= dict.fromkeys(place for place in places if (place / "config.yaml").is_file())
-        found[path.absolute()] = None
-    sizes = {each.path.absolute(): each.bytes for parent in {place.parent for place in found} for each in rows(parent)}
-    return [Removal(from_here(place), sizes.get(place, 0), _tracked(place)) for place in found]
+            point_dirs = [Path(run_dir) for point in points for run_dir in (point.run_dir, *point.then)]
+            run_dirs |= dict.fromkeys(point_dir for point_dir in point_dirs if (point_dir / "config.yaml").is_file())
+        run_dirs[path.absolute()] = None
+    sizes = {
+        entry.path.absolute(): entry.bytes
+        for parent in {run_dir.parent for run_dir in run_dirs}
+        for entry in list_entries(parent)
+    }
+    return [Removal(from_here(run_dir), sizes.get(run_dir, 0), _tracked(run_dir)) for run_dir in run_dirs]
 
 
 def _refuse_live(path: Path) -> None:
-    sweep, numbers = find(path)
-    now = states(sweep)
-    live = [sweep.points[number].name for number in numbers if not now[number].over]
-    held = [point.name for point in (sweep.points[number] for number in numbers) if point.folder.is_locked()]
-    if names := list(dict.fromkeys([*live, *held])):
+    sweep, indices = find(path)
+    point_states = states(sweep)
+    unfinished = [sweep.points[index].name for index in indices if not point_states[index].over]
+    locked = [point.name for point in (sweep.points[index] for index in indices) if point.folder.is_locked()]
+    if names := list(dict.fromkeys([*unfinished, *locked])):
         raise UserError(
             f"{path} is not over ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''}): wait for it, or stop it "
             f"with {program('cancel', path)}"
@@ -71,33 +75,35 @@ def _tracked(path: Path) -> dict[str, Any] | None:
 
 
 def description(removals: Sequence[Removal], keep_mlflow: bool) -> str:
-    """What would be deleted, for the person who is asked."""
+    """The folders to be deleted, as text for the confirmation."""
     lines = [
-        f"  {each.path}  ({size(each.bytes)})"
+        f"  {removal.path}  ({size(removal.bytes)})"
         + (
-            f", MLflow run {each.tracked['run_id']} at {each.tracked['uri']}"
-            if each.tracked and not keep_mlflow
+            f", MLflow run {removal.tracked['run_id']} at {removal.tracked['uri']}"
+            if removal.tracked and not keep_mlflow
             else ""
         )
-        for each in removals
+        for removal in removals
     ]
-    total = size(sum(each.bytes for each in removals))
+    total = size(sum(removal.bytes for removal in removals))
     return "\n".join([f"to be deleted, {plural(len(removals), 'folder')}, {total}:", *lines])
 
 
-def confirmed() -> bool:
-    """Ask on the terminal.
+def confirm() -> bool:
+    """Ask for confirmation on the terminal.
 
     Raises:
-        UserError: if there is no terminal to ask on.
+        UserError: if there is no terminal.
     """
     if not sys.stdin.isatty():
-        raise UserError("nothing was deleted, since nobody can be asked here: give --yes to delete without asking")
+        raise UserError(
+            "nothing was deleted, since there is no terminal to ask on: give --yes to delete without asking"
+        )
     return input("delete for good? [y/N] ").strip().lower() in ("y", "yes")
 
 
 def remove(removal: Removal, keep_mlflow: bool) -> None:
-    """Delete the MLflow run, then the folder. Afterwards both are gone, or an error says what is left.
+    """Delete the MLflow run, then the folder; an error says which of them remains.
 
     Raises:
         UserError: if a process has started the run meanwhile, or if the MLflow run or the folder cannot be deleted.
@@ -123,11 +129,11 @@ def _delete_tracked(removal: Removal) -> None:
     try:
         MlflowClient(uri).delete_run(run_id)
     except MlflowException as error:
-        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):  # deleted in MLflow already
+        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):  # already deleted in MLflow
             return
-        raise _not_deleted(removal, refusal(uri, error)) from error
-    except Exception as error:  # MLflow and the libraries below it raise many kinds
-        raise _not_deleted(removal, refusal(uri, error)) from error
+        raise _not_deleted(removal, failure_reason(uri, error)) from error
+    except Exception as error:  # MLflow and its dependencies raise many types
+        raise _not_deleted(removal, failure_reason(uri, error)) from error
 
 
 def _not_deleted(removal: Removal, reason: str) -> UserError:

@@ -1,7 +1,7 @@
-"""How far each point of a sweep is, from its run folder and from what the scheduler says.
+"""States of the points of a sweep, from their run folders and from the scheduler.
 
-The run folder knows what the run did, the scheduler whether anything still works on it. Where the folder says that a
-run is running and nothing works on it any more, its job died without a word: `settle` says so there and in MLflow.
+The run folder has the progress of the run, the scheduler the state of its job. If the folder says that the run is
+running but its job has ended, the job was killed: `mark_if_ended` records this in the folder and in MLflow.
 """
 
 from __future__ import annotations
@@ -28,24 +28,24 @@ PointStateName = Literal[
 ]
 OVER = ("finished", "failed", "killed", "vanished")
 TAIL_BYTES = 100_000
-TROUBLE = re.compile(r"error|exception|killed|cancelled|out of memory|not found", re.IGNORECASE)
-# Lines by which SLURM and submitit only say that a job ended, which is known.
-NO_REASON = re.compile(r"job step aborted|forcing job termination|submitit (info|error)|got sigcont", re.IGNORECASE)
+ERROR_LINE = re.compile(r"error|exception|killed|cancelled|out of memory|not found", re.IGNORECASE)
+# Lines by which SLURM and submitit only report the end of a job.
+JOB_END_LINE = re.compile(r"job step aborted|forcing job termination|submitit (info|error)|got sigcont", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class PointState:
-    """How far a point is.
+    """The state of a point.
 
     Attributes:
-        word: in a word.
+        name: of the state.
         detail: progress, result, reason of waiting, or last error.
-        restarts: how often its job was requeued.
+        restarts: number of times that its job was requeued.
         result: of a finished run.
         value: of its metric.
     """
 
-    word: PointStateName
+    name: PointStateName
     detail: str = ""
     restarts: int = 0
     result: dict[str, float] = field(default_factory=dict)
@@ -53,36 +53,36 @@ class PointState:
 
     @property
     def over(self) -> bool:
-        """Whether nothing will happen any more by itself."""
-        return self.word in OVER
+        """Whether the state is final unless the point is submitted again."""
+        return self.name in OVER
 
 
 def states(sweep: Sweep) -> list[PointState]:
-    """How far each point is; runs that died without a word are marked as such, once."""
-    seen = scheduler_states(sweep)
-    found = [_state(sweep, point, seen[number]) for number, point in enumerate(sweep.points)]
-    for point, state in zip(sweep.points, found, strict=True):
+    """The state of each point; killed runs are marked as such, once."""
+    jobs = scheduler_states(sweep)
+    point_states = [_state(sweep, point, jobs[index]) for index, point in enumerate(sweep.points)]
+    for point, state in zip(sweep.points, point_states, strict=True):
         if state.over:
-            settle(point.folder, state)
-    return found
+            mark_if_ended(point.folder, state)
+    return point_states
 
 
 def scheduler_states(sweep: Sweep) -> list[JobState]:
-    """What the scheduler says of each point."""
+    """The state of each point's job."""
     if sweep.executor == "slurm":
         by_job = slurm_job.job_states([point.job for point in sweep.points if point.job])
         return [by_job[point.job] if point.job else JobState("over") for point in sweep.points]
     if sweep.executor == "local":
         return [JobState("running" if _is_submitit(point.job) else "over") for point in sweep.points]
     launching = sweep.folder.is_held or sweep.folder.is_locked()
-    return [_one_after_the_other(point, launching) for point in sweep.points]
+    return [_basic_job_state(point, launching) for point in sweep.points]
 
 
-def _one_after_the_other(point: Point, launching: bool) -> JobState:
+def _basic_job_state(point: Point, launching: bool) -> JobState:
     if point.folder.is_locked():
         return JobState("running")
     started = point.job is not None
-    return JobState("waiting", "for its turn") if launching and not started else JobState("over")
+    return JobState("waiting", "for earlier runs") if launching and not started else JobState("over")
 
 
 def _is_submitit(process: str | None) -> bool:
@@ -92,63 +92,67 @@ def _is_submitit(process: str | None) -> bool:
         return False
 
 
-def _state(sweep: Sweep, point: Point, seen: JobState) -> PointState:
+def _state(sweep: Sweep, point: Point, job_state: JobState) -> PointState:
     status = _status(point.folder)
-    here = bool(status) and (sweep.executor != "slurm" or status.get("job") == point.job)
-    if seen.state == "waiting":
-        death = _death(sweep.job_folder(point.job or ""), seen.restarts - 1)
-        return PointState("requeued" if seen.restarts else "pending", _joined(seen.reason, death or ""), seen.restarts)
-    current = here and status.get("restarts", 0) == seen.restarts
-    if seen.state == "running" and not (current and status["state"] == "finished"):
-        if not current:
-            return PointState("starting", seen.nodes, seen.restarts)
-        word: PointStateName = "running" if status["state"] == "running" else "ending"
-        return PointState(word, progress(point.folder) if word == "running" else status["error"], seen.restarts)
-    if status.get("state") == "finished" and not (seen.state == "over" and _lacks_evaluations(point)):
+    current_job = bool(status) and (sweep.executor != "slurm" or status.get("job") == point.job)
+    if job_state.state == "waiting":
+        killed = _killed_process(sweep.job_folder(point.job or ""), job_state.restarts - 1)
+        return PointState(
+            "requeued" if job_state.restarts else "pending", _join(job_state.reason, killed or ""), job_state.restarts
+        )
+    current_attempt = current_job and status.get("restarts", 0) == job_state.restarts
+    if job_state.state == "running" and not (current_attempt and status["state"] == "finished"):
+        if not current_attempt:
+            return PointState("starting", job_state.nodes, job_state.restarts)
+        name: PointStateName = "running" if status["state"] == "running" else "ending"
+        return PointState(name, progress(point.folder) if name == "running" else status["error"], job_state.restarts)
+    if status.get("state") == "finished" and not (job_state.state == "over" and _follow_ups_unfinished(point)):
         value = status["result"][status["metric"]]
-        return PointState("finished", result_text(status), seen.restarts, status["result"] | _followed(point), value)
-    if seen.state == "unknown":
-        return PointState("unknown", f"{seen.reason}; the run folder says: {status.get('state', 'not begun')}")
-    return _ended_badly(sweep, point, seen, status if here else {})
+        return PointState(
+            "finished", result_text(status), job_state.restarts, status["result"] | _follow_up_results(point), value
+        )
+    if job_state.state == "unknown":
+        return PointState("unknown", f"{job_state.reason}; the run folder says: {status.get('state', 'not begun')}")
+    return _unsuccessful_state(sweep, point, job_state, status if current_job else {})
 
 
-def _lacks_evaluations(point: Point) -> bool:
-    """Whether what was to follow a run in the same job has not finished."""
-    return any(_status(RunFolder(Path(place))).get("state") != "finished" for place in point.then)
+def _follow_ups_unfinished(point: Point) -> bool:
+    """Whether a follow-up run of the same job has not finished."""
+    return any(_status(RunFolder(Path(run_dir))).get("state") != "finished" for run_dir in point.then)
 
 
-def _followed(point: Point) -> dict[str, float]:
-    """The results of what followed a run in the same job."""
-    ended = [_status(RunFolder(Path(place))) for place in point.then]
-    return {name: value for status in ended for name, value in status.get("result", {}).items()}
+def _follow_up_results(point: Point) -> dict[str, float]:
+    """The results of the follow-up runs of the same job."""
+    statuses = [_status(RunFolder(Path(run_dir))) for run_dir in point.then]
+    return {name: value for status in statuses for name, value in status.get("result", {}).items()}
 
 
-def _ended_badly(sweep: Sweep, point: Point, seen: JobState, status: dict[str, Any]) -> PointState:
-    """The state of a run that did not finish and that nothing works on: in whose words, and why."""
-    word: PointStateName
+def _unsuccessful_state(sweep: Sweep, point: Point, job_state: JobState, status: dict[str, Any]) -> PointState:
+    """The state of a run that did not finish and whose job has ended, with the most specific reason."""
+    name: PointStateName
     if point.job is None:
         return PointState("killed", "never submitted")
-    attempt = max(seen.restarts, status.get("restarts", 0))
-    if death := _death(sweep.job_folder(point.job), attempt):
-        return PointState("failed", death, seen.restarts)
+    attempt = max(job_state.restarts, status.get("restarts", 0))
+    if killed := _killed_process(sweep.job_folder(point.job), attempt):
+        return PointState("failed", killed, job_state.restarts)
     if failure := _failure(sweep.job_folder(point.job), attempt):
-        return PointState("failed", failure, seen.restarts)
+        return PointState("failed", failure, job_state.restarts)
     if status.get("state") == "failed":
-        return PointState("failed", status["error"], seen.restarts)
+        return PointState("failed", status["error"], job_state.restarts)
     if status.get("state") in ("interrupted", "vanished"):
-        word = "killed" if status["state"] == "interrupted" else "vanished"
-        return PointState(word, _joined(seen.reason, status["error"]), seen.restarts)
-    word = "killed" if seen.reason.startswith("CANCELLED") else "vanished"
-    last = "" if word == "killed" else last_trouble(sweep.job_folder(point.job))
-    return PointState(word, _joined(seen.reason or "its process is gone", last), seen.restarts)
+        name = "killed" if status["state"] == "interrupted" else "vanished"
+        return PointState(name, _join(job_state.reason, status["error"]), job_state.restarts)
+    name = "killed" if job_state.reason.startswith("CANCELLED") else "vanished"
+    last = "" if name == "killed" else last_error_line(sweep.job_folder(point.job))
+    return PointState(name, _join(job_state.reason or "its process is gone", last), job_state.restarts)
 
 
-def _joined(*parts: str) -> str:
+def _join(*parts: str) -> str:
     return ": ".join(dict.fromkeys(part for part in parts if part))
 
 
 def _status(folder: RunFolder) -> dict[str, Any]:
-    """status.json as it is now: touching the folder makes a network file system look again."""
+    """The current status.json: touching the folder makes a network file system refresh it."""
     try:
         os.utime(folder.path)
     except OSError:
@@ -156,19 +160,19 @@ def _status(folder: RunFolder) -> dict[str, Any]:
     return folder.status()
 
 
-def settle(folder: RunFolder, state: PointState) -> None:
-    """Make the run folder and MLflow say that a run is over, if they do not yet."""
+def mark_if_ended(folder: RunFolder, state: PointState) -> None:
+    """Record the end of a run in its folder and in MLflow, unless it is recorded already."""
     if _status(folder).get("state") not in ("running", "requeued") or folder.is_locked():
         return
-    word: Literal["interrupted", "failed", "vanished"] = "vanished"
-    if state.word in ("killed", "failed"):
-        word = "interrupted" if state.word == "killed" else "failed"
-    mark_ended(folder, word, "FAILED" if word == "failed" else "KILLED", state.detail)
+    name: Literal["interrupted", "failed", "vanished"] = "vanished"
+    if state.name in ("killed", "failed"):
+        name = "interrupted" if state.name == "killed" else "failed"
+    mark_ended(folder, name, "FAILED" if name == "failed" else "KILLED", state.detail)
     deliver(folder)
 
 
-def _death(job_folder: Path, attempt: int) -> str | None:
-    """Which process was killed in an attempt, in srun's words (see launch.py)."""
+def _killed_process(job_folder: Path, attempt: int) -> str | None:
+    """The killed process of an attempt, in srun's words (see `semaim.sweeps.submit`)."""
     path = job_folder / "deaths"
     lines = path.read_text().splitlines() if path.is_file() else []
     if not lines or lines[-1].split()[0] != str(attempt):
@@ -177,21 +181,21 @@ def _death(job_folder: Path, attempt: int) -> str | None:
 
 
 def _failure(job_folder: Path, attempt: int) -> str | None:
-    """The error of the process that failed first in an attempt (see job.py)."""
+    """The error of the process that failed first in an attempt (see `semaim.sweeps.job`)."""
     if not (failure := read_json(failure_file(job_folder, attempt))):
         return None
     where = f" (process {failure['process']} on {failure['host']})" if failure["process"] else ""
     return str(failure["error"]) + where
 
 
-def last_trouble(job_folder: Path) -> str:
-    """The last line of what a job's processes printed that tells of trouble."""
-    found: list[tuple[float, str]] = []
+def last_error_line(job_folder: Path) -> str:
+    """The last output line of a job's processes that looks like an error."""
+    errors: list[tuple[float, str]] = []
     for path in [*job_folder.glob("*.err"), *job_folder.glob("*.out")]:
-        lines = [line for line in _tail(path).splitlines() if TROUBLE.search(line) and not NO_REASON.search(line)]
+        lines = [line for line in _tail(path).splitlines() if ERROR_LINE.search(line) and not JOB_END_LINE.search(line)]
         if lines:
-            found.append((path.stat().st_mtime, lines[-1].strip()))
-    return max(found)[1] if found else ""
+            errors.append((path.stat().st_mtime, lines[-1].strip()))
+    return max(errors)[1] if errors else ""
 
 
 def _tail(path: Path) -> str:
@@ -201,7 +205,7 @@ def _tail(path: Path) -> str:
 
 
 def progress(folder: RunFolder) -> str:
-    """Step, images per second and time left of a running run, from its journal."""
+    """Step, images per second and remaining time of a running run, from its journal."""
     status, step, rate = folder.status(), 0, 0.0
     for line in journal_tail(folder):
         if "train/images_per_second" in line.get("metrics", ()):
@@ -226,7 +230,7 @@ def journal_tail(folder: RunFolder) -> Sequence[dict[str, Any]]:
 
 
 def result_text(status: dict[str, Any]) -> str:
-    """The metric of a finished run, and what else fits; of what was measured before and after, what came after."""
+    """The metric of a finished run and up to three other results, without values from before training."""
     result: dict[str, float] = status["result"]
     others = [name for name in result if name != status["metric"] and not name.endswith(("_std", "_before"))]
     return "  ".join(f"{name} {result[name]:.4g}" for name in [status["metric"], *others[:3]])

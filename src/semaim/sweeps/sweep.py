@@ -1,10 +1,10 @@
-"""A sweep and its points, kept in a folder beside the run folders.
+"""A sweep and its points, stored in a folder next to the run folders.
 
 runs/<sweep>/sweep.json       command, launcher, points, and the job of each
-             config.yaml      what MLflow shows as parameters of the parent run
-             metrics.jsonl    its journal (see journal.py)
-             jobs/<job id>/   what each job printed, by process; errors and deaths
-             results.csv      how every point ended
+             config.yaml      parameters of the MLflow parent run
+             metrics.jsonl    its journal (see `semaim.runs.journal`)
+             jobs/<job id>/   output of each job, by process; errors and killed processes
+             results.csv      final state and results of every point
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ class Point:
     Attributes:
         overrides: its command line.
         run_dir: its run folder.
-        parent: folder of the sweep or run that it is shown under in MLflow; null for none.
-        after: number of the point that must have ended well before this one starts.
-        job: id of the job that was submitted for it last.
-        then: run folders of what follows it in the same job.
+        parent: folder of the sweep or run that is its parent in MLflow; null for none.
+        after: index of the point that must finish successfully before this one starts.
+        job: id of its last submitted job.
+        then: run folders of the follow-up runs in the same job.
     """
 
     overrides: list[str]
@@ -50,7 +50,7 @@ class Point:
 
     @property
     def name(self) -> str:
-        """That of its run folder."""
+        """Name of its run folder."""
         return Path(self.run_dir).name
 
     @property
@@ -65,11 +65,11 @@ class Sweep:
 
     Attributes:
         path: its folder.
-        executor: who runs its jobs.
+        executor: what runs its jobs.
         launcher: the launcher's options.
         points: its runs.
-        restarts: how often a job whose processes died is started again.
-        command, cwd, folders: what was typed, where, and configuration folders besides our own.
+        restarts: how often a job with killed processes is restarted.
+        command, cwd, folders: the command as typed, its working directory, and additional configuration folders.
         code: commit of the checkout at submission.
     """
 
@@ -85,24 +85,24 @@ class Sweep:
 
     @cached_property
     def folder(self) -> RunFolder:
-        """Its folder, as that of the run that the points are shown under."""
+        """Its folder, as the run folder of the MLflow parent run."""
         return RunFolder(self.path)
 
     @property
     def jobs(self) -> Path:
-        """Folder of what jobs print."""
+        """Folder of the output of jobs."""
         return self.path / "jobs"
 
     def job_folder(self, job: str) -> Path:
-        """Folder of what one job prints."""
+        """Folder of the output of one job."""
         return self.jobs / job
 
     @classmethod
     def load(cls, path: Path) -> Sweep:
-        """Read it from its folder.
+        """Read a sweep from its folder.
 
         Raises:
-            UserError: if it is none.
+            UserError: if the folder is not a sweep's.
         """
         if (stored := read_json(path / FILE)) is None:
             raise UserError(f"{path} is not the folder of a sweep: it has no {FILE}")
@@ -110,12 +110,12 @@ class Sweep:
         return cls(path=path.absolute(), points=points, **stored)
 
     def save(self) -> None:
-        """Write it to its folder."""
+        """Write the sweep to its folder."""
         self.path.mkdir(parents=True, exist_ok=True)
         write_json(self.path / FILE, {key: value for key, value in asdict(self).items() if key != "path"})
 
     def compose(self, point: Point) -> list[RunSpec]:
-        """The run of a point, and those that follow it in the same job."""
+        """The run of a point, and its follow-up runs in the same job."""
         spec = compose_run_spec(point.overrides, self.folders)
         if point.parent is not None:
             spec = with_parent(spec, point.parent)
@@ -123,7 +123,7 @@ class Sweep:
 
 
 def failure_file(job_folder: Path, attempt: int) -> Path:
-    """Where the process that fails first in an attempt of a job leaves its error."""
+    """File for the error of the process that fails first in an attempt of a job."""
     return job_folder / f"failure_{attempt:04d}.json"
 
 
@@ -132,8 +132,8 @@ def make_points(job_overrides: Sequence[Sequence[str]], folders: Sequence[str], 
 
     Args:
         job_overrides: the command line of each run.
-        folders: configuration folders besides our own.
-        dependent: whether what follows a run (`then=...`) is a point of its own.
+        folders: additional configuration folders.
+        dependent: whether follow-up runs (`then=...`) are points of their own.
 
     Raises:
         UserError: if two points are the same run.
@@ -141,39 +141,41 @@ def make_points(job_overrides: Sequence[Sequence[str]], folders: Sequence[str], 
     points: list[Point] = []
     for overrides in job_overrides:
         spec = compose_run_spec(list(overrides), folders)
-        points.append(Point(list(overrides), _place(spec)))
+        points.append(Point(list(overrides), _run_dir(spec)))
         first, followers = len(points) - 1, follow_ups(spec)
         if dependent:
             points += [
-                Point(list(each.overrides), _place(each), parent=_place(spec), after=first) for each in followers
+                Point(list(each.overrides), _run_dir(each), parent=_run_dir(spec), after=first) for each in followers
             ]
         else:
-            points[first].then = [_place(each) for each in followers]
-    places = [point.run_dir for point in points]
-    if twice := sorted({place for place in places if places.count(place) > 1}):
-        raise UserError(f"several points of this sweep are the same run, {twice[0]}: leave run_name to be made of them")
+            points[first].then = [_run_dir(each) for each in followers]
+    run_dirs = [point.run_dir for point in points]
+    if duplicates := sorted({run_dir for run_dir in run_dirs if run_dirs.count(run_dir) > 1}):
+        raise UserError(
+            f"several points of this sweep are the same run, {duplicates[0]}: leave run_name at its default"
+        )
     return points
 
 
-def _place(spec: RunSpec) -> str:
+def _run_dir(spec: RunSpec) -> str:
     return str(Path(spec.cfg.run_dir).absolute())
 
 
 def labels(sweep: Sweep) -> list[str]:
-    """What tells each point from the others."""
+    """A label for each point: the options that distinguish it."""
     firsts = [point.overrides for point in sweep.points if point.after is None]
     if len(firsts) == 1:
-        own = [sweep.points[0].name]
+        names_of_firsts = [sweep.points[0].name]
     else:
-        own = [" ".join(override for override in each if override not in common(firsts)) for each in firsts]
+        names_of_firsts = [" ".join(override for override in each if override not in common(firsts)) for each in firsts]
     names: list[str] = []
     for point in sweep.points:
-        names.append(own.pop(0) if point.after is None else f"{names[point.after]}, {point.overrides[0]}")
+        names.append(names_of_firsts.pop(0) if point.after is None else f"{names[point.after]}, {point.overrides[0]}")
     return names
 
 
 def swept(sweep: Sweep) -> dict[str, list[str]]:
-    """What is swept over: each option that differs between the points, and its values."""
+    """The swept options: each option that differs between the points, and its values."""
     firsts = [point.overrides for point in sweep.points if point.after is None]
     axes: dict[str, list[str]] = {}
     for override in (override for each in firsts for override in each if override not in common(firsts)):
@@ -184,16 +186,16 @@ def swept(sweep: Sweep) -> dict[str, list[str]]:
 
 
 def common(command_lines: Sequence[Sequence[str]]) -> set[str]:
-    """What all of several command lines say."""
+    """The overrides that all command lines share."""
     return set[str].intersection(*(set(line) for line in command_lines))
 
 
 def sweep_name(points: Sequence[Point], overrides: Sequence[str]) -> str:
-    """The stable name of a sweep, so that the same command finds its jobs again: what is swept over, and a checksum.
+    """The name of a sweep: swept options and a checksum. It is stable, so that the same command finds its jobs again.
 
     Args:
         points: its points.
-        overrides: its command line, values of a sweep with commas between them.
+        overrides: its command line, with comma-separated sweep values.
     """
     firsts = [point.overrides for point in points if point.after is None]
     if len(firsts) == 1:

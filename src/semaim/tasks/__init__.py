@@ -1,1 +1,1 @@
-"""What a run can do: pretrain a model, or evaluate one."""
+"""Tasks of a run: pretraining, evaluation, pictures, export of features."""

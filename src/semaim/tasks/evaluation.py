@@ -1,4 +1,4 @@
-"""What all evaluations of an encoder have in common."""
+"""Base classes of the tasks that evaluate an encoder."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from semaim.core.image_size import pair
 from semaim.data.image_data import ImageData
 from semaim.data.image_sets import ImageSet
 from semaim.errors import UserError
-from semaim.evaluation.feature_cache import stored
+from semaim.evaluation.feature_cache import cached_features
 from semaim.evaluation.features import Extraction, Features
 from semaim.models.vit import encode
 from semaim.runs.context import Run
@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 
 def check_image_size(vit: VisionTransformer, data: ImageData, checkpoint: str) -> None:
-    """Raise UserError if an encoder is for images of another size."""
+    """Raise UserError if the encoder's image size differs from that of the data."""
     own = pair(vit.patch_embed.img_size)
     if own != data.image_size:
         raise UserError(
@@ -48,8 +48,8 @@ class Evaluation:
         data: labelled images, some of them held out.
     """
 
-    look_at: ClassVar[dict[str, str]] = {
-        "eval/...": "accuracies in percent on held-out images, at the step that the encoder's pretraining had reached",
+    page_guide: ClassVar[dict[str, str]] = {
+        "eval/...": "accuracies in percent on held-out images, at the last step of the encoder's pretraining",
         "tags pretrained.... and metrics pretrained/...": "which encoder it is, and what its pretraining cost",
         "artifacts": "`per_class.csv` and `confusion.csv` (not of few-shot evaluations)",
     }
@@ -61,40 +61,40 @@ class Evaluation:
         self.classes = data.splits.classes
 
     def begin(self, run: Run) -> Origin:
-        """Say in the run where its encoder is from."""
+        """Log the origin of the encoder in the run."""
         origin = self.source.origin(run.seed, run.choices)
         run.tag(origin.tags)
         run.log(origin.step, origin.metrics)
-        if origin.data is not None and other_split(origin.data, run.config["data"]):
+        if origin.data is not None and split_differs(origin.data, run.config["data"]):
             log.warning(
-                "these data were split otherwise when the encoder was pretrained on them: images held out now may have "
-                "been seen (without labels) then. Give data.val_fraction, data.val_seed and data.source as they were"
+                "these data were split differently when the encoder was pretrained on them: images held out now may "
+                "have been seen (without labels) then. Set data.val_fraction, data.val_seed and data.source as they "
+                "were"
             )
         return origin
 
     def end(self, run: Run, origin: Origin, result: Mapping[str, float]) -> dict[str, float]:
-        """Log the result at the step of the encoder's pretraining, also in the run that this one follows."""
+        """Log the result at the step of the encoder's pretraining, in this run and in its parent run."""
         metrics = {f"eval/{name}": value for name, value in result.items()}
         run.log(origin.step, metrics)
         if run.processes.is_main and (parent := run.config.get("parent_run")) is not None:
-            tell_pretraining(RunFolder(Path(parent)), origin.step, metrics)
+            log_to_pretraining(RunFolder(Path(parent)), origin.step, metrics)
         return dict(result)
 
     def next_commands(self, folder: Path, spec: RunSpec) -> dict[str, str]:
-        """What a person may want to type after this run."""
-        command = self.source.tracking.how_to_compare()
+        """Commands that the user may run next."""
+        command = self.source.tracking.report_command()
         return {"compare": command} if command else {}
 
 
 class FeatureEvaluation(Evaluation):
-    """Base of the evaluations that compute an encoder's features once and learn from them alone.
+    """Base of the evaluations that compute an encoder's features once and use only these.
 
     Args:
         source: the encoder.
         data: labelled images, some of them held out.
-        batch_size: images at a time on each process.
-        features_dir: where features are kept, so that the next evaluation need not compute them; null to hold them in
-            memory and keep nothing.
+        batch_size: images per batch on each process.
+        features_dir: folder of the feature cache, which later evaluations reuse; null to keep features in memory only.
     """
 
     def __init__(self, source: EncoderSource, data: ImageData, batch_size: int, features_dir: str | None) -> None:
@@ -106,16 +106,16 @@ class FeatureEvaluation(Evaluation):
         self.weights = fingerprint(self.vit)
 
     def features(self, images: ImageSet, indices: Sequence[int], run: Run, title: str) -> Features:
-        """Features of some images, from disk if they were computed before."""
+        """Features of some images, from the cache if they were computed before."""
         self.vit.to(run.processes.device)
-        wanted = Extraction(encoder_pass(self.vit), self.data, images, indices, self.batch_size, title)
-        return stored(self.features_dir, self.weights, wanted, run)
+        request = Extraction(encoder_pass(self.vit), self.data, images, indices, self.batch_size, title)
+        return cached_features(self.features_dir, self.weights, request, run)
 
 
-def tell_pretraining(folder: RunFolder, step: int, metrics: Mapping[str, float]) -> None:
-    """Show accuracies of an encoder in the run that pretrained it, so that pretrainings can be compared by them.
+def log_to_pretraining(folder: RunFolder, step: int, metrics: Mapping[str, float]) -> None:
+    """Log accuracies of an encoder to the run that pretrained it, so that pretrainings can be compared by them.
 
-    Nothing happens if the folder is that of a sweep, or of a run that goes on meanwhile.
+    Does nothing if the folder is a sweep's, or its run is not finished or is locked.
     """
     if folder.status().get("state") != "finished" or folder.is_locked():
         return
@@ -126,10 +126,10 @@ def tell_pretraining(folder: RunFolder, step: int, metrics: Mapping[str, float])
     deliver(folder)
 
 
-def other_split(before: dict[str, Any], now: dict[str, Any]) -> bool:
-    """Whether two configurations hold different images of the same data out."""
-    places = [Path(each["root"] or "").expanduser().resolve() for each in (before, now)]
-    same_data = places[0] == places[1] and before["source"]["_target_"] == now["source"]["_target_"]
+def split_differs(before: dict[str, Any], now: dict[str, Any]) -> bool:
+    """Whether two configurations hold out different images of the same data."""
+    roots = [Path(each["root"] or "").expanduser().resolve() for each in (before, now)]
+    same_data = roots[0] == roots[1] and before["source"]["_target_"] == now["source"]["_target_"]
     splits = [
         (each["source"].get("val_fraction"), each["val_fraction"] and (each["val_fraction"], each["val_seed"]))
         for each in (before, now)
@@ -138,17 +138,17 @@ def other_split(before: dict[str, Any], now: dict[str, Any]) -> bool:
 
 
 def encoder_pass(vit: VisionTransformer) -> Callable[[Tensor], Mapping[str, Tensor]]:
-    """What computes an encoder's features."""
+    """The function that computes an encoder's features."""
     return lambda images_BCHW: encode(vit, images_BCHW)
 
 
 def origin_record(origin: Origin, weights: str) -> dict[str, Any]:
-    """What a checkpoint of a training evaluation keeps of the encoder it started from."""
+    """What checkpoints of a trained evaluation store about the encoder they started from."""
     return {"origin": asdict(origin) | {"data": None}, "encoder": weights}
 
 
 def check_same_encoder(state: dict[str, Any], weights: str, checkpoint: str) -> None:
-    """Raise UserError if an evaluation that is to continue was begun with another encoder."""
+    """Raise UserError if a stored evaluation was started with another encoder."""
     if state["encoder"] != weights:
         raise UserError(
             f"checkpoint={checkpoint} has changed since this run began, so it cannot continue: give this run another "

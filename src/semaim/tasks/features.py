@@ -1,4 +1,4 @@
-"""Features and labels of a data set in files, for use elsewhere."""
+"""Export of the features and labels of a data set to files."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ class ExportFeatures:
         source: the encoder.
         data: images, labelled or not (label -1).
         format: "npz" or "safetensors".
-        batch_size: images at a time on each process.
+        batch_size: images per batch on each process.
     """
 
     metric = "images"
-    look_at: ClassVar[dict[str, str]] = {"run folder": "`train.*` and `val.*` hold the features"}
+    page_guide: ClassVar[dict[str, str]] = {"run folder": "`train.*` and `val.*` hold the features"}
 
     def __init__(
         self, source: EncoderSource, data: ImageData, format: Literal["npz", "safetensors"], batch_size: int
@@ -50,10 +50,10 @@ class ExportFeatures:
         check_image_size(self.vit, data, source.checkpoint)
 
     def check(self, seed: int, processes: Processes) -> None:
-        """Raise UserError for what cannot work on these processes: nothing here."""
+        """Nothing to check."""
 
     def run(self, run: Run) -> dict[str, float]:
-        """Compute and write; how many images, and how wide their features are."""
+        """Compute and write features; returns the number of images and the feature width."""
         run.tag(self.source.origin(run.seed, run.choices).tags)
         self.vit.to(run.processes.device)
         splits = self.data.splits
@@ -62,14 +62,14 @@ class ExportFeatures:
         for part, images in parts.items():
             if images is None:
                 continue
-            wanted = Extraction(encoder_pass(self.vit), self.data, images, range(len(images)), self.batch_size, part)
-            found = extract(wanted, run)
-            arrays = {**found.by_kind, "labels": found.labels_M.numpy(), "index": found.index_M.numpy()}
-            total, width = total + len(found.labels_M), arrays["mean"].shape[1]
+            request = Extraction(encoder_pass(self.vit), self.data, images, range(len(images)), self.batch_size, part)
+            features = extract(request, run)
+            arrays = {**features.by_kind, "labels": features.labels_M.numpy(), "index": features.index_M.numpy()}
+            total, width = total + len(features.labels_M), arrays["mean"].shape[1]
             if run.processes.is_main:
                 path = run.folder.path / f"{part}.{self.format}"
                 self._write(path, arrays)
-                names = [images.name(int(index)) for index in found.index_M]
+                names = [images.name(int(index)) for index in features.index_M]
                 write_json(run.folder.path / f"{part}.json", {"classes": list(splits.classes), "images": names})
                 log.info("%s: %d images, features of width %d", path, len(names), width)
         return {"images": total, "width": width}
@@ -82,5 +82,5 @@ class ExportFeatures:
                 file.write(safetensors_bytes({name: np.ascontiguousarray(value) for name, value in arrays.items()}))
 
     def next_commands(self, folder: Path, spec: RunSpec) -> dict[str, str]:
-        """What a person may want to type after this run."""
+        """Commands that the user may run next."""
         return {}

@@ -1,6 +1,6 @@
-"""Few-shot accuracy: k-NN and a linear classifier on n labelled images per class, several choices of these images.
+"""Few-shot accuracy: k-NN and a linear classifier on n labelled images per class, for several random choices of them.
 
-Features are computed once, without augmentation. The linear classifier is trained by the one training loop on them.
+Features are computed once, without augmentation. The shared training loop trains the linear classifier on them.
 
 Shapes: K kinds of features, M images, B of a batch, D width.
 """
@@ -41,7 +41,7 @@ log = logging.getLogger(__name__)
 
 
 class FeatureRows:
-    """Features in the place of images: what the training loop's loader reads.
+    """Features in place of images, for the training loop's loader.
 
     Args:
         features_MKD: of all images.
@@ -74,10 +74,10 @@ class FewShot(FeatureEvaluation):
         optimizer: of the linear classifier.
         trainer: settings of the loop; its batch_size is at most the number of images.
         shots: numbers of labelled images per class.
-        repeats: choices of these images for each number; results are mean and standard deviation over them.
-        ks: numbers of neighbours; those above the number of images per class are passed over there.
-        batch_size: images at a time on each process.
-        features_dir: where features are kept; null to keep nothing.
+        repeats: random choices of these images for each number; results are mean and standard deviation over them.
+        ks: numbers of neighbours; a k above the number of images per class is skipped.
+        batch_size: images per batch on each process.
+        features_dir: folder of the feature cache; null to keep features in memory only.
     """
 
     def __init__(
@@ -104,12 +104,12 @@ class FewShot(FeatureEvaluation):
         self.optimizer = optimizer
 
     def check(self, seed: int, processes: Processes) -> None:
-        """Raise UserError for what cannot work, before anything is written."""
+        """Raise UserError if a class has too few images, before anything is written."""
         for shots in self.shots:
             few_of_each_class(self.labelled, shots, seed)
 
     def run(self, run: Run) -> dict[str, float]:
-        """Evaluate; mean and deviation of the accuracies in percent."""
+        """Evaluate; returns mean and deviation of the accuracies in percent."""
         origin = self.begin(run)
         chosen = {
             (shots, repeat): few_of_each_class(self.labelled, shots, derive_seed(run.seed, "few-shot", repeat))
@@ -119,73 +119,74 @@ class FewShot(FeatureEvaluation):
         needed = sorted({index for indices in chosen.values() for index in indices})
         bank = self.features(self.labelled, needed, run, "few-shot images")
         queries = self.features(self.held_out, range(len(self.held_out)), run, "held-out images")
-        found: dict[str, list[float]] = {}
+        by_name: dict[str, list[float]] = {}
         for (shots, repeat), indices in chosen.items():
             few = rows_of(bank, indices)
             ks = [k for k in self.ks if k <= shots]
-            answers = classify(few, queries, ks, self.classes, run.processes) if ks else {}
-            accuracies = {name: each.accuracy for name, each in answers.items()}
-            place = Path("linear") / self.weights[:16] / f"{shots}shot_{repeat}"
-            accuracies |= self._linear(few, queries, derive_seed(run.seed, "heads", shots, repeat), place, run)
+            predictions = classify(few, queries, ks, self.classes, run.processes) if ks else {}
+            accuracies = {name: each.accuracy for name, each in predictions.items()}
+            path = Path("linear") / self.weights[:16] / f"{shots}shot_{repeat}"
+            accuracies |= self._linear(few, queries, derive_seed(run.seed, "heads", shots, repeat), path, run)
             for name, value in accuracies.items():
-                found.setdefault(f"{name}_{shots}shot", []).append(value)
+                by_name.setdefault(f"{name}_{shots}shot", []).append(value)
             if repeat == self.repeats - 1:
-                values = found[f"linprobe_mean_{shots}shot"]
+                values = by_name[f"linprobe_mean_{shots}shot"]
                 log.info(
                     "%d images per class: linear %.2f %% (%d choices)", shots, statistics.mean(values), len(values)
                 )
         result = {}
-        for name, values in found.items():
+        for name, values in by_name.items():
             result[name] = statistics.mean(values)
             if len(values) > 1:
                 result[f"{name}_std"] = statistics.stdev(values)
         return self.end(run, origin, result)
 
-    def _linear(self, few: Features, queries: Features, seed: int, place: Path, run: Run) -> dict[str, float]:
-        """Accuracy of a linear classifier trained on few images. One process does it: the work is small."""
+    def _linear(self, few: Features, queries: Features, seed: int, path: Path, run: Run) -> dict[str, float]:
+        """Accuracy of a linear classifier trained on few images, computed by the first process for all."""
         outcome: dict[str, float] | Interrupted = {}
         if run.processes.is_main:
             try:
-                outcome = self._linear_alone(few, queries, seed, place, run)
-            except Interrupted as error:  # the others wait to hear of it
+                outcome = self._linear_alone(few, queries, seed, path, run)
+            except Interrupted as error:  # the others wait for the broadcast
                 outcome = error
         outcome = run.processes.broadcast(outcome)
         if isinstance(outcome, Interrupted):
             raise outcome
         return outcome
 
-    def _linear_alone(self, few: Features, queries: Features, seed: int, place: Path, run: Run) -> dict[str, float]:
-        """The same, in one process.
+    def _linear_alone(self, few: Features, queries: Features, seed: int, path: Path, run: Run) -> dict[str, float]:
+        """The same, in a single process.
 
-        Its checkpoints lie at a place of the run folder that is this encoder's, which another one does not continue.
+        Checkpoints are stored under `path` in the run folder, which names the encoder: another encoder does not
+        continue from them.
         """
-        folder = RunFolder(run.folder.path / place)
+        folder = RunFolder(run.folder.path / path)
         folder.path.mkdir(parents=True, exist_ok=True)
-        alone = Processes(0, 1, run.processes.device)
-        inner = dataclasses.replace(run, folder=folder, processes=alone, seed=seed, journal=None, quiet=True)
+        single = Processes(0, 1, run.processes.device)
+        inner = dataclasses.replace(run, folder=folder, processes=single, seed=seed, journal=None, quiet=True)
         trainer = dataclasses.replace(self.trainer, batch_size=min(self.trainer.batch_size, len(few.labels_M)))
         kinds = list(few.by_kind)
         with seeded(seed):
             heads = LinearHeads(self.vit.embed_dim, len(self.classes), len(kinds), [1.0])
         images: Any = FeatureRows(stacked(few).transpose(0, 1).contiguous(), few.labels_M)
-        training = TrainingData(images, as_it_is, num_workers=0, max_unreadable=0)
+        training = TrainingData(images, identity, num_workers=0, max_unreadable=0)
         loop.fit(HeadTraining(heads, training, lambda rows: rows.transpose(0, 1), self.optimizer), trainer, inner)
         heads.eval()
         with torch.no_grad():
-            predicted_SM = heads(stacked(queries).to(alone.device)).argmax(-1).cpu()
+            predicted_SM = heads(stacked(queries).to(single.device)).argmax(-1).cpu()
         return {
             f"linprobe_{kind}": Predictions(predicted_M, queries.labels_M, self.classes).accuracy
             for kind, predicted_M in zip(kinds, predicted_SM, strict=True)
         }
 
 
-def as_it_is(features_KD: Any) -> Tensor:
-    """The augmentation of features: none."""
+def identity(features_KD: Any) -> Tensor:
+    """The transform of features: none."""
     return features_KD
 
 
 def rows_of(features: Features, indices: Sequence[int]) -> Features:
-    """The features of some images of a set; unreadable images stay missing."""
+    """The features of some images of a set, without unreadable images."""
     rows = np.flatnonzero(np.isin(features.index_M.numpy(), indices))
     return Features(
         {kind: np.array(values[rows]) for kind, values in features.by_kind.items()},
@@ -195,5 +196,5 @@ def rows_of(features: Features, indices: Sequence[int]) -> Features:
 
 
 def stacked(features: Features) -> Tensor:
-    """All kinds together: (K, M, D)."""
+    """All kinds stacked: (K, M, D)."""
     return torch.stack([features.tensor(kind) for kind in features.by_kind])

@@ -1,4 +1,4 @@
-"""Fine-tuning: the encoder and a new linear head trained on labels, by the one training loop.
+"""Fine-tuning: the encoder and a new linear head trained on labels by the shared training loop.
 
 Shapes: B images, C classes.
 """
@@ -43,11 +43,11 @@ class FineTuning(Evaluation):
         trainer: settings of the loop.
         pool: what the head reads: "mean" of the patch tokens, normed, or the class token ("cls").
         drop_path: stochastic depth rate of the last block.
-        mixup, cutmix: parameters of the Beta distributions that images are mixed by; 0 for none.
+        mixup, cutmix: parameters of the Beta distributions of the mixing weights; 0 for none.
         label_smoothing: share of a label's weight that is spread over all classes.
-        eval_only: measure the accuracy of a fine-tuned checkpoint and train nothing.
-        batch_size: images at a time on each process when accuracy is measured.
-        evaluate_every_epochs: epochs between measurements on the way.
+        eval_only: measure the accuracy of a fine-tuned checkpoint without training.
+        batch_size: images per batch on each process when accuracy is measured.
+        evaluate_every_epochs: epochs between evaluations during training.
     """
 
     metric = "finetune"
@@ -72,7 +72,7 @@ class FineTuning(Evaluation):
         if mixup < 0 or cutmix < 0 or not 0 <= label_smoothing < 1 or not 0 <= drop_path < 1:
             raise UserError(
                 f"task.mixup={mixup} and task.cutmix={cutmix} must not be negative, task.label_smoothing="
-                f"{label_smoothing} and task.drop_path={drop_path} be shares below 1"
+                f"{label_smoothing} and task.drop_path={drop_path} must be shares below 1"
             )
         if evaluate_every_epochs < 1:
             raise UserError(f"task.evaluate_every_epochs={evaluate_every_epochs} must be a positive number")
@@ -95,7 +95,7 @@ class FineTuning(Evaluation):
         check_image_size(self.model, data, source.checkpoint)
 
     def check(self, seed: int, processes: Processes) -> None:
-        """Raise UserError for what cannot work on these processes, before anything is written."""
+        """Raise UserError if the settings do not fit these processes, before anything is written."""
         if self.eval_only:
             return
         plan = loop.step_plan(self, self.trainer, seed, processes)
@@ -106,13 +106,13 @@ class FineTuning(Evaluation):
             )
 
     def run(self, run: Run) -> dict[str, float]:
-        """Fine-tune and measure, or measure alone; accuracy in percent."""
+        """Fine-tune and evaluate, or only evaluate; returns accuracies in percent."""
         origin = self.begin(run)
         self.origin = origin
         if self.eval_only:
-            found = self._answers(self.model.to(run.processes.device), run)
-            found.write(run)
-            return self.end(run, origin, {"finetune": found.accuracy})
+            predictions = self._predictions(self.model.to(run.processes.device), run)
+            predictions.write(run)
+            return self.end(run, origin, {"finetune": predictions.accuracy})
         log.info(
             f"fine-tuning of {self.source.checkpoint}: {len(self.training.images)} training and {len(self.held_out)} "
             f"held-out images in {len(self.classes)} classes"
@@ -131,25 +131,25 @@ class FineTuning(Evaluation):
         images_BCHW, labels = batch.images_BCHW, batch.labels_B
         if self.mix is not None:
             with seeded(noise.seed_for("mixup", batch.first_row)):
-                images_BCHW, labels = self.mix(images_BCHW, labels)  # which smooths the labels itself
+                images_BCHW, labels = self.mix(images_BCHW, labels)  # also smooths the labels
         smoothing = 0.0 if self.mix is not None else self.label_smoothing
         logits_BC = state.forward(images_BCHW).float()
         return F.cross_entropy(logits_BC, labels, reduction="none", label_smoothing=smoothing)
 
     def evaluate(self, state: TrainingState, epoch: int, last: bool, run: Run) -> dict[str, float]:
-        """Accuracy on the held-out images, if it is due; the best model so far is kept in `best/`."""
+        """Accuracy on the held-out images, if due; the best model so far is saved in `best/`."""
         if not last and not (epoch and epoch % self.evaluate_every_epochs == 0):
             return {}
-        found = self._answers(self.model, run)
-        metrics = {"val/accuracy": found.accuracy}
+        predictions = self._predictions(self.model, run)
+        metrics = {"val/accuracy": predictions.accuracy}
         if state.ema is not None:
-            metrics["val/accuracy_ema"] = self._answers(state.ema.module, run).accuracy
+            metrics["val/accuracy_ema"] = self._predictions(state.ema.module, run).accuracy
         if last:
-            found.write(run)
+            predictions.write(run)
         before = run.processes.broadcast([each["val/accuracy"] for each in loop.evaluations(run).values()])
-        if found.accuracy > max(before, default=-1.0):
+        if predictions.accuracy > max(before, default=-1.0):
             self._keep_best(state, run)
-        log.info("accuracy after step %d: %.2f %%", state.step, found.accuracy)
+        log.info("accuracy after step %d: %.2f %%", state.step, predictions.accuracy)
         return metrics
 
     def _keep_best(self, state: TrainingState, run: Run) -> None:
@@ -160,7 +160,7 @@ class FineTuning(Evaluation):
             store.save(folder, state.step, content)
             store.prune(folder, 1, lambda _: False)
 
-    def _answers(self, model: nn.Module, run: Run) -> Predictions:
+    def _predictions(self, model: nn.Module, run: Run) -> Predictions:
         model.eval()
 
         def predict(images_BCHW: Tensor) -> dict[str, Tensor]:
@@ -169,9 +169,9 @@ class FineTuning(Evaluation):
         return predict_classes(predict, self.data, self.held_out, self.batch_size, run)["class"]
 
     def state_dict(self) -> dict[str, Any]:
-        """Which encoder it began with."""
+        """Identity of the initial encoder."""
         return origin_record(self.origin, self.weights)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Make sure it is the same encoder."""
+        """Check that the encoder is the same."""
         check_same_encoder(state, self.weights, self.source.checkpoint)

@@ -1,4 +1,4 @@
-"""k-nearest-neighbour accuracy of an encoder: by itself as a task, and during pretraining.
+"""k-nearest-neighbour accuracy of an encoder, as a task.
 
 Shapes: M images of the bank, Q queries.
 """
@@ -23,9 +23,8 @@ class KNN(FeatureEvaluation):
         source: the encoder.
         data: labelled images, some of them held out.
         ks: numbers of neighbours.
-        batch_size: images at a time on each process.
-        features_dir: where features are kept, so that the next k-NN need not compute them; null to hold them in memory
-            and keep nothing.
+        batch_size: images per batch on each process.
+        features_dir: folder of the feature cache, which later evaluations reuse; null to keep features in memory only.
     """
 
     def __init__(
@@ -38,13 +37,13 @@ class KNN(FeatureEvaluation):
             raise UserError(f"ks={self.ks}, but there are {len(self.labelled)} labelled training images: lower task.ks")
 
     def check(self, seed: int, processes: Processes) -> None:
-        """Raise UserError for what cannot work on these processes: nothing here."""
+        """Nothing to check."""
 
     def run(self, run: Run) -> Mapping[str, float]:
-        """Evaluate; the accuracies in percent."""
+        """Evaluate; returns the accuracies in percent."""
         origin = self.begin(run)
         bank = self.features(self.labelled, range(len(self.labelled)), run, "k-NN bank")
         queries = self.features(self.held_out, range(len(self.held_out)), run, "k-NN queries")
-        answers = classify(bank, queries, self.ks, self.classes, run.processes)
-        answers[self.metric].write(run)
-        return self.end(run, origin, {name: answer.accuracy for name, answer in answers.items()})
+        predictions = classify(bank, queries, self.ks, self.classes, run.processes)
+        predictions[self.metric].write(run)
+        return self.end(run, origin, {name: prediction.accuracy for name, prediction in predictions.items()})

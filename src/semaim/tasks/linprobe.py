@@ -1,4 +1,4 @@
-"""Linear probe: a linear classifier on the frozen encoder, trained on augmented images by the one training loop.
+"""Linear probe: a linear classifier on the frozen encoder, trained on augmented images by the shared training loop.
 
 Shapes: S heads, K kinds of features, B images, D width.
 """
@@ -37,12 +37,12 @@ Read = Callable[[Tensor], Tensor]
 
 
 class HeadTraining:
-    """What the training loop needs to train linear heads.
+    """Training task of linear heads, for the training loop.
 
     Args:
         model: the heads.
-        training: images or whatever `read` turns into features.
-        read: features (K, B, D) of a batch, without gradient.
+        training: images, or other inputs of `read`.
+        read: computes the features (K, B, D) of a batch, without gradient.
         optimizer: of the heads.
     """
 
@@ -53,28 +53,28 @@ class HeadTraining:
         self.optimizer = optimizer
 
     def loss(self, batch: Batch, state: TrainingState, noise: StepNoise) -> Tensor:
-        """Cross-entropy of each image, (B,), summed over the heads, which keeps their gradients apart."""
+        """Cross-entropy of each image, (B,), summed over the heads, whose gradients stay independent."""
         with torch.no_grad():
             features_KBD = self.read(batch.images_BCHW)
         logits_SBC = state.forward(features_KBD)
         return torch.stack([F.cross_entropy(x_BC, batch.labels_B, reduction="none") for x_BC in logits_SBC]).sum(0)
 
     def evaluate(self, state: TrainingState, epoch: int, last: bool, run: Run) -> dict[str, float]:
-        """Nothing on the way."""
+        """No evaluation during training."""
         return {}
 
     def state_dict(self) -> dict[str, Any]:
-        """Nothing but the heads changes."""
+        """Empty: only the heads change."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Nothing to put back."""
+        """Nothing to restore."""
 
 
 def check_trainer(trainer: TrainerSettings, heads: int) -> None:
-    """Raise UserError for settings of the loop that are not for so many linear heads."""
+    """Raise UserError for settings of the loop that do not work with linear heads."""
     if trainer.clip_grad is not None and heads > 1:
-        raise UserError("trainer.clip_grad would let the heads disturb each other: leave it null")
+        raise UserError("trainer.clip_grad would couple the heads' gradients: leave it null")
     if trainer.ema:
         raise UserError("trainer.ema=true: no moving average of linear heads is measured; leave it false")
 
@@ -83,18 +83,18 @@ class LinearProbe(Evaluation, HeadTraining):
     """The task.
 
     Args:
-        source: the encoder; it stays as it is, in eval mode.
+        source: the encoder; frozen, in eval mode.
         data: labelled images, some of them held out.
         train_transform: augmentation of the training images.
         optimizer: of the heads.
         trainer: settings of the loop.
         features: kinds of features, "cls" or "mean"; a head for each.
-        base_lrs: several learning rates to try in one pass, in place of the optimizer's; the best on held-out training
-            images is taken. Null for the optimizer's alone, which needs no choice and trains on all images.
-        holdout: share of every class of the training images that the choice is made on.
-        seed: decides which images these are.
-        batch_size: images at a time on each process when accuracy is measured.
-        evaluate_every_epochs: epochs between measurements on the way; null for the last alone.
+        base_lrs: learning rates to try in one pass, in place of the optimizer's; the best on held-out training images
+            is selected. Null for the optimizer's only, which needs no selection and trains on all images.
+        holdout: share of each class of the training images that is held out for the selection.
+        seed: for the choice of these images.
+        batch_size: images per batch on each process when accuracy is measured.
+        evaluate_every_epochs: epochs between evaluations during training; null for the last only.
     """
 
     def __init__(
@@ -131,9 +131,9 @@ class LinearProbe(Evaluation, HeadTraining):
             raise UserError(f"checkpoint={source.checkpoint} has no class token: set task.features=[mean]")
         self.weights = fingerprint(self.vit)
         images: ImageSet = self.labelled
-        self.chosen_on: ImageSet | None = None
+        self.selection_images: ImageSet | None = None
         if len(self.base_lrs) > 1:
-            images, self.chosen_on = hold_out(self.labelled, holdout, seed)
+            images, self.selection_images = hold_out(self.labelled, holdout, seed)
         heads = LinearHeads(
             self.vit.embed_dim, len(self.classes), len(self.kinds), [lr / optimizer.base_lr for lr in self.base_lrs]
         )
@@ -148,14 +148,14 @@ class LinearProbe(Evaluation, HeadTraining):
         return [f"{kind}_lr{lr:g}" if several else kind for kind in self.kinds for lr in self.base_lrs]
 
     def check(self, seed: int, processes: Processes) -> None:
-        """Raise UserError for what cannot work on these processes, before anything is written."""
+        """Raise UserError if the settings do not fit these processes, before anything is written."""
         plan = loop.step_plan(self, self.trainer, seed, processes)
         if plan.micro_batch_size < 2:
             raise UserError("the linear probe normalises over a batch, which needs two images per process: raise "
                             "trainer.batch_size or lower trainer.accumulate")  # fmt: skip
 
     def run(self, run: Run) -> dict[str, float]:
-        """Train the heads; accuracy in percent for each kind of feature."""
+        """Train the heads; returns the accuracy in percent for each kind of feature."""
         origin = self.begin(run)
         self.origin = origin
         self.vit.to(run.processes.device)
@@ -170,32 +170,34 @@ class LinearProbe(Evaluation, HeadTraining):
         for kind in self.kinds:
             best = self._best(kind, accuracies)
             result[f"linprobe_{kind}"] = accuracies[f"val/{best}"]
-            if self.chosen_on is not None:
+            if self.selection_images is not None:
                 result[f"linprobe_{kind}_base_lr"] = self.base_lrs[self.head_names.index(best) % len(self.base_lrs)]
         return self.end(run, origin, result)
 
     def _best(self, kind: str, accuracies: dict[str, float]) -> str:
-        """The head of a kind with the best accuracy on the images held out for the choice."""
+        """The head of a kind with the best accuracy on the images held out for the selection."""
         heads = [name for name in self.head_names if name.split("_lr")[0] == kind]
         return max(heads, key=lambda name: accuracies.get(f"holdout/{name}", 0.0))
 
     def evaluate(self, state: TrainingState, epoch: int, last: bool, run: Run) -> dict[str, float]:
-        """Accuracy of each head on the held-out images, and on those held out for the choice, if it is due."""
+        """Accuracy of each head on the held-out images, and on those held out for the selection, if due."""
         every = self.evaluate_every_epochs
         if not last and not (every is not None and epoch and epoch % every == 0):
             return {}
         self.model.eval()
-        found = {f"val/{name}": each for name, each in self._answers(self.held_out, run).items()}
-        if self.chosen_on is not None:
-            found |= {f"holdout/{name}": each for name, each in self._answers(self.chosen_on, run).items()}
-        accuracies = {name: each.accuracy for name, each in found.items()}
+        predictions = {f"val/{name}": each for name, each in self._predictions(self.held_out, run).items()}
+        if self.selection_images is not None:
+            predictions |= {
+                f"holdout/{name}": each for name, each in self._predictions(self.selection_images, run).items()
+            }
+        accuracies = {name: each.accuracy for name, each in predictions.items()}
         if last:
-            found[f"val/{self._best(self.kinds[0], accuracies)}"].write(run)
+            predictions[f"val/{self._best(self.kinds[0], accuracies)}"].write(run)
         shown = ", ".join(f"{name} {value:.2f} %" for name, value in accuracies.items())
         log.info("linear probe after step %d: %s", state.step, shown)
         return accuracies
 
-    def _answers(self, images: ImageSet, run: Run) -> dict[str, Predictions]:
+    def _predictions(self, images: ImageSet, run: Run) -> dict[str, Predictions]:
         def predict(images_BCHW: Tensor) -> dict[str, Tensor]:
             return dict(zip(self.head_names, self.model(self._read(images_BCHW)).argmax(-1), strict=True))
 
@@ -206,9 +208,9 @@ class LinearProbe(Evaluation, HeadTraining):
         return torch.stack([by_kind[kind] for kind in self.kinds])
 
     def state_dict(self) -> dict[str, Any]:
-        """Which encoder the heads are for."""
+        """Identity of the encoder."""
         return origin_record(self.origin, self.weights)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Make sure it is the same encoder."""
+        """Check that the encoder is the same."""
         check_same_encoder(state, self.weights, self.source.checkpoint)

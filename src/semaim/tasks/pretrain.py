@@ -1,4 +1,4 @@
-"""Autoregressive pretraining: order the patches, predict each from those before it, compare with the target.
+"""Autoregressive pretraining: permute the patches, predict each from those before it, compare with the target.
 
 Shapes: B images, L patches, P target channels. Source: SemAIM (arXiv 2312.10457), section 3.
 """
@@ -40,36 +40,36 @@ from semaim.visualization.online_pictures import OnlinePictures, evaluation_is_d
 from semaim.visualization.views import Viewer
 
 log = logging.getLogger(__name__)
-EVALUATED_AT_ONCE = 64  # images, when the online linear classifier is measured
+EVALUATION_BATCH_SIZE = 64  # of the online linear classifier
 
 
 class Pretraining:
     """The task.
 
     Args:
-        model: makes the model, given the target's channels.
+        model: builds the model, given the target's channels.
         permutation: the order of patches.
-        semantic_map: what an order that needs a map follows.
-        target: what is predicted.
+        semantic_map: the map for orders that need one.
+        target: the prediction target.
         optimizer: optimizer and learning rates.
         data: images.
         trainer: settings of the loop.
         online_knn: k-NN evaluation before, during and after training; null for none.
-        knn_every_epochs: epochs between those during training; null for none but the first and the last.
-        online_linear_lr: learning rate of a linear classifier that learns beside, for 256 images; its accuracy is
-            measured together with the k-NN's. Null for none. Where nothing else needs the encoder's tokens, a step pays
-            an encoder pass for it.
-        pictures: looks at held-out images before, during and after training; null for none.
-        checkpoint: weights to start from (what `load_model` takes); null to start from random ones.
+        knn_every_epochs: epochs between evaluations during training; null for only the first and the last.
+        online_linear_lr: learning rate, per 256 images, of a linear classifier trained along with the model; its
+            accuracy is measured together with the k-NN's. Null for none. It costs an encoder pass per step unless
+            something else needs the encoder's tokens.
+        pictures: pictures of held-out images before, during and after training; null for none.
+        checkpoint: initial weights (any input of `load_model`); null for random initialisation.
     """
 
     metric = "loss"
-    look_at: ClassVar[dict[str, str]] = {
+    page_guide: ClassVar[dict[str, str]] = {
         "online/knn_...": "accuracy in percent of nearest neighbours on held-out images, before, during (with "
         "`task.knn_every_epochs`) and after training. This compares orders; the loss does not, since orders differ in "
         "how hard they are to predict",
-        "pictures/held_out, order/...": "what the model makes of the same images at every look, as pictures over steps "
-        "(enlarge the chart and scroll), and the quality of its orders",
+        "pictures/held_out, order/...": "maps, orders and predictions for the same images, as pictures over steps "
+        "(enlarge the chart and scroll), and the quality of the orders",
         "train/loss, train/grad_norm": "whether training goes well",
         "data/wait": "share of a step spent waiting for images; if it is more than a few percent, raise "
         "`data.num_workers`",
@@ -104,7 +104,7 @@ class Pretraining:
         self.online_linear: OnlineLinear | None = None
         if online_linear_lr is not None:
             lr = scaled_lr(online_linear_lr, trainer.batch_size // trainer.accumulate)
-            self.online_linear = OnlineLinear(self.model.embed_dim, data, lr, EVALUATED_AT_ONCE)
+            self.online_linear = OnlineLinear(self.model.embed_dim, data, lr, EVALUATION_BATCH_SIZE)
         if checkpoint is not None:
             load_weights(self.model, load_model(checkpoint).state_dict(), Path(checkpoint))
         if self.model.image_size != data.image_size:
@@ -118,7 +118,7 @@ class Pretraining:
         self._check_networks()
 
     def _check_networks(self) -> None:
-        """Raise UserError if a network that must give tokens is missing."""
+        """Raise UserError if a required network is missing."""
         if self.target.network_name == "ema" and not self.trainer.ema:
             raise UserError("target=ema predicts tokens of the moving average, but trainer.ema=false: leave that out")
         if self.map_network == "ema" and not self.trainer.ema:
@@ -129,25 +129,25 @@ class Pretraining:
 
     @property
     def networks(self) -> set[str]:
-        """The networks that make a pass without gradient over each image of a step."""
-        learns = "online" if self.online_linear is not None else None
-        return {network for network in (self.map_network, self.target.network_name, learns) if network is not None}
+        """Networks that make a pass without gradient over each image of a step."""
+        online = "online" if self.online_linear is not None else None
+        return {network for network in (self.map_network, self.target.network_name, online) if network is not None}
 
     def spent(self) -> Cost:
-        """Parameters and operations of the model, and those of a step with all passes."""
+        """Parameters of the model, and floating-point operations of the model and of a step with all passes."""
         h, w = self.model.grid
         teacher = self.teacher.flops(h * w) if self.teacher is not None else 0
         return cost(self.model, len(self.networks - {"teacher"}), teacher)
 
     def check(self, seed: int, processes: Processes) -> None:
-        """Raise UserError for what cannot work on these processes, before anything is written."""
+        """Raise UserError if the settings do not fit these processes, before anything is written."""
         loop.step_plan(self, self.trainer, seed, processes)
         if self.teacher is not None:
             self.teacher.load()
 
     def run(self, run: Run) -> dict[str, float]:
-        """Pretrain to the end; the last loss and the k-NN accuracies before and after."""
-        self._announce(run)
+        """Pretrain to the end; returns the last loss and the online accuracies before and after training."""
+        self._log_plan(run)
         if self.teacher is not None:
             self.teacher.begin(run)
         if self.online_linear is not None:
@@ -156,17 +156,17 @@ class Pretraining:
         evaluations = loop.evaluations(run)
         result = {"loss": state.loss}
         for when, step in (("before", "0"), ("after", str(state.step))):
-            found = {name: value for name, value in evaluations.get(step, {}).items() if name.startswith("online/")}
-            result |= {f"{name}_{when}": value for name, value in found.items()}
+            online = {name: value for name, value in evaluations.get(step, {}).items() if name.startswith("online/")}
+            result |= {f"{name}_{when}": value for name, value in online.items()}
         return result
 
     def next_commands(self, folder: Path, spec: RunSpec) -> dict[str, str]:
-        """Commands that a user may want to type after this run."""
+        """Commands that the user may run next."""
         overrides = spec.overrides
         data = [o for o in overrides if o.split("=")[0].split(".")[0] == "data"]
-        own = ("model", "sweep", "run_name", "run_dir", "checkpoint", "trainer.max_steps")
-        others = [o for o in overrides if not o.startswith(tuple(f"{name}{end}" for name in own for end in "=."))]
-        larger = {"larger model": spec.command_with("model=aim_small", *others)}
+        excluded = ("model", "sweep", "run_name", "run_dir", "checkpoint", "trainer.max_steps")
+        kept = [o for o in overrides if not o.startswith(tuple(f"{name}{end}" for name in excluded for end in "=."))]
+        larger = {"larger model": spec.command_with("model=aim_small", *kept)}
         if self.data.splits.val is None:
             return larger
         evaluate = spec.command_with("task=knn", f"checkpoint={value_text(str(folder))}", *data)
@@ -179,43 +179,43 @@ class Pretraining:
         map_BL = None if self.map_network is None else self.semantic_map(cache, self.map_network)
         if self.online_linear is not None:
             self.online_linear.learn(cache.tokens("online"), batch.labels_B)
-        target_BLP = self.target(images_BCHW, cache)  # before what the backward pass needs takes memory
+        target_BLP = self.target(images_BCHW, cache)  # before activations for the backward pass take memory
         noise_BK = noise.rows(batch.first_row, len(images_BCHW), noise_columns(self.model.grid), images_BCHW.device)
         order_BL = self.permutation.order(self.model.grid, noise_BK, map_BL)
         prediction_BLP = state.forward(images_BCHW, order_BL)
         return self.target.loss(prediction_BLP, target_BLP).mean(1)
 
     def _encoders(self, state: TrainingState) -> dict[str, Encoder]:
-        """The networks that may make a pass over a batch, by name."""
+        """Networks that may make a pass over a batch, by name."""
         ema: Any = state.ema and state.ema.module
-        found: dict[str, Encoder | None] = {"online": self.model, "ema": ema, "teacher": self.teacher}
-        return {name: encoder for name, encoder in found.items() if encoder is not None}
+        encoders: dict[str, Encoder | None] = {"online": self.model, "ema": ema, "teacher": self.teacher}
+        return {name: encoder for name, encoder in encoders.items() if encoder is not None}
 
     def state_dict(self) -> dict[str, Any]:
-        """The linear classifier that learns beside, and which teacher there is (its weights are not kept)."""
+        """State of the online linear classifier, and identity of the teacher (its weights are not stored)."""
         linear = {} if self.online_linear is None else {"online_linear": self.online_linear.state_dict()}
         return linear if self.teacher is None else linear | {"teacher": self.teacher.identity}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Undo of `state_dict`; raises UserError for another teacher."""
+        """Inverse of `state_dict`; raises UserError for another teacher."""
         if self.online_linear is not None:
             self.online_linear.load_state_dict(state["online_linear"])
         if self.teacher is not None:
             self.teacher.check_same(state["teacher"])
 
     def evaluate(self, state: TrainingState, epoch: int, last: bool, run: Run) -> dict[str, float]:
-        """Online k-NN and linear accuracies, and the quality of the orders, if they are due."""
+        """Online k-NN and linear accuracies, and order quality, if due."""
         self.model.eval()
         metrics: dict[str, float] = {}
         if self.data.splits.val is not None and evaluation_is_due(self.knn_every_epochs, epoch, last):
             metrics |= {f"online/{name}": value for name, value in self._accuracies(state, epoch, run).items()}
         if self.pictures is not None and evaluation_is_due(self.pictures.every_epochs, epoch, last):
             order = run.choices["permutation"]
-            metrics |= self.pictures.look(self._viewer(state, order), order, self.data, run, state.step)
+            metrics |= self.pictures.update(self._viewer(state, order), order, self.data, run, state.step)
         return metrics
 
     def _accuracies(self, state: TrainingState, epoch: int, run: Run) -> dict[str, float]:
-        """Of the classifiers beside."""
+        """Accuracies of the online classifiers."""
         accuracies: dict[str, float] = {}
         if self.online_knn is not None:
             accuracies = self.online_knn.accuracy(lambda images: pooled(self.model.encode(images)), self.data, run)
@@ -228,14 +228,14 @@ class Pretraining:
         return accuracies
 
     def _viewer(self, state: TrainingState, order: str) -> Viewer:
-        """The model as it is now, to look with."""
+        """A viewer of the current model."""
         network = self.map_network or "online"
         return Viewer(
             self.model, self._encoders(state), network, self.semantic_map, {order: self.permutation}, self.target
         )
 
-    def _announce(self, run: Run) -> None:
-        """Say what is about to be computed, how much it is, and how long it takes at the very least."""
+    def _log_plan(self, run: Run) -> None:
+        """Log model, data, batch, and the lower bound of the training time."""
         spent, device = self.spent(), run.processes.device
         h, w = self.model.grid
         trainer, dtype = self.trainer, self.trainer.dtype(device)

@@ -1,4 +1,4 @@
-"""Pictures of orders, maps and reconstructions of images, by one checkpoint or several side by side.
+"""Pictures of orders, maps and reconstructions of images, for one checkpoint or several.
 
 Shapes: B images, L patches.
 """
@@ -35,25 +35,25 @@ from semaim.semantics import SemanticMap
 from semaim.targets import Target
 from semaim.teachers import Teacher
 from semaim.visualization import figures, plotting
-from semaim.visualization.figures import Seen
+from semaim.visualization.figures import ModelView
 from semaim.visualization.views import Colours, Prediction, Viewer
 
 log = logging.getLogger(__name__)
-ON_A_PAGE = 16  # images of a figure
-SOME_ORDERS = ("raster", "stochastic", "attention", "attention_center")  # as in the paper's figure
+IMAGES_PER_PAGE = 16
+DEFAULT_ORDERS = ("raster", "stochastic", "attention", "attention_center")  # as in the paper's figure
 
 
 @dataclass
-class Shown:
-    """A model that is shown.
+class ShownModel:
+    """A model to draw.
 
     Attributes:
         name: as a heading.
         model: in eval mode.
         average: its moving average, if a target needs it.
-        transform: what its images are prepared with.
-        colours: how they are normalised.
-        order, target: names of what it was trained with; None if it does not say.
+        transform: transform of its images.
+        colours: colour normalisation of its images.
+        order, target: names of its training order and target; None if unknown.
     """
 
     name: str
@@ -70,25 +70,25 @@ class Visualize:
 
     Args:
         checkpoint: a run folder or file, or several.
-        tracking: where mlflow:<run id> is looked up.
+        tracking: looks up mlflow:<run id>.
         images: a folder of images or files of images; null for held-out images of the data.
-        data: images; how they are prepared is taken from the checkpoint.
-        count: images to draw, the same random ones every time.
-        permutations: the orders there are, by name.
-        orders: names of those to draw; null for some of each kind, or, of several checkpoints, the one that each was
-            trained with.
-        predict_order: the order to predict in; null for the one that the model was trained with.
+        data: images; their transform is taken from the checkpoint.
+        count: number of images, the same random ones every time.
+        permutations: the available orders, by name.
+        orders: names of the orders to draw; null for DEFAULT_ORDERS or, with several checkpoints, for each model's
+            training order.
+        predict_order: the order to predict in; null for the model's training order.
         semantic_map: kind of the semantic map; its tokens are the model's own.
-        target: what the models predict.
+        target: target of the models.
         palette: colour map of maps and orders, by matplotlib's name.
         formats: "png", "svg" or both.
 
     Raises:
-        UserError: for what cannot be drawn.
+        UserError: for invalid options, or a checkpoint that cannot be drawn.
     """
 
     metric = "images"
-    look_at: ClassVar[dict[str, str]] = {"artifacts, pictures": "orders and maps, predictions, and film strips"}
+    page_guide: ClassVar[dict[str, str]] = {"artifacts, pictures": "orders and maps, predictions, and film strips"}
 
     def __init__(
         self,
@@ -109,8 +109,11 @@ class Visualize:
             raise UserError("task=visualize needs a checkpoint: checkpoint=runs/<name>, or several: checkpoint=[a,b]")
         if count < 1:
             raise UserError(f"task.count={count} must be positive")
-        for option, asked in (("orders", orders or []), ("predict_order", [predict_order] if predict_order else [])):
-            if unknown := [name for name in asked if name not in permutations]:
+        for option, requested in (
+            ("orders", orders or []),
+            ("predict_order", [predict_order] if predict_order else []),
+        ):
+            if unknown := [name for name in requested if name not in permutations]:
                 raise UserError(f"task.{option}: there is no order {unknown[0]}; choose from {', '.join(permutations)}")
         if not formats or set(formats) - {"png", "svg"}:
             raise UserError(f"task.formats={list(formats)} is unknown: choose png, svg or both")
@@ -126,89 +129,89 @@ class Visualize:
         self.target = target
         self.palette = palette
         self.formats = list(formats)
-        headings = what_differs(names)
+        headings = short_names(names)
         self.shown = [load(*each, tracking, target.network_name == "ema") for each in zip(names, headings, strict=True)]
-        self.orders = orders or (SOME_ORDERS if len(names) == 1 else None)
+        self.orders = orders or (DEFAULT_ORDERS if len(names) == 1 else None)
 
     def check(self, seed: int, processes: Processes) -> None:
-        """Raise UserError for what cannot work on these processes."""
+        """Load the teacher, if there is one; raises UserError if this fails."""
         if isinstance(self.target, Teacher):
             self.target.load()
             self.target.to(processes.device)
 
     def run(self, run: Run) -> dict[str, float]:
-        """Draw; how many images there are, and how good the orders are that are drawn (means over these images)."""
+        """Draw; returns the number of images and the order metrics (means over these images)."""
         quality: dict[str, list[Tensor]] = defaultdict(list)
         if run.processes.is_main:
-            for page, start in enumerate(range(0, len(self.indices), ON_A_PAGE)):
-                for name, value_B in self._draw(self.indices[start : start + ON_A_PAGE], page, run).items():
+            for page, start in enumerate(range(0, len(self.indices), IMAGES_PER_PAGE)):
+                for name, value_B in self._draw(self.indices[start : start + IMAGES_PER_PAGE], page, run).items():
                     quality[name].append(value_B)
-        found = means({name: torch.cat(parts) for name, parts in quality.items()})
-        run.log(0, found)
-        return {"images": len(self.indices), **found}
+        metrics = means({name: torch.cat(parts) for name, parts in quality.items()})
+        run.log(0, metrics)
+        return {"images": len(self.indices), **metrics}
 
     def next_commands(self, folder: Path, spec: RunSpec) -> dict[str, str]:
-        """What a person may want to do after this run."""
+        """Folder of the pictures."""
         return {"pictures": str(folder / "pictures")}
 
     def _draw(self, indices: Sequence[int], page: int, run: Run) -> dict[str, Tensor]:
-        """Draw one page; how good each order is, (B,) each, by the name of the number."""
-        seen: list[Seen] = []
+        """Draw one page; returns the order metrics, (B,) each, by name."""
+        views: list[ModelView] = []
         quality: dict[str, Tensor] = {}
         images_BHWC = None
-        for number, each in enumerate(self.shown):
+        for index, each in enumerate(self.shown):
             readable, images_BCHW = read_some(self.images, indices, each.transform)
             images_BCHW = images_BCHW.to(run.processes.device)
             each.model.to(run.processes.device)
-            made, prediction = self._look(each, images_BCHW, run)
-            seen.append(made)
+            view, prediction = self._view(each, images_BCHW, run)
+            views.append(view)
             object_BL = object_patches(self.images, readable, each.transform, each.model.patch_size)
-            several = f"{each.name}/" if len(self.shown) > 1 else ""
-            quality |= {f"{several}{name}": value_B for name, value_B in of_orders(made, object_BL).items()}
+            prefix = f"{each.name}/" if len(self.shown) > 1 else ""
+            quality |= {f"{prefix}{name}": value_B for name, value_B in order_quality(view, object_BL).items()}
             if images_BHWC is None:
-                images_BHWC = each.colours.shown(images_BCHW)
+                images_BHWC = each.colours.denormalise(images_BCHW)
             if prediction is not None:
-                suffix = f"_{number + 1}" if len(self.shown) > 1 else ""
+                suffix = f"_{index + 1}" if len(self.shown) > 1 else ""
                 self._draw_prediction(each, images_BCHW, prediction, suffix, page, run)
         assert images_BHWC is not None
-        self._save(figures.orders_figure(images_BHWC, seen, self.palette), "orders", page, run)
+        self._save(figures.orders_figure(images_BHWC, views, self.palette), "orders", page, run)
         return quality
 
-    def _look(self, shown: Shown, images_BCHW: Tensor, run: Run) -> tuple[Seen, Prediction | None]:
-        """Maps, orders and (where this target is the model's) predictions of some images."""
+    def _view(self, shown: ShownModel, images_BCHW: Tensor, run: Run) -> tuple[ModelView, Prediction | None]:
+        """Maps, orders and (if the model was trained with this target) predictions for some images."""
         model, colours = shown.model, shown.colours
         target = self.target.fitted(model, colours.mean, colours.std)
         encoders: dict[str, Any] = {"online": model, "ema": shown.average, "teacher": target}
-        there = {name: encoder for name, encoder in encoders.items() if encoder is not None}
-        viewer = Viewer(model, there, "online", self.semantic_map, self.permutations, target)
-        trained_with = "attention_center"
+        available = {name: encoder for name, encoder in encoders.items() if encoder is not None}
+        viewer = Viewer(model, available, "online", self.semantic_map, self.permutations, target)
+        training_order = "attention_center"
         if shown.order is not None and shown.order in self.permutations:
-            trained_with = shown.order
+            training_order = shown.order
         predicts = model.architecture["out_channels"] == target.channels and shown.target in (
             None,
             run.choices["target"],
         )
         if not predicts:
             log.info(
-                "%s predicts %s: to see how well, say so", shown.name, f"target={shown.target or 'something else'}"
+                "%s predicts %s: set it to draw predictions", shown.name, f"target={shown.target or 'something else'}"
             )
-        view = viewer.look(images_BCHW, run.seed, (self.predict_order or trained_with) if predicts else None)
-        drawn = {name: view.orders[name] for name in self.orders or [trained_with]}
-        return Seen(shown.name, view.maps, drawn, model.grid), view.prediction
+        view = viewer.view(images_BCHW, run.seed, (self.predict_order or training_order) if predicts else None)
+        drawn = {name: view.orders[name] for name in self.orders or [training_order]}
+        return ModelView(shown.name, view.maps, drawn, model.grid), view.prediction
 
     def _draw_prediction(
-        self, shown: Shown, images_BCHW: Tensor, prediction: Prediction, suffix: str, page: int, run: Run
+        self, shown: ShownModel, images_BCHW: Tensor, prediction: Prediction, suffix: str, page: int, run: Run
     ) -> None:
         colours, grid, patch_size = shown.colours, shown.model.grid, shown.model.patch_size
-        images_BHWC = colours.shown(images_BCHW)
+        images_BHWC = colours.denormalise(images_BCHW)
         figure = figures.reconstruction_figure(images_BHWC, prediction, grid, colours, self.palette)
         self._save(figure, f"reconstruction{suffix}", page, run)
-        few = slice(0, 4)  # a film strip is long
-        part = prediction.of(few)
-        strip = figures.film_figure(images_BCHW[few], part, patch_size, colours, self.palette)
+        first = slice(0, 4)  # film strips are long
+        first_prediction = prediction.subset(first)
+        strip = figures.film_figure(images_BCHW[first], first_prediction, patch_size, colours, self.palette)
         self._save(strip, f"film{suffix}", page, run)
         file = run.folder.path / "pictures" / f"film{suffix}{self._page(page)}.gif"
-        plotting.animation(figures.film(images_BCHW[few], part, patch_size, colours), file)
+        plotting.animation(figures.film_frames(images_BCHW[first], first_prediction, patch_size, colours), file)
         run.artifact(f"pictures/{file.name}")
 
     def _save(self, figure: Any, name: str, page: int, run: Run) -> None:
@@ -218,21 +221,21 @@ class Visualize:
             run.artifact(f"pictures/{file.name}")
 
     def _page(self, page: int) -> str:
-        return f"_page{page + 1}" if len(self.indices) > ON_A_PAGE else ""
+        return f"_page{page + 1}" if len(self.indices) > IMAGES_PER_PAGE else ""
 
 
-def of_orders(seen: Seen, object_BL: Tensor) -> dict[str, Tensor]:
-    """How good each order is that a model would take, (B,) each; numbers that differ between orders name theirs."""
-    found: dict[str, Tensor] = {}
-    for order, order_BL in seen.orders.items():
-        quality = order_metrics(seen.grid, order_BL.cpu(), seen.maps.semantic_BL.cpu(), object_BL)
-        first = quality.pop("object_in_first_quarter")
-        found |= quality | {f"object_in_first_quarter/{order}": first}
-    return found
+def order_quality(view: ModelView, object_BL: Tensor) -> dict[str, Tensor]:
+    """Metrics of a model's orders, (B,) each; metrics that depend on the order have its name as a suffix."""
+    metrics: dict[str, Tensor] = {}
+    for order, order_BL in view.orders.items():
+        quality = order_metrics(view.grid, order_BL.cpu(), view.maps.semantic_BL.cpu(), object_BL)
+        first_B = quality.pop("object_in_first_quarter")
+        metrics |= quality | {f"object_in_first_quarter/{order}": first_B}
+    return metrics
 
 
-def what_differs(names: Sequence[str]) -> list[str]:
-    """Short headings for checkpoints: the last parts of their paths, without the words that all begin or end with."""
+def short_names(names: Sequence[str]) -> list[str]:
+    """Short headings for checkpoints: the last parts of their paths, without their common first and last words."""
     words = [Path(name).name.split("_") for name in names]
     for end in (0, -1):
         while len(words) > 1 and all(len(each) > 1 for each in words) and len({each[end] for each in words}) == 1:
@@ -240,11 +243,11 @@ def what_differs(names: Sequence[str]) -> list[str]:
     return ["_".join(each) for each in words]
 
 
-def load(name: str, heading: str, tracking: Tracking, ema: bool) -> Shown:
-    """A model to show, and how its images are prepared.
+def load(name: str, heading: str, tracking: Tracking, ema: bool) -> ShownModel:
+    """Load a model to draw, with the transform of its images.
 
     Raises:
-        UserError: if there is none of ours.
+        UserError: if the checkpoint has no model of semaim.
     """
     where = name.removeprefix(MLFLOW)
     path = tracking.run_folder(where) if where != name else Path(name).expanduser()
@@ -255,6 +258,6 @@ def load(name: str, heading: str, tracking: Tracking, ema: bool) -> Shown:
     transform = evaluation(model.image_size, stored.crop_ratio or 0.875, mean, std)
     average = model_of(state, path, None, True).eval() if ema else None
     choices = state.get("choices", {})
-    return Shown(
+    return ShownModel(
         heading, model, average, transform, Colours(mean, std), choices.get("permutation"), choices.get("target")
     )

@@ -1,1 +1,1 @@
-"""The copy of a run in MLflow."""
+"""Copies of runs in MLflow."""

@@ -1,8 +1,8 @@
-"""From a run folder to MLflow.
+"""Delivery of a run folder to MLflow.
 
-Everything MLflow shows is in the run folder first: configuration, environment, journal. `Delivery` sends what has not
-been sent and notes in `mlflow.json` how far it came, so it can be interrupted anywhere and repeated;
-`semaim sync` does the same by hand.
+Everything in MLflow is written to the run folder first: configuration, environment, journal. `Delivery` sends new
+content and stores its position in `mlflow.json`, so it can be interrupted anywhere and repeated. `semaim sync` does the
+same on request.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from semaim.tracking import images
 from semaim.tracking.store import SQLITE, absolute_uri
 
 log = logging.getLogger(__name__)
-MAX_VALUE = 6000  # MLflow cuts longer parameter values in silence
+MAX_VALUE = 6000  # MLflow silently truncates longer parameter values
 PARAMS_PER_CALL = 100
 METRICS_PER_CALL = 1000
-ABOUT_EXPERIMENT = {
-    "mlflow.experimentKind": "custom_model_development",  # and not a language model's
-    "mlflow.note.content": "Runs of semaim. Each says on its page what it is and how to repeat it; its tags are its "
-    "choices (`permutation`, `target`, `model`, `data`, `task`, ...). Evaluations and the points of a sweep stand "
-    "under the run that they belong to.",
+EXPERIMENT_TAGS = {
+    "mlflow.experimentKind": "custom_model_development",  # not a language model's
+    "mlflow.note.content": "Runs of semaim. The page of a run describes it and how to repeat it; its tags are its "
+    "choices (`permutation`, `target`, `model`, `data`, `task`, ...). Evaluations and the points of a sweep are shown "
+    "under their parent run.",
 }
 
 
@@ -46,11 +46,11 @@ def parameters(config: dict[str, Any]) -> dict[str, str]:
 
 
 class Delivery:
-    """Brings one run folder's content to MLflow.
+    """Sends one run folder's content to MLflow.
 
     Args:
         folder: the run folder.
-        uri: tracking store; that of the first delivery (kept in mlflow.json) by default.
+        uri: tracking store; default: that of the first delivery, stored in mlflow.json.
         experiment: name of the MLflow experiment, likewise.
     """
 
@@ -60,10 +60,10 @@ class Delivery:
         stored = read_json(self.file)
         if stored is None:
             if uri is None:
-                raise UserError(f"{folder.path} was never meant for MLflow: give uri=... (sqlite:///mlflow.db, say)")
+                raise UserError(f"{folder.path} was run without MLflow: give --uri, such as --uri sqlite:///mlflow.db")
             stored = {"experiment": "semaim", "uid": uuid.uuid4().hex, "run_id": None, "sent": 0}
         if uri is not None and stored.get("uri") not in (None, absolute_uri(uri)):
-            # another store knows nothing of this run yet
+            # another store does not have this run yet
             stored |= {"run_id": None, "sent": 0}
         if uri is not None:
             stored["uri"] = absolute_uri(uri)
@@ -80,14 +80,14 @@ class Delivery:
             number of metric points sent.
 
         Raises:
-            Exception: whatever MLflow raises when the store is out of reach; what was sent before is noted.
+            Exception: any error of MLflow when the store is unreachable; the position of what was sent is stored.
         """
         if self._client is None:
             from mlflow import MlflowClient
 
             logging.getLogger("mlflow").setLevel(logging.WARNING)  # it reports each table of a new database
             logging.getLogger("alembic").setLevel(logging.WARNING)
-            with _first_use_of_file(self.state["uri"]):
+            with _database_locked(self.state["uri"]):
                 self._client = MlflowClient(self.state["uri"])
                 self._client.search_experiments(max_results=1)
         with locked(self.folder.path / ".mlflow.lock"):
@@ -96,32 +96,32 @@ class Delivery:
                 self._open_run()
             return self._send_journal()
 
-    def _note(self, **changes: Any) -> None:
+    def _update_state(self, **changes: Any) -> None:
         self.state |= changes
         write_json(self.file, self.state)
 
     def _open_run(self) -> None:
-        """Create the MLflow run, or find the one that an interrupted attempt created."""
+        """Create the MLflow run, or find the run that an interrupted attempt created."""
         from mlflow.entities import Param
 
         experiment_id = self._experiment_id()
         marker = "semaim.uid"
-        found = self._client.search_runs([experiment_id], f"tags.`{marker}` = '{self.state['uid']}'", max_results=1)
-        if found:
-            run_id = found[0].info.run_id
+        runs = self._client.search_runs([experiment_id], f"tags.`{marker}` = '{self.state['uid']}'", max_results=1)
+        if runs:
+            run_id = runs[0].info.run_id
         else:
             tags = {marker: self.state["uid"], "run_folder": str(self.folder.path), **self._parent()}
-            created = self._client.create_run(experiment_id, self._began(), tags, self.folder.path.name)
+            created = self._client.create_run(experiment_id, self._start_time(), tags, self.folder.path.name)
             run_id = created.info.run_id
         config: Any = OmegaConf.to_container(OmegaConf.load(self.folder.path / "config.yaml"))
         params = [Param(key, value) for key, value in parameters(config).items()]
         for start in range(0, len(params), PARAMS_PER_CALL):
             self._client.log_batch(run_id, params=params[start : start + PARAMS_PER_CALL])
         self._client.log_artifact(run_id, str(self.folder.path / "config.yaml"))
-        self._note(run_id=run_id, experiment_id=experiment_id)
+        self._update_state(run_id=run_id, experiment_id=experiment_id)
 
-    def _began(self) -> int | None:
-        """When the run began, in milliseconds since 1970, which may be long before MLflow hears of it."""
+    def _start_time(self) -> int | None:
+        """Start of the run, in milliseconds since 1970; the MLflow run may be created much later."""
         return next((line["time"] for _, line in read(self.folder.journal, 0)), None)
 
     def _experiment_id(self) -> str:
@@ -131,10 +131,12 @@ class Delivery:
         if (known := self._client.get_experiment_by_name(name)) is None:
             uri = self.state["uri"]
             database = Path(uri.removeprefix(SQLITE))
-            place = (database.parent / "mlartifacts" / name).as_uri() if uri.startswith(SQLITE) else None
+            artifact_location = (database.parent / "mlartifacts" / name).as_uri() if uri.startswith(SQLITE) else None
             try:
-                return str(self._client.create_experiment(name, artifact_location=place, tags=ABOUT_EXPERIMENT))
-            except MlflowException:  # another process created it in between
+                return str(
+                    self._client.create_experiment(name, artifact_location=artifact_location, tags=EXPERIMENT_TAGS)
+                )
+            except MlflowException:  # another process created it meanwhile
                 if (known := self._client.get_experiment_by_name(name)) is None:
                     raise
         if known.lifecycle_stage == "deleted":
@@ -142,7 +144,7 @@ class Delivery:
         return str(known.experiment_id)
 
     def _parent(self) -> dict[str, str]:
-        """The tag that files this run under another, whose folder its configuration names as parent_run."""
+        """The tag of the parent run, if the configuration names its folder as parent_run."""
         config: Any = OmegaConf.load(self.folder.path / "config.yaml")
         path = config.get("parent_run")
         if path is None or not (Path(path) / "config.yaml").is_file():
@@ -152,7 +154,7 @@ class Delivery:
         return {"mlflow.parentRunId": parent.state["run_id"]}
 
     def _send_journal(self) -> int:
-        """Send the lines of the journal from where the last delivery ended."""
+        """Send the journal lines after the position of the last delivery."""
         from mlflow.entities import Metric
 
         points: list[Any] = []
@@ -166,9 +168,9 @@ class Delivery:
                 total += len(points)
                 points.clear()
             if offset != self.state["sent"]:
-                self._note(sent=offset)
+                self._update_state(sent=offset)
 
-        for behind, line in read(self.folder.journal, offset):
+        for next_offset, line in read(self.folder.journal, offset):
             new = [Metric(k, float(v), line["time"], line["step"]) for k, v in line.get("metrics", {}).items()]
             if len(points) + len(new) > METRICS_PER_CALL:
                 flush()
@@ -176,51 +178,53 @@ class Delivery:
             if "metrics" not in line:
                 flush()
                 self._send_other(line)
-            offset = behind
+            offset = next_offset
         flush()
         return total
 
     def _send_other(self, line: dict[str, Any]) -> None:
-        """Send a line that holds no metrics."""
+        """Send a line without metrics."""
         from mlflow.entities import RunTag
 
         run_id = self.state["run_id"]
         if tags := [RunTag(key, value) for key, value in line.get("tags", {}).items()]:
             self._client.log_batch(run_id, tags=tags)
         if (artifact := line.get("artifact")) and (self.folder.path / artifact).is_file():
-            inside = Path(artifact).parent.as_posix()
-            self._client.log_artifact(run_id, str(self.folder.path / artifact), None if inside == "." else inside)
+            artifact_path = Path(artifact).parent.as_posix()
+            self._client.log_artifact(
+                run_id, str(self.folder.path / artifact), None if artifact_path == "." else artifact_path
+            )
         if (image := line.get("image")) and (file := self.folder.path / image["file"]).is_file():
             with images.files_for_mlflow(file, image["key"], line["step"], line["time"]) as files:
-                self._client.log_artifacts(run_id, str(files), images.PLACE)
+                self._client.log_artifacts(run_id, str(files), images.ARTIFACT_FOLDER)
             self._client.set_tag(run_id, images.TAG, "True")
         if (status := line.get("status")) == "RUNNING":
             self._client.update_run(run_id, status=status)
             self._client.log_artifact(run_id, str(self.folder.path / "environment.json"))
-        elif status == "SCHEDULED":  # requeued: not over yet
+        elif status == "SCHEDULED":  # requeued, not terminated
             self._client.update_run(run_id, status=status)
         elif status:
             self._client.set_terminated(run_id, status, end_time=line["time"])
 
 
 def deliver(folder: RunFolder) -> None:
-    """Bring a run folder to MLflow if it was meant for it and MLflow answers; `semaim sync` does it later if not."""
+    """Deliver a run folder if it is tracked and MLflow is reachable; if not, `semaim sync` can deliver it later."""
     if (folder.path / "mlflow.json").is_file():
-        with suppress(Exception):  # whatever it is, the journal keeps everything
+        with suppress(Exception):  # any error: the journal keeps everything
             Delivery(folder).deliver()
 
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """One process at a time."""
+    """Hold an exclusive lock on a file."""
     with open(path, "w") as file:
         fcntl.lockf(file, fcntl.LOCK_EX)
         yield
 
 
 @contextmanager
-def _first_use_of_file(uri: str) -> Iterator[None]:
-    """One process at a time while a SQLite file is created: others that open it half-made crash."""
+def _database_locked(uri: str) -> Iterator[None]:
+    """Hold a lock while a SQLite file is created: opening an incomplete file fails."""
     if not uri.startswith(SQLITE):
         yield
         return

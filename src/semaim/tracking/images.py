@@ -1,8 +1,8 @@
-"""A picture that changes with training, as MLflow's charts of images want it.
+"""Images over training steps, in the layout of MLflow's image charts.
 
-MLflow keeps such pictures as artifacts whose names say what they show and when: beside each one a small copy, which the
-charts show. Its own `log_image` gives every file another random name, so that a picture sent twice stands there twice;
-here the name follows from the journal's line alone.
+MLflow stores such images as artifacts whose names contain key, step and time, each with a thumbnail for the charts. Its
+own `log_image` adds a random part to the name, so that an image sent twice appears twice; here the name depends only on
+the journal line.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from tempfile import TemporaryDirectory
 
 from PIL import Image
 
-PLACE = "images"  # among the artifacts of a run
-TAG = "mlflow.loggedImages"  # without it the page of a run has no charts of images
-SMALL = (1000, 1000)  # pixels at most; MLflow itself takes 256, in which many panels are not to be told apart
+ARTIFACT_FOLDER = "images"  # among the artifacts of a run
+TAG = "mlflow.loggedImages"  # required for image charts on the page of a run
+MAX_THUMBNAIL_SIZE = (1000, 1000)  # pixels; MLflow's own 256 are too few for figures with many panels
 
 
 @contextmanager
 def files_for_mlflow(file: Path, key: str, step: int, time: int) -> Iterator[Path]:
-    """A temporary folder with the two files that are to be in PLACE.
+    """A temporary folder with the image and its thumbnail, named for ARTIFACT_FOLDER.
 
     Args:
         file: a PNG.
-        key: what it shows; pictures of one key are steps of one chart.
+        key: name of the chart; images with the same key are its steps.
         step: of training.
         time: in milliseconds since 1970.
     """
@@ -34,7 +34,7 @@ def files_for_mlflow(file: Path, key: str, step: int, time: int) -> Iterator[Pat
     with TemporaryDirectory() as temporary:
         shutil.copyfile(file, Path(temporary, f"{name}.png"))
         with Image.open(file) as image:
-            small = image.convert("RGB")
-        small.thumbnail(SMALL)
-        small.save(Path(temporary, f"{name}+compressed.webp"))
+            thumbnail = image.convert("RGB")
+        thumbnail.thumbnail(MAX_THUMBNAIL_SIZE)
+        thumbnail.save(Path(temporary, f"{name}+compressed.webp"))
         yield Path(temporary)

@@ -1,4 +1,4 @@
-"""Where a run can be browsed: MLflow, fed by a background thread that training never waits for, or nowhere."""
+"""Tracking of runs: MLflow, with delivery in a background thread that does not block training, or none."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from semaim.errors import UserError
 from semaim.runs.folder import RunFolder
 from semaim.runs.journal import Journal, read
 from semaim.tracking.delivery import Delivery
-from semaim.tracking.store import existing_store, refusal
+from semaim.tracking.store import existing_store, failure_reason
 
 log = logging.getLogger(__name__)
-LOCAL_SERVER = "http://127.0.0.1:5000"  # of mlflow ui, where nothing else is said
-USUAL_URI = "sqlite:///mlflow.db"  # where the report looks by itself
+LOCAL_SERVER = "http://127.0.0.1:5000"  # default address of mlflow ui
+DEFAULT_URI = "sqlite:///mlflow.db"  # default of semaim report
 
 
 class MLflow:
@@ -30,7 +30,7 @@ class MLflow:
     Args:
         uri: tracking store: a SQLite file (relative to the working directory) or a server.
         experiment: name of the MLflow experiment.
-        flush_seconds: how long the end of a run waits for the last delivery.
+        flush_seconds: longest wait for the last delivery at the end of a run.
         system_metrics_seconds: seconds between samples of CPU, memory and GPU use; 0 for none.
     """
 
@@ -44,73 +44,77 @@ class MLflow:
         self.experiment = experiment
         self.flush_seconds = flush_seconds
         self.system_metrics_seconds = system_metrics_seconds
-        self._ending = threading.Event()
+        self._finishing = threading.Event()
         self._thread: threading.Thread | None = None
 
     def start(self, folder: RunFolder, journal: Journal) -> None:
-        """Begin delivering in the background."""
+        """Start the delivery thread."""
         import mlflow  # noqa: F401 - imported here, not in the thread, before loader processes are forked
 
         self.delivery = Delivery(folder, self.uri, self.experiment)
-        self._thread = threading.Thread(target=self._work, args=(journal,), daemon=True, name="mlflow-delivery")
+        self._thread = threading.Thread(
+            target=self._deliver_until_finished, args=(journal,), daemon=True, name="mlflow-delivery"
+        )
         self._thread.start()
 
-    def _work(self, journal: Journal) -> None:
+    def _deliver_until_finished(self, journal: Journal) -> None:
         last_sample = 0.0
         retry_at = 0.0
         reachable = True
         while True:
-            ending = self._ending.wait(self.INTERVAL_SECONDS)
+            finishing = self._finishing.wait(self.INTERVAL_SECONDS)
             now = time.monotonic()
-            if self.system_metrics_seconds and not ending and now - last_sample >= self.system_metrics_seconds:
+            if self.system_metrics_seconds and not finishing and now - last_sample >= self.system_metrics_seconds:
                 last_sample = now
                 journal.log(journal.next_step("system/cpu_utilization_percentage"), system_metrics())
-            if now < retry_at and not ending:
+            if now < retry_at and not finishing:
                 continue
             try:
                 self.delivery.deliver()
                 if not reachable:
-                    log.info("MLflow at %s answers again; everything so far is delivered", self.uri)
+                    log.info("MLflow at %s is reachable again; everything so far is delivered", self.uri)
                 reachable = True
-            except Exception as error:  # whatever it is must not end training
+            except Exception as error:  # no tracking error may end training
                 if reachable:
-                    log.warning("MLflow at %s does not take the metrics (%s); they are kept and sent later",
-                                self.uri, refusal(self.uri, error))  # fmt: skip
+                    log.warning("MLflow at %s does not accept the metrics (%s); they are kept and sent later",
+                                self.uri, failure_reason(self.uri, error))  # fmt: skip
                 reachable, retry_at = False, now + self.RETRY_SECONDS
-            if ending:
+            if finishing:
                 return
 
     def finish(self) -> None:
-        """Deliver the rest, within the time allowed, and say so if something is left."""
+        """Deliver the rest within `flush_seconds`; warn if something remains unsent."""
         if self._thread is None:
             return
-        self._ending.set()
+        self._finishing.set()
         self._thread.join(self.flush_seconds)
         folder = self.delivery.folder
-        left = sum(1 for _ in read(folder.journal, self.delivery.state["sent"]))
-        if left or self._thread.is_alive():
+        unsent = sum(1 for _ in read(folder.journal, self.delivery.state["sent"]))
+        if unsent or self._thread.is_alive():
             log.warning("%d journal lines not yet sent to MLflow at %s; send them with: %s",
-                        left, self.uri, program("sync", folder.path))  # fmt: skip
+                        unsent, self.uri, program("sync", folder.path))  # fmt: skip
         self._thread = None
 
     def prepare(self, folder: RunFolder) -> None:
-        """Make the MLflow run of a folder now, with its store and experiment if need be.
+        """Create the MLflow run of a folder now, with its store and experiment if they do not exist.
 
         Raises:
-            UserError: if the store is out of reach.
+            UserError: if the store is unreachable.
         """
         try:
             Delivery(folder, self.uri, self.experiment).deliver()
         except UserError:
             raise
-        except Exception as error:  # MLflow and what lies below it raise many kinds
-            raise UserError(f"tracking.uri={self.uri}: {refusal(self.uri, error)}; or set tracking=none") from error
+        except Exception as error:  # MLflow and its dependencies raise many types
+            raise UserError(
+                f"tracking.uri={self.uri}: {failure_reason(self.uri, error)}; or set tracking=none"
+            ) from error
 
     def run_folder(self, run_id: str) -> Path:
         """The folder of a tracked run.
 
         Raises:
-            UserError: if the store does not know the run, or its folder is not on this machine.
+            UserError: if the store does not have the run, or its folder is not on this machine.
         """
         from mlflow import MlflowClient
 
@@ -118,19 +122,19 @@ class MLflow:
             tags = MlflowClient(existing_store(self.uri)).get_run(run_id).data.tags
         except UserError:
             raise
-        except Exception as error:  # MLflow and what lies below it raise many kinds
-            why = refusal(self.uri, error)
-            raise UserError(f"checkpoint=mlflow:{run_id}: MLflow at {self.uri} gives no such run ({why})") from error
+        except Exception as error:  # MLflow and its dependencies raise many types
+            why = failure_reason(self.uri, error)
+            raise UserError(f"checkpoint=mlflow:{run_id}: MLflow at {self.uri} has no such run ({why})") from error
         folder = Path(tags.get("run_folder", ""))
         if "run_folder" not in tags or not folder.is_dir():
             raise UserError(f"checkpoint=mlflow:{run_id}: its run folder ({folder}) is not on this machine")
         return folder
 
-    def how_to_look(self, folder: RunFolder) -> dict[str, str]:
-        """What to do to see a run."""
-        found = read_json(folder.path / "mlflow.json")
-        place = f"/{found['experiment_id']}/runs/{found['run_id']}" if found["run_id"] else ""  # else not delivered yet
-        page = f"/#/experiments{place}?workflowType=machine_learning"  # MLflow also has pages for language models
+    def view_commands(self, folder: RunFolder) -> dict[str, str]:
+        """Commands that show a run, by purpose."""
+        state = read_json(folder.path / "mlflow.json")
+        run = f"/{state['experiment_id']}/runs/{state['run_id']}" if state["run_id"] else ""  # else not delivered yet
+        page = f"/#/experiments{run}?workflowType=machine_learning"  # MLflow also has pages for language models
         if self.uri.startswith("http"):
             return {"look at it": f"open {self.uri.rstrip('/')}{page}"}
         return {
@@ -138,40 +142,40 @@ class MLflow:
             "and open": f"{LOCAL_SERVER}{page}",
         }
 
-    def how_to_compare(self) -> str | None:
-        """What makes the table of all evaluations."""
-        return program("report", *(() if self.uri == USUAL_URI else ("--uri", self.uri)))
+    def report_command(self) -> str | None:
+        """The command that writes the table of all evaluations."""
+        return program("report", *(() if self.uri == DEFAULT_URI else ("--uri", self.uri)))
 
 
 class NoTracking:
-    """The journal alone; MLflow need not be installed."""
+    """No tracking besides the journal; MLflow need not be installed."""
 
     def start(self, folder: RunFolder, journal: Journal) -> None:
-        """Nothing to begin."""
+        """Do nothing."""
 
     def finish(self) -> None:
-        """Nothing to end."""
+        """Do nothing."""
 
     def prepare(self, folder: RunFolder) -> None:
-        """Nothing to make."""
+        """Do nothing."""
 
     def run_folder(self, run_id: str) -> Path:
-        """Nobody knows.
+        """Not available without tracking.
 
         Raises:
             UserError: always.
         """
         raise UserError(f"checkpoint=mlflow:{run_id} needs a tracking store to look it up in: tracking=mlflow")
 
-    def how_to_look(self, folder: RunFolder) -> dict[str, str]:
+    def view_commands(self, folder: RunFolder) -> dict[str, str]:
         return {}
 
-    def how_to_compare(self) -> str | None:
+    def report_command(self) -> str | None:
         return None
 
 
 def system_metrics() -> dict[str, float]:
-    """Use of this machine now, under the names that MLflow's own system metrics have."""
+    """Current resource use of this machine, under the names of MLflow's own system metrics."""
     import psutil
     import torch
 

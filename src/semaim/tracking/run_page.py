@@ -1,4 +1,4 @@
-"""What a run says of itself in MLflow: the tags that it is found by, and the description on its page."""
+"""Tags and description of a run in MLflow."""
 
 from __future__ import annotations
 
@@ -10,40 +10,40 @@ from semaim.config.run_spec import RunSpec
 from semaim.core.files import read_json
 
 NOTE = "mlflow.note.content"  # the tag that MLflow shows as a run's description, in Markdown
-MOST_CHARACTERS = 8000  # that MLflow keeps of a tag
+MAX_TAG_CHARACTERS = 8000  # MLflow truncates longer tags
 
 
 def last_start(folder: Path) -> dict[str, Any]:
-    """What environment.json says of the last start of a run."""
+    """The entry of a run's last start in environment.json."""
     start: dict[str, Any] = read_json(folder / "environment.json")["starts"][-1]
     return start
 
 
 def tags(spec: RunSpec, start: Mapping[str, Any]) -> dict[str, str]:
-    """What a run is found by.
+    """Tags of a run: its choices, code version, host, device and SLURM job.
 
     Args:
-        job: its configuration and choices.
-        start: where and with what it was started last.
+        spec: its configuration and choices.
+        start: its last start (`last_start`).
     """
-    about = {name: start[name] for name in ("commit", "dirty", "host", "device")} | {"command": spec.command}
-    about |= spec.parts | {f"slurm.{name}": value for name, value in start.get("slurm", {}).items()}
-    return {name: str(value) for name, value in about.items() if value is not None}
+    values = {name: start[name] for name in ("commit", "dirty", "host", "device")} | {"command": spec.command}
+    values |= spec.parts | {f"slurm.{name}": value for name, value in start.get("slurm", {}).items()}
+    return {name: str(value) for name, value in values.items() if value is not None}
 
 
 def description(
-    spec: RunSpec, start: Mapping[str, Any], look_at: Mapping[str, str], result: Mapping[str, float] | None
+    spec: RunSpec, start: Mapping[str, Any], page_guide: Mapping[str, str], result: Mapping[str, float] | None
 ) -> str:
-    """A run in Markdown: what it is, the command that repeats it, where it is, what to look at.
+    """Description of a run in Markdown: choices, command, run folder, what to look at, result.
 
     Args:
-        job: its configuration and choices.
-        start: where and with what it was started last.
-        look_at: what is worth a look on its page, and why.
-        result: what came out; None as long as it runs.
+        spec: its configuration and choices.
+        start: its last start (`last_start`).
+        page_guide: metrics and artifacts to look at, with a description.
+        result: its result; None while it runs.
     """
     config = spec.config
-    chosen = ", ".join(f"{group} `{choice}`" for group, choice in spec.parts.items() if group != "task")
+    choices = ", ".join(f"{group} `{choice}`" for group, choice in spec.parts.items() if group != "task")
     facts = {"run folder": f"`{Path(config['run_dir']).absolute()}` (on {start['host']})"}
     if checkpoint := config.get("checkpoint"):
         facts["checkpoint"] = f"`{checkpoint}`"
@@ -51,15 +51,15 @@ def description(
         facts["shown under"] = f"`{Path(config['parent_run']).name}`"
     if config["then"]:
         facts["followed by"] = f"{', '.join(config['then'])}, shown under this run"
-    changed = ", with changes" if start["dirty"] else ""
-    facts["code"] = f"commit {start['commit']}{changed}" if start["commit"] else f"semaim {start['semaim']}"
+    suffix = ", with changes" if start["dirty"] else ""
+    facts["code"] = f"commit {start['commit']}{suffix}" if start["commit"] else f"semaim {start['semaim']}"
     parts = [
-        f"**{spec.choices['task']}** with {chosen}, seed {config['seed']}",
+        f"**{spec.choices['task']}** with {choices}, seed {config['seed']}",
         command_block(spec.command, start["folder"]),
         "\n".join(f"* {what}: {value}" for what, value in facts.items()),
     ]
-    if look_at:
-        parts.append("\n".join(["What to look at:", "", *(f"* **{what}**: {why}" for what, why in look_at.items())]))
+    if page_guide:
+        parts.append("\n".join(["What to look at:", "", *(f"* **{what}**: {why}" for what, why in page_guide.items())]))
     if result is not None:
         parts.append(
             markdown_table([("result", ""), *((name, format_number(value)) for name, value in result.items())])
@@ -68,16 +68,16 @@ def description(
 
 
 def command_block(command: str, folder: str) -> str:
-    """A command, and where to type it."""
+    """A command, and the folder to run it in."""
     return f"To repeat or continue it, in `{folder}`:\n\n```bash\n{command}\n```"
 
 
 def markdown_table(rows: list[tuple[str, ...]]) -> str:
-    """A table in Markdown; the first row is its head."""
+    """A table in Markdown; the first row is the header."""
     head, *rest = [f"| {' | '.join(row)} |" for row in rows]
     return "\n".join([head, "|---" * len(rows[0]) + "|", *rest])
 
 
 def format_number(value: float) -> str:
-    """A result for people."""
+    """A result, for display."""
     return format(value, ".4g")

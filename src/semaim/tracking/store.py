@@ -1,4 +1,4 @@
-"""Where MLflow keeps its runs, a SQLite file or a server: its address, and why it does not take what is sent."""
+"""MLflow stores, a SQLite file or a server: addresses, reachability, reasons of failure."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from semaim.core.files import writable
 from semaim.errors import UserError
 
 SQLITE = "sqlite:///"
-ANSWER_SECONDS = 5  # that a server is given to say whether it is well
+HEALTH_TIMEOUT_SECONDS = 5
 
-# Nothing phones home or writes between our lines; and a server that does not answer is given up soon, since the journal
-# keeps everything for later.
+# No telemetry, and no output of MLflow's own. Requests to an unreachable server fail soon, since the journal keeps
+# everything for later.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
@@ -23,17 +23,17 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
 
 
 def absolute_uri(uri: str) -> str:
-    """The same store from any working directory."""
+    """The address of a store, independent of the working directory."""
     if uri.startswith(SQLITE) and not uri.startswith(SQLITE + "/"):
         return SQLITE + str(Path(uri.removeprefix(SQLITE)).absolute())
     return uri
 
 
 def existing_store(uri: str) -> str:
-    """A store to read from, with its absolute address.
+    """The absolute address of a store to read from.
 
     Raises:
-        UserError: if it is a file that does not exist, which MLflow would create.
+        UserError: if it is a file that does not exist, because MLflow would create it.
     """
     if uri.startswith(SQLITE) and not Path(uri.removeprefix(SQLITE)).is_file():
         raise UserError(f"there is no MLflow store {uri} (from {Path.cwd()})")
@@ -41,38 +41,40 @@ def existing_store(uri: str) -> str:
 
 
 def unreachable(uri: str) -> str | None:
-    """What keeps a store from taking metrics, and what to do; None if nothing does, or its kind is not known here."""
+    """Why a store cannot accept metrics, and what to do; None if it can, or if its kind is not checked."""
     if uri.startswith(SQLITE) and not writable(Path(uri.removeprefix(SQLITE))):
         return "this file cannot be written; choose another"
     if not uri.startswith(("http://", "https://")):
         return None
-    try:  # which any server answers soon, and to anybody
-        urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=ANSWER_SECONDS).close()
+    try:  # any server answers this quickly, and without authentication
+        urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=HEALTH_TIMEOUT_SECONDS).close()
     except urllib.error.HTTPError as error:
         if error.code >= 500:
-            return f"the server answers {error.code} {error.reason}; mend it"
+            return f"the server answers {error.code} {error.reason}; repair it"
     except (OSError, ValueError) as error:
         return f"no server answers ({getattr(error, 'reason', error)}); start it"
     from mlflow import MlflowClient
 
     try:
         MlflowClient(uri).search_experiments(max_results=1)
-    except Exception as error:  # MLflow and what lies below it raise many kinds
-        return refusal(uri, error)
+    except Exception as error:  # MLflow and its dependencies raise many types
+        return failure_reason(uri, error)
     return None
 
 
-def refusal(uri: str, error: Exception) -> str:
-    """Why a store did not do what it was asked for, and where its user can mend that, what to set; in a line."""
+def failure_reason(uri: str, error: Exception) -> str:
+    """Why a request to a store failed, in one line, and what to set if the user can fix it."""
     from mlflow.utils.credentials import read_mlflow_creds
 
     user, code = read_mlflow_creds().username, getattr(error, "error_code", "")
     if code == "UNAUTHENTICATED":
-        known = f"the server does not know user {user} with this password" if user else "the server wants a password"
-        return f"{known}: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or write ~/.mlflow/credentials"
+        problem = (
+            f"the server does not know user {user} with this password" if user else "the server requires a password"
+        )
+        return f"{problem}: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or write ~/.mlflow/credentials"
     if code == "PERMISSION_DENIED" and "Host header" in str(error):
         name = urlsplit(uri).netloc.rpartition("@")[2]
-        return f"the server does not go by the name {name}: start it with --allowed-hosts {name}, or use its own name"
+        return f"the server rejects the host name {name}: start it with --allowed-hosts {name}, or use its own name"
     if code == "PERMISSION_DENIED":
-        return f"the server does not let user {user} do this: its administrator must give the permission EDIT"
+        return f"the server does not allow user {user} to do this: its administrator must grant the permission EDIT"
     return str(error).strip().split("\n")[0] or type(error).__name__

@@ -1,6 +1,6 @@
 """Send to MLflow what a run could not send.
 
-Safe to repeat, and safe while the run is running: each point is stored once.
+This can be repeated, and done while the run is running: each point is stored once.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from semaim.runs.folder import RunFolder
 from semaim.runs.journal import Journal
 from semaim.runs.status import MLflowStatus, RunState
 from semaim.tracking.delivery import Delivery
-from semaim.tracking.store import refusal
+from semaim.tracking.store import failure_reason
 
 
 def mark_ended(folder: RunFolder, state: RunState, status: MLflowStatus, error: str) -> None:
-    """Say in a run folder how its run ended, in place of a process that cannot."""
+    """Write the end of a run to its folder, in place of its process, which is gone."""
     journal = Journal(folder.journal)
     journal.status(status)
     journal.close()
@@ -25,18 +25,18 @@ def mark_ended(folder: RunFolder, state: RunState, status: MLflowStatus, error: 
 
 
 def sync(path: Path, uri: str | None, experiment: str | None = None) -> int:
-    """Deliver one run folder; a run whose process is gone without a word is marked KILLED first.
+    """Deliver one run folder; a run whose process was killed is marked KILLED first.
 
     Args:
         path: the run folder.
-        uri: a store other than the one that the run was meant for.
-        experiment: where to file a run that was meant for none.
+        uri: another store than that of the run.
+        experiment: experiment of a run that was started without tracking.
 
     Returns:
         number of metric points sent.
 
     Raises:
-        UserError: if it is no run folder or the store is out of reach.
+        UserError: if it is no run folder, or the store is unreachable.
     """
     if not (path / "config.yaml").is_file():
         raise UserError(f"{path} is not a run folder: it has no config.yaml")
@@ -48,6 +48,8 @@ def sync(path: Path, uri: str | None, experiment: str | None = None) -> int:
         return delivery.deliver()
     except UserError:
         raise
-    except Exception as error:  # MLflow and what lies below it raise many kinds
+    except Exception as error:  # MLflow and its dependencies raise many types
         store = delivery.state["uri"]
-        raise UserError(f"MLflow at {store} does not take the metrics of {path}: {refusal(store, error)}") from error
+        raise UserError(
+            f"MLflow at {store} does not accept the metrics of {path}: {failure_reason(store, error)}"
+        ) from error

@@ -1,1 +1,1 @@
-"""What a model sees and predicts, in numbers and as figures."""
+"""Maps, orders and predictions of a model, as tensors and as figures."""

@@ -1,4 +1,4 @@
-"""What a model that learns makes of the same held-out images, again and again: pictures, and the quality of its orders.
+"""Pictures and order quality on the same held-out images at several steps of training.
 
 Shapes: B images, C colours, H x W pixels, L patches.
 """
@@ -23,20 +23,20 @@ from semaim.evaluation.order_metrics import means, order_metrics
 from semaim.permutations import Grid
 from semaim.runs.context import Run
 from semaim.visualization import figures, plotting
-from semaim.visualization.figures import Seen
+from semaim.visualization.figures import ModelView
 from semaim.visualization.views import Colours, View, Viewer
 
 KEY = "pictures/held_out"
 
 
 def evaluation_is_due(every_epochs: int | None, epoch: int, last: bool) -> bool:
-    """Whether it is time to measure after an epoch (0: before training): at first, at last, and every so many."""
+    """Whether to evaluate after an epoch (0: before training): at the start, at the end, and every `every_epochs`."""
     return epoch == 0 or last or (every_epochs is not None and epoch % every_epochs == 0)
 
 
 @dataclass(frozen=True)
 class Sample:
-    """What is looked at: names, normalised images, and which of their patches are object (none where unknown)."""
+    """Names, normalised images, and bool (B, L) of their object patches (none where unknown)."""
 
     names: Sequence[str]
     images_BCHW: Tensor
@@ -44,20 +44,20 @@ class Sample:
 
 
 class OnlinePictures:
-    """Looks during training, always at the same held-out images (training images where none are held out).
+    """Draws maps, orders and predictions during training, always for the same held-out (else training) images.
 
-    What it saw at a step is kept in the run folder as a PNG, and as pictures/step_<step>.npz (maps, orders, and the
-    error of every patch), with which the next look compares its orders.
+    Writes a PNG and pictures/step_<step>.npz (maps, orders, and the error of every patch) to the run folder. The next
+    update compares its orders with those of the file.
 
     Args:
-        every_epochs: epochs between looks, besides the first and the last; null for these alone.
-        images: so many are looked at; the metrics are means over them.
-        drawn: so many of these are drawn.
+        every_epochs: epochs between updates, besides the first and the last; null for only these two.
+        images: number of images; metrics are means over them.
+        drawn: number of these images to draw.
         palette: colour map of maps and orders, by matplotlib's name.
         mean, std: normalisation of the images' colours.
 
     Raises:
-        UserError: for numbers that make no sense.
+        UserError: for numbers out of range.
     """
 
     def __init__(
@@ -79,47 +79,47 @@ class OnlinePictures:
         self.drawn = drawn
         self.palette = palette
         self.colours = Colours(mean, std)
-        self._seen: Sample | None = None
+        self._loaded_sample: Sample | None = None
 
-    def look(self, viewer: Viewer, order: str, data: ImageData, run: Run, step: int) -> dict[str, float]:
-        """Look, draw and keep what was seen (first process only); metrics of the orders, named order/...
+    def update(self, viewer: Viewer, order: str, data: ImageData, run: Run, step: int) -> dict[str, float]:
+        """Draw and save the current state (first process only); returns metrics of the orders, named order/...
 
         Args:
-            viewer: the model as it is now, in eval mode, with the order that it learns in.
+            viewer: the current model, in eval mode, with the order that it is trained with.
             order: the name of that order.
             data: images.
-            run: where the pictures go.
+            run: the run that the pictures belong to.
             step: of training.
         """
         if not run.processes.is_main:
             return {}
         sample = self._sample(data, viewer.model.patch_size)
         images_BCHW = sample.images_BCHW.to(run.processes.device)
-        view = viewer.look(images_BCHW, derive_seed(run.seed, "pictures", step), order)
+        view = viewer.view(images_BCHW, derive_seed(run.seed, "pictures", step), order)
         folder = run.folder.path / "pictures"
         folder.mkdir(exist_ok=True)
-        before_BL = _orders_before(folder, step, sample.names)
+        previous_BL = _previous_orders(folder, step, sample.names)
         path = folder / f"step_{step:08d}"
-        self._keep(path, sample, view, order)
+        self._save_arrays(path, sample, view, order)
         self._draw(path, images_BCHW, view, order, viewer.model.grid)
         run.image(KEY, step, f"pictures/{path.name}.png")
         order_BL = view.orders[order].cpu()
-        quality = order_metrics(viewer.model.grid, order_BL, view.maps.semantic_BL.cpu(), sample.object_BL, before_BL)
+        quality = order_metrics(viewer.model.grid, order_BL, view.maps.semantic_BL.cpu(), sample.object_BL, previous_BL)
         return {f"order/{name}": value for name, value in means(quality).items()}
 
     def _sample(self, data: ImageData, patch_size: int) -> Sample:
-        """The images, read when they are first needed."""
-        if self._seen is None:
+        """The images, read on first use."""
+        if self._loaded_sample is None:
             images = data.splits.val or data.splits.train
             indices, images_BCHW = read_some(images, chosen(len(images), self.images), data.eval_transform)
             object_BL = object_patches(images, indices, data.eval_transform, patch_size)
-            self._seen = Sample([images.name(index) for index in indices], images_BCHW, object_BL)
-        return self._seen
+            self._loaded_sample = Sample([images.name(index) for index in indices], images_BCHW, object_BL)
+        return self._loaded_sample
 
-    def _keep(self, path: Path, sample: Sample, view: View, order: str) -> None:
-        """Write the numbers behind the picture."""
+    def _save_arrays(self, path: Path, sample: Sample, view: View, order: str) -> None:
+        """Write the data of the picture."""
         assert view.prediction is not None
-        found = {
+        arrays = {
             "image": np.array(sample.names),
             "attention_BL": view.maps.attention_BL.cpu().numpy(),
             "semantic_map_BL": view.maps.semantic_BL.cpu().numpy(),
@@ -127,22 +127,22 @@ class OnlinePictures:
             "error_BL": view.prediction.error_BL.cpu().numpy(),
         }
         with atomic(path.with_suffix(".npz")) as file:
-            np.savez(file, **found)  # type: ignore[arg-type]  # its stub takes the second name for an option
+            np.savez(file, **arrays)  # type: ignore[arg-type]  # its stub takes the second name for an option
 
     def _draw(self, path: Path, images_BCHW: Tensor, view: View, order: str, grid: Grid) -> None:
-        apart = max(1, len(images_BCHW) // self.drawn)
-        few = slice(0, self.drawn * apart, apart)
-        view = view.of(few)
+        stride = max(1, len(images_BCHW) // self.drawn)
+        drawn = slice(0, self.drawn * stride, stride)
+        view = view.subset(drawn)
         assert view.prediction is not None
-        seen = Seen("", view.maps, {order: view.orders[order]}, grid)
-        shown_BHWC = self.colours.shown(images_BCHW[few])
+        model_view = ModelView("", view.maps, {order: view.orders[order]}, grid)
+        images_BHWC = self.colours.denormalise(images_BCHW[drawn])
         plotting.save_figure(
-            figures.look_figure(shown_BHWC, seen, view.prediction, self.colours, self.palette), path, ["png"]
+            figures.overview_figure(images_BHWC, model_view, view.prediction, self.colours, self.palette), path, ["png"]
         )
 
 
-def _orders_before(folder: Path, step: int, names: Sequence[str]) -> Tensor | None:
-    """The orders (B, L) of the same images at the last look before a step, if there was one."""
+def _previous_orders(folder: Path, step: int, names: Sequence[str]) -> Tensor | None:
+    """The orders (B, L) of the same images at the last update before a step, if there was one."""
     earlier = [file for file in sorted(folder.glob("step_*.npz")) if int(file.stem.removeprefix("step_")) < step]
     if not earlier:
         return None

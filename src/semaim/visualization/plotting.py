@@ -1,7 +1,6 @@
-"""Figures of orders, maps and reconstructions, as PNG and SVG, and an animation of images that appear in their order.
+"""Figures of orders, maps and reconstructions as PNG and SVG, and animations of patches appearing in their order.
 
-Colours of maps are those of a perceptually uniform colour map that people with colour-blindness can read too: warm is
-high, or predicted first.
+The colour map is perceptually uniform and readable with colour blindness: warm is high, or predicted first.
 """
 
 from __future__ import annotations
@@ -31,12 +30,12 @@ LEGENDS = {
 
 @dataclass(frozen=True)
 class Panel:
-    """One picture of a figure.
+    """One panel of a figure.
 
     Attributes:
-        values: an image (height, width, 3) in [0, 1], or numbers per patch (h, w).
-        kind: "image"; "map", drawn from its own smallest to its own largest; "order", the step of each patch; or
-            "error", on one scale in the whole figure.
+        values: an image (height, width, 3) in [0, 1], or values per patch (h, w).
+        kind: "image"; "map", scaled from its own minimum to its own maximum; "order", the step of each patch; or
+            "error", on one scale for the whole figure.
     """
 
     values: Array
@@ -44,7 +43,7 @@ class Panel:
 
 
 def check_palette(name: str, option: str) -> None:
-    """Raise UserError if there is no such colour map as an option asks for."""
+    """Raise UserError if matplotlib has no colour map of this name, which is the value of an option."""
     from matplotlib import colormaps
 
     if name not in colormaps:
@@ -63,9 +62,9 @@ def grid_figure(
     Args:
         rows: panels, as many in each row as there are titles.
         titles: of the columns.
-        groups: headings above columns, each with the number of columns that it spans; "" for none.
+        groups: headings above columns, each with the number of columns it spans; "" for none.
         palette: matplotlib's name of the colour map.
-        row_names: what stands beside the rows, if anything.
+        row_names: labels of the rows, if any.
     """
     from matplotlib.figure import Figure
 
@@ -77,7 +76,7 @@ def grid_figure(
     left = 0.3 if row_names else 0.1
     size = side * len(titles) + left + 0.1, cell * len(rows) + top + bottom
     figure = Figure(figsize=size, layout=None)
-    axes = figure.subplots(len(rows), len(titles), squeeze=False)
+    grid = figure.subplots(len(rows), len(titles), squeeze=False)
     figure.subplots_adjust(
         left=left / size[0],
         right=1 - 0.1 / size[0],
@@ -86,14 +85,16 @@ def grid_figure(
         wspace=0.06,
         hspace=0.06,
     )
-    worst = max((float(panel.values.max()) for row in rows for panel in row if panel.kind == "error"), default=1.0)
-    for place, panel in ((axes[i, j], panel) for i, row in enumerate(rows) for j, panel in enumerate(row)):
-        _draw(place, panel, palette, worst)
-    for place, title in zip(axes[0], titles, strict=True):
-        place.set_title(title, fontsize=8, pad=3)
-    for place, name in zip(axes[:, 0], row_names, strict=False):
-        place.text(-0.04, 0.5, name, rotation=90, ha="right", va="center", fontsize=8, transform=place.transAxes)
-    _headings(figure, axes[0], groups)
+    largest_error = max(
+        (float(panel.values.max()) for row in rows for panel in row if panel.kind == "error"), default=1.0
+    )
+    for axes, panel in ((grid[i, j], panel) for i, row in enumerate(rows) for j, panel in enumerate(row)):
+        _draw(axes, panel, palette, largest_error)
+    for axes, title in zip(grid[0], titles, strict=True):
+        axes.set_title(title, fontsize=8, pad=3)
+    for axes, name in zip(grid[:, 0], row_names, strict=False):
+        axes.text(-0.04, 0.5, name, rotation=90, ha="right", va="center", fontsize=8, transform=axes.transAxes)
+    _headings(figure, grid[0], groups)
     _legend(figure, kinds, palette, size)
     return figure
 
@@ -107,27 +108,27 @@ def _headings(figure: Figure, axes: Any, groups: Sequence[tuple[str, int]]) -> N
         first += span
 
 
-def _draw(place: Any, panel: Panel, palette: str, worst: float) -> None:
-    place.set_axis_off()
+def _draw(axes: Any, panel: Panel, palette: str, largest_error: float) -> None:
+    axes.set_axis_off()
     if panel.kind == "image":
-        place.imshow(panel.values, interpolation="nearest", aspect="auto")
+        axes.imshow(panel.values, interpolation="nearest", aspect="auto")
         return
     values, low, high = panel.values.astype(float), float(panel.values.min()), float(panel.values.max())
     if panel.kind == "order":
         values, low, high = -values, -high, -low  # warm is first
     elif panel.kind == "error":
-        low, high = 0.0, worst
-    place.imshow(values, cmap=palette, vmin=low, vmax=high, interpolation="nearest", aspect="auto")
+        low, high = 0.0, largest_error
+    axes.imshow(values, cmap=palette, vmin=low, vmax=high, interpolation="nearest", aspect="auto")
     if panel.kind == "order":
         row, column = np.unravel_index(int(values.argmax()), values.shape)
-        place.plot(column, row, "o", color="white", markeredgecolor="black", markersize=3.5, markeredgewidth=0.6)
+        axes.plot(column, row, "o", color="white", markeredgecolor="black", markersize=3.5, markeredgewidth=0.6)
 
 
 def _legend(figure: Figure, kinds: Sequence[str], palette: str, size: tuple[float, float]) -> None:
-    """A strip of colour for each kind of panel, with what its ends mean."""
+    """A colour bar for each kind of panel, with labels at its ends."""
     width = 1 / max(1, len(kinds))
-    for number, kind in enumerate(kinds):
-        strip = figure.add_axes((number * width + 0.1 / size[0], 0.32 / size[1], width - 0.2 / size[0], 0.1 / size[1]))
+    for index, kind in enumerate(kinds):
+        strip = figure.add_axes((index * width + 0.1 / size[0], 0.32 / size[1], width - 0.2 / size[0], 0.1 / size[1]))
         strip.imshow(np.linspace(0, 1, 256)[None], cmap=palette, aspect="auto")
         strip.set_axis_off()
         low, high = LEGENDS[kind]
@@ -137,7 +138,7 @@ def _legend(figure: Figure, kinds: Sequence[str], palette: str, size: tuple[floa
 
 
 def save_figure(figure: Figure, path: Path, formats: Sequence[str]) -> list[Path]:
-    """Write a figure as `path` with each suffix; the files."""
+    """Write a figure to `path` with the suffix of each format; returns the files."""
     from matplotlib import rc_context
 
     files = [path.with_suffix(f".{kind}") for kind in formats]
@@ -149,12 +150,12 @@ def save_figure(figure: Figure, path: Path, formats: Sequence[str]) -> list[Path
 
 
 def animation(frames_TBHWC: Sequence[Array], path: Path, seconds: float = 6.0) -> Path:
-    """Write images that change, side by side, as a GIF.
+    """Write an animated GIF of images side by side.
 
     Args:
-        frames_TBHWC: for each moment the images, colours in [0, 1].
+        frames_TBHWC: the images of each frame, colours in [0, 1].
         path: of the file.
-        seconds: that it lasts; the last moment stays for two more.
+        seconds: duration; the last frame is shown for two more seconds.
     """
     from PIL import Image
 
@@ -164,14 +165,14 @@ def animation(frames_TBHWC: Sequence[Array], path: Path, seconds: float = 6.0) -
         line = np.concatenate([np.pad(each, ((2, 2), (2, 2), (0, 0)), constant_values=1.0) for each in images_BHWC], 1)
         picture = Image.fromarray((line * 255).round().astype(np.uint8))
         pictures.append(picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST))
-    each = round(1000 * seconds / len(pictures))
+    duration_ms = round(1000 * seconds / len(pictures))
     file = io.BytesIO()
     pictures[0].save(
         file,
         "GIF",
         save_all=True,
         append_images=pictures[1:],
-        duration=[each] * (len(pictures) - 1) + [2000],
+        duration=[duration_ms] * (len(pictures) - 1) + [2000],
         loop=0,
     )
     path.parent.mkdir(parents=True, exist_ok=True)

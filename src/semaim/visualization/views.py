@@ -1,6 +1,6 @@
-"""What a model sees in images and in which order it would predict them: the numbers behind the pictures.
+"""Maps, orders and predictions of a model on images: the data of the figures.
 
-Shapes: B images, C colours, H x W pixels, (h, w) grid, L = h * w patches, P target channels. Everything per patch is
+Shapes: B images, C colours, H x W pixels, (h, w) grid, L = h * w patches, P target channels. Values per patch are
 raster-indexed. Source of the maps and orders: SemAIM (arXiv 2312.10457), sections 3.2 and 4.
 """
 
@@ -21,7 +21,7 @@ from semaim.targets import Pixels, Target, patchify
 
 @dataclass(frozen=True)
 class Colours:
-    """Normalisation of images, to be undone for the eye.
+    """Colour normalisation of images, to be undone for display.
 
     Attributes:
         mean, std: per colour.
@@ -30,19 +30,19 @@ class Colours:
     mean: Sequence[float]
     std: Sequence[float]
 
-    def shown(self, images_BCHW: Tensor) -> Tensor:
-        """Images (B, H, W, C) with colours in [0, 1]."""
+    def denormalise(self, images_BCHW: Tensor) -> Tensor:
+        """Undo the normalisation: images (B, H, W, C) with colours in [0, 1]."""
         mean_C, std_C = (torch.tensor(list(values), device=images_BCHW.device) for values in (self.mean, self.std))
         return (images_BCHW.float().movedim(1, -1) * std_C + mean_C).clamp(0, 1).cpu()
 
 
 @dataclass(frozen=True)
 class Maps:
-    """How an encoder sees images.
+    """Attention and semantic map of an encoder on images.
 
     Attributes:
         attention_BL: the last block's attention from the class token, averaged over heads.
-        semantic_BL: the semantic map, which orders follow.
+        semantic_BL: the semantic map that orders follow.
     """
 
     attention_BL: Tensor
@@ -50,7 +50,7 @@ class Maps:
 
 
 def maps(cache: TokenCache, network: str, semantic_map: SemanticMap) -> Maps:
-    """Maps of one network's pass over images, (B, L) each, float32."""
+    """Maps from one network's pass over images, (B, L) each, float32."""
     attention_BL = cache.attention(network).float()
     semantic_BL = attention_BL if semantic_map.kind == "self" else semantic_map(cache, network)
     return Maps(attention_BL, semantic_BL)
@@ -67,13 +67,13 @@ def draw_orders(
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a model says of every patch, given those before it.
+    """A model's prediction of every patch from those before it.
 
     Attributes:
-        order_BL: the order it predicted in.
+        order_BL: the order of prediction.
         error_BL: loss of each patch.
-        target_BCHW: what was to be predicted, as normalised images; None for features.
-        predicted_BCHW: what was predicted, likewise.
+        target_BCHW: the target, as normalised images; None for features.
+        predicted_BCHW: the prediction, likewise.
     """
 
     order_BL: Tensor
@@ -81,8 +81,8 @@ class Prediction:
     target_BCHW: Tensor | None = None
     predicted_BCHW: Tensor | None = None
 
-    def of(self, images: slice) -> Prediction:
-        """Of some of the images."""
+    def subset(self, images: slice) -> Prediction:
+        """The same for some of the images."""
         pixels = (part if part is None else part[images] for part in (self.target_BCHW, self.predicted_BCHW))
         return Prediction(self.order_BL[images], self.error_BL[images], *pixels)
 
@@ -90,10 +90,10 @@ class Prediction:
 def predict(
     predictions_BLP: Tensor, images_BCHW: Tensor, order_BL: Tensor, target: Target, cache: TokenCache, grid: Grid
 ) -> Prediction:
-    """Compare a model's predictions with the target; those of pixels as images.
+    """Compare a model's predictions with the target; predicted pixels are returned as images.
 
-    Where pixels are normalised per patch, each predicted patch gets the mean and the variance of the true one back, as
-    in the figures of MAE (arXiv 2111.06377): they are not predicted.
+    If pixels are normalised per patch, each predicted patch gets the mean and the variance of the true patch, which are
+    not predicted, as in the figures of MAE (arXiv 2111.06377).
     """
     target_BLP = target(images_BCHW, cache)
     error_BL = target.loss(predictions_BLP, target_BLP)
@@ -110,15 +110,15 @@ def predict(
 
 @dataclass(frozen=True)
 class Viewer:
-    """A model to look with, and what surrounds it.
+    """A model, and what is needed to compute its views of images.
 
     Attributes:
         model: in eval mode.
-        encoders: the networks that may make a pass over images, by their names in `TokenCache`.
-        network: the one that semantic maps are made of.
-        semantic_map: how.
+        encoders: networks that may make a pass over images, by their names in `TokenCache`.
+        network: the encoder that semantic maps are computed from.
+        semantic_map: kind of the semantic map.
         permutations: orders, by name.
-        target: what the model predicts.
+        target: target of the model.
     """
 
     model: AIM
@@ -129,29 +129,29 @@ class Viewer:
     target: Target
 
     @torch.no_grad()
-    def look(self, images_BCHW: Tensor, seed: int, predict_order: str | None) -> View:
-        """What it sees in normalised images.
+    def view(self, images_BCHW: Tensor, seed: int, predict_order: str | None) -> View:
+        """Compute maps, orders and predictions for normalised images.
 
         Args:
             images_BCHW: on the model's device.
-            seed: of what is random in orders.
+            seed: for random parts of orders.
             predict_order: name of the order to predict in; None for no prediction.
         """
         cache = TokenCache(self.encoders, images_BCHW)
         grid = self.model.grid
-        found = maps(cache, self.network, self.semantic_map)
-        orders = draw_orders(self.permutations, grid, found.semantic_BL, seed)
+        own_maps = maps(cache, self.network, self.semantic_map)
+        orders = draw_orders(self.permutations, grid, own_maps.semantic_BL, seed)
         if predict_order is None:
-            return View(found, orders, None)
+            return View(own_maps, orders, None)
         order_BL = orders[predict_order]
         prediction_BLP = self.model.predict(images_BCHW, order_BL)
         prediction = predict(prediction_BLP, images_BCHW, order_BL, self.target, cache, grid)
-        return View(found, orders, prediction)
+        return View(own_maps, orders, prediction)
 
 
 @dataclass(frozen=True)
 class View:
-    """What a model sees in images.
+    """Maps, orders and predictions of a model on images.
 
     Attributes:
         maps: attention and semantic map.
@@ -163,24 +163,24 @@ class View:
     orders: Mapping[str, Tensor]
     prediction: Prediction | None
 
-    def of(self, images: slice) -> View:
-        """Of some of the images."""
-        found = Maps(self.maps.attention_BL[images], self.maps.semantic_BL[images])
+    def subset(self, images: slice) -> View:
+        """The same for some of the images."""
+        selected = Maps(self.maps.attention_BL[images], self.maps.semantic_BL[images])
         orders = {name: order_BL[images] for name, order_BL in self.orders.items()}
-        return View(found, orders, self.prediction and self.prediction.of(images))
+        return View(selected, orders, self.prediction and self.prediction.subset(images))
 
 
 def unpatchify(patches_BLP: Tensor, grid: Grid) -> Tensor:
-    """Images (B, C, H, W) of patches whose three colours come last: the inverse of `patchify`."""
+    """Images (B, C, H, W) from patches (B, L, P) with colours last: the inverse of `patchify`."""
     side = int((patches_BLP.shape[-1] // 3) ** 0.5)
     cut = patches_BLP.unflatten(-1, (side, side, 3)).unflatten(1, grid)  # B, h, w, row, column, colour
     return cut.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
 
 
-def appearing(images_BCHW: Tensor, order_BL: Tensor, patch_size: int, count: int, blank: float = 0.0) -> Tensor:
-    """Normalised images of which the first `count` patches of their order are there, and the rest is blank."""
+def reveal(images_BCHW: Tensor, order_BL: Tensor, patch_size: int, count: int, blank: float = 0.0) -> Tensor:
+    """Normalised images in which the first `count` patches of their order are visible and the rest is blank."""
     grid = images_BCHW.shape[-2] // patch_size, images_BCHW.shape[-1] // patch_size
-    there_BL = ranks(order_BL) < count
-    there_B1hw = there_BL.unflatten(1, grid)[:, None]
-    there_B1HW = there_B1hw.repeat_interleave(patch_size, 2).repeat_interleave(patch_size, 3)
-    return torch.where(there_B1HW, images_BCHW, torch.full_like(images_BCHW, blank))
+    visible_BL = ranks(order_BL) < count
+    visible_B1hw = visible_BL.unflatten(1, grid)[:, None]
+    visible_B1HW = visible_B1hw.repeat_interleave(patch_size, 2).repeat_interleave(patch_size, 3)
+    return torch.where(visible_B1HW, images_BCHW, torch.full_like(images_BCHW, blank))
