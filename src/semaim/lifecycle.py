@@ -17,7 +17,7 @@ from semaim.config.run_spec import RunSpec
 from semaim.core import distributed, terminal
 from semaim.core.distributed import Processes
 from semaim.core.files import read_json, write_json
-from semaim.core.formatting import duration, from_here
+from semaim.core.formatting import duration, relative_to_cwd
 from semaim.core.seeding import derive_seed, seed_all
 from semaim.core.signals import StopRequest
 from semaim.errors import Interrupted, UserError
@@ -49,8 +49,8 @@ def execute(spec: RunSpec, processes: Processes, stop: StopRequest) -> float:
     config = spec.config
     folder = RunFolder(Path(config["run_dir"]))
     if (result := stored_result(folder, config)) is not None:
-        folder.settle_config(config)
-        log.info("this run is finished already (%s)", from_here(folder.path))
+        folder.store_or_check_config(config)
+        log.info("this run is finished already (%s)", relative_to_cwd(folder.path))
         _tell_result(result)
         return result[folder.status()["metric"]]
     if config["seed"] < 0:
@@ -69,7 +69,7 @@ def execute(spec: RunSpec, processes: Processes, stop: StopRequest) -> float:
     if processes.is_main:
         log.info("finished in %s", duration(time.monotonic() - started))
         _tell_result(result)
-        shown = from_here(folder.path)
+        shown = relative_to_cwd(folder.path)
         _tell_next(shown, tracking.how_to_look(folder), task.next_commands(shown, spec))
     return result[task.metric]
 
@@ -106,7 +106,7 @@ def _opened(folder: RunFolder, spec: RunSpec, processes: Processes, stop: StopRe
     if processes.is_main:
         try:
             folder.lock()
-            folder.settle_config(spec.config)
+            folder.store_or_check_config(spec.config)
             _note_start(folder, spec, processes)
         except UserError as error:
             problem = str(error)
@@ -128,7 +128,7 @@ def _opened(folder: RunFolder, spec: RunSpec, processes: Processes, stop: StopRe
     handler = logging.FileHandler(folder.path / "run.log")
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     log.addHandler(handler)
-    log.info("run folder: %s", from_here(folder.path))
+    log.info("run folder: %s", relative_to_cwd(folder.path))
     run.journal = Journal(folder.journal)
     run.journal.status("RUNNING")
     folder.set_status("running", **_progress(folder))
@@ -141,7 +141,7 @@ def _opened(folder: RunFolder, spec: RunSpec, processes: Processes, stop: StopRe
     except BaseException as error:
         stopped = isinstance(error, Interrupted | KeyboardInterrupt)
         status, state = ("KILLED", "interrupted") if stopped else ("FAILED", "failed")
-        if stopped and stop.job_starts_again():
+        if stopped and stop.will_be_requeued():
             status, state = "SCHEDULED", "requeued"
         words = str(error) or type(error).__name__
         folder.set_status(state, error=words, **_progress(folder))

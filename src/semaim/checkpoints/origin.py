@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from semaim.config.naming import asked_besides
+from semaim.config.naming import other_overrides
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ def origin_of(state: dict[str, Any], ema: bool) -> Origin:
     if (before := state["task"].get("origin")) is not None:
         return Origin(**before)
     choices, position = state["choices"], state["data_position"]
-    options = asked_besides((*choices, "seed", "data.root"), state["overrides"])
+    options = other_overrides((*choices, "seed", "data.root"), state["overrides"])
     made = {key: choices[key] for key in ("model", "permutation", "target", "data") if key in choices}
     made |= {
         "run": Path(state["config"]["run_dir"]).name,

@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 
 from semaim.config.naming import flatten
 from semaim.core.files import read_json
-from semaim.core.formatting import duration, from_here, plural, size
+from semaim.core.formatting import duration, plural, relative_to_cwd, size
 from semaim.errors import UserError
 from semaim.runs.folder import RunFolder
 from semaim.sweeps.sweep import FILE, Sweep, swept
@@ -160,7 +160,7 @@ def table(listed: Sequence[Listed], folder: Path, total: int) -> str:
         choices = " ".join(value if each.task != "sweep" else f"{key}={value}" for key, value in each.choices.items()
                            if key != "task" and (each.task == "sweep" or key in _SHOWN))  # fmt: skip
         age = duration(max(0.0, time.time() - each.changed))
-        lines.append((each.state, metric, age, size(each.bytes), each.task, choices, str(from_here(each.path))))
+        lines.append((each.state, metric, age, size(each.bytes), each.task, choices, str(relative_to_cwd(each.path))))
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]) - 1)]
     text = "\n".join(
         "  ".join([*(f"{cell:<{width}}" for cell, width in zip(line, widths, strict=False)), line[-1]])

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from semaim.core.files import read_json
-from semaim.core.formatting import from_here, plural, program, size
+from semaim.core.formatting import plural, program, relative_to_cwd, size
 from semaim.errors import UserError
 from semaim.runs.folder import RunFolder
 from semaim.sweeps.commands import find
@@ -50,7 +50,7 @@ def planned(paths: Sequence[Path]) -> list[Removal]:
             found |= dict.fromkeys(place for place in places if (place / "config.yaml").is_file())
         found[path.absolute()] = None
     sizes = {each.path.absolute(): each.bytes for parent in {place.parent for place in found} for each in rows(parent)}
-    return [Removal(from_here(place), sizes.get(place, 0), _tracked(place)) for place in found]
+    return [Removal(relative_to_cwd(place), sizes.get(place, 0), _tracked(place)) for place in found]
 
 
 def _refuse_live(path: Path) -> None:
