@@ -28,7 +28,7 @@ def explain(error: BaseException) -> str | None:
     if match := re.search(r"Missing mandatory value: .*?full_key: (\S+)", text, re.DOTALL):
         return f"{match[1]} must be given: {match[1]}=..."
     if match := re.search(r"unexpected keyword argument '(\w+)'.*?full_key: (\S+)", text, re.DOTALL):
-        return f"there is no option {match[2].removeprefix('task.')}.{match[1]}: nothing takes it"
+        return f"there is no option {match[2].removeprefix('task.')}.{match[1]}: no component accepts it"
     if match := re.search(r"Error in call to target .*?\n(.*)\nfull_key: (\S+)", text, re.DOTALL):
         return f"the options of {match[2].removeprefix('task.')} do not fit: {match[1]}"
     if "Error locating target" in text:

@@ -51,7 +51,9 @@ def check_overrides(overrides: Sequence[str], config: DictConfig, folders: Seque
     for text, override in zip(overrides, OverridesParser.create().parse_overrides(list(overrides)), strict=True):
         key = override.key_or_group
         if override.is_delete():
-            raise UserError(f"~{key}: nothing can be left out; give {key} another value, or null where that means none")
+            raise UserError(
+                f"~{key}: no option can be removed; give {key} another value, or null where that means none"
+            )
         if (CONF / key).is_dir():
             choices.append(text)
         elif override.is_add() and not key.startswith("hydra"):

@@ -111,7 +111,7 @@ def extract_share(wanted: Extraction, run: Run) -> Iterator[FeatureBatch]:
     unreadable = UnreadableImages(data.max_unreadable)
     line, started, seen = StatusLine(processes.is_main, every=max(1, len(mine) // batch_size // 4)), time.monotonic(), 0
     for batch in batches:
-        unreadable.note(batch)
+        unreadable.record(batch)
         seen += len(batch.index_B) + len(batch.unreadable)
         if len(batch.index_B):
             batch = batch.to(processes.device)

@@ -98,7 +98,7 @@ def train_step(
         asked = time.perf_counter()
         batch = next(batches)
         waited += time.perf_counter() - asked
-        unreadable.note(batch)
+        unreadable.record(batch)
         batch = batch.to(device)
         ddp = state.forward if isinstance(state.forward, DistributedDataParallel) else None
         with ddp.no_sync() if ddp and micro + 1 < trainer.accumulate else nullcontext():
