@@ -137,8 +137,8 @@ class Teacher(Features):
             )
         if not self.pretrained:
             log.warning(
-                "target.pretrained=false: the teacher %s is RANDOM. It has learned nothing, so neither losses nor "
-                "accuracies of this run say anything about this target",
+                "target.pretrained=false: the teacher %s is RANDOM. Its weights are untrained, so losses and "
+                "accuracies of this run are not meaningful for this target",
                 self.model,
             )
         run.tag({f"teacher.{key}": value for key, value in self.identity.items()})

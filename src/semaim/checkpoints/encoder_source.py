@@ -82,7 +82,7 @@ class EncoderSource:
     ) -> None:
         if checkpoint is None:
             raise UserError(
-                "an evaluation needs a checkpoint: say which with checkpoint=runs/<name> (or a file, mlflow:<run id>, "
+                "an evaluation needs a checkpoint: set checkpoint=runs/<name> (or a file, mlflow:<run id>, "
                 "timm:<name>, or random for comparison)"
             )
         self.from_file = checkpoint != RANDOM and not checkpoint.startswith(TIMM)

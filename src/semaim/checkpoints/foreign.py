@@ -83,7 +83,7 @@ def recognise(weights: Weights, path: Path, num_heads: int | None, architecture:
         kind = other_model_kind(weights)
         names = ", ".join(sorted(weights)[:3]) + ", ..." if weights else "no weights"
         raise UserError(
-            f"checkpoint={path} holds no vision transformer that semaim knows{kind and f' (it {kind})'}: {names} "
+            f"checkpoint={path} holds no supported vision transformer{kind and f' (it {kind})'}: {names} "
             f"docs/moving-weights.md lists the known families; for other models of timm use checkpoint=timm:<name>"
         )
     if layout.ambiguity and architecture is None:
@@ -183,7 +183,7 @@ def _build(
     check_weights(model.state_dict(), converted, path)
     heads, patch, image = model.blocks[0].attn.num_heads, model.patch_embed.patch_size, model.patch_embed.img_size
     log.info(
-        "checkpoint %s: %s, width %d, %d blocks, %d heads, images of %dx%d in patches of %d; %s taken, none missing",
+        "checkpoint %s: %s, width %d, %d blocks, %d heads, images of %dx%d in patches of %d; %s loaded, none missing",
         path, family, model.embed_dim, len(model.blocks), heads, *image, patch[0], plural(len(converted), "weight"),
     )  # fmt: skip
     return ForeignEncoder(sizes, pool, num_classes, converted, normalisation)

@@ -97,7 +97,7 @@ def newest(folder: Path) -> Checkpoint | None:
         log.warning("checkpoint %s is damaged (its checksum does not match); trying the one before", path)
     if damaged:
         raise UserError(
-            f"every checkpoint in {folder} is damaged ({', '.join(damaged)}): move that folder away to start anew"
+            f"every checkpoint in {folder} is damaged ({', '.join(damaged)}): move that folder away to restart"
         )
     return None
 
@@ -129,14 +129,14 @@ def load(path: Path, option: str = "checkpoint") -> Checkpoint:
         if blocked:
             raise UserError(
                 f"{option}={path} was not loaded: it is not made of plain tensors and numbers, and loading it would "
-                f"run code ({blocked[1]}). If you trust it, save its state dict anew with torch.save"
+                f"run code ({blocked[1]}). If you trust it, save its state dict again with torch.save"
             ) from error
         raise UserError(f"{option}={path} is not a checkpoint, or is damaged") from error
     except Exception as error:  # for other files, the reader may raise any exception
         if "TorchScript" in str(error):
             raise UserError(
                 f"{option}={path} was not loaded: it is a TorchScript archive, which is a program (OpenAI publishes "
-                f"CLIP as one), and loading it would run it. If you trust it, take the weights out once, then give "
+                f"CLIP as one), and loading it would run it. If you trust it, extract the weights once, then use "
                 f"{option}=weights.pth:\n"
                 f"  python -c \"import torch; torch.save(torch.jit.load({str(path)!r}, map_location='cpu')"
                 f".state_dict(), 'weights.pth')\""

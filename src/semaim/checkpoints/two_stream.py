@@ -91,7 +91,7 @@ def model_of(state: dict[str, Any], path: Path, num_heads: int | None, ema: bool
         ) from error
     load_weights(model, weights, path)
     project = "of semaim" if "architecture" in state else "of SemAIM's or SAIM's code"
-    log.info("checkpoint %s: %s, %s taken, none missing", path, project, plural(len(weights), "weight"))
+    log.info("checkpoint %s: %s, %s loaded, none missing", path, project, plural(len(weights), "weight"))
     return model
 
 

@@ -54,7 +54,7 @@ def job_states(job_ids: Sequence[str]) -> dict[str, JobState]:
     states = _from_controller(job_ids)
     missing = [job for job in job_ids if job not in states]
     states |= _from_accounting(missing) if missing else {}
-    return {job: states.get(job, JobState("over", "SLURM no longer knows the job")) for job in job_ids}
+    return {job: states.get(job, JobState("over", "SLURM no longer lists the job")) for job in job_ids}
 
 
 def _arrays(job_ids: Sequence[str]) -> list[str]:

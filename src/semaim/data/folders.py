@@ -53,8 +53,8 @@ def detect_layout(folder: Path) -> Literal["classes", "flat"]:
     classes = subfolders(folder)
     if loose is not None and classes:
         raise UserError(
-            f"{folder} holds both images ({loose.name}, ...) and folders ({classes[0]}, ...): say which layout "
-            f"is meant with data.source.layout=classes or data.source.layout=flat"
+            f"{folder} holds both images ({loose.name}, ...) and folders ({classes[0]}, ...): set the "
+            f"layout with data.source.layout=classes or data.source.layout=flat"
         )
     if loose is None and not classes:
         raise UserError(no_images_message(folder))

@@ -76,8 +76,8 @@ class ImageData:
             raise UserError("these data have no labels, which an evaluation needs: choose others with data=...")
         if self.splits.val is None:
             raise UserError(
-                "these data have no held-out images, and accuracy on training images says nothing: put held-out images "
-                "beside train/ as val/, or ask for a split with data.val_fraction=0.1 (and data.val_seed=0)"
+                "these data have no held-out images, and accuracy on training images is not meaningful: put held-out "
+                "images beside train/ as val/, or ask for a split with data.val_fraction=0.1 (and data.val_seed=0)"
             )
         return self.splits.labelled, self.splits.val
 

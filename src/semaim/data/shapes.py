@@ -130,7 +130,7 @@ def shapes(side: int, train: int, val: int, seed: int) -> Splits:
         UserError: if the images are too small, or there are fewer images than classes.
     """
     if side < 16:
-        raise UserError(f"data.source.side={side}: shapes need at least 16 pixels to be told apart")
+        raise UserError(f"data.source.side={side}: shapes need at least 16 pixels to be distinguishable")
     for option, count in (("train", train), ("val", val)):
         if count < len(SHAPES):
             raise UserError(f"data.source.{option}={count}: there must be an image of each of {len(SHAPES)} shapes")

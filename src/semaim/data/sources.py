@@ -143,8 +143,8 @@ def _labelled(
         return Splits(train, train, None, classes)
     if val_folder.samefile(train_folder):
         raise UserError(
-            f"{val_folder} is {train_folder} itself: accuracy on training images says nothing. Put held-out images "
-            f"there, or remove val/ and request a split with data.val_fraction=0.1"
+            f"{val_folder} is {train_folder} itself: accuracy on training images is not meaningful. Put held-out "
+            f"images there, or remove val/ and request a split with data.val_fraction=0.1"
         )
     files, labels, val_classes = labelled_files(val_folder)
     if val_classes != classes:

@@ -25,8 +25,8 @@ class DeterministicDDP(DistributedDataParallel):
     """DDP that sums gradients in the same order at every step, so that a continued run equals an uninterrupted one.
 
     DDP assigns gradients to buckets in the order of the first backward pass, and uses these buckets from the second
-    step on. With more than two processes, the position in a bucket determines the order of summation and so the last bits.
-    Therefore a warm-up pass before the first call builds the buckets; it has no other effect.
+    step on. With more than two processes, the position in a bucket determines the order of summation and so the last
+    bits. Therefore a warm-up pass before the first call builds the buckets; it has no other effect.
     """
 
     warmed_up = False

@@ -69,8 +69,8 @@ class TrainerSettings:
     def __post_init__(self) -> None:
         if self.epochs < 1 or not 0 <= self.warmup_epochs <= self.epochs:
             raise UserError(
-                f"trainer.epochs={self.epochs} must be positive and trainer.warmup_epochs={self.warmup_epochs} between 0 "
-                f"and that"
+                f"trainer.epochs={self.epochs} must be positive and trainer.warmup_epochs={self.warmup_epochs} between "
+                f"0 and that"
             )
         if self.precision not in ("auto", *PRECISIONS):
             raise UserError(f"trainer.precision={self.precision} is unknown: choose auto, bf16, fp16 or float32")
