@@ -1,4 +1,4 @@
-"""Where Hydra finds our launchers and the user's own configuration folder. What they do is in `semaim.sweeps`.
+"""Hydra plugins: semaim's launchers and the user's configuration folder. `semaim.sweeps` implements the launchers.
 
 Every program that uses Hydra in this environment imports this file, so it imports nothing heavy.
 """
@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 
 
 class SiteFolder(SearchPathPlugin):  # type: ignore[misc]
-    """Puts the folder named by SEMAIM_SITE (~/.config/semaim by default) before ours, so that its site.yaml counts."""
+    """Prepends the folder SEMAIM_SITE (default ~/.config/semaim), so that its site.yaml overrides the packaged one."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
         folder = Path(os.environ.get("SEMAIM_SITE", "~/.config/semaim")).expanduser()
@@ -28,7 +28,7 @@ class SiteFolder(SearchPathPlugin):  # type: ignore[misc]
 
 
 class SweepLauncher(Launcher):  # type: ignore[misc]
-    """Hands a sweep to `semaim.sweeps`."""
+    """Passes a sweep to `semaim.sweeps`."""
 
     executor: ClassVar[Literal["basic", "local", "slurm"]]
 
@@ -47,18 +47,18 @@ class SweepLauncher(Launcher):  # type: ignore[misc]
 
 
 class BasicLauncher(SweepLauncher):
-    """One run after the other in this process."""
+    """Runs one after the other in this process."""
 
     executor = "basic"
 
 
 class LocalLauncher(SweepLauncher):
-    """Processes of this machine, all at once."""
+    """Runs as parallel processes on this machine."""
 
     executor = "local"
 
 
 class SlurmLauncher(SweepLauncher):
-    """Jobs of a SLURM cluster."""
+    """Runs as jobs of a SLURM cluster."""
 
     executor = "slurm"

@@ -1,7 +1,7 @@
 """semaim: semantic-aware autoregressive image modelling (SemAIM, AAAI 2024).
 
-The public API is `semaim.load_model` and the modules `permutations`, `semantics` and `targets`. They are imported when
-first used, so that the command line can reject a misspelt option before torch is loaded.
+The public API is `semaim.load_model` and the modules `permutations`, `semantics` and `targets`. They are imported on
+first use, so that the command line can reject a misspelt option before torch is loaded.
 """
 
 from __future__ import annotations

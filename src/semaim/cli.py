@@ -41,9 +41,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return verb.run(arguments)
     except (Exception, KeyboardInterrupt) as error:
-        from semaim.config.messages import report_error
+        from semaim.config.messages import print_error
 
-        return report_error(error)
+        return print_error(error)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""The exceptions that end a run without a traceback, because the message itself says what to do."""
+"""Exceptions that end a run without a traceback; their messages include the remedy."""
 
 from __future__ import annotations
 
 
 class UserError(ValueError):
-    """Something the person at the keyboard can mend: an option, a path, a full disk. Exit code 2."""
+    """An error the user can fix: an option, a path, a full disk. Exit code 2."""
 
 
 class NonFiniteError(UserError):
@@ -12,8 +12,8 @@ class NonFiniteError(UserError):
 
 
 class Interrupted(Exception):
-    """The run was asked to stop, saved its state and left; the same command continues it. Exit code 75."""
+    """A stop was requested; the run saved its state and exited. The same command continues it. Exit code 75."""
 
 
 class SweepFailed(Exception):
-    """Some runs of a sweep did not finish; a table has said which, and why. Exit code 1."""
+    """Some runs of a sweep did not finish; a printed table lists them with reasons. Exit code 1."""

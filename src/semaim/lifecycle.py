@@ -17,7 +17,7 @@ from semaim.config.run_spec import RunSpec
 from semaim.core import distributed, terminal
 from semaim.core.distributed import Processes
 from semaim.core.files import read_json, write_json
-from semaim.core.formatting import duration, from_here
+from semaim.core.formatting import duration, relative_to_cwd
 from semaim.core.seeding import derive_seed, seed_all
 from semaim.core.signals import StopRequest
 from semaim.errors import Interrupted, UserError
@@ -49,8 +49,8 @@ def execute(spec: RunSpec, processes: Processes, stop: StopRequest) -> float:
     config = spec.config
     folder = RunFolder(Path(config["run_dir"]))
     if (result := stored_result(folder, config)) is not None:
-        folder.settle_config(config)
-        log.info("this run is finished already (%s)", from_here(folder.path))
+        folder.store_or_check_config(config)
+        log.info("this run is finished already (%s)", relative_to_cwd(folder.path))
         _log_result(result)
         return result[folder.status()["metric"]]
     if config["seed"] < 0:
@@ -69,7 +69,7 @@ def execute(spec: RunSpec, processes: Processes, stop: StopRequest) -> float:
     if processes.is_main:
         log.info("finished in %s", duration(time.monotonic() - started))
         _log_result(result)
-        folder_path = from_here(folder.path)
+        folder_path = relative_to_cwd(folder.path)
         _log_next_commands(folder_path, tracking.view_commands(folder), task.next_commands(folder_path, spec))
     return result[task.metric]
 
@@ -109,7 +109,7 @@ def _open_run(folder: RunFolder, spec: RunSpec, processes: Processes, stop: Stop
     if processes.is_main:
         try:
             folder.lock()
-            folder.settle_config(spec.config)
+            folder.store_or_check_config(spec.config)
             _record_start(folder, spec, processes)
         except UserError as error:
             problem = str(error)
@@ -131,7 +131,7 @@ def _open_run(folder: RunFolder, spec: RunSpec, processes: Processes, stop: Stop
     handler = logging.FileHandler(folder.path / "run.log")
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     log.addHandler(handler)
-    log.info("run folder: %s", from_here(folder.path))
+    log.info("run folder: %s", relative_to_cwd(folder.path))
     run.journal = Journal(folder.journal)
     run.journal.status("RUNNING")
     folder.set_status("running", **_progress(folder))
@@ -144,7 +144,7 @@ def _open_run(folder: RunFolder, spec: RunSpec, processes: Processes, stop: Stop
     except BaseException as error:
         stopped = isinstance(error, Interrupted | KeyboardInterrupt)
         status, state = ("KILLED", "interrupted") if stopped else ("FAILED", "failed")
-        if stopped and stop.job_starts_again():
+        if stopped and stop.will_be_requeued():
             status, state = "SCHEDULED", "requeued"
         message = str(error) or type(error).__name__
         folder.set_status(state, error=message, **_progress(folder))

@@ -3,13 +3,13 @@
 Shapes: B images, L = h * w patches of a grid (h, w), raster index i = row * w + column. Every permutation returns
 `order_BL`, long: order[b, t] is the raster index of the patch predicted at step t.
 
-An order is written as a priority per patch (smallest first); equal priorities are put in random order, so the result is
-always strict: no two patches are predicted at the same step. All randomness of an image comes from one row of uniform
-noise, which lets several processes draw the same orders as one process would (`Permutation.order`).
+An order is defined by a priority per patch (smallest first). Ties are broken at random, so the order is strict: no two
+patches are predicted at the same step. All randomness of an image comes from one row of uniform noise, so several
+processes draw the same orders as a single process (`Permutation.order`).
 
 References: SemAIM (arXiv 2312.10457), section 3.2; SAIM (arXiv 2212.01610) for the random order. The authors' code
-crosses two names: its `raster` is the boustrophedon and its `zigzag` the plain row order. Here they mean what the field
-means by them.
+swaps two names: its `raster` is the boustrophedon and its `zigzag` the plain row order. This module uses the usual
+meanings.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ Grid = tuple[int, int]
 
 
 class Permutation(ABC):
-    """An order of patches. Subclasses define `priority`."""
+    """A prediction order of patches. Subclasses define `priority`."""
 
-    needs_map = False  # True: the order follows a semantic map, which the caller must compute
+    needs_map = False  # True: the order needs a semantic map from the caller
 
     @abstractmethod
     def priority(self, grid: Grid, noise_BK: Tensor, semantic_map_BL: Tensor | None) -> Tensor:
@@ -35,11 +35,11 @@ class Permutation(ABC):
 
         Args:
             grid: rows and columns.
-            noise_BK: uniform in [0, 1), K = L + 1. Columns 0..L-1 break ties; column L is free for the order's own use.
-            semantic_map_BL: the map, if `needs_map`.
+            noise_BK: uniform in [0, 1), K = L + 1. Columns 0..L-1 break ties; column L is available to the subclass.
+            semantic_map_BL: semantic map; required if `needs_map`.
 
         Returns:
-            (B, L), or (L,) when it is the same for every image.
+            (B, L), or (L,) if it is the same for every image.
         """
 
     def order(self, grid: Grid, noise_BK: Tensor, semantic_map_BL: Tensor | None = None) -> Tensor:
@@ -68,14 +68,14 @@ class Permutation(ABC):
         Args:
             grid: rows and columns of patches (h, w).
             batch_size: B.
-            semantic_map_BL: needed by the orders that follow a map, ignored by the others.
-            generator: source of randomness, on any device; torch's global one by default.
+            semantic_map_BL: required by orders that follow a map, ignored by the others.
+            generator: random generator, on any device; default: torch's global one.
 
         Returns:
             order (B, L), long, on the map's device if there is a map, else on the generator's.
 
         Raises:
-            UserError: if a needed map is missing or does not fit the grid.
+            UserError: if a required map is missing or does not fit the grid.
         """
         device = generator.device if generator is not None else torch.device("cpu")
         noise_BK = torch.rand(batch_size, noise_columns(grid), generator=generator, device=device)
@@ -85,7 +85,7 @@ class Permutation(ABC):
 
 
 def noise_columns(grid: Grid) -> int:
-    """K, the uniform numbers an order may use per image: one per patch to break ties and one more."""
+    """K, the number of uniform random values per image: one per patch to break ties, plus one."""
     return grid[0] * grid[1] + 1
 
 
@@ -98,10 +98,11 @@ def coordinates(grid: Grid, device: torch.device) -> tuple[Tensor, Tensor]:
 def square_rings(grid: Grid, centre_row_B1: Tensor, centre_column_B1: Tensor) -> Tensor:
     """Square ring of each patch around a centre: 0 the innermost, 3 the outermost.
 
-    Three nested windows of 1/7, 3/7 and 5/7 of each side (2, 6 and 10 patches at 14), per axis [c - size/2, c + size/2)
-    around the centre c, shifted to stay inside the grid; a patch belongs to the smallest window that holds it, else to
-    the outermost ring. Computed in integers, in units of 1/14 patch. (The authors' table agrees at 14x14 except that
-    there row and column 13 lie in no window and the windows of the centres 2 and 11 are off by one.)
+    Three nested windows cover 1/7, 3/7 and 5/7 of each side (2, 6 and 10 patches at 14). Per axis, a window is
+    [c - size/2, c + size/2) around the centre c, shifted to stay inside the grid. A patch belongs to the smallest
+    window that contains it, else to the outermost ring. Computed in integers, in units of 1/14 patch. (The authors'
+    table agrees at 14x14, except that its row and column 13 lie in no window and its windows of the centres 2 and 11
+    are off by one.)
 
     Args:
         centre_row_B1, centre_column_B1: centres in units of half a patch, long.
@@ -142,7 +143,7 @@ class Zigzag(Permutation):
 
 
 class Stochastic(Permutation):
-    """Uniformly random, another order for every image (SAIM)."""
+    """Uniformly random, drawn independently for every image (SAIM)."""
 
     def priority(self, grid: Grid, noise_BK: Tensor, semantic_map_BL: Tensor | None) -> Tensor:
         return torch.zeros(grid[0] * grid[1], device=noise_BK.device)
@@ -169,13 +170,13 @@ class StochasticCenter(Permutation):
 
     def priority(self, grid: Grid, noise_BK: Tensor, semantic_map_BL: Tensor | None) -> Tensor:
         patches = grid[0] * grid[1]
-        # float32 noise just below 1 times the number of patches can round up to that number
+        # In float32, noise just below 1 times the number of patches can round up to that number.
         patch_B = (noise_BK[:, patches] * patches).long().clamp(max=patches - 1)
         return _rings_around(grid, patch_B)
 
 
 class Attention(Permutation):
-    """By the semantic map itself, high first: the "similarity order"."""
+    """By the semantic map itself, highest first: the "similarity order"."""
 
     needs_map = True
 

@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 
 from semaim.config.compose import CONF
 from semaim.config.follow_ups import follow_ups
-from semaim.config.messages import report_error
+from semaim.config.messages import print_error
 from semaim.config.run_spec import run_spec_of_this_process
 
 
@@ -30,7 +30,7 @@ def main(cfg: DictConfig) -> float:
             values = [execute(each, processes, stop) for each in specs]
         return values[0]
     except (Exception, KeyboardInterrupt) as error:
-        sys.exit(report_error(error))
+        sys.exit(print_error(error))
 
 
 def command_line() -> int:
@@ -42,7 +42,7 @@ def command_line() -> int:
     try:
         main()
     except Exception as error:
-        return report_error(error)
+        return print_error(error)
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Semantic maps: how semantic each patch of an image is.
+"""Semantic maps: the similarity of each patch of an image to a global token.
 
 Shapes: B images, L patches, N = 1 + L tokens (cls first), D width. Source: SemAIM (arXiv 2312.10457), section 3.2.
 """
@@ -16,7 +16,7 @@ from semaim.models.token_cache import TokenCache
 
 
 def semantic_map(tokens_BND: Tensor, kind: Literal["cls", "gap"] = "cls") -> Tensor:
-    """Similarity of every patch token with a global token, as a distribution over patches.
+    """Compute the similarity of every patch token to a global token, as a distribution over patches.
 
     Args:
         tokens_BND: encoder tokens after the final norm, cls first.
@@ -26,7 +26,7 @@ def semantic_map(tokens_BND: Tensor, kind: Literal["cls", "gap"] = "cls") -> Ten
         float32 (B, L): softmax over patches of the cosine similarities; rows sum to 1.
 
     Raises:
-        UserError: for another kind.
+        UserError: if the kind is unknown.
     """
     tokens_BND = tokens_BND.float()
     patches_BLD = tokens_BND[:, 1:]
@@ -42,15 +42,15 @@ def semantic_map(tokens_BND: Tensor, kind: Literal["cls", "gap"] = "cls") -> Ten
 
 
 class SemanticMap:
-    """Makes semantic maps of the tokens of a pass without mask, drop path or gradient.
+    """Computes semantic maps from encoder tokens, without mask, drop path or gradient.
 
     Args:
         kind: "cls" or "gap" similarity, or "self": attention of the last block from cls, averaged over heads.
-        source: whose tokens: "online" (the encoder that learns), "ema" (its moving average, needs trainer.ema=true),
-            "teacher" (that of target=dino or target=clip), or "auto": those that are the target, and with pixels as the
-            target those of the encoder that learns.
-        full_precision: run that pass in float32 although training runs in a lower precision; a target or classifier
-            that shares the pass has these tokens too.
+        source: network that encodes the tokens: "online" (the encoder being trained), "ema" (its moving average; needs
+            trainer.ema=true), "teacher" (that of target=dino or target=clip), or "auto": the network of the target, or
+            "online" if the target is pixels.
+        full_precision: run this pass in float32 even if training uses a lower precision; a target or classifier that
+            shares the pass gets these tokens too.
     """
 
     def __init__(
@@ -68,11 +68,15 @@ class SemanticMap:
         self.full_precision = full_precision
 
     def network_beside(self, target_network: str | None) -> str:
-        """The network whose tokens the map is made of, beside a target made of a network's tokens, or of none."""
+        """Name of the network whose tokens make the map.
+
+        Args:
+            target_network: network whose tokens are the target, or None.
+        """
         return (target_network or "online") if self.source == "auto" else self.source
 
     def __call__(self, cache: TokenCache, network: str) -> Tensor:
-        """Maps (B, L), float32, of a network's pass in the caller's autocast precision unless `full_precision`."""
+        """Maps (B, L), float32, from a network's tokens; in the caller's autocast precision unless `full_precision`."""
         device = cache.images_BCHW.device.type
         enabled = torch.is_autocast_enabled(device) and not self.full_precision
         with torch.no_grad(), torch.autocast(device, torch.get_autocast_dtype(device), enabled=enabled):

@@ -1,7 +1,7 @@
-"""What is predicted per patch, and the loss against it.
+"""Prediction targets per patch, and their losses.
 
 Shapes: B images, C channels, L patches, P target channels. Targets and losses are raster-indexed.
-A target is called with normalised images and the passes that networks make over them (semaim.models.token_cache).
+A target is called with normalised images and the cache of their tokens (semaim.models.token_cache).
 Source: SemAIM (arXiv 2312.10457), sections 3.1 and 3.3; normalised pixels: MAE (arXiv 2111.06377), section 3.
 """
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class Target(Protocol):
-    """What pretraining asks of a target."""
+    """Interface of a pretraining target."""
 
     @property
     def channels(self) -> int:
@@ -32,19 +32,24 @@ class Target(Protocol):
 
     @property
     def network_name(self) -> str | None:
-        """Whose tokens it is made of, by the name in `TokenCache`; None for a target that needs no network."""
+        """Name in `TokenCache` of the network whose tokens are the target; None if it needs no network."""
         ...
 
     def check(self, model: AIM) -> None:
-        """Raise UserError if the model is not for it."""
+        """Raise UserError if the model does not fit this target."""
         ...
 
     def fitted(self, model: AIM, mean: Sequence[float], std: Sequence[float]) -> Self:
-        """The same target for the patches of another model, whose images have colours normalised by these numbers."""
+        """Copy of this target for another model.
+
+        Args:
+            model: the other model; it determines the patches.
+            mean, std: colour normalisation of its images.
+        """
         ...
 
     def __call__(self, images_BCHW: Tensor, cache: TokenCache) -> Tensor:
-        """What is to be predicted of normalised images, (B, L, P), without gradient."""
+        """Target values (B, L, P) of normalised images, without gradient."""
         ...
 
     def loss(self, prediction_BLP: Tensor, target_BLP: Tensor) -> Tensor:
@@ -91,14 +96,14 @@ class Pixels:
         return 3 * self.patch_size**2
 
     def check(self, model: AIM) -> None:
-        """Raise UserError if the model's patches are of another size."""
+        """Raise UserError if the model's patch size differs."""
         check_patch_size(self.patch_size, model)
 
     def fitted(self, model: AIM, mean: Sequence[float], std: Sequence[float]) -> Self:
-        """The same target for the patches of another model; see `Target`."""
-        changed = copy(self)
-        changed.patch_size = model.patch_size
-        return changed
+        """Copy of this target for another model; see `Target`."""
+        adapted = copy(self)
+        adapted.patch_size = model.patch_size
+        return adapted
 
     def __call__(self, images_BCHW: Tensor, cache: TokenCache | None = None) -> Tensor:
         """Targets (B, L, P), float32, of normalised images; channel last inside a patch (row, column, colour)."""
@@ -116,11 +121,11 @@ class Pixels:
             return images_BCHW
         radius = self.blur_kernel_size // 2
         offsets = torch.arange(-radius, radius + 1, dtype=torch.float64)
-        line = (-(offsets**2) / (2 * self.blur_sigma**2)).exp()
-        line = (line / line.sum()).to(images_BCHW)
+        kernel = (-(offsets**2) / (2 * self.blur_sigma**2)).exp()
+        kernel = (kernel / kernel.sum()).to(images_BCHW)
         channels = images_BCHW.shape[1]
-        rows = line.view(1, 1, -1, 1).expand(channels, 1, -1, 1)
-        columns = line.view(1, 1, 1, -1).expand(channels, 1, 1, -1)
+        rows = kernel.view(1, 1, -1, 1).expand(channels, 1, -1, 1)
+        columns = kernel.view(1, 1, 1, -1).expand(channels, 1, 1, -1)
         blurred = F.conv2d(images_BCHW, rows, padding=(radius, 0), groups=channels)
         return F.conv2d(blurred, columns, padding=(0, radius), groups=channels)
 
@@ -135,7 +140,7 @@ class Features:
 
     Args:
         channels: P, the width of these tokens.
-        network: by its name in `TokenCache`.
+        network: name of the network in `TokenCache`.
     """
 
     def __init__(self, channels: int = 512, network: str = "teacher") -> None:
@@ -157,7 +162,7 @@ class EncoderFeatures(Features):
     """Patch tokens of the model's own encoder after its final norm.
 
     Args:
-        source: "online", the encoder as it is, or "ema", the moving average of its weights (needs trainer.ema=true).
+        source: "online", the encoder being trained, or "ema", its moving average (needs trainer.ema=true).
         channels: P, the encoder's width.
     """
 
@@ -167,7 +172,7 @@ class EncoderFeatures(Features):
         super().__init__(channels, source)
 
     def check(self, model: AIM) -> None:
-        """Raise UserError if the encoder is of another width."""
+        """Raise UserError if the encoder's width differs."""
         if self.channels != model.embed_dim:
             raise UserError(
                 f"target.channels={self.channels}, but the encoder's tokens have {model.embed_dim} (model.embed_dim), "
@@ -175,14 +180,14 @@ class EncoderFeatures(Features):
             )
 
     def fitted(self, model: AIM, mean: Sequence[float], std: Sequence[float]) -> Self:
-        """The same target for the encoder of another model; see `Target`."""
-        changed = copy(self)
-        changed.channels = model.embed_dim
-        return changed
+        """Copy of this target for another model; see `Target`."""
+        adapted = copy(self)
+        adapted.channels = model.embed_dim
+        return adapted
 
 
 def check_patch_size(patch_size: int, model: AIM) -> None:
-    """Raise UserError if a target is for patches of another size than the model's."""
+    """Raise UserError if the patch sizes of target and model differ."""
     if patch_size != model.patch_size:
         raise UserError(
             f"the model has patches of {model.patch_size} pixels, the target of {patch_size}: change data.patch_size, "

@@ -1,4 +1,4 @@
-"""Frozen teachers: networks of others whose features are predicted, and which may decide the order of patches.
+"""Frozen teachers: pretrained networks whose features are the target and may determine the order of patches.
 
 Shapes: B images, C colours, H x W pixels, L patches, N = 1 + L tokens (cls first), P channels of the teacher.
 Sources: SemAIM (arXiv 2312.10457), section 3.3; DINO (arXiv 2104.14294); CLIP (arXiv 2103.00020).
@@ -32,21 +32,21 @@ log = logging.getLogger(__name__)
 
 
 class Teacher(Features):
-    """Patch tokens of a frozen vision transformer of timm's, and that network; it has no values before `load`.
+    """Target: patch tokens of a frozen timm vision transformer. The network has no weights before `load`.
 
     Args:
-        model: timm's name of it; `local-dir:<folder>` for one in a folder, such as semaim exports.
-        weights: a file of its weights, as DINO, CLIP, open_clip or timm save them; null for those of the hub (or of the
-            folder).
-        pretrained: false for random weights, to try things out.
-        projection: put every token, after the final norm, through the network's last linear layer (CLIP's projection).
-        normalization: of the colours that it sees: "teacher", which it was made for, or "data", as the images come,
-            which is what SemAIM's code gave CLIP.
-        patch_size: pixels per side of the model's patches; the images are resized so that the teacher has as many.
-        mean, std: of the colours of the images, by which they are normalised.
+        model: timm's model name; `local-dir:<folder>` for a model in a folder, such as semaim exports.
+        weights: weights file in the format of DINO, CLIP, open_clip or timm; null for the weights from the hub (or from
+            the folder).
+        pretrained: false for random weights, for trials.
+        projection: apply the network's last linear layer (CLIP's projection) to every token after the final norm.
+        normalization: colour normalisation of the teacher's input: "teacher", the one it was trained with, or "data",
+            the one of the images (SemAIM's code does this with CLIP).
+        patch_size: pixels per side of the model's patches; images are resized so that the teacher has as many patches.
+        mean, std: colour normalisation of the images.
 
     Raises:
-        UserError: for options that do not fit, or a model that cannot teach.
+        UserError: for options that do not fit, or a model that cannot be a teacher.
     """
 
     def __init__(
@@ -74,40 +74,40 @@ class Teacher(Features):
             self.network = build(model, projection)
         super().__init__(self.network.num_classes if projection else self.network.embed_dim)
         self.normalization = normalization
-        self._see(mean, std)
+        self._set_normalization(mean, std)
 
-    def _see(self, mean: Sequence[float], std: Sequence[float]) -> None:
-        """Take images with colours normalised by these numbers."""
-        own = self.network.pretrained_cfg if self.normalization == "teacher" else {"mean": mean, "std": std}
-        std_C, own_std_C = (torch.tensor(values, dtype=torch.float64) for values in (std, own["std"]))
-        mean_C, own_mean_C = (torch.tensor(values, dtype=torch.float64) for values in (mean, own["mean"]))
-        self.scale_C11 = (std_C / own_std_C).float()[:, None, None]
-        self.shift_C11 = ((mean_C - own_mean_C) / own_std_C).float()[:, None, None]
+    def _set_normalization(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        """Set the conversion from images with this colour normalisation to the teacher's."""
+        teacher = self.network.pretrained_cfg if self.normalization == "teacher" else {"mean": mean, "std": std}
+        std_C, teacher_std_C = (torch.tensor(values, dtype=torch.float64) for values in (std, teacher["std"]))
+        mean_C, teacher_mean_C = (torch.tensor(values, dtype=torch.float64) for values in (mean, teacher["mean"]))
+        self.scale_C11 = (std_C / teacher_std_C).float()[:, None, None]
+        self.shift_C11 = ((mean_C - teacher_mean_C) / teacher_std_C).float()[:, None, None]
 
     def check(self, model: AIM) -> None:
-        """Raise UserError if the model's patches are of another size."""
+        """Raise UserError if the model's patch size differs."""
         check_patch_size(self.patch_size, model)
 
     def fitted(self, model: AIM, mean: Sequence[float], std: Sequence[float]) -> Self:
-        """The same teacher for the patches of another model; see `Target`."""
-        changed = copy(self)
-        changed.patch_size = model.patch_size
-        changed._see(mean, std)
-        changed.to(self.scale_C11.device)
-        return changed
+        """Copy of this teacher for another model; see `Target`."""
+        adapted = copy(self)
+        adapted.patch_size = model.patch_size
+        adapted._set_normalization(mean, std)
+        adapted.to(self.scale_C11.device)
+        return adapted
 
     def load(self) -> None:
-        """Give the network its weights, for good: they take no gradient.
+        """Load the network's weights and freeze them.
 
         Raises:
-            UserError: if they cannot be had, saying where to get them.
+            UserError: if the weights are unavailable; the message says where to get them.
         """
         if self.identity:
             return
         source = "folder" if self.model.startswith(timm_models.LOCAL) else "hub"
         if not self.pretrained:
             source = "random"
-            with torch.random.fork_rng(devices=[]):  # that what is drawn after it is the same with any teacher
+            with torch.random.fork_rng(devices=[]):  # later random draws do not depend on the teacher
                 self.network = build(self.model, self.projection)
         elif self.weights is not None:
             source = self.weights
@@ -118,12 +118,12 @@ class Teacher(Features):
         self.identity = {"model": self.model, "source": source, "checksum": weights_checksum(self.network)}
 
     def to(self, device: torch.device) -> None:
-        """Go where training is."""
+        """Move the network to a device."""
         self.network.to(device)
         self.scale_C11, self.shift_C11 = self.scale_C11.to(device), self.shift_C11.to(device)
 
     def begin(self, run: Run) -> None:
-        """Go where training is, and say in the run which teacher it has.
+        """Move the network to the training device and tag the run with the teacher's identity.
 
         Raises:
             UserError: if the processes have different weights.
@@ -137,57 +137,61 @@ class Teacher(Features):
             )
         if not self.pretrained:
             log.warning(
-                "target.pretrained=false: the teacher %s is RANDOM. It has learned nothing, so neither losses nor "
-                "accuracies of this run say anything about this target",
+                "target.pretrained=false: the teacher %s is RANDOM. Its weights are untrained, so losses and "
+                "accuracies of this run are not meaningful for this target",
                 self.model,
             )
         run.tag({f"teacher.{key}": value for key, value in self.identity.items()})
 
     def check_same(self, saved: dict[str, str]) -> None:
-        """Raise UserError if a run that is to continue was begun with another teacher, whose identity this is."""
+        """Raise UserError if a continued run was started with another teacher.
+
+        Args:
+            saved: `identity` of the teacher in the checkpoint.
+        """
         if saved["checksum"] != self.identity["checksum"]:
             raise UserError(
-                f"this run was begun with another teacher: {saved['model']} ({saved['source']}, checksum "
+                f"this run was started with another teacher: {saved['model']} ({saved['source']}, checksum "
                 f"{saved['checksum'][:12]}), now it is {self.model} ({self.identity['source']}, checksum "
-                f"{self.identity['checksum'][:12]}). Give back the weights it had, or give this run another name with "
+                f"{self.identity['checksum'][:12]}). Restore the weights it had, or give this run another name with "
                 f"run_name=..."
             )
 
     @property
     def parameters(self) -> int:
-        """How many numbers its weights are."""
+        """Number of parameters."""
         return sum(p.numel() for p in self.network.parameters())
 
     def flops(self, patches: int) -> int:
-        """Floating-point operations of a pass over an image of so many patches."""
-        spent = encoder_cost(self.network, patches)
-        return spent.encode + (1 + patches) * (spent.predict - spent.encode)
+        """Floating-point operations of a forward pass over an image with this number of patches."""
+        cost = encoder_cost(self.network, patches)
+        return cost.encode + (1 + patches) * (cost.predict - cost.encode)
 
     def encode(self, images_BCHW: Tensor) -> Tensor:
-        """Tokens (B, N, P) of normalised images: final norm applied, and the projection if there is one."""
+        """Tokens (B, N, P) of normalised images, after the final norm and the projection if there is one."""
         network = self.network
-        tokens_BND = network.forward_features(self.as_it_sees(images_BCHW))
-        if network.num_prefix_tokens > 1:  # registers are no patches
+        tokens_BND = network.forward_features(self.teacher_images(images_BCHW))
+        if network.num_prefix_tokens > 1:  # drop register tokens
             tokens_BND = torch.cat([tokens_BND[:, :1], tokens_BND[:, network.num_prefix_tokens :]], dim=1)
         return network.head(network.fc_norm(tokens_BND))
 
     def encode_with_attention(self, images_BCHW: Tensor) -> tuple[Tensor, Tensor]:
-        """As `encode`, and the last block's attention from cls to each patch averaged over heads, (B, L)."""
-        attention, kept = self.network.blocks[-1].attn, []
-        hook = attention.qkv.register_forward_hook(lambda _module, _inputs, qkv_BNF: kept.append(qkv_BNF))
+        """As `encode`, plus the last block's attention from cls to each patch averaged over heads, (B, L)."""
+        attention, captured = self.network.blocks[-1].attn, []
+        hook = attention.qkv.register_forward_hook(lambda _module, _inputs, qkv_BNF: captured.append(qkv_BNF))
         try:
             tokens_BNP = self.encode(images_BCHW)
         finally:
             hook.remove()
-        q, k, _ = kept[0].unflatten(-1, (3, attention.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        q, k, _ = captured[0].unflatten(-1, (3, attention.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
         attention_BN = first_row_of_attention(attention.q_norm(q), attention.k_norm(k))
         return tokens_BNP, attention_BN[:, self.network.num_prefix_tokens :]
 
-    def as_it_sees(self, images_BCHW: Tensor) -> Tensor:
-        """Images with the teacher's normalisation, of such a size that its patches are as many as the model's."""
+    def teacher_images(self, images_BCHW: Tensor) -> Tensor:
+        """Images in the teacher's normalisation, resized so that its number of patches equals the model's."""
         images_BCHW = images_BCHW * self.scale_C11 + self.shift_C11
         sides = zip(images_BCHW.shape[-2:], self.network.patch_embed.patch_size, strict=True)
-        size = tuple(side // self.patch_size * own for side, own in sides)
+        size = tuple(side // self.patch_size * teacher_patch for side, teacher_patch in sides)
         if images_BCHW.shape[-2:] == size:
             return images_BCHW
         return F.interpolate(images_BCHW, size=size, mode="bicubic", antialias=True, align_corners=False)

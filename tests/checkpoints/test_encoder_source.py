@@ -65,7 +65,7 @@ def test_the_trained_head_comes_along(tuned: Path) -> None:
 
 
 def test_nothing_is_evaluated_without_being_named() -> None:
-    with pytest.raises(Exception, match=r"needs a checkpoint: say which with checkpoint=runs/<name>") as raised:
+    with pytest.raises(Exception, match=r"needs a checkpoint: set checkpoint=runs/<name>") as raised:
         source(None)
     assert isinstance(raised.value.__cause__, UserError)
 
@@ -189,7 +189,7 @@ def test_a_tracked_run(tracked: tuple[str, str, Path]) -> None:
 
 def test_a_tracked_run_that_is_not_there(tracked: tuple[str, str, Path], tmp_path: Path) -> None:
     uri, run_id, folder = tracked
-    with pytest.raises(UserError, match=r"checkpoint=mlflow:1234: MLflow at sqlite:.* gives no such run \(.*1234"):
+    with pytest.raises(UserError, match=r"checkpoint=mlflow:1234: MLflow at sqlite:.* has no such run \(.*1234"):
         of_store(uri, "1234").encoder()
     missing = tmp_path / "mlflow.db"
     with pytest.raises(UserError, match=rf"there is no MLflow store {SQLITE}{missing}"):

@@ -57,7 +57,7 @@ def test_every_family_is_a_row_of_the_table() -> None:
 def test_normalisation_of_the_family(make: Callable[[], File], tmp_path: Path, messages) -> None:
     """It is said where it is known and differs from that of the data."""
     file = make()
-    path, warning = saved(file, tmp_path), "was made for images normalised otherwise than these data's"
+    path, warning = saved(file, tmp_path), "expects another colour normalisation than that of these data"
     source(path, *file.options).encoder()
     if file.mean is None:
         assert warning not in messages.text
@@ -73,10 +73,10 @@ def test_normalisation_of_the_family(make: Callable[[], File], tmp_path: Path, m
 def test_what_weights_do_not_tell_is_said(tmp_path: Path, messages) -> None:
     path = saved(foreign_files.clip_open_clip(), tmp_path)
     gelu = source(path).encoder()
-    assert "taking GELU" in messages.text
+    assert "assuming GELU" in messages.text
     messages.clear()
     quick = source(path, "task.source.architecture=vit_base_patch16_clip_quickgelu_224").encoder()
-    assert "taking GELU" not in messages.text
+    assert "assuming GELU" not in messages.text
     assert not torch.allclose(gelu.forward_features(images()), quick.forward_features(images()), rtol=1e-3)
     path = saved(foreign_files.beit(), tmp_path)
     source(path, "task.source.architecture=beitv2_base_patch16_224").encoder()
@@ -222,7 +222,7 @@ def test_a_folder_of_timm(tmp_path: Path, name: str, more: dict) -> None:
         assert torch.equal(found.forward_features(images()), model.forward_features(images()))
     if more["num_classes"]:
         assert torch.equal(source(tmp_path / "folder").trained_classifier(10)(images()), model(images()))
-    with pytest.raises(UserError, match=r"the config\.json of checkpoint=.* says what it is"):
+    with pytest.raises(UserError, match=r"the config\.json of checkpoint=.* defines the model"):
         source(tmp_path / "folder", "task.source.num_heads=2").encoder()
 
 

@@ -106,7 +106,7 @@ def test_an_encoder_is_evaluated_by_the_command(tmp_path: Path) -> None:
     path = saved(foreign_files.dinov2_registers(), tmp_path)
     options = ("task=knn", *MODEL, f"checkpoint={path}", "task.ks=[10]", "task.source.interpolate=true")
     said = succeed(tmp_path, *options, "run_name=knn", "data.image_size=24")
-    assert "DINOv2, width 32, 3 blocks, 2 heads, images of 32x32 in patches of 8; 49 weights taken" in said
+    assert "DINOv2, width 32, 3 blocks, 2 heads, images of 32x32 in patches of 8; 49 weights loaded" in said
     assert "left out: mask token (1 weight)" in said
     assert "positions of 32x32 pixels are resampled to 24x24" in said
     result = status(tmp_path / "runs" / "knn")["result"]

@@ -41,11 +41,11 @@ def broken(tmp_path: Path) -> dict[str, tuple[Path, str]]:
     (tmp_path / "torn.safetensors").write_bytes(whole.read_bytes()[:-100])
     (tmp_path / "noise.safetensors").write_bytes(b"\xff" * 64)
     messages = {
-        "resnet.pth": r"holds no vision transformer that semaim knows \(it looks like a ResNet\): bn1\.bias",
-        "text_tower.pth": r"holds no vision transformer that semaim knows \(it looks like a text encoder\): ln_final",
-        "numbers.pth": r"holds no vision transformer that semaim knows: no weights",
+        "resnet.pth": r"holds no supported vision transformer \(it looks like a ResNet\): bn1\.bias",
+        "text_tower.pth": r"holds no supported vision transformer \(it looks like a text encoder\): ln_final",
+        "numbers.pth": r"holds no supported vision transformer: no weights",
         "missing.pth": r"\(1 missing: blocks\.1\.mlp\.fc2\.weight\)",
-        "no_positions.pth": r"looks like ViT, but its sizes cannot be told: 'pos_embed'",
+        "no_positions.pth": r"looks like ViT, but its sizes cannot be inferred: 'pos_embed'",
         "more.pth": r"\(1 unexpected: blocks\.0\.attn\.gate\.weight\)",
         "oblong.pth": r"has positions for 12 patches: not square\. Give a folder",
         "misshapen.pth": r"\(1 of another shape: blocks\.2\.norm1\.weight is \(31,\) there and \(32,\) here\)",
@@ -114,7 +114,7 @@ def test_options_that_do_not_go_with_a_checkpoint(tmp_path: Path) -> None:
         source(path, "task.source.ema=true").encoder()
     for given in ("random", "timm:vit_tiny_patch16_224"):
         with pytest.raises(
-            Exception, match=rf"architecture=vit_base_patch16_224, but checkpoint={given} says what it is"
+            Exception, match=rf"architecture=vit_base_patch16_224, but checkpoint={given} defines its architecture"
         ):
             source(given, architecture)
     begun = go(tmp_path, *SMALL_RUN, "run_name=begun")

@@ -12,7 +12,7 @@ import torch
 
 from semaim.checkpoints import store
 from semaim.checkpoints.encoder_source import Origin, fingerprint
-from semaim.tasks.evaluation import other_split
+from semaim.tasks.evaluation import split_differs
 from support.commands import journal, status
 from support.encoders import KNN, TINY, newest, source, timm_folder, weights
 from support.in_process import go
@@ -77,7 +77,7 @@ def test_a_run_says_where_its_encoder_is_from(pretrained: Path, tuned: Path, tmp
 
 
 def test_another_split_of_the_same_data_is_warned_of(pretrained: Path, tmp_path: Path) -> None:
-    warning = "these data were split otherwise when the encoder was pretrained on them"
+    warning = "these data were split differently when the encoder was pretrained on them"
 
     def warned(name: str, **before: Any) -> bool:
         """Whether a run warns of an encoder that was pretrained on data of another configuration."""
@@ -90,11 +90,11 @@ def test_another_split_of_the_same_data_is_warned_of(pretrained: Path, tmp_path:
     assert not warned("same")
     assert warned("share", val_fraction=0.1)
     now = torch.load(newest(pretrained), weights_only=True)["config"]["data"]
-    assert not other_split(now, now)
-    assert other_split(now | {"source": now["source"] | {"val_fraction": 0.5}}, now)
-    assert other_split(now | {"val_seed": 1, "val_fraction": 0.1}, now | {"val_fraction": 0.1})
-    assert not other_split(now | {"val_fraction": 0.1, "root": "elsewhere"}, now)
-    assert not other_split(now | {"val_fraction": 0.1, "source": {"_target_": "semaim.data.sources.cifar10"}}, now)
+    assert not split_differs(now, now)
+    assert split_differs(now | {"source": now["source"] | {"val_fraction": 0.5}}, now)
+    assert split_differs(now | {"val_seed": 1, "val_fraction": 0.1}, now | {"val_fraction": 0.1})
+    assert not split_differs(now | {"val_fraction": 0.1, "root": "elsewhere"}, now)
+    assert not split_differs(now | {"val_fraction": 0.1, "source": {"_target_": "semaim.data.sources.cifar10"}}, now)
 
 
 # Fingerprints

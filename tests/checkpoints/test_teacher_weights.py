@@ -136,7 +136,7 @@ def test_no_network_says_where_the_weights_are(
     assert "target.pretrained=false" in message
     heard = [record.name for record in caplog.records if not record.name.startswith("timm")]
     assert heard == ["semaim.checkpoints.timm_models"], "who waits is told for what, and once"
-    assert "vit_base_patch16_224.dino: asking the hub for its weights" in caplog.text
+    assert "vit_base_patch16_224.dino: fetching its weights from the hub" in caplog.text
 
 
 def test_random_weights_are_asked_for_and_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -158,7 +158,7 @@ def test_random_weights_are_asked_for_and_told(tmp_path: Path, caplog: pytest.Lo
     assert other.identity["checksum"] != found.identity["checksum"]
     with surroundings(tmp_path) as run:
         found.begin(run)
-    assert "the teacher tiny_dino.here is RANDOM. It has learned nothing" in caplog.text
+    assert "the teacher tiny_dino.here is RANDOM. Its weights are untrained" in caplog.text
 
 
 def damaged(path: Path) -> Path:
@@ -178,7 +178,7 @@ class Runs:
 
 
 BAD_FILES: dict[str, tuple[Callable[[Path], Any], str]] = {
-    "absent.pth": (Path.absolute, "does not exist. docs/targets-and-teachers.md says where weights are"),
+    "absent.pth": (Path.absolute, "does not exist. docs/targets-and-teachers.md says where to get weights"),
     "damaged.pth": (
         lambda path: damaged(write(path, network(tiny_clip).state_dict())),
         "is not a checkpoint, or is damaged",
@@ -274,7 +274,7 @@ def test_what_a_message_says_to_type_takes_the_weights_out(tmp_path: Path, monke
         ),
         (
             {"model": "nonsense"},
-            r"target.model=nonsense is not a vision transformer of timm's that can teach \(Unknown",
+            r"target.model=nonsense is not a vision transformer of timm that can be a teacher \(Unknown",
         ),
         ({"model": "resnet18"}, r"target.model=resnet18 is not a vision transformer"),
         ({"model": "vit_base_patch16_siglip_224"}, r"target.model=\S+ is not .*teachers have a class token"),

@@ -94,7 +94,7 @@ def test_a_model_that_timm_cannot_give(tmp_path: Path, monkeypatch: pytest.Monke
         f"timm:local-dir:{tmp_path / 'half'}",
     ):
         with pytest.raises(
-            UserError, match=rf"checkpoint={given}: timm cannot give this model \(.+\)\. Is it one"
+            UserError, match=rf"checkpoint={given}: timm cannot load this model \(.+\)\. Is it one"
         ) as e:
             source(given).encoder()
         assert "\n" not in str(e.value)
@@ -103,5 +103,5 @@ def test_a_model_that_timm_cannot_give(tmp_path: Path, monkeypatch: pytest.Monke
 def test_a_model_of_timm_without_weights(tmp_path: Path) -> None:
     given, _ = timm_folder(tmp_path / "vit", **TINY)
     (tmp_path / "vit" / "pytorch_model.bin").write_bytes(b"")
-    with pytest.raises(UserError, match=r"timm cannot give this model \(.+\)"):
+    with pytest.raises(UserError, match=r"timm cannot load this model \(.+\)"):
         source(given).encoder()

@@ -63,7 +63,7 @@ def test_official_checkpoints_predict_as_the_authors_code(tmp_path, golden, how,
     weights = {name[6:]: value for name, value in tensors.items() if name.startswith("state/")}
     torch.save(wrapped(weights, how), tmp_path / "checkpoint.pth")
     model = semaim.load_model(tmp_path / "checkpoint.pth")
-    taken = f": of SemAIM's or SAIM's code, {len(model.state_dict())} weights taken, none missing"
+    taken = f": of SemAIM's or SAIM's code, {len(model.state_dict())} weights loaded, none missing"
     assert taken in caplog.text
     assert ("left out: the target's fixed blur kernel" in caplog.text) == ("gaussian_blur.weight" in weights)
     sizes = {key: config[key] for key in ("patch_size", "embed_dim", "depth", "num_heads", "query_depth", "mlp_ratio")}
@@ -269,7 +269,10 @@ def test_places_without_a_checkpoint(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"architecture": {"depth": 2, "legs": 4}, "model": {}}, "describes a model that this semaim does not know"),
+        (
+            {"architecture": {"depth": 2, "legs": 4}, "model": {}},
+            "describes a model that this version of semaim does not support",
+        ),
         ({"architecture": {}, "optimizer": {}}, "holds no model"),
         ({"architecture": None, "model": {}}, "is of an evaluation, it holds no pretrained two-stream model"),
         ({"architecture": {"classifier": {}}, "model": {}}, "is of an evaluation"),

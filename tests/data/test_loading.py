@@ -276,7 +276,7 @@ def test_training_replaces_unreadable_images(broken, caplog, workers):
         seen = [replaced.get(index, index) for index in planned]
         assert batch.index_B.tolist() == batch.labels_B.tolist() == seen
         assert (batch.images_BCHW[:, 0, 0, 0] * 255).round().tolist() == seen  # never a batch with a hole
-        unreadable.note(batch)
+        unreadable.record(batch)
     assert unreadable.names == {broken.name(i) for i in (2, 3, 6)}
     messages = [record.getMessage() for record in caplog.records]
     assert [sum(broken.name(i) in message for message in messages) for i in (2, 3, 6)] == [1, 1, 1]
@@ -288,9 +288,9 @@ def test_too_many_unreadable_images_end_the_run(broken):
     batches = list(evaluation_batches(dataset, 3, 0, False))  # images 0 1 2, 3 4 5, 6 7: one unreadable in each
     unreadable = UnreadableImages(limit=2)
     for batch in [*batches[:2], *batches[:2]]:  # the same ones again do not count again
-        unreadable.note(batch)
+        unreadable.record(batch)
     with pytest.raises(UserError, match=r"3 images cannot be read, more than data\.max_unreadable=2.*6\.png"):
-        unreadable.note(batches[2])
+        unreadable.record(batches[2])
 
 
 def test_a_whole_set_of_unreadable_images(broken, monkeypatch):

@@ -202,7 +202,7 @@ def test_a_mask_that_is_none_is_named(voc):
     with pytest.raises(UserError, match=rf"mask {file} has 8x12 pixels and its image 12x8"):
         images.mask(0)
     Image.new("RGB", (12, 8)).save(file)
-    with pytest.raises(UserError, match=rf"mask {file} is an image of mode RGB: a mask has one number of 8 bits"):
+    with pytest.raises(UserError, match=rf"mask {file} is an image of mode RGB: a mask has one 8-bit value"):
         images.mask(0)
     file.write_bytes(b"no image")
     with pytest.raises(UserError, match=rf"mask {file} cannot be read \(cannot identify"):

@@ -11,7 +11,7 @@ from PIL import Image
 
 from semaim.data.image_sets import ArrayImages, Splits
 from semaim.data.sources import digits, image_folders
-from semaim.data.subsets import Subset, few_of_each_class, hold_out
+from semaim.data.subsets import Subset, few_shot_indices, hold_out
 from semaim.errors import UserError
 from support.evaluating import image_data
 
@@ -118,7 +118,7 @@ def test_every_image_has_its_chance_to_be_held_out():
 
 @pytest.mark.parametrize("fraction", [0.0, 1.0, -0.1, 1.5])
 def test_a_share_that_is_none(fraction):
-    with pytest.raises(UserError, match=rf"held-out share of {fraction} makes no sense: .* between 0 and 1"):
+    with pytest.raises(UserError, match=rf"held-out share of {fraction} is invalid: .* between 0 and 1"):
         hold_out(labelled(3, 3), fraction, 0)
 
 
@@ -128,19 +128,19 @@ def test_a_share_that_is_none(fraction):
 def test_few_of_each_class():
     images = labelled(3, 9, 4)
     for shots in (1, 2, 3):
-        chosen = few_of_each_class(images, shots, 5)
+        chosen = few_shot_indices(images, shots, 5)
         assert chosen == sorted(set(chosen))
         assert np.bincount(images.labels[chosen]).tolist() == [shots] * 3
         assert all(type(index) is int for index in chosen)
-    assert few_of_each_class(images, 2, 5) == few_of_each_class(images, 2, 5)
-    assert len({tuple(few_of_each_class(images, 2, seed)) for seed in range(20)}) > 10
-    with pytest.raises(UserError, match=r"4 images per class asked for, but class 0 has 3: lower task\.shots"):
-        few_of_each_class(images, 4, 5)
+    assert few_shot_indices(images, 2, 5) == few_shot_indices(images, 2, 5)
+    assert len({tuple(few_shot_indices(images, 2, seed)) for seed in range(20)}) > 10
+    with pytest.raises(UserError, match=r"4 images per class requested, but class 0 has 3: lower task\.shots"):
+        few_shot_indices(images, 4, 5)
 
 
 def test_few_of_a_subset_are_places_in_the_subset():
     part = Subset(labelled(10, 10), range(10, 20))
-    chosen = few_of_each_class(part, 2, 0)
+    chosen = few_shot_indices(part, 2, 0)
     assert set(chosen) <= set(range(10))
     assert sorted(part.label(i) for i in chosen) == [0, 0, 1, 1]
 
@@ -198,14 +198,16 @@ def test_an_evaluation_needs_labels_and_held_out_images(tmp_path):
     with pytest.raises(UserError, match=r"these data have no labels, which an evaluation needs: .* data=\.\.\."):
         image_data(image_folders(str(tmp_path / "flat"))).labelled_and_held_out()
     put(tmp_path / "classes" / "cat", "a", "b")
-    with pytest.raises(UserError, match=r"hold no images out, .* beside train/ as val/, .* data\.val_fraction=0\.1"):
+    with pytest.raises(
+        UserError, match=r"have no held-out images, .* beside train/ as val/, .* data\.val_fraction=0\.1"
+    ):
         image_data(image_folders(str(tmp_path / "classes"))).labelled_and_held_out()
 
 
 def test_held_out_images_that_are_the_training_images_are_refused(tmp_path):
     put(tmp_path / "train" / "cat", "a", "b")
     (tmp_path / "val").symlink_to("train")
-    with pytest.raises(UserError, match=r"/val is .*/train itself: accuracy on training images says nothing"):
+    with pytest.raises(UserError, match=r"/val is .*/train itself: accuracy on training images is not meaningful"):
         image_folders(str(tmp_path))
     put(tmp_path / "elsewhere" / "cat", "c")
     (tmp_path / "val").unlink()

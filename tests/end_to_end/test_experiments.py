@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
 from semaim.models.flops import encoder_cost
-from semaim.preflight.estimate import build_task, opened
+from semaim.preflight.estimate import build_task, open_data
 from semaim.tasks.pretrain import Pretraining
 from support.paths import ROOT
 
@@ -237,7 +237,7 @@ def test_its_hours_follow_from_its_operations(name: str, noise_images: Path) -> 
         config.data.root = str(noise_images)
         if name in EVALUATIONS:
             config.task.source.checkpoint = "random"
-        task = build_task(config, opened(config.data))
+        task = build_task(config, open_data(config.data))
         if isinstance(task, Pretraining):
             flops.append(task.spent().training_step)
         else:

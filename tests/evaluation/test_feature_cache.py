@@ -11,7 +11,7 @@ from semaim.data.sources import image_folders
 from semaim.data.subsets import Subset
 from semaim.data.transforms import evaluation, pretraining
 from semaim.evaluation import feature_cache
-from semaim.evaluation.feature_cache import stored
+from semaim.evaluation.feature_cache import cached_features
 from semaim.evaluation.features import extract
 from semaim.models.vit import vit_of
 from support.caching import ASKED, FILES, Encoder, contents, same, wanted
@@ -24,7 +24,7 @@ from support.evaluating import noise, surroundings
 def test_files_hold_what_extract_gives(run, kept, tiny_model, workers):
     encoder, images = Encoder(vit_of(tiny_model(image_size=8)).eval()), noise()
     whole = extract(wanted(encoder, images), run)
-    found = stored(kept, "weights", wanted(encoder, images, workers=workers), run)
+    found = cached_features(kept, "weights", wanted(encoder, images, workers=workers), run)
     assert same(found, whole)
     (folder,) = kept.iterdir()
     assert sorted(path.name for path in folder.iterdir()) == FILES
@@ -42,16 +42,16 @@ def test_files_hold_what_extract_gives(run, kept, tiny_model, workers):
 
 def test_the_second_time_nothing_is_computed(run, kept):
     encoder, images = Encoder(), noise()
-    first = stored(kept, "weights", wanted(encoder, images), run)
+    first = cached_features(kept, "weights", wanted(encoder, images), run)
     assert encoder.batches == 4
     before = contents(kept)
-    assert same(stored(kept, "weights", wanted(encoder, images), run), first)
+    assert same(cached_features(kept, "weights", wanted(encoder, images), run), first)
     assert encoder.batches == 4
     assert contents(kept) == before
 
 
 def test_features_are_read_in_parts_and_not_changed_by_who_reads_them(run, kept):
-    found = stored(kept, "weights", wanted(Encoder(), noise()), run)
+    found = cached_features(kept, "weights", wanted(Encoder(), noise()), run)
     before = contents(kept)
     for rows in found.by_kind.values():
         assert isinstance(rows, np.memmap)
@@ -65,13 +65,15 @@ def test_a_copy_in_parts_is_the_same(run, kept, monkeypatch):
     encoder, images = Encoder(), noise()
     whole = extract(wanted(encoder, images, range(30)), run)
     monkeypatch.setattr(feature_cache, "COPIED_AT_ONCE", 4)
-    assert same(stored(kept, "weights", wanted(encoder, images, range(30)), run), whole)
+    assert same(cached_features(kept, "weights", wanted(encoder, images, range(30)), run), whole)
 
 
 def test_without_a_folder_nothing_is_kept(run, tmp_path):
     encoder = Encoder()
     for _ in range(2):
-        assert same(stored(None, "weights", wanted(encoder, noise()), run), extract(wanted(Encoder(), noise()), run))
+        assert same(
+            cached_features(None, "weights", wanted(encoder, noise()), run), extract(wanted(Encoder(), noise()), run)
+        )
     assert encoder.batches == 8
     assert not contents(tmp_path)
 
@@ -106,24 +108,24 @@ DIFFERENT = {
 
 @pytest.mark.parametrize("what", DIFFERENT)
 def test_what_changes_the_features_changes_the_name(run, kept, what):
-    stored(kept, "weights", wanted(Encoder(), noise()), run)
+    cached_features(kept, "weights", wanted(Encoder(), noise()), run)
     (first,) = kept.iterdir()
     weights, other = DIFFERENT[what]()
-    assert same(stored(kept, weights, other, run), extract(other, run))
+    assert same(cached_features(kept, weights, other, run), extract(other, run))
     assert other.encode.batches > 0
     assert first in kept.iterdir()
     assert len(list(kept.iterdir())) == 2
 
 
 def test_what_does_not_change_the_features_does_not_change_the_name(run, kept, tmp_path):
-    stored(kept, "weights", wanted(Encoder(), noise()), run)
+    cached_features(kept, "weights", wanted(Encoder(), noise()), run)
     before = contents(kept)
     images = ArrayImages(noise().images_NHWC.copy(), noise().labels.tolist(), "the same under another title")
     other = wanted(Encoder(), images, np.array(ASKED), batch_size=5, title="another", workers=1, max_unreadable=9)
     other.data.train_transform = pretraining(8, flip=0.1)
     with surroundings(tmp_path / "elsewhere") as elsewhere:
         elsewhere.seed, elsewhere.config = 77, {"x": 1}
-        stored(kept, "weights", other, elsewhere)
+        cached_features(kept, "weights", other, elsewhere)
     assert other.encode.batches == 0
     assert contents(kept) == before
 
@@ -141,8 +143,8 @@ class Vague:
 @pytest.mark.parametrize("make", [Vague, lambda scale: lambda image: scale * evaluation(8, 1.0)(image)])
 def test_features_of_a_transform_that_does_not_say_what_it_does_are_not_kept(run, kept, make):
     encoder = Encoder()
-    one = stored(kept, "weights", wanted(encoder, noise(), transform=make(1.0)), run)
-    two = stored(kept, "weights", wanted(encoder, noise(), transform=make(2.0)), run)
+    one = cached_features(kept, "weights", wanted(encoder, noise(), transform=make(1.0)), run)
+    two = cached_features(kept, "weights", wanted(encoder, noise(), transform=make(2.0)), run)
     assert np.array_equal(2 * one.by_kind["cls"], two.by_kind["cls"])
     assert encoder.batches == 8
     assert not kept.exists()
@@ -161,7 +163,7 @@ def test_held_out_files_of_the_same_names_are_other_images(run, kept, tmp_path):
         files_of_one_grey(tmp_path / "data" / part, grey)
     splits = image_folders(str(tmp_path / "data"))
     train, val = (
-        stored(kept, "weights", wanted(Encoder(), part, range(4)), run) for part in (splits.train, splits.val)
+        cached_features(kept, "weights", wanted(Encoder(), part, range(4)), run) for part in (splits.train, splits.val)
     )
     assert val.by_kind["cls"][0, 0] > train.by_kind["cls"][0, 0]
 
@@ -172,5 +174,5 @@ def test_folders_of_files_of_the_same_names_are_other_images(run, kept, tmp_path
     for name, grey in (("clean", 10), ("corrupted", 200)):
         files_of_one_grey(tmp_path / name, grey)
         images = image_folders(str(tmp_path / name)).train
-        features.append(stored(kept, "weights", wanted(Encoder(), images, range(4)), run).by_kind["cls"])
+        features.append(cached_features(kept, "weights", wanted(Encoder(), images, range(4)), run).by_kind["cls"])
     assert features[1][0, 0] > features[0][0, 0]

@@ -11,7 +11,7 @@ import pytest
 
 from semaim.errors import Interrupted, UserError
 from semaim.evaluation import feature_cache
-from semaim.evaluation.feature_cache import stored
+from semaim.evaluation.feature_cache import cached_features
 from semaim.evaluation.features import extract
 from semaim.models.vit import vit_of
 from support.caching import Encoder, contents, same, wanted
@@ -44,11 +44,13 @@ def interrupt():
 @pytest.mark.parametrize(("end", "error"), [(fail, RuntimeError), (interrupt, Interrupted)])
 def test_an_error_in_the_middle_leaves_nothing(run, kept, end, error):
     with pytest.raises(error):
-        stored(kept, "weights", wanted(Killed(end), noise()), run)
+        cached_features(kept, "weights", wanted(Killed(end), noise()), run)
     assert not list(kept.iterdir())
     run.stop.name = None
     encoder = Encoder()
-    assert same(stored(kept, "weights", wanted(encoder, noise()), run), extract(wanted(Encoder(), noise()), run))
+    assert same(
+        cached_features(kept, "weights", wanted(encoder, noise()), run), extract(wanted(Encoder(), noise()), run)
+    )
     assert encoder.batches == 4
     assert [len(list(folder.iterdir())) for folder in kept.iterdir()] == [4]
 
@@ -62,7 +64,7 @@ def test_a_kill_leaves_nothing_that_counts_as_complete(run, kept, moment, monkey
     if child == 0:
         try:
             monkeypatch.setattr(np, "save", die)  # in the merge: labels are about to be written
-            stored(kept, "weights", wanted(Killed(die) if moment == "batch" else Encoder(), noise()), run)
+            cached_features(kept, "weights", wanted(Killed(die) if moment == "batch" else Encoder(), noise()), run)
         finally:
             os._exit(0)
     assert os.waitpid(child, 0)[1] == signal.SIGKILL
@@ -70,7 +72,9 @@ def test_a_kill_leaves_nothing_that_counts_as_complete(run, kept, moment, monkey
     assert left_over.name.endswith(".tmp")
     assert list(left_over.iterdir())
     encoder = Encoder()
-    assert same(stored(kept, "weights", wanted(encoder, noise()), run), extract(wanted(Encoder(), noise()), run))
+    assert same(
+        cached_features(kept, "weights", wanted(encoder, noise()), run), extract(wanted(Encoder(), noise()), run)
+    )
     assert encoder.batches == 4
 
 
@@ -79,11 +83,11 @@ def test_another_run_may_be_faster(run, kept):
     images = noise()
 
     def other_run():
-        stored(kept, "weights", wanted(Encoder(), images), run)
+        cached_features(kept, "weights", wanted(Encoder(), images), run)
         moments.append((next(iter(kept.glob("*[!p]"))) / "cls.npy").stat().st_ino)
 
     moments = []
-    found = stored(kept, "weights", wanted(Killed(other_run), images), run)
+    found = cached_features(kept, "weights", wanted(Killed(other_run), images), run)
     assert same(found, extract(wanted(Encoder(), images), run))
     (folder,) = kept.iterdir()
     assert moments == [(folder / "cls.npy").stat().st_ino]
@@ -91,20 +95,20 @@ def test_another_run_may_be_faster(run, kept):
 
 def test_unreadable_images_are_missing(run, kept, damaged):
     asked = [5, 4, 3, 2, 1, 0]
-    found = stored(kept, "weights", wanted(Encoder(), damaged, asked), run)
+    found = cached_features(kept, "weights", wanted(Encoder(), damaged, asked), run)
     assert same(found, extract(wanted(Encoder(), damaged, asked), run))
     assert found.index_M.tolist() == found.labels_M.tolist() == [4, 3, 1, 0]
     assert np.array_equal(found.by_kind["cls"][:, 0].argsort(), [3, 2, 1, 0])  # brighter ones first
     again = Encoder()
-    assert same(stored(kept, "weights", wanted(again, damaged, asked), run), found)
+    assert same(cached_features(kept, "weights", wanted(again, damaged, asked), run), found)
     assert again.batches == 3  # computed anew: perhaps they can be read now
 
 
 def test_too_many_unreadable_images_leave_nothing(run, kept, damaged):
     with pytest.raises(UserError, match=r"2 images cannot be read, more than data\.max_unreadable=1"):
-        stored(kept, "weights", wanted(Encoder(), damaged, range(6), max_unreadable=1), run)
+        cached_features(kept, "weights", wanted(Encoder(), damaged, range(6), max_unreadable=1), run)
     with pytest.raises(UserError, match=r"no image of the 2 of this evaluation can be read"):
-        stored(kept, "weights", wanted(Encoder(), damaged, [2, 5]), run)
+        cached_features(kept, "weights", wanted(Encoder(), damaged, [2, 5]), run)
     assert not list(kept.iterdir())
 
 
@@ -117,13 +121,13 @@ def test_processes_store_what_one_stores(run, tmp_path, tiny_model, monkeypatch,
     """Seven images: the last batch is smaller, but for 7; then, and with 5 processes, some have no batch at all."""
     monkeypatch.setattr(feature_cache, "COPIED_AT_ONCE", 3)
     encoder, images = Encoder(vit_of(tiny_model(image_size=8)).eval()), noise()
-    alone = stored(tmp_path / "alone", "weights", wanted(encoder, images, batch_size=batch_size), run)
+    alone = cached_features(tmp_path / "alone", "weights", wanted(encoder, images, batch_size=batch_size), run)
     assert same(alone, extract(wanted(encoder, images, batch_size=batch_size), run))
     encoder.batches = 0
 
     def work(processes):
         mine = dataclasses.replace(run, processes=processes)
-        return stored(tmp_path / "kept", "weights", wanted(encoder, images, batch_size=batch_size), mine)
+        return cached_features(tmp_path / "kept", "weights", wanted(encoder, images, batch_size=batch_size), mine)
 
     assert all(same(found, alone) for found in together(world_size, work))
     assert encoder.batches == -(-7 // batch_size)  # shared, not repeated
@@ -134,12 +138,12 @@ def test_processes_store_what_one_stores(run, tmp_path, tiny_model, monkeypatch,
 
 def test_processes_leave_out_unreadable_images(run, tmp_path, damaged):
     asked = [0, 1, 2, 5, 3, 4]  # the second process has the batch of 2 and 5 alone
-    alone = stored(tmp_path / "alone", "weights", wanted(Encoder(), damaged, asked), run)
+    alone = cached_features(tmp_path / "alone", "weights", wanted(Encoder(), damaged, asked), run)
     assert alone.index_M.tolist() == [0, 1, 3, 4]
 
     def work(processes):
         mine = dataclasses.replace(run, processes=processes)
-        return stored(tmp_path / "kept", "weights", wanted(Encoder(), damaged, asked), mine)
+        return cached_features(tmp_path / "kept", "weights", wanted(Encoder(), damaged, asked), mine)
 
     assert all(same(found, alone) for found in together(2, work))
     assert contents(tmp_path / "kept") == contents(tmp_path / "alone")
@@ -150,14 +154,14 @@ def test_an_error_in_one_of_several_processes_leaves_nothing_that_counts_as_comp
     def work(processes):
         encoder = Killed(fail) if processes.rank == fails else Encoder()
         mine = dataclasses.replace(run, processes=processes)
-        return stored(kept, "weights", wanted(encoder, noise(), range(12)), mine)
+        return cached_features(kept, "weights", wanted(encoder, noise(), range(12)), mine)
 
     with pytest.raises((RuntimeError, OSError)):  # the first process takes the folder away from under the others
         together(2, work)
     assert all(folder.name.endswith(".tmp") for folder in kept.iterdir())
     encoder = Encoder()
     assert same(
-        stored(kept, "weights", wanted(encoder, noise(), range(12)), run),
+        cached_features(kept, "weights", wanted(encoder, noise(), range(12)), run),
         extract(wanted(Encoder(), noise(), range(12)), run),
     )
     assert encoder.batches == 6

@@ -15,7 +15,7 @@ from semaim.core.signals import StopRequest
 from semaim.data.image_sets import Splits
 from semaim.data.transforms import evaluation
 from semaim.errors import Interrupted, UserError
-from semaim.evaluation.features import Extraction, Features, extract, in_order
+from semaim.evaluation.features import Extraction, Features, extract, sort_rows
 from semaim.models.vit import encode, vit_of
 from support.evaluating import image_data, noise, together
 
@@ -94,7 +94,7 @@ def test_batches_are_those_asked_for_and_without_gradients(run, images):
 
 def test_in_order_by_hand():
     # Asked for 9, 2, 5, 7; what came is 5, 7, 9 (2 could not be read): rows 2, 0, 1 of it.
-    assert in_order(np.array([5, 7, 9]), [9, 2, 5, 7]).tolist() == [2, 0, 1]
+    assert sort_rows(np.array([5, 7, 9]), [9, 2, 5, 7]).tolist() == [2, 0, 1]
 
 
 def test_a_tensor_of_features_is_a_copy_in_memory(tmp_path):

@@ -143,7 +143,7 @@ def test_blocks_and_chunks_change_nothing(monkeypatch, features, block, chunk):
 
 def test_no_more_than_a_block_and_a_chunk_are_compared_at_once(monkeypatch):
     """Memory stays bounded however large the bank."""
-    shapes, normalised = [], knn._normalised
+    shapes, normalised = [], knn._normalise
 
     def spy(rows, device):
         shapes.append(len(rows))

@@ -78,7 +78,7 @@ def test_points_of_the_same_run() -> None:
     checked = check_sweep([["run_name=x", "seed=0"], ["run_name=x", "seed=1"], ["seed=2"]])
     (problem,) = checked.problems
     assert problem == (
-        "several points of this sweep are the same run, runs/x: leave run_name to be made of the options, and sweep "
+        "several points of this sweep are the same run, runs/x: leave run_name at its default, and sweep "
         "over what differs [run_name=x seed=1]"
     )
     assert [row.cost is None for row in checked.rows] == [False, False, False]
@@ -161,7 +161,7 @@ def test_what_follows_is_checked_before_anything_is_trained(folder: Path) -> Non
     ]
     shutil.rmtree(folder / "val")
     problems = one(*FOLDER, "then=[knn]", "task.online_knn=null").problems
-    assert problems[0].startswith("these data hold no images out")
+    assert problems[0].startswith("these data have no held-out images")
     assert problems[0].endswith("[then knn]")
 
 

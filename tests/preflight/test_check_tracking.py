@@ -53,7 +53,7 @@ def test_a_tracking_server_is_asked_once(server: str, monkeypatch: pytest.Monkey
     assert Health.asked == ["/health", "/api/2.0/mlflow/experiments/search"]
     monkeypatch.setattr(Health, "status", 503)
     assert check_sweep(points).problems == [
-        f"tracking.uri={server}/: the server answers 503 Service Unavailable; mend it, or set tracking=none"
+        f"tracking.uri={server}/: the server answers 503 Service Unavailable; repair it, or set tracking=none"
     ]
 
 
@@ -61,13 +61,13 @@ def test_a_tracking_server_that_wants_to_know_who_asks(server: str, monkeypatch:
     """What MLflow's basic-auth app answers; to its /health it answers everybody."""
     mend = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or write ~/.mlflow/credentials"
     monkeypatch.setattr(Health, "status", 401)
-    assert store.unreachable(server) == f"the server wants a password: {mend}"
+    assert store.unreachable(server) == f"the server requires a password: {mend}"
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "ada")
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "wrong")
     assert store.unreachable(server) == f"the server does not know user ada with this password: {mend}"
     monkeypatch.setattr(Health, "status", 403)
     assert store.unreachable(server) == (
-        "the server does not let user ada do this: its administrator must give the permission EDIT"
+        "the server does not allow user ada to do this: its administrator must grant the permission EDIT"
     )
 
 

@@ -126,7 +126,7 @@ def test_nodes_that_sinfo_tells_of() -> None:
     )
     nodes = nodes_of("\n".join(f"gpu|n1|gpu:a100:8|128+|1031000+|2-00:00:00|{state}" for state in states))
     assert nodes[0] == Node("gpu", False, 8, 128, 1_031_000, 2880, True)
-    assert [node.up for node in nodes] == [True] * 5 + [False] * 6
+    assert [node.in_service for node in nodes] == [True] * 5 + [False] * 6
 
 
 @pytest.mark.parametrize(
@@ -162,8 +162,11 @@ def test_what_a_cluster_does_not_grant(options: dict[str, Any], problems: list[s
 
 def test_nodes_out_of_service_time_limits_and_several_partitions() -> None:
     nodes = nodes_of(SINFO.replace("*", "").replace("infinite|idle\nmain|n2", "1:00:00|down*\nshort|n2"))
-    assert [(node.partition, node.minutes, node.up) for node in nodes] == [("main", 60, False), ("short", None, True)]
-    nodes = [replace(nodes[0], up=True), nodes[0], nodes[1]]
+    assert [(node.partition, node.minutes, node.in_service) for node in nodes] == [
+        ("main", 60, False),
+        ("short", None, True),
+    ]
+    nodes = [replace(nodes[0], in_service=True), nodes[0], nodes[1]]
     assert not_granted(asked(nodes=2, timeout_min=90), nodes) == [
         "hydra.launcher.timeout_min=90: partition main allows 60 minutes, lower it",
         "hydra.launcher.nodes=2: partition main has 1 (1 more are out of service), ask for fewer",

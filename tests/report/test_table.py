@@ -153,7 +153,7 @@ def test_many_knn_columns_are_cut_in_markdown_only(store: Store, written: tuple[
     assert "Of k-NN, tables and plots show k = 10, 20; report.csv has every k." in written[1]
     (row,) = rows(store, wanted=(("sweep", "orders"),))  # all equally often: the usual k
     assert [what.name for what in columns([row], few_shot=False)] == ["knn_20_cls", "knn_20_mean"]
-    four = TableRow(row.method, None, None, "", dict(list(row.figures.items())[:4]), published=False)
+    four = TableRow(row.method, None, None, "", dict(list(row.accuracies.items())[:4]), published=False)
     assert len(columns([four], few_shot=False)) == 4
 
 

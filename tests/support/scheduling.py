@@ -11,7 +11,7 @@ TOGETHER = ("tests/cluster", "tests/tracking", "tests/export", "tests/report")
 class ByFile(LoadScopeScheduling):
     """The tests of a file run in one process, since they may share a fixture; those of some folders as well.
 
-    The marker `xdist_group` has no effect here: pytest-xdist 3.8 sets a private attribute that pytest 9.2 does not read.
+    The marker `xdist_group` has no effect: pytest-xdist 3.8 sets a private attribute that pytest 9.2 does not read.
     """
 
     def _split_scope(self, nodeid: str) -> str:

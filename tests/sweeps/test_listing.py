@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from semaim.errors import UserError
-from semaim.sweeps.listing import as_json, ordered, rows, select, table
+from semaim.sweeps.listing import as_json, list_entries, ordered, select, table
 from semaim.sweeps.sweep import Point, Sweep
 
 
@@ -52,7 +52,7 @@ def runs(tmp_path: Path) -> Path:
 
 
 def test_what_is_listed(runs: Path) -> None:
-    listed = {each.path.name: each for each in rows(runs)}
+    listed = {each.path.name: each for each in list_entries(runs)}
     assert sorted(listed) == ["dead", "evaluation", "first", "second", "sweep_orders"]
     states = {name: each.state for name, each in listed.items()}
     assert states == {"dead": "vanished", "evaluation": "finished", "first": "finished", "second": "failed",
@@ -65,7 +65,7 @@ def test_what_is_listed(runs: Path) -> None:
 
 
 def test_the_table(runs: Path) -> None:
-    lines = table(ordered(rows(runs), "age"), runs, 5).splitlines()
+    lines = table(ordered(list_entries(runs), "age"), runs, 5).splitlines()
     assert lines[0].split() == ["STATE", "METRIC", "AGE", "SIZE", "TASK", "CHOICES", "FOLDER"]
     (line,) = [line for line in lines if line.endswith("/first")]
     assert "finished" in line
@@ -93,7 +93,7 @@ def test_the_table(runs: Path) -> None:
     ],
 )
 def test_filters(runs: Path, states, tasks, where, expected: list[str]) -> None:
-    assert sorted(each.path.name for each in select(rows(runs), states, tasks, where)) == expected
+    assert sorted(each.path.name for each in select(list_entries(runs), states, tasks, where)) == expected
 
 
 @pytest.mark.parametrize(
@@ -105,27 +105,27 @@ def test_filters(runs: Path, states, tasks, where, expected: list[str]) -> None:
     ],
 )
 def test_orders(runs: Path, by: str, expected: list[str]) -> None:
-    found = [each.path.name for each in ordered(rows(runs), by)]
+    found = [each.path.name for each in ordered(list_entries(runs), by)]
     assert [name for name in found if name != "sweep_orders"] == expected
-    assert ordered(rows(runs), "size")[0].path.name == "first"
+    assert ordered(list_entries(runs), "size")[0].path.name == "first"
 
 
 def test_conditions_that_make_no_sense(runs: Path) -> None:
     with pytest.raises(UserError, match="--where epochs must be OPTION=VALUE"):
-        select(rows(runs), (), (), ("epochs",))
+        select(list_entries(runs), (), (), ("epochs",))
     with pytest.raises(UserError, match="no run here has an option epoch; choices are data, model, permutation, "):
-        select(rows(runs), (), (), ("epoch=3",))
+        select(list_entries(runs), (), (), ("epoch=3",))
 
 
 def test_nothing_to_list(tmp_path: Path) -> None:
     assert table([], tmp_path, 0) == f"no run or sweep in {tmp_path}"
     assert table([], tmp_path, 3).endswith(f"in {tmp_path} fits these conditions")
     with pytest.raises(UserError, match="is not a folder"):
-        rows(tmp_path / "nowhere")
+        list_entries(tmp_path / "nowhere")
 
 
 def test_for_programs(runs: Path) -> None:
-    found = json.loads(as_json(ordered(rows(runs), "name")))
+    found = json.loads(as_json(ordered(list_entries(runs), "name")))
     assert [each["path"] for each in found] == [str(runs / name) for name in
                                                ("dead", "evaluation", "first", "second", "sweep_orders")]  # fmt: skip
     assert found[1]["metric"] == "knn_10_mean"

@@ -24,7 +24,7 @@ from semaim.evaluation.features import Features
 from semaim.models.heads import LinearHeads
 from semaim.models.vit import encode
 from semaim.tasks import fewshot
-from semaim.tasks.fewshot import FeatureRows, as_it_is, rows_of, stacked
+from semaim.tasks.fewshot import FeatureRows, identity, rows_of, stacked
 from support.commands import journal, status
 from support.in_process import composed, go, run
 from support.probing import ENCODER
@@ -115,7 +115,7 @@ def test_the_loader_reads_features_as_images() -> None:
     assert torch.equal(rows.read(3), torch.tensor([[6.0, 7.0], [106.0, 107.0]], dtype=rows.read(3).dtype))
     assert [rows.label(i) for i in range(5)] == [0, 1, 0, 2, 1]
     assert rows.name(4) == "few-shot image 4"
-    batch = collate([(as_it_is(rows.read(i)), rows.label(i), i, i, []) for i in (4, 1)])
+    batch = collate([(identity(rows.read(i)), rows.label(i), i, i, []) for i in (4, 1)])
     assert torch.equal(batch.images_BCHW, features_MKD[[4, 1]])
     assert batch.labels_B.tolist() == [1, 1]
 
@@ -301,7 +301,7 @@ def test_an_encoder_that_went_on_gets_heads_of_its_own(pretrained: Path, tmp_pat
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("task.shots=[1,200]",), r"200 images per class asked for, but class \d has 1\d\d: lower task\.shots"),
+        (("task.shots=[1,200]",), r"200 images per class requested, but class \d has 1\d\d: lower task\.shots"),
         (("task.shots=[]",), r"task\.shots=\[\]"),
         (("task.shots=[0,1]",), r"task\.shots=\[0, 1\] .*must be positive"),
         (("task.repeats=0",), r"task\.repeats=0 must be positive"),

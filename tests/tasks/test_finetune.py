@@ -48,7 +48,7 @@ def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def tuned(tmp_path_factory: pytest.TempPathFactory, pretrained: Path) -> Path:
     """Run folder of a fine-tuning of four epochs, of which all but the second are made to measure worse."""
-    whole, measured = FineTuning._answers, []
+    whole, measured = FineTuning._predictions, []
 
     def best_at_the_second(self: FineTuning, model: Any, run: Any) -> Predictions:
         answers = whole(self, model, run)
@@ -249,7 +249,7 @@ def test_a_fine_tuned_run_is_not_fine_tuned_again(tuned: Path, tmp_path: Path) -
         (("task.mixup=-0.1",), r"task\.mixup=-0\.1 .*not be negative"),
         (("task.cutmix=-1.0",), r"task\.cutmix=-1\.0 .*not be negative"),
         (("task.label_smoothing=1.0",), r"task\.label_smoothing=1\.0 .*below 1"),
-        (("task.drop_path=1.0",), r"task\.drop_path=1\.0 be shares below 1"),
+        (("task.drop_path=1.0",), r"task\.drop_path=1\.0 must be shares below 1"),
         (("task.evaluate_every_epochs=0",), r"task\.evaluate_every_epochs=0 must be a positive"),
         (("task.pool=max",), r"task\.pool=max is unknown"),
         (("data.image_size=64",), r"is for images of 32x32, the data are of 64x64"),

@@ -138,7 +138,7 @@ def test_another_checkpoint_under_the_same_name_is_refused(pretrained: Path, tmp
         (("task.features=[cls,cls]",), r"task\.features=\['cls', 'cls'\] must name"),
         (("task.base_lrs=[]",), r"task\.base_lrs=\[\] must be positive"),
         (("task.base_lrs=[0.1,0.0]",), r"task\.base_lrs=\[0\.1, 0\.0\] must be positive"),
-        (("trainer.clip_grad=1.0",), r"trainer\.clip_grad would let the heads disturb each other"),
+        (("trainer.clip_grad=1.0",), r"trainer\.clip_grad would couple the heads' gradients"),
         (("task.base_lrs=[0.1,0.2]", "task.holdout=1.0"), r"held-out share of 1\.0"),
         (("trainer.batch_size=4", "trainer.accumulate=4"), r"needs two images per process"),
         (("trainer.batch_size=1438",), r"trainer\.batch_size=1438"),

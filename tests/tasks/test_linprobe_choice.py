@@ -46,7 +46,7 @@ def test_images_that_the_choice_is_made_on_are_not_trained_on(
     go(tmp_path, *PROBE, *options, f"checkpoint={pretrained}")
     (task,) = tasks
     images: Any = task.training.images
-    held: Any = task.chosen_on
+    held: Any = task.selection_images
     train = {images.name(i) for i in trained_on}
     choice = {held.name(i) for i in range(len(held))}
     everything = {task.labelled.name(i) for i in range(1437)}
@@ -76,7 +76,7 @@ def crafted(right: dict[str, dict[str, int]]) -> Callable[..., dict[str, Predict
 
     def answers(self: LinearProbe, images: Any, _: Run) -> dict[str, Predictions]:
         labels_M = torch.tensor([images.label(i) for i in range(len(images))])
-        counts = right["choice" if images is self.chosen_on else "test"]
+        counts = right["choice" if images is self.selection_images else "test"]
         predicted = {name: torch.where(torch.arange(len(labels_M)) < counts[name], labels_M, (labels_M + 1) % 10)
                      for name in self.head_names}  # fmt: skip
         return {name: Predictions(predicted[name], labels_M, self.classes) for name in self.head_names}
@@ -92,7 +92,7 @@ def test_the_choice_is_made_on_held_out_training_images(
         "choice": {"cls_lr0.1": 50, "cls_lr0.3": 90, "cls_lr1": 70, "mean_lr0.1": 33, "mean_lr0.3": 22, "mean_lr1": 11},
         "test": {"cls_lr0.1": 300, "cls_lr0.3": 36, "cls_lr1": 330, "mean_lr0.1": 72, "mean_lr0.3": 360, "mean_lr1": 9},
     }
-    monkeypatch.setattr(LinearProbe, "_answers", crafted(right))
+    monkeypatch.setattr(LinearProbe, "_predictions", crafted(right))
     options = ("task.base_lrs=[0.1,0.3,1.0]", "trainer.max_steps=1", "run_name=sweep")
     folder = go(tmp_path, *PROBE, *options, f"checkpoint={pretrained}")
     assert status(folder)["result"] == {

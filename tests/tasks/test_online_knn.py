@@ -85,7 +85,7 @@ def test_processes_measure_what_one_measures(run, encoder, monkeypatch):
 def test_data_without_labels_or_held_out_images_are_refused(run, splits, encoder):
     for unfit, message in (
         (Splits(splits.train, None, None, []), "these data have no labels"),
-        (Splits(splits.train, splits.train, None, ["a"]), "these data hold no images out"),
+        (Splits(splits.train, splits.train, None, ["a"]), "these data have no held-out images"),
     ):
         with pytest.raises(UserError, match=message):
             OnlineKNN([1], 8, None, None).accuracy(encoder, image_data(unfit), run)

@@ -137,7 +137,7 @@ def test_a_run_does_not_continue_with_another_teacher(tmp_path: Path) -> None:
     before = weights(folder)["task"]["teacher"]["checksum"]
     write(file, network(tiny_dino, 1).state_dict())
     with pytest.raises(
-        UserError, match=rf"begun with another teacher: tiny_dino.here \({file}, checksum {before[:12]}\)"
+        UserError, match=rf"started with another teacher: tiny_dino.here \({file}, checksum {before[:12]}\)"
     ):
         run(tmp_path, *options, "trainer.max_steps=2")
     assert sorted(losses(folder)) == [1]
@@ -191,7 +191,7 @@ def test_two_processes_give_the_losses_of_one(tmp_path: Path) -> None:
         (("target.patch_size=8",), "the model has patches of 4 pixels, the target of 8: change data.patch_size"),
         (("model.image_size=64",), "the model is for images of 64x64, the data are of 32x32: change data.image_size"),
         (("target=dino", "target.weights=/nowhere/dino.pth"), "target.weights=/nowhere/dino.pth does not exist"),
-        (("target=dino", "target.model=nonsense"), "target.model=nonsense is not a vision transformer of timm's"),
+        (("target=dino", "target.model=nonsense"), "target.model=nonsense is not a vision transformer of timm"),
     ],
 )
 def test_a_mistake_is_told_before_anything_is_written(tmp_path: Path, options: tuple[str, ...], message: str) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from semaim.tasks.visualize import what_differs
+from semaim.tasks.visualize import short_names
 from support import teaching  # noqa: F401 - registers the small teachers
 from support.commands import status
 from support.in_process import go, run, run_here
@@ -67,11 +67,11 @@ def test_checkpoints_side_by_side_show_their_own_order(home: Path) -> None:
     assert {"reconstruction_1.png", "reconstruction_2.png", "film_1.gif", "film_2.gif"} < set(files)
     assert size(files["orders.png"])[0] == pytest.approx((7 * 1.5 + 0.2) * 150, abs=2), "an image, and three of each"
     assert {name.split("/")[0] for name in result if "/" in name} == {"raster", "attention_center"}
-    assert what_differs(["runs/run_raster_pixels", "runs/run_attention_center_pixels"]) == [
+    assert short_names(["runs/run_raster_pixels", "runs/run_attention_center_pixels"]) == [
         "raster",
         "attention_center",
     ]
-    assert what_differs(["runs/a", "runs/a"]) == ["a", "a"]
+    assert short_names(["runs/a", "runs/a"]) == ["a", "a"]
 
 
 def test_many_images_fill_pages(home: Path) -> None:

@@ -107,13 +107,13 @@ def test_server_away_in_the_middle_of_a_run(
     with started(tmp_path, *SMALL_ANYHOW, *PACED, *options, f"trainer.max_steps={steps}") as process:
         wait_for(lambda: delivery_state(run_folder)["sent"] > 5000, "a delivery of metrics")
         server.stop() if how == "killed" else os.killpg(server.process.pid, signal.SIGSTOP)
-        wait_for(lambda: log_says("does not take the metrics"), "the run to notice")
+        wait_for(lambda: log_says("does not accept the metrics"), "the run to notice")
         sent, last = delivery_state(run_folder)["sent"], max(losses(run_folder))
         wait_for(lambda: last + 40 in losses(run_folder), "ten seconds of training")
         assert delivery_state(run_folder)["sent"] == sent
         if how == "killed":
             server.start()
-            wait_for(lambda: log_says("answers again"), "the run to deliver again")
+            wait_for(lambda: log_says("is reachable again"), "the run to deliver again")
             assert delivery_state(run_folder)["sent"] > sent
         pace.unlink()
         wait_for(lambda: steps in losses(run_folder), "the last step")

@@ -122,7 +122,7 @@ def test_runs_without_tracking_are_sent_later_under_their_sweep(uri: str, tmp_pa
 def test_a_name_that_the_server_does_not_go_by(server: Server, tmp_path: Path) -> None:
     (run_folder,) = run_folders(tmp_path, ["run"], None)
     name = f"127.0.0.1:{server.port}"
-    why = f"the server does not go by the name {name}: start it with --allowed-hosts {name}, or use its own name"
+    why = f"the server rejects the host name {name}: start it with --allowed-hosts {name}, or use its own name"
     assert unreachable(server.uri) == why
     tracking = MLflow(server.uri, "refused", flush_seconds=1, system_metrics_seconds=0)
     with pytest.raises(UserError) as refused:
@@ -130,4 +130,4 @@ def test_a_name_that_the_server_does_not_go_by(server: Server, tmp_path: Path) -
     assert str(refused.value) == f"tracking.uri={server.uri}: {why}; or set tracking=none"
     done = run(tmp_path, "run", launcher=SYNC)
     assert done.returncode == 2
-    assert done.stdout == f"error: MLflow at {server.uri} does not take the metrics of run: {why}\n"
+    assert done.stdout == f"error: MLflow at {server.uri} does not accept the metrics of run: {why}\n"

@@ -136,7 +136,7 @@ def test_settings_that_the_optimizer_does_not_take_are_named():
     for wrong, reason in (({"betas": (0.9, 1.5)}, "beta"), ({"momentum": 0.9}, "momentum")):
         optimizer = partial(torch.optim.AdamW, **wrong)
         optimization = Optimization(optimizer, parameter_groups, base_lr=2e-4, min_lr=0.0, weight_decay=0.05)
-        with pytest.raises(UserError, match=rf"does not take optimizer\.optimizer as it is set: .*{reason}"):
+        with pytest.raises(UserError, match=rf"rejects its settings in optimizer\.optimizer: .*{reason}"):
             optimization.build(nn.Linear(2, 2))
 
 

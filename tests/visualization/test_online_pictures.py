@@ -15,7 +15,7 @@ from PIL import Image
 
 from semaim import load_model
 from semaim.data.object_patches import object_patches
-from semaim.data.samples import chosen
+from semaim.data.samples import sample_indices
 from semaim.data.sources import digits
 from semaim.data.transforms import evaluation
 from semaim.evaluation.order_metrics import agreement, entropy, peak_from_centre
@@ -70,7 +70,7 @@ def test_numbers_are_those_of_the_model_of_that_step(looked: Path, step: int) ->
     seen = stored(looked, step)
     held_out = digits().val
     assert held_out is not None
-    indices = chosen(360, 20)
+    indices = sample_indices(360, 20)
     assert len({held_out.label(i) for i in indices}) > 5, "of many classes"
     assert seen["image"].tolist() == [f"digits/val[{i}]" for i in indices]
     transform = evaluation(32, 1.0, (0.3, 0.3, 0.3), (0.36, 0.36, 0.36))
@@ -138,9 +138,9 @@ def test_a_random_order_agrees_with_nothing_and_a_fixed_one_with_itself(tmp_path
 
 
 def test_images_are_always_the_same_random_ones() -> None:
-    assert chosen(10, 20) == list(range(10))
-    some = chosen(400, 40)
-    assert some == sorted(set(some)) == chosen(400, 40)
+    assert sample_indices(10, 20) == list(range(10))
+    some = sample_indices(400, 40)
+    assert some == sorted(set(some)) == sample_indices(400, 40)
     assert len(some) == 40
     assert max(some) < 400
     assert len({i % 10 for i in some}) == 10, "also where ten classes take turns"

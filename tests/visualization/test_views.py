@@ -18,9 +18,9 @@ from semaim.permutations import Attention, AttentionCenter, Raster, Stochastic, 
 from semaim.semantics import SemanticMap, semantic_map
 from semaim.targets import EncoderFeatures, Pixels, patchify
 from semaim.visualization import figures, plotting
-from semaim.visualization.figures import Seen
+from semaim.visualization.figures import ModelView
 from semaim.visualization.plotting import Panel, grid_figure
-from semaim.visualization.views import Colours, Maps, Prediction, Viewer, appearing, predict, unpatchify
+from semaim.visualization.views import Colours, Maps, Prediction, Viewer, predict, reveal, unpatchify
 
 GREY = Colours((0.5, 0.4, 0.3), (0.25, 0.2, 0.1))
 ORDERS = {"raster": Raster(), "stochastic": Stochastic(), "attention": Attention(), "closest": AttentionCenter()}
@@ -55,7 +55,7 @@ def test_what_a_viewer_sees_is_what_the_model_computes(
     tiny_model: Callable[..., AIM], images: Callable[..., Tensor]
 ) -> None:
     model, images_BCHW = tiny_model().eval(), images(3)
-    view = viewer(model).look(images_BCHW, seed=5, predict_order="attention")
+    view = viewer(model).view(images_BCHW, seed=5, predict_order="attention")
     with torch.no_grad():
         tokens_BND, attention_BL = model.encode_with_attention(images_BCHW)
         map_BL = semantic_map(tokens_BND, "cls")
@@ -68,10 +68,10 @@ def test_what_a_viewer_sees_is_what_the_model_computes(
     assert view.prediction is not None
     target = Pixels(4)
     assert torch.equal(view.prediction.error_BL, target.loss(prediction_BLP, target(images_BCHW)))
-    again = viewer(model).look(images_BCHW, seed=5, predict_order=None)
+    again = viewer(model).view(images_BCHW, seed=5, predict_order=None)
     assert again.prediction is None
     assert torch.equal(again.orders["stochastic"], view.orders["stochastic"])
-    other = viewer(model).look(images_BCHW, seed=6, predict_order=None)
+    other = viewer(model).view(images_BCHW, seed=6, predict_order=None)
     assert not torch.equal(other.orders["stochastic"], view.orders["stochastic"])
     assert torch.equal(other.orders["attention"], view.orders["attention"])
     some = view.of(slice(0, 3, 2))
@@ -109,7 +109,7 @@ def test_a_perfect_prediction_looks_like_the_blurred_image(images: Callable[...,
 def test_features_have_an_error_and_no_picture(tiny_model: Callable[..., AIM], images: Callable[..., Tensor]) -> None:
     model, images_BCHW = tiny_model(out_channels=32).eval(), images()
     target = EncoderFeatures("online", 32)
-    view = viewer(model, target=target).look(images_BCHW, 0, "raster")
+    view = viewer(model, target=target).view(images_BCHW, 0, "raster")
     assert view.prediction is not None
     assert view.prediction.predicted_BCHW is None
     with torch.no_grad():
@@ -122,10 +122,10 @@ def test_images_appear_in_their_order() -> None:
     images_BCHW = torch.arange(1.0, 17).view(1, 1, 4, 4)
     order_BL = torch.tensor([[2, 0, 3, 1]])  # of four patches of 2 x 2
     assert ranks(order_BL).tolist() == [[1, 3, 0, 2]]
-    assert torch.equal(appearing(images_BCHW, order_BL, 2, 0), torch.zeros(1, 1, 4, 4))
+    assert torch.equal(reveal(images_BCHW, order_BL, 2, 0), torch.zeros(1, 1, 4, 4))
     two = torch.tensor([[1, 2, 0, 0], [5, 6, 0, 0], [9, 10, 0, 0], [13, 14, 0, 0]]).float()
-    assert torch.equal(appearing(images_BCHW, order_BL, 2, 2)[0, 0], two)
-    assert torch.equal(appearing(images_BCHW, order_BL, 2, 4), images_BCHW)
+    assert torch.equal(reveal(images_BCHW, order_BL, 2, 2)[0, 0], two)
+    assert torch.equal(reveal(images_BCHW, order_BL, 2, 4), images_BCHW)
 
 
 def drawn(figure: object) -> list[np.ndarray]:
@@ -159,8 +159,8 @@ def test_first_is_warm_and_each_picture_has_its_scale() -> None:
 def test_the_figure_of_the_paper_has_a_row_per_image_and_a_heading_per_model() -> None:
     maps = Maps(torch.tensor([[1.0, 2, 3, 4]]), torch.tensor([[4.0, 3, 2, 1]]))
     order_BL = torch.tensor([[1, 0, 3, 2]])
-    one = Seen("first", maps, {"raster": torch.arange(4)[None], "own": order_BL}, (2, 2))
-    two = Seen("second", maps, {"own": order_BL}, (2, 2))
+    one = ModelView("first", maps, {"raster": torch.arange(4)[None], "own": order_BL}, (2, 2))
+    two = ModelView("second", maps, {"own": order_BL}, (2, 2))
     figure = figures.orders_figure(torch.zeros(1, 4, 4, 3), [one, two], "viridis")
     titles = [place.get_title() for place in figure.axes[:8]]
     assert titles == ["image", "self-attention", "similarity", "raster", "own", "self-attention", "similarity", "own"]
@@ -169,7 +169,7 @@ def test_the_figure_of_the_paper_has_a_row_per_image_and_a_heading_per_model() -
     assert shown[2].tolist() == [[4, 3], [2, 1]]
     assert shown[4].tolist() == [[-1, 0], [-3, -2]]
     assert {"first", "second"} <= {text.get_text() for text in figure.texts}
-    by_attention = Seen("third", Maps(maps.attention_BL, maps.attention_BL), {"own": order_BL}, (2, 2))
+    by_attention = ModelView("third", Maps(maps.attention_BL, maps.attention_BL), {"own": order_BL}, (2, 2))
     figure = figures.orders_figure(torch.zeros(1, 4, 4, 3), [by_attention, two], "viridis")
     titles = [place.get_title() for place in figure.axes[:6]]
     assert titles == ["image", "self-attention", "own", "self-attention", "similarity", "own"]
@@ -179,7 +179,7 @@ def test_film_goes_from_nothing_to_everything() -> None:
     images_BCHW = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     order_BL = torch.tensor([[3, 2, 1, 0], [0, 1, 2, 3]])
     prediction = Prediction(order_BL, torch.zeros(2, 4), images_BCHW, -images_BCHW)
-    frames = figures.film(images_BCHW, prediction, 4, Colours((0.0,) * 3, (1.0,) * 3))
+    frames = figures.film_frames(images_BCHW, prediction, 4, Colours((0.0,) * 3, (1.0,) * 3))
     assert len(frames) == 5
     assert frames[0].shape == (2, 8, 16, 3)
     assert not frames[0].any()

@@ -1,1 +1,1 @@
-"""Weights in files: our own checkpoints, and encoders of other projects."""
+"""Weights in files: checkpoints of semaim, and encoders of other projects."""

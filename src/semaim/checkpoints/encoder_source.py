@@ -1,4 +1,4 @@
-"""Which encoder is evaluated: of a run, a file, a folder, MLflow or timm, or a random one."""
+"""The encoder to evaluate, from a run, file, folder, MLflow or timm, or with random weights."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from semaim.checkpoints import timm_models
-from semaim.checkpoints.foreign import SET_BY_USE, is_vision_transformer
+from semaim.checkpoints.foreign import USAGE_ARGS, is_vision_transformer
 from semaim.checkpoints.formats import Normalisation
 from semaim.checkpoints.origin import Origin
 from semaim.checkpoints.stored_encoder import StoredEncoder
@@ -25,13 +25,13 @@ from semaim.models.vit import Pool, resample_positions, vit_of, weights_checksum
 
 log = logging.getLogger(__name__)
 TIMM, MLFLOW, RANDOM = "timm:", "mlflow:", "random"
-# What timm builds from a configuration elsewhere, which may not be there when it is built again.
-CONFIGURED = {timm_models.LOCAL: load_model_config_from_path, "hf-hub:": load_model_config_from_hf}
-HEAD_STD = 2e-5  # of a fine-tuned head at the start; MAE (arXiv 2111.06377), code of its appendix A.1
+# Model names whose configuration timm reads from elsewhere; it may be unavailable when the model is rebuilt.
+CONFIG_LOADERS = {timm_models.LOCAL: load_model_config_from_path, "hf-hub:": load_model_config_from_hf}
+HEAD_STD = 2e-5  # of the initial head weights in fine-tuning; MAE (arXiv 2111.06377), code of its appendix A.1
 
 
 class Tracking(Protocol):
-    """What knows the folders of tracked runs, and how to compare them."""
+    """Interface of tracking: folders of tracked runs, and the command that compares them."""
 
     def run_folder(self, run_id: str) -> Path: ...
 
@@ -39,7 +39,7 @@ class Tracking(Protocol):
 
 
 class Target(Protocol):
-    """What knows how many channels a model predicts."""
+    """Interface of a target: the number of channels that a model predicts."""
 
     @property
     def channels(self) -> int: ...
@@ -49,21 +49,21 @@ class EncoderSource:
     """The encoder to evaluate.
 
     Args:
-        checkpoint: a run folder, a folder of checkpoints, a checkpoint file (ours, one of SemAIM's or SAIM's code, or
-            one of the families in `checkpoints.formats`), a folder of timm's or transformers', `mlflow:<run id>`,
+        checkpoint: a run folder, a folder of checkpoints, a checkpoint file (of semaim, of SemAIM's or SAIM's code, or
+            of one of the families in `checkpoints.formats`), a folder of timm or transformers, `mlflow:<run id>`,
             `timm:<name>` (pretrained weights from the hub), or `random` (a new `model`).
-        model: makes the model that `random` means, given the target's channels.
-        target: of the pretraining that `random` stands before: with the same seed, it is that encoder.
-        tracking: where `mlflow:<run id>` is looked up.
-        ema: take the moving average of the weights instead of the weights.
-        num_heads: attention heads of a file that does not tell them, if not the usual number for its width.
-        architecture: a model of timm's with the parts of another project's file, where its weights do not tell them.
-        interpolate: resample position embeddings to the size of the data's images, if it is another.
-        image_size: of the data.
+        model: builds the model for `random`, given the target's channels.
+        target: target of the pretraining; with the same seed, `random` is the initial encoder of that pretraining.
+        tracking: resolves `mlflow:<run id>`.
+        ema: use the moving average of the weights instead of the weights.
+        num_heads: attention heads, if the file does not contain them and they are not the default for its width.
+        architecture: timm model with the architecture of another project's file, if its weights do not determine it.
+        interpolate: resample position embeddings to the data's image size, if it differs.
+        image_size: image size of the data.
         mean, std: colour normalisation of the data; null if their transform has none.
 
     Raises:
-        UserError: if no checkpoint is named, or an option does not go with it.
+        UserError: if no checkpoint is given, or an option does not apply to it.
     """
 
     def __init__(
@@ -82,14 +82,16 @@ class EncoderSource:
     ) -> None:
         if checkpoint is None:
             raise UserError(
-                "an evaluation needs a checkpoint: say which with checkpoint=runs/<name> (or a file, mlflow:<run id>, "
+                "an evaluation needs a checkpoint: set checkpoint=runs/<name> (or a file, mlflow:<run id>, "
                 "timm:<name>, or random for comparison)"
             )
-        self.in_a_file = checkpoint != RANDOM and not checkpoint.startswith(TIMM)
-        if ema and not self.in_a_file:
+        self.from_file = checkpoint != RANDOM and not checkpoint.startswith(TIMM)
+        if ema and not self.from_file:
             raise UserError(f"task.source.ema=true, but checkpoint={checkpoint} has no moving average")
-        if architecture is not None and not self.in_a_file:
-            raise UserError(f"task.source.architecture={architecture}, but checkpoint={checkpoint} says what it is")
+        if architecture is not None and not self.from_file:
+            raise UserError(
+                f"task.source.architecture={architecture}, but checkpoint={checkpoint} defines its architecture"
+            )
         self.checkpoint = checkpoint
         self.model = model
         self.target = target
@@ -102,21 +104,21 @@ class EncoderSource:
         self.data_normalisation = None if mean is None or std is None else (tuple(mean), tuple(std))
 
     def encoder(self) -> VisionTransformer:
-        """The encoder, whose head (if it has one) is of no account, in eval mode."""
-        return self._fitted(self._vit(0, "cls", 0.0)).eval()
+        """The encoder in eval mode; a head, if present, is not used."""
+        return self._adapted(self._vit(0, "cls", 0.0)).eval()
 
     def classifier(self, num_classes: int, pool: Pool, drop_path: float) -> VisionTransformer:
         """The encoder with a new linear head, for fine-tuning."""
-        vit = self._fitted(self._vit(num_classes, pool, drop_path))
+        vit = self._adapted(self._vit(num_classes, pool, drop_path))
         nn.init.trunc_normal_(vit.head.weight, std=HEAD_STD)
         nn.init.zeros_(vit.head.bias)
         return vit
 
     def trained_classifier(self, num_classes: int) -> VisionTransformer:
-        """The encoder with the head that was trained for it, in eval mode.
+        """The encoder with its trained head, in eval mode.
 
         Raises:
-            UserError: if the checkpoint has no trained head, or one for another number of classes.
+            UserError: if the checkpoint has no trained head, or the number of classes differs.
         """
         stored = self._stored
         if stored is None or stored.num_classes == 0:
@@ -129,35 +131,35 @@ class EncoderSource:
                 f"checkpoint={self.checkpoint} was fine-tuned for {stored.num_classes} classes, the data have "
                 f"{num_classes}: choose the data it was fine-tuned on (data=...)"
             )
-        return self._fitted(stored.trained_classifier()).eval()
+        return self._adapted(stored.trained_classifier()).eval()
 
     def _vit(self, num_classes: int, pool: Pool, drop_path: float) -> VisionTransformer:
-        """The encoder, with a new head for any classes."""
+        """The encoder, with a new head unless `num_classes` is 0."""
         if self.checkpoint == RANDOM:
             return vit_of(self.model(out_channels=self.target.channels), num_classes, pool, drop_path)
         if self._stored is None:
             return self._from_timm(num_classes, pool, drop_path)
         return self._stored.classifier(num_classes, pool, drop_path) if num_classes else self._stored.encoder()
 
-    def _fitted(self, vit: VisionTransformer) -> VisionTransformer:
-        """The encoder for images of the data's size, if that is asked for; says what they should be like."""
+    def _adapted(self, vit: VisionTransformer) -> VisionTransformer:
+        """Resample positions to the data's image size if `interpolate`; warn if the normalisation differs."""
         if self.interpolate and pair(vit.patch_embed.img_size) != self.image_size:
             h, w = pair(vit.patch_embed.img_size)
             resample_positions(vit, self.image_size)
             log.info("positions of %dx%d pixels are resampled to %dx%d", h, w, *self.image_size)
-        theirs, ours = self._normalisation(vit), self.data_normalisation
-        if ours is not None and theirs is not None and theirs != ours:
-            mean, std = (f"[{','.join(f'{value:.6g}' for value in values)}]" for values in theirs)
-            log.warning("%s was made for images normalised otherwise than these data's: data.train_transform.mean=%s "
+        expected, actual = self._normalisation(vit), self.data_normalisation
+        if actual is not None and expected is not None and expected != actual:
+            mean, std = (f"[{','.join(f'{value:.6g}' for value in values)}]" for values in expected)
+            log.warning("%s expects another colour normalisation than that of these data: data.train_transform.mean=%s "
                         "data.train_transform.std=%s", self.checkpoint, mean, std)  # fmt: skip
         return vit
 
     def _normalisation(self, vit: VisionTransformer) -> Normalisation | None:
-        """That of the images an encoder was made for, if it is known."""
+        """Colour normalisation the encoder was trained with, if known."""
         if self._stored is not None:
             return self._stored.normalisation
-        card = getattr(vit, "pretrained_cfg", None)
-        return None if card is None else (tuple(card["mean"]), tuple(card["std"]))
+        config = getattr(vit, "pretrained_cfg", None)
+        return None if config is None else (tuple(config["mean"]), tuple(config["std"]))
 
     def _from_timm(self, num_classes: int, pool: Pool, drop_path: float) -> VisionTransformer:
         name = self.checkpoint.removeprefix(TIMM)
@@ -166,11 +168,11 @@ class EncoderSource:
             settings |= {"global_pool": "token" if pool == "cls" else "avg", "drop_path_rate": drop_path}
         try:
             vit = timm_models.create(name, True, num_classes=0, **settings)
-        except timm_models.Absent as said:
+        except timm_models.ModelUnavailable as error:
             raise UserError(
-                f"checkpoint={self.checkpoint}: timm cannot give this model ({said}). Is it one of "
+                f"checkpoint={self.checkpoint}: timm cannot load this model ({error}). Is it one of "
                 f"timm.list_models(pretrained=True), and is there a network (or timm:local-dir:/path)?"
-            ) from said
+            ) from error
         if not is_vision_transformer(vit):
             raise UserError(f"checkpoint={self.checkpoint} is not a vision transformer, which semaim evaluates")
         if num_classes:
@@ -180,8 +182,8 @@ class EncoderSource:
 
     @cached_property
     def _stored(self) -> StoredEncoder | None:
-        """The encoder in a file or folder; None for those that come from neither."""
-        if not self.in_a_file:
+        """The encoder in a file or folder; None for `random` and `timm:`."""
+        if not self.from_file:
             return None
         if self.checkpoint.startswith(MLFLOW):
             path = self.tracking.run_folder(self.checkpoint.removeprefix(MLFLOW))
@@ -193,30 +195,30 @@ class EncoderSource:
         return read_checkpoint(path)
 
     def origin(self, seed: int, choices: dict[str, str]) -> Origin:
-        """What is known of the encoder's pretraining.
+        """Origin of the encoder, as far as it is known.
 
         Args:
-            seed: of this run, which a random encoder is made with.
-            choices: of this run's configuration, one of which is a random encoder's model.
+            seed: seed of this run; also that of a random encoder.
+            choices: group choices of this run; they include the model of a random encoder.
         """
         if self.checkpoint == RANDOM:
-            made = {"run": RANDOM, "seed": str(seed), "model": choices.get("model", "")}
-            tags = {f"pretrained.{key}": value for key, value in made.items() if value}
+            values = {"run": RANDOM, "seed": str(seed), "model": choices.get("model", "")}
+            tags = {f"pretrained.{key}": value for key, value in values.items() if value}
             return Origin(tags, {"pretrained/epochs": 0.0, "pretrained/images_seen": 0.0})
         known = None if self._stored is None else self._stored.origin
         return known or Origin({"pretrained.run": self.checkpoint})
 
 
 def _sizes_of(name: str, vit: VisionTransformer) -> dict[str, Any]:
-    """What builds a model of timm's again, also when the folder or the network that told its sizes is away."""
-    read = next((read for start, read in CONFIGURED.items() if name.startswith(start)), None)
-    if read is None:
+    """Sizes for `build_vit` that rebuild a timm model, even if its folder or the network is unavailable."""
+    load_config = next((load for prefix, load in CONFIG_LOADERS.items() if name.startswith(prefix)), None)
+    if load_config is None:
         return {"timm": name}
-    _, architecture, args = read(name.split(":", 1)[1])
-    plain = {key: value for key, value in args.items() if key not in SET_BY_USE}
-    return {"timm": architecture, "args": plain | {"img_size": list(pair(vit.patch_embed.img_size))}}
+    _, architecture, args = load_config(name.split(":", 1)[1])
+    model_args = {key: value for key, value in args.items() if key not in USAGE_ARGS}
+    return {"timm": architecture, "args": model_args | {"img_size": list(pair(vit.patch_embed.img_size))}}
 
 
 def fingerprint(encoder: VisionTransformer) -> str:
-    """Checksum of an encoder's shape and weights: the same for the same encoder, whatever file it came from."""
+    """Checksum of an encoder's architecture and weights, independent of the file format."""
     return weights_checksum(encoder, f"{encoder.architecture}{encoder}")

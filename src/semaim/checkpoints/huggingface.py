@@ -1,6 +1,6 @@
-"""The plain vision transformer as Hugging Face's transformers writes it: names of weights both ways, and its settings.
+"""The plain vision transformer in the format of Hugging Face's transformers: weight names and configuration.
 
-Its attention has three projections where timm's has one for queries, keys and values together (qkv).
+Its attention has separate projections for queries, keys and values; timm's has a joint one (qkv).
 
 Shapes: D width.
 """
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from semaim.models.layers import LAYER_NORM_EPS
 
-# Beginnings of names: timm's, and those of transformers' ViTModel in files (its own modules are renamed on loading).
+# Name prefixes: timm's, and those of transformers' ViTModel in files (transformers renames its modules on loading).
 STEM = {
     "cls_token": "embeddings.cls_token",
     "pos_embed": "embeddings.position_embeddings",
@@ -32,7 +32,7 @@ BLOCK = {
 }
 QKV = "attn.qkv."
 PROJECTIONS = tuple(f"attention.attention.{name}." for name in ("query", "key", "value"))
-TRUNK, HEAD = "vit.", "classifier."  # of the model with a classifier
+TRUNK, HEAD = "vit.", "classifier."  # prefixes in the model with a classifier
 
 
 def _renamed(name: str, names: Mapping[str, str]) -> str | None:
@@ -40,19 +40,19 @@ def _renamed(name: str, names: Mapping[str, str]) -> str | None:
 
 
 def to_huggingface(weights: Mapping[str, Tensor], classifier: bool) -> dict[str, Tensor]:
-    """Weights by timm's names as those of `ViTModel`, or of `ViTForImageClassification`.
+    """Convert weights from timm's names to those of `ViTModel`, or of `ViTForImageClassification`.
 
     Raises:
         ValueError: for a weight that these models do not have.
     """
-    theirs: dict[str, Tensor] = {}
+    converted: dict[str, Tensor] = {}
     for name, value in weights.items():
         trunk = TRUNK if classifier else ""
         if block := re.fullmatch(r"blocks\.(\d+)\.(.+)", name):
             prefix, rest = f"{trunk}encoder.layer.{block[1]}.", block[2]
             if rest.startswith(QKV):
                 parts = value.chunk(3)
-                theirs |= {prefix + p + rest.removeprefix(QKV): x for p, x in zip(PROJECTIONS, parts, strict=True)}
+                converted |= {prefix + p + rest.removeprefix(QKV): x for p, x in zip(PROJECTIONS, parts, strict=True)}
                 continue
             new = _renamed(rest, BLOCK)
         elif classifier and name.startswith("head."):
@@ -61,36 +61,36 @@ def to_huggingface(weights: Mapping[str, Tensor], classifier: bool) -> dict[str,
             prefix, new = trunk, _renamed(name, STEM)
         if new is None:
             raise ValueError(f"transformers' ViT has no weight {name}")
-        theirs[prefix + new] = value
-    return theirs
+        converted[prefix + new] = value
+    return converted
 
 
 def from_huggingface(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Undo of `to_huggingface`, of names without the trunk's prefix; weights of other names keep theirs."""
-    stem, inside = ({new: old for old, new in names.items()} for names in (STEM, BLOCK))
-    ours: dict[str, Tensor] = {}
+    """Inverse of `to_huggingface`, for names without the trunk's prefix; other names are unchanged."""
+    stem, block_names = ({new: old for old, new in names.items()} for names in (STEM, BLOCK))
+    converted: dict[str, Tensor] = {}
     for name, value in weights.items():
         if block := re.fullmatch(r"encoder\.layer\.(\d+)\.(.+)", name):
             prefix, rest = f"blocks.{block[1]}.", block[2]
             if rest.startswith(PROJECTIONS[0]):
-                which = rest.removeprefix(PROJECTIONS[0])
+                parameter = rest.removeprefix(PROJECTIONS[0])
                 layer = name.removesuffix(rest)
-                ours[prefix + QKV + which] = torch.cat([weights[layer + p + which] for p in PROJECTIONS])
+                converted[prefix + QKV + parameter] = torch.cat([weights[layer + p + parameter] for p in PROJECTIONS])
             elif not rest.startswith(PROJECTIONS):
-                ours[prefix + (_renamed(rest, inside) or rest)] = value
+                converted[prefix + (_renamed(rest, block_names) or rest)] = value
         elif name.startswith(HEAD):
-            ours["head." + name.removeprefix(HEAD)] = value
+            converted["head." + name.removeprefix(HEAD)] = value
         else:
-            ours[_renamed(name, stem) or name] = value
-    return ours
+            converted[_renamed(name, stem) or name] = value
+    return converted
 
 
 def model_config(sizes: Mapping[str, Any], classes: Sequence[str]) -> dict[str, Any]:
-    """`config.json` of a model.
+    """Content of `config.json`.
 
     Args:
-        sizes: those of `semaim.models.vit.build_vit`.
-        classes: names of the classes; none for a model without a classifier.
+        sizes: sizes of `semaim.models.vit.build_vit`.
+        classes: names of the classes; empty for a model without a classifier.
     """
     config = {
         "architectures": ["ViTForImageClassification" if classes else "ViTModel"],
@@ -117,13 +117,13 @@ def model_config(sizes: Mapping[str, Any], classes: Sequence[str]) -> dict[str, 
 def preprocessor_config(
     image_size: tuple[int, int], shorter_side: int, mean: Sequence[float], std: Sequence[float]
 ) -> dict[str, Any]:
-    """`preprocessor_config.json`: resize the shorter side (bicubic), cut the centre out, normalise."""
+    """Content of `preprocessor_config.json`: resize the shorter side (bicubic), centre crop, normalise."""
     return {
-        "image_processor_type": "BitImageProcessor",  # that of DINOv2 and BiT; ViT's own knows no centre crop
+        "image_processor_type": "BitImageProcessor",  # as for DINOv2 and BiT; ViT's own has no centre crop
         "do_convert_rgb": True,
         "do_resize": True,
         "size": {"shortest_edge": shorter_side},
-        "resample": 3,  # PIL's number for bicubic
+        "resample": 3,  # PIL's constant for bicubic
         "do_center_crop": True,
         "crop_size": {"height": image_size[0], "width": image_size[1]},
         "do_rescale": True,

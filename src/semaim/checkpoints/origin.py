@@ -1,4 +1,4 @@
-"""Where an encoder is from: what evaluations say of it, and compare it by."""
+"""Origin of an encoder: its pretraining, as evaluations record and compare it."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from semaim.config.naming import asked_besides
+from semaim.config.naming import other_overrides
 
 
 @dataclass(frozen=True)
 class Origin:
-    """Where an encoder is from.
+    """Origin of an encoder.
 
     Attributes:
-        tags: names of what it was pretrained with, as `pretrained.<what>`.
-        metrics: how long, as `pretrained/<what>`.
-        step: of its pretraining.
-        data: configuration of the data it was pretrained on, if known.
+        tags: properties of its pretraining, as `pretrained.<property>`.
+        metrics: length of its pretraining, as `pretrained/<metric>`.
+        step: step of its pretraining.
+        data: configuration of the pretraining data, if known.
     """
 
     tags: dict[str, str]
@@ -27,17 +27,19 @@ class Origin:
 
 
 def origin_of(state: dict[str, Any], ema: bool) -> Origin:
-    """Where the encoder in one of our checkpoints is from; that of a fine-tuned model is where it was pretrained."""
-    if (before := state["task"].get("origin")) is not None:
-        return Origin(**before)
+    """Origin of the encoder in a semaim checkpoint; for a fine-tuned model, that of its pretrained encoder."""
+    if (pretrained := state["task"].get("origin")) is not None:
+        return Origin(**pretrained)
     choices, position = state["choices"], state["data_position"]
-    options = asked_besides((*choices, "seed", "data.root"), state["overrides"])
-    made = {key: choices[key] for key in ("model", "permutation", "target", "data") if key in choices}
-    made |= {
+    options = other_overrides((*choices, "seed", "data.root"), state["overrides"])
+    values = {key: choices[key] for key in ("model", "permutation", "target", "data") if key in choices}
+    values |= {
         "run": Path(state["config"]["run_dir"]).name,
         "seed": str(state["config"]["seed"]),
         "device": state["device"],
-        "options": " ".join(option for option in options if not option.startswith("task.")),  # which only measures
+        "options": " ".join(
+            option for option in options if not option.startswith("task.")
+        ),  # task options affect measurements only
         "weights": "moving average" if ema else "",
     }
     metrics = {
@@ -46,7 +48,7 @@ def origin_of(state: dict[str, Any], ema: bool) -> Origin:
         "device_hours": state["device_seconds"] / 3600,
     }
     return Origin(
-        {f"pretrained.{key}": value for key, value in made.items() if value},
+        {f"pretrained.{key}": value for key, value in values.items() if value},
         {f"pretrained/{key}": value for key, value in metrics.items()},
         state["step"],
         state["config"]["data"],

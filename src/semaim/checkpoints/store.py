@@ -1,7 +1,8 @@
-"""Checkpoints: written atomically with a checksum, the newest intact one found again, nothing executed on loading.
+"""Checkpoint files: atomic writes with checksums, lookup of the newest intact one, loading without code execution.
 
-A folder of checkpoints holds `step_00000120.pt` and beside each `step_00000120.pt.sha256`, in the format of the
-sha256sum command. The checksum is written first, then the checkpoint appears by a rename: one without is not ours.
+A folder of checkpoints contains files `step_00000120.pt`, each with a checksum `step_00000120.pt.sha256` in the format
+of the sha256sum command. The checksum is written first, then the checkpoint is renamed to its name, so a checkpoint
+without a checksum is not valid.
 """
 
 from __future__ import annotations
@@ -25,33 +26,33 @@ from semaim.core.files import HashingWriter, atomic, sha256, write_text
 from semaim.errors import UserError
 
 log = logging.getLogger(__name__)
-FORMAT = 2  # 1 had neither the choices nor what a task keeps
-WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # what folders of timm and transformers hold
-State = dict[str, Any]
+FORMAT = 2  # format 1 lacked the group choices and the task's state
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # file names in folders of timm and transformers
+Checkpoint = dict[str, Any]
 
 
 def _checksum_file(path: Path) -> Path:
     return path.with_name(path.name + ".sha256")
 
 
-def save(folder: Path, step: int, state: State) -> Path:
+def save(folder: Path, step: int, state: Checkpoint) -> Path:
     """Write the checkpoint of a step.
 
     Raises:
-        UserError: if it cannot be written (no space left, say); the older checkpoints are untouched.
+        UserError: if it cannot be written (for example, no space left); older checkpoints are kept.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for left_over in folder.glob("*.tmp"):  # of a process that was killed while saving
-        left_over.unlink(missing_ok=True)
+    for temporary in folder.glob("*.tmp"):  # from a process killed while saving
+        temporary.unlink(missing_ok=True)
     path = folder / f"step_{step:08d}.pt"
     try:
         with atomic(path) as file:
             writer = HashingWriter(file)
             torch.save({"format": FORMAT, "step": step, **state}, cast(IO[bytes], writer))
-            # an earlier save of this step must not stand beside another checksum
+            # an earlier checkpoint of this step must not be paired with the new checksum
             path.unlink(missing_ok=True)
             write_text(_checksum_file(path), f"{writer.hash.hexdigest()}  {path.name}\n")
-    except (OSError, RuntimeError) as error:  # torch raises a RuntimeError of its own over that of a full disk
+    except (OSError, RuntimeError) as error:  # on a full disk torch raises a RuntimeError during the OSError
         if not path.exists():
             _checksum_file(path).unlink(missing_ok=True)
         full = errno.ENOSPC in (getattr(error, "errno", None), getattr(error.__context__, "errno", None))
@@ -66,22 +67,22 @@ def save(folder: Path, step: int, state: State) -> Path:
 
 def list_steps(folder: Path) -> list[tuple[int, Path]]:
     """Steps and paths of a folder's checkpoints, oldest first."""
-    found = [(re.fullmatch(r"step_(\d+)\.pt", path.name), path) for path in folder.glob("step_*.pt")]
-    return sorted((int(match[1]), path) for match, path in found if match)
+    matches = [(re.fullmatch(r"step_(\d+)\.pt", path.name), path) for path in folder.glob("step_*.pt")]
+    return sorted((int(match[1]), path) for match, path in matches if match)
 
 
 def prune(folder: Path, keep: int, is_milestone: Callable[[int], bool]) -> None:
-    """Delete all checkpoints but the newest `keep` and the milestones."""
+    """Delete all checkpoints except the newest `keep` and the milestones."""
     for step, path in list_steps(folder)[:-keep]:
         if not is_milestone(step):
             path.unlink()
             _checksum_file(path).unlink(missing_ok=True)
 
 
-def newest(folder: Path) -> State | None:
-    """The newest intact checkpoint of a folder, or None if there is none at all.
+def newest(folder: Path) -> Checkpoint | None:
+    """The newest intact checkpoint of a folder, or None if the folder has no checkpoints.
 
-    A damaged one (truncated, flipped bits, no checksum) is reported in the log and passed over for the one before.
+    Damaged ones (truncated, flipped bits, no checksum) are logged and skipped.
 
     Raises:
         UserError: if there are checkpoints but none is intact.
@@ -89,27 +90,27 @@ def newest(folder: Path) -> State | None:
     damaged = []
     for _, path in reversed(list_steps(folder)):
         checksum_file = _checksum_file(path)
-        written = checksum_file.read_bytes().split()[:1] if checksum_file.exists() else []
-        if written == [sha256(path).encode()]:
+        stored = checksum_file.read_bytes().split()[:1] if checksum_file.exists() else []
+        if stored == [sha256(path).encode()]:
             return load(path)
         damaged.append(path.name)
         log.warning("checkpoint %s is damaged (its checksum does not match); trying the one before", path)
     if damaged:
         raise UserError(
-            f"every checkpoint in {folder} is damaged ({', '.join(damaged)}): move that folder away to start anew"
+            f"every checkpoint in {folder} is damaged ({', '.join(damaged)}): move that folder away to restart"
         )
     return None
 
 
-def load(path: Path, option: str = "checkpoint") -> State:
-    """Read a checkpoint file of any origin without executing anything in it.
+def load(path: Path, option: str = "checkpoint") -> Checkpoint:
+    """Read a checkpoint file of any origin without executing code in it.
 
     Args:
         path: the file.
-        option: what named it, for messages.
+        option: configuration option that gave the path, for messages.
 
     Raises:
-        UserError: if there is no such file, it is no checkpoint, or it holds objects whose loading would run code.
+        UserError: if the file does not exist, is not a checkpoint, or contains objects whose loading would run code.
     """
     if not path.is_file():
         raise UserError(f"{option}={path} does not exist")
@@ -119,23 +120,23 @@ def load(path: Path, option: str = "checkpoint") -> State:
         except (SafetensorError, OSError) as error:
             raise UserError(f"{option}={path} is not a safetensors file, or is damaged ({error})") from error
     try:
-        # MAE, SAIM and SemAIM store their command line, a plain record of options.
+        # MAE, SAIM and SemAIM store their command-line arguments as a Namespace.
         with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*TorchScript archive")  # which is refused below
+            warnings.filterwarnings("ignore", message=".*TorchScript archive")  # rejected below
             state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         blocked = re.search(r"(?:Unsupported global: GLOBAL|Unsupported class|GLOBAL) (\S+)", str(error))
         if blocked:
             raise UserError(
                 f"{option}={path} was not loaded: it is not made of plain tensors and numbers, and loading it would "
-                f"run code ({blocked[1]}). If you trust it, save its state dict anew with torch.save"
+                f"run code ({blocked[1]}). If you trust it, save its state dict again with torch.save"
             ) from error
         raise UserError(f"{option}={path} is not a checkpoint, or is damaged") from error
-    except Exception as error:  # bytes that are no checkpoint make the reader fail in any way
+    except Exception as error:  # for other files, the reader may raise any exception
         if "TorchScript" in str(error):
             raise UserError(
                 f"{option}={path} was not loaded: it is a TorchScript archive, which is a program (OpenAI publishes "
-                f"CLIP as one), and loading it would run it. If you trust it, take the weights out once, then give "
+                f"CLIP as one), and loading it would run it. If you trust it, extract the weights once, then use "
                 f"{option}=weights.pth:\n"
                 f"  python -c \"import torch; torch.save(torch.jit.load({str(path)!r}, map_location='cpu')"
                 f".state_dict(), 'weights.pth')\""
@@ -151,14 +152,14 @@ def load(path: Path, option: str = "checkpoint") -> State:
 
 
 def weights_file(path: Path) -> Path | None:
-    """The file of weights that a path means: itself, or that of a folder of timm's or transformers', or None."""
+    """The weights file of a path: the path itself, or the file in a folder of timm or transformers, or None."""
     if not path.is_dir():
         return path
     return next((path / name for name in WEIGHTS if (path / name).is_file()), None)
 
 
 def fingerprint(path: Path) -> str | None:
-    """What changes when a checkpoint, or the newest one of a run folder, does; None if there is none."""
+    """Fingerprint of a checkpoint, or of the newest one of a run folder; None if there is none."""
     path = weights_file(path) or path
     if path.is_dir():
         steps = list_steps(path / "checkpoints") or list_steps(path)

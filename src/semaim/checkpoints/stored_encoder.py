@@ -1,4 +1,4 @@
-"""The encoder in a file or folder: of a run of ours, of SemAIM's or SAIM's code, or of another project."""
+"""The encoder in a file or folder: of a semaim run, of SemAIM's or SAIM's code, or of another project."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from semaim.checkpoints import foreign, store
 from semaim.checkpoints.foreign import ForeignEncoder
 from semaim.checkpoints.formats import IMAGENET, Normalisation
 from semaim.checkpoints.origin import Origin, origin_of
-from semaim.checkpoints.two_stream import bare_weights, chosen_weights, is_two_stream, load_weights, model_of
+from semaim.checkpoints.two_stream import is_two_stream, load_weights, model_of, select_weights, unwrapped_weights
 from semaim.core.files import read_json
 from semaim.errors import UserError
 from semaim.models.vit import Pool, build_vit, vit_of
 
 
 class StoredEncoder:
-    """An encoder, and what is known of it.
+    """An encoder from a file or folder, with its metadata.
 
     Args:
-        path: of the file or folder.
-        state: what it holds (see `semaim.checkpoints.two_stream.read_checkpoint`).
-        ema: take the moving average of the weights instead of the weights.
-        num_heads: attention heads of a file that does not tell them, if not the usual number for its width.
-        architecture: a model of timm's with the parts of another project's file, where its weights do not tell them.
+        path: path of the file or folder.
+        state: its content (see `semaim.checkpoints.two_stream.read_checkpoint`).
+        ema: use the moving average of the weights instead of the weights.
+        num_heads: attention heads, if the file does not contain them and they are not the default for its width.
+        architecture: timm model with the architecture of another project's file, if its weights do not determine it.
 
     Raises:
-        UserError: for an option that does not go with this checkpoint.
+        UserError: for an option that does not apply to this checkpoint.
     """
 
     def __init__(
@@ -42,52 +42,52 @@ class StoredEncoder:
         self.num_heads = num_heads
         self.architecture = architecture
         self.fine_tuned: dict[str, Any] | None = (state.get("architecture") or {}).get("classifier")
-        self.ours = "architecture" in state
-        self.weights = {} if self.ours else bare_weights(state)
-        if architecture is not None and (self.ours or is_two_stream(self.weights)):
+        self.is_semaim = "architecture" in state
+        self.weights = {} if self.is_semaim else unwrapped_weights(state)
+        if architecture is not None and (self.is_semaim or is_two_stream(self.weights)):
             raise UserError(
                 f"task.source.architecture={architecture} is for files of other projects, not checkpoint={path}"
             )
-        if ema and not self.ours:
+        if ema and not self.is_semaim:
             raise UserError(f"checkpoint={path} is not from a run of semaim, so it holds no moving average")
 
     @cached_property
     def foreign(self) -> ForeignEncoder | None:
-        """The encoder of another project's file; None for ours and official ones."""
-        if self.ours or is_two_stream(self.weights):
+        """The encoder of another project's file; None for semaim, SemAIM and SAIM."""
+        if self.is_semaim or is_two_stream(self.weights):
             return None
         config = self._config()
         if "architecture" not in config:
             heads = self.num_heads or config.get("num_attention_heads")
             return foreign.recognise(self.weights, self.path, heads, self.architecture)
         if self.num_heads is not None or self.architecture is not None:
-            raise UserError(f"the config.json of checkpoint={self.path} says what it is: leave task.source.num_heads "
+            raise UserError(f"the config.json of checkpoint={self.path} defines the model: leave task.source.num_heads "
                             f"and task.source.architecture null")  # fmt: skip
-        return foreign.of_timm(config, self.weights, self.path)
+        return foreign.from_timm_config(config, self.weights, self.path)
 
     def _config(self) -> dict[str, Any]:
-        return self._beside("config.json")
+        return self._json_file("config.json")
 
-    def _beside(self, name: str) -> dict[str, Any]:
-        """What a file says that stands beside the weights in a folder of timm's or transformers'."""
+    def _json_file(self, name: str) -> dict[str, Any]:
+        """Content of a JSON file next to the weights in a folder of timm or transformers; else empty."""
         file = store.weights_file(self.path)
-        if self.ours or file is None or file.name not in store.WEIGHTS:
+        if self.is_semaim or file is None or file.name not in store.WEIGHTS:
             return {}
         try:
-            said = read_json(file.with_name(name))
+            content = read_json(file.with_name(name))
         except json.JSONDecodeError as error:
             raise UserError(f"{file.with_name(name)} is damaged ({error})") from error
-        return said if isinstance(said, dict) else {}
+        return content if isinstance(content, dict) else {}
 
     @property
     def num_classes(self) -> int:
-        """Of the classifier that was trained on it; 0 for none."""
+        """Classes of its trained classifier; 0 for none."""
         if self.fine_tuned is not None:
             return int(self.fine_tuned["num_classes"])
         return 0 if self.foreign is None else self.foreign.num_classes
 
     def encoder(self) -> VisionTransformer:
-        """The encoder; what a fine-tuning of ours made keeps its head, which does nothing to features."""
+        """The encoder; a fine-tuned semaim model keeps its head, which does not affect features."""
         if self.fine_tuned is not None:
             return self.trained_classifier()
         return self._two_stream(0, "cls", 0.0) if self.foreign is None else self.foreign.encoder()
@@ -96,7 +96,7 @@ class StoredEncoder:
         """The encoder with a new head.
 
         Raises:
-            UserError: if a fine-tuning of ours made it.
+            UserError: if it is a fine-tuned semaim model.
         """
         if self.fine_tuned is not None:
             raise UserError(
@@ -108,13 +108,13 @@ class StoredEncoder:
         return self.foreign.classifier(num_classes, pool, drop_path)
 
     def trained_classifier(self) -> VisionTransformer:
-        """The encoder with the head that was trained on it, if there is one."""
+        """The encoder with its trained head."""
         if self.fine_tuned is None:
             assert self.foreign is not None
             return self.foreign.trained_classifier()
         sizes, pool = self.fine_tuned["sizes"], self.fine_tuned["pool"]
         vit = build_vit(sizes, self.fine_tuned["num_classes"], pool, 0.0)
-        load_weights(vit, chosen_weights(self.state, self.path, self.ema), self.path)
+        load_weights(vit, select_weights(self.state, self.path, self.ema), self.path)
         return vit
 
     def _two_stream(self, num_classes: int, pool: Pool, drop_path: float) -> VisionTransformer:
@@ -122,33 +122,33 @@ class StoredEncoder:
 
     @property
     def origin(self) -> Origin | None:
-        """Where it was pretrained, if it says so: as our checkpoints do, and folders that semaim exported."""
+        """Its origin, if stored: in semaim checkpoints, and in folders exported by semaim."""
         if "overrides" in self.state:
             return origin_of(self.state, self.ema)
-        written = self._config().get("semaim", {}).get("origin")
-        return Origin(written["tags"], written["metrics"], written["step"]) if written else None
+        exported = self._config().get("semaim", {}).get("origin")
+        return Origin(exported["tags"], exported["metrics"], exported["step"]) if exported else None
 
     @property
-    def _preparation(self) -> dict[str, Any]:
-        """How our run prepared images to evaluate it; empty for others."""
-        found = self.state.get("config", {}).get("data", {}).get("eval_transform", {}) if self.ours else {}
-        return dict(found)
+    def _eval_transform(self) -> dict[str, Any]:
+        """Configuration of the evaluation transform of a semaim run; empty for others."""
+        transform = self.state.get("config", {}).get("data", {}).get("eval_transform", {}) if self.is_semaim else {}
+        return dict(transform)
 
     @property
     def normalisation(self) -> Normalisation | None:
-        """That of the images it was made for; None if it is not known."""
+        """Colour normalisation of its images; None if unknown."""
         if self.foreign is not None:
-            theirs = self._beside("preprocessor_config.json")
-            if self.foreign.normalisation is None and {"image_mean", "image_std"} <= theirs.keys():
-                return tuple(theirs["image_mean"]), tuple(theirs["image_std"])
+            preprocessor = self._json_file("preprocessor_config.json")
+            if self.foreign.normalisation is None and {"image_mean", "image_std"} <= preprocessor.keys():
+                return tuple(preprocessor["image_mean"]), tuple(preprocessor["image_std"])
             return self.foreign.normalisation
-        if not self.ours:
+        if not self.is_semaim:
             return IMAGENET  # SemAIM and SAIM
-        ours = self._preparation
-        return (tuple(ours["mean"]), tuple(ours["std"])) if {"mean", "std"} <= ours.keys() else None
+        transform = self._eval_transform
+        return (tuple(transform["mean"]), tuple(transform["std"])) if {"mean", "std"} <= transform.keys() else None
 
     @property
     def crop_ratio(self) -> float | None:
-        """Side of the centre crop of its images over the shorter side before; None if it is not known."""
-        found = self._preparation.get("crop_ratio", self._config().get("pretrained_cfg", {}).get("crop_pct"))
-        return None if found is None else float(found)
+        """Side of the centre crop over the shorter side of the resized image; None if unknown."""
+        ratio = self._eval_transform.get("crop_ratio", self._config().get("pretrained_cfg", {}).get("crop_pct"))
+        return None if ratio is None else float(ratio)

@@ -1,4 +1,4 @@
-"""Models of timm's, with their weights from the hub where that is asked for; what went wrong is told on one line."""
+"""Creation of timm models, optionally with weights from the hub; errors have one-line messages."""
 
 from __future__ import annotations
 
@@ -8,33 +8,33 @@ from typing import Any
 import timm
 
 log = logging.getLogger(__name__)
-LONGEST = 250  # characters of what others say
-LOCAL = "local-dir:"  # before a folder that timm reads as it reads the hub
+MAX_REASON = 250  # characters of a reason given by timm or the hub
+LOCAL = "local-dir:"  # prefix of a folder in the format of the hub
 
 
-class Absent(Exception):
-    """There is no such model, or its weights cannot be had; the message is what timm or the hub's library said."""
+class ModelUnavailable(Exception):
+    """The model does not exist or its weights cannot be fetched; the message is that of timm or the hub's library."""
 
 
 def create(name: str, pretrained: bool, **settings: Any) -> Any:
-    """What `timm.create_model` makes.
+    """Call `timm.create_model`.
 
     Args:
-        name: timm's name of the model, or `hf-hub:<repository>` or `local-dir:<folder>`.
-        pretrained: with its weights, fetched unless they were before; else with random ones.
+        name: timm's model name, or `hf-hub:<repository>` or `local-dir:<folder>`.
+        pretrained: load its weights, from the hub or its local cache; else random weights.
         settings: timm's arguments.
 
     Raises:
-        Absent: if it does not make it.
+        ModelUnavailable: if timm cannot create the model.
     """
     if pretrained and not name.startswith(LOCAL):
-        log.info("%s: asking the hub for its weights; without a network that is given up after about a minute", name)
-    library = logging.getLogger("huggingface_hub")  # it tells of every try, which says no more than the last one
+        log.info("%s: fetching its weights from the hub; without a network this fails after about a minute", name)
+    library = logging.getLogger("huggingface_hub")  # it logs every retry
     level = library.level
     library.setLevel(logging.ERROR)
     try:
         return timm.create_model(name, pretrained=pretrained, **settings)
-    except Exception as error:  # what an absent name, network or file raises differs
-        raise Absent((str(error) or type(error).__name__).splitlines()[0][:LONGEST]) from error
+    except Exception as error:  # timm raises various exceptions for a missing name, network or file
+        raise ModelUnavailable((str(error) or type(error).__name__).splitlines()[0][:MAX_REASON]) from error
     finally:
         library.setLevel(level)

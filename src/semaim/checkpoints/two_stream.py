@@ -1,4 +1,4 @@
-"""Models from checkpoints: our run folders and files, and the pretraining checkpoints of SemAIM and SAIM."""
+"""Two-stream models from checkpoints of semaim, and from pretraining checkpoints of SemAIM and SAIM."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from semaim.errors import UserError
 from semaim.models.aim import AIM
 
 log = logging.getLogger(__name__)
-# The weights that tell a two-stream model and its sizes.
-NEEDED = {"patch_embed.proj.weight", "pos_embed", "query_blocks.0.attn.q.weight", "blocks.0.mlp.fc1.weight"}
+# Weights that identify a two-stream model and determine its sizes.
+REQUIRED = {"patch_embed.proj.weight", "pos_embed", "query_blocks.0.attn.q.weight", "blocks.0.mlp.fc1.weight"}
 HEADS = {"prediction_head.weight", "prediction_head.fc2.weight"}
-INNER = ("state_dict", "model", "teacher")  # where files keep the weights; DINO's teacher is what is evaluated
-OUTER = re.compile(r"^((module|_orig_mod|backbone|vit)\.)+")  # of wrappers: parallel, compiled, with a head beside it
+INNER = ("state_dict", "model", "teacher")  # keys of the weights in files; of DINO the teacher is evaluated
+OUTER = re.compile(r"^((module|_orig_mod|backbone|vit)\.)+")  # prefixes of wrappers: parallel, compiled, with a head
 WITH_16_HEADS = (1024, 1152, 1280, 1408, 1664)  # widths of ViT-L, SoViT, ViT-H, ViT-g and ViT-bigG
 
 
@@ -28,44 +28,44 @@ def load_model(path: str | Path, device: str = "cpu", num_heads: int | None = No
     """Load a pretrained two-stream model.
 
     Args:
-        path: a run folder (its newest intact checkpoint), a checkpoint of ours, or an official SemAIM or SAIM `.pth`,
+        path: a run folder (its newest intact checkpoint), a semaim checkpoint, or an official SemAIM or SAIM `.pth`,
             whose sizes are inferred from its weights.
-        device: where the model is put.
-        num_heads: attention heads of an official checkpoint, which weights cannot tell; by default 16 for the widths
-            of ViT-L and larger, else width / 64, else (width not divisible by 64) width / 16.
-        ema: take the moving average of the weights, which a run with trainer.ema=true keeps.
+        device: device of the model.
+        num_heads: attention heads of an official checkpoint, which its weights do not determine; default: 16 for the
+            widths of ViT-L and larger, else width / 64, else (width not divisible by 64) width / 16.
+        ema: use the moving average of the weights, which runs with trainer.ema=true store.
 
     Returns:
         the model in eval mode.
 
     Raises:
-        UserError: if there is no such checkpoint, it is not one of these kinds, or its weights do not fit together.
+        UserError: if the checkpoint does not exist, is of another kind, or its weights are inconsistent.
     """
     path = Path(path)
     return model_of(read_checkpoint(path), path, num_heads, ema).to(device).eval()
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """What a checkpoint file holds; of a folder the newest intact one (of a run, or of checkpoints), or its weights.
+    """Content of a checkpoint file, of the newest intact checkpoint of a folder, or of the weights file in a folder.
 
     Raises:
-        UserError: if there is none.
+        UserError: if there is no checkpoint.
     """
     if (file := store.weights_file(path)) is not None:
         return store.load(file)
-    below = path / "checkpoints"
-    state = store.newest(below if below.is_dir() else path)
+    folder = path / "checkpoints"
+    state = store.newest(folder if folder.is_dir() else path)
     if state is None:
         raise UserError(f"checkpoint={path} is a folder without checkpoints: not a run folder, or nothing saved yet")
     return state
 
 
-def chosen_weights(state: dict[str, Any], path: Path, ema: bool) -> dict[str, Tensor]:
-    """The weights in a checkpoint of ours, or their moving average."""
+def select_weights(state: dict[str, Any], path: Path, ema: bool) -> dict[str, Tensor]:
+    """The weights in a semaim checkpoint, or their moving average."""
     weights: dict[str, Tensor] | None = state.get("ema" if ema else "model")
     if weights is None:
-        lacks = "moving average: its run had trainer.ema=false" if ema else "model"
-        raise UserError(f"checkpoint={path} holds no {lacks}")
+        missing = "moving average: its run had trainer.ema=false" if ema else "model"
+        raise UserError(f"checkpoint={path} holds no {missing}")
     return weights
 
 
@@ -77,7 +77,7 @@ def model_of(state: dict[str, Any], path: Path, num_heads: int | None, ema: bool
             raise UserError(f"checkpoint={path} is of an evaluation, it holds no pretrained two-stream model")
         if num_heads not in (None, architecture.get("num_heads")):
             raise UserError(f"checkpoint={path} has {architecture.get('num_heads')} attention heads, not {num_heads}")
-        weights = chosen_weights(state, path, ema)
+        weights = select_weights(state, path, ema)
     else:
         if ema:
             raise UserError(f"checkpoint={path} is not from a run of semaim, so it holds no moving average")
@@ -86,10 +86,12 @@ def model_of(state: dict[str, Any], path: Path, num_heads: int | None, ema: bool
     try:
         model = AIM(**architecture)
     except TypeError as error:
-        raise UserError(f"checkpoint={path} describes a model that this semaim does not know: {error}") from error
+        raise UserError(
+            f"checkpoint={path} describes a model that this version of semaim does not support: {error}"
+        ) from error
     load_weights(model, weights, path)
-    whose = "of semaim" if "architecture" in state else "of SemAIM's or SAIM's code"
-    log.info("checkpoint %s: %s, %s taken, none missing", path, whose, plural(len(weights), "weight"))
+    project = "of semaim" if "architecture" in state else "of SemAIM's or SAIM's code"
+    log.info("checkpoint %s: %s, %s loaded, none missing", path, project, plural(len(weights), "weight"))
     return model
 
 
@@ -97,37 +99,37 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor], path: Path) -> No
     """Load weights that must match the model exactly.
 
     Raises:
-        UserError: naming what is missing, unexpected or of another shape; the model is unchanged then.
+        UserError: if weights are missing, unexpected or of another shape; the model is then unchanged.
     """
     check_weights(model.state_dict(), weights, path)
     model.load_state_dict(weights)
 
 
-def check_weights(own: Mapping[str, Tensor], weights: Mapping[str, Tensor], path: Path) -> None:
-    """Raise UserError if weights do not match a model's exactly, naming what is missing, unexpected or misshapen."""
-    if (wrong := mismatch(own, weights)) is not None:
-        raise UserError(f"checkpoint={path} is of another architecture than the model ({wrong})")
+def check_weights(expected: Mapping[str, Tensor], weights: Mapping[str, Tensor], path: Path) -> None:
+    """Raise UserError if names or shapes of weights differ from those expected by a model."""
+    if (problem := mismatch(expected, weights)) is not None:
+        raise UserError(f"checkpoint={path} is of another architecture than the model ({problem})")
 
 
-def mismatch(own: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> str | None:
-    """What is missing, unexpected or of another shape in weights, by name; None if they are what a model has."""
-    missing = sorted(own.keys() - weights.keys())
-    unexpected = sorted(weights.keys() - own.keys())
+def mismatch(expected: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> str | None:
+    """Describe missing and unexpected weights and those of another shape; None if all match."""
+    missing = sorted(expected.keys() - weights.keys())
+    unexpected = sorted(weights.keys() - expected.keys())
     shapes = [
-        f"{name} is {tuple(weights[name].shape)} there and {tuple(own[name].shape)} here"
-        for name in own.keys() & weights.keys()
-        if weights[name].shape != own[name].shape
+        f"{name} is {tuple(weights[name].shape)} there and {tuple(expected[name].shape)} here"
+        for name in expected.keys() & weights.keys()
+        if weights[name].shape != expected[name].shape
     ]
     parts = [
-        f"{len(names)} {what}: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
-        for what, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", sorted(shapes)))
+        f"{len(names)} {problem}: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
+        for problem, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", sorted(shapes)))
         if names
     ]
     return "; ".join(parts) or None
 
 
-def bare_weights(state: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The weights in a checkpoint of any project, without the prefixes of wrappers around the model."""
+def unwrapped_weights(state: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The weights in a checkpoint of any project, without prefixes of wrapper modules."""
     for key in INNER:
         if isinstance(state.get(key), dict):
             state = state[key]
@@ -136,30 +138,30 @@ def bare_weights(state: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def is_two_stream(weights: Mapping[str, Tensor]) -> bool:
-    """Whether weights are of a two-stream model, whole or in part."""
+    """Whether weights belong to a two-stream model, even if incomplete."""
     return any(name.startswith("query_blocks.") for name in weights)
 
 
 def _official_weights(state: dict[str, Any], path: Path) -> dict[str, Tensor]:
     """The weights of an official checkpoint, without the fixed blur kernel."""
-    weights = bare_weights(state)
-    if not weights.keys() >= NEEDED or not HEADS & weights.keys():
+    weights = unwrapped_weights(state)
+    if not weights.keys() >= REQUIRED or not HEADS & weights.keys():
         raise UserError(
             f"checkpoint={path} is not a pretraining checkpoint of semaim, SemAIM or SAIM: it holds "
             f"{sorted(weights)[:3] or sorted(state)[:3]}, ... (other projects' encoders are for evaluations: task=knn)"
         )
-    if weights.pop("gaussian_blur.weight", None) is not None:  # computed here by semaim.targets.Pixels
+    if weights.pop("gaussian_blur.weight", None) is not None:  # semaim.targets.Pixels computes it
         log.info("left out: the target's fixed blur kernel")
     return weights
 
 
-def usual_heads(dim: int) -> int:
-    """Attention heads that vision transformers of a width usually have."""
+def default_num_heads(dim: int) -> int:
+    """Usual number of attention heads of a vision transformer of a width."""
     return 16 if dim in WITH_16_HEADS else dim // 64 if dim % 64 == 0 else max(1, dim // 16)
 
 
 def infer_architecture(weights: dict[str, Tensor], num_heads: int | None, path: Path) -> dict[str, Any]:
-    """Arguments of `AIM` that fit the weights of an official checkpoint; the grid is taken to be square."""
+    """Infer the arguments of `AIM` from the weights of an official checkpoint; the grid is assumed to be square."""
     dim, _, patch_size, _ = weights["patch_embed.proj.weight"].shape
     side = round((weights["pos_embed"].shape[1] - 1) ** 0.5)
     if side * side + 1 != weights["pos_embed"].shape[1]:
@@ -170,8 +172,8 @@ def infer_architecture(weights: dict[str, Tensor], num_heads: int | None, path: 
 
     linear = "prediction_head.weight" in weights
     if num_heads is None:
-        num_heads = usual_heads(dim)
-        log.info("checkpoint %s: taking %d attention heads for width %d", path, num_heads, dim)
+        num_heads = default_num_heads(dim)
+        log.info("checkpoint %s: assuming %d attention heads for width %d", path, num_heads, dim)
     return {
         "out_channels": weights[f"prediction_head.{'' if linear else 'fc2.'}weight"].shape[0],
         "image_size": (side * patch_size, side * patch_size),

@@ -1,1 +1,1 @@
-"""The configuration of a run: composed, checked, named, and what to say about a mistake in it."""
+"""The configuration of a run: composition, validation, run names and error messages."""

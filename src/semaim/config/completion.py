@@ -1,6 +1,6 @@
 """Completion of the `semaim` program in bash and zsh: verbs, options, groups, choices and option names.
 
-The script holds all words, so that a shell completes without starting Python.
+The script contains all words, so that the shell completes without starting Python.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from semaim.config.compose import CONF, LOCAL_LAUNCHERS, options
 from semaim.config.naming import flatten
 
-COMPOSING = ("run", "check", "features")  # these take options of the configuration
+COMPOSING = ("run", "check", "features")  # verbs that take configuration options
 BASH = r"""
 _semaim() {
     local current="${COMP_WORDS[COMP_CWORD]}" verb="${COMP_WORDS[1]}"
@@ -32,7 +32,7 @@ _semaim() {
         local IFS=$'\n'   # names of files may have spaces
         COMPREPLY+=($(compgen -f -- "$current"))
     fi
-    if [ -n "$BASH_VERSION" ]; then   # which takes "=" for the end of a word
+    if [ -n "$BASH_VERSION" ]; then   # bash splits words at "="
         case "$current" in *=*) COMPREPLY=("${COMPREPLY[@]#"${current%%=*}="}") ;; esac
         case "${COMPREPLY[0]}" in *=) compopt -o nospace 2>/dev/null ;; esac
     fi
@@ -41,26 +41,26 @@ complete -o filenames -F _semaim semaim
 """
 
 
-def words_of_options() -> list[str]:
+def option_words() -> list[str]:
     """`group=choice` for all choices, and `option=` for all options of the default composition."""
     groups = sorted(
         folder
         for folder in CONF.iterdir()
         if folder.is_dir() and folder.name not in ("hydra", "experiment", "small_data")
     )
-    found = [f"{group.name}={file.stem}" for group in groups for file in sorted(group.glob("*.yaml"))]
-    found += [f"+experiment={file.stem}" for file in sorted((CONF / "experiment").glob("*.yaml"))]
+    words = [f"{group.name}={file.stem}" for group in groups for file in sorted(group.glob("*.yaml"))]
+    words += [f"+experiment={file.stem}" for file in sorted((CONF / "experiment").glob("*.yaml"))]
     launchers = {file.stem for file in (CONF / "hydra" / "launcher").glob("*.yaml")} | set(LOCAL_LAUNCHERS)
-    found += [f"hydra/launcher={name}" for name in sorted(launchers)]
-    plain = flatten(OmegaConf.to_container(options(), resolve=False))
+    words += [f"hydra/launcher={name}" for name in sorted(launchers)]
+    defaults = flatten(OmegaConf.to_container(options(), resolve=False))
     names = {group.name for group in groups}
-    own = [key for key, value in plain.items() if not (key.startswith("task.") and str(value).startswith("${"))]
+    keys = [key for key, value in defaults.items() if not (key.startswith("task.") and str(value).startswith("${"))]
     hidden = ("_target_", "_partial_", "named_after", "run_dir")
-    return found + [f"{key}=" for key in sorted(own) if key.split(".")[-1] not in hidden and key not in names]
+    return words + [f"{key}=" for key in sorted(keys) if key.split(".")[-1] not in hidden and key not in names]
 
 
 def script(shell: str, flags: Mapping[str, Sequence[str]]) -> str:
-    """The completion of a shell.
+    """The completion script of a shell.
 
     Args:
         shell: "bash" or "zsh".
@@ -72,4 +72,4 @@ def script(shell: str, flags: Mapping[str, Sequence[str]]) -> str:
     )
     body = BASH.replace("@VERBS@", " ".join(flags)).replace("@CASES@", cases)
     start = "autoload -U +X bashcompinit && bashcompinit\n" if shell == "zsh" else ""
-    return f'{start}_semaim_options="{" ".join(words_of_options())}"\n{body}'
+    return f'{start}_semaim_options="{" ".join(option_words())}"\n{body}'

@@ -1,4 +1,4 @@
-"""What the command line may say, and what a person is told when it says something else."""
+"""Composition of the configuration from command-line overrides, with Hydra."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from omegaconf import DictConfig, OmegaConf
 
 CONF = (Path(__file__).parents[1] / "conf").resolve()
 
-# Hydra's launchers for this machine in our form, under the names they have everywhere. (Files of these names would be
-# taken for values of the schemas that the plugins have registered, which must be there first.)
+# semaim's versions of Hydra's local launchers, under Hydra's names. They are stored here because Hydra would merge
+# files of these names into the schemas that the plugins register; the plugins must be loaded first.
 Plugins.instance()
 LOCAL_LAUNCHERS: dict[str, dict[str, Any]] = {
     "basic": {"_target_": "hydra_plugins.semaim_launchers.BasicLauncher"},
@@ -32,11 +32,11 @@ for _name, _node in LOCAL_LAUNCHERS.items():
 
 
 def options(choices: Sequence[str] = (), folders: Sequence[str] = ()) -> DictConfig:
-    """The configuration with some choices of groups and no option changed: every option, and a value of its kind.
+    """The configuration with the given group choices and default options; it defines the options and their types.
 
     Args:
         choices: such as "model=aim_large".
-        folders: configuration folders besides our own (Hydra's --config-dir).
+        folders: additional configuration folders (Hydra's --config-dir).
     """
     return _options(tuple(choices), tuple(folders))
 
@@ -52,5 +52,5 @@ def composition(overrides: Sequence[str], folders: Sequence[str] = (), return_hy
     """The configuration of a command line."""
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        everything = [*overrides, f"hydra.searchpath={list(folders)}"]
-        return compose("config", overrides=everything, return_hydra_config=return_hydra_config)
+        all_overrides = [*overrides, f"hydra.searchpath={list(folders)}"]
+        return compose("config", overrides=all_overrides, return_hydra_config=return_hydra_config)

@@ -1,4 +1,4 @@
-"""Runs that follow a pretraining in the same command: `then=[knn,linprobe]`."""
+"""Evaluations after a pretraining in the same command: `then=[knn,linprobe]`."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ CARRIED_OPTIONS = ("seed", "device", "runs_dir")
 
 
 def follow_ups(spec: RunSpec) -> list[RunSpec]:
-    """The evaluations that are to follow a pretraining, on the same data, with the same seed and tracking.
+    """The evaluations requested by `then=`, with the data, seed and tracking of the pretraining.
 
-    Each is what its own command would be: `task=<name> checkpoint=<run folder>` and the options of data and tracking.
+    Each equals the command `task=<name> checkpoint=<run folder>` with the same options of data and tracking.
 
     Raises:
-        UserError: if there is no such evaluation.
+        UserError: if a requested evaluation does not exist.
     """
     cfg = spec.cfg
     known = sorted(path.stem for path in (CONF / "task").glob("*.yaml") if path.stem != "pretrain")
@@ -32,35 +32,42 @@ def follow_ups(spec: RunSpec) -> list[RunSpec]:
         raise UserError(f"then={list(cfg.then)} is for task=pretrain: there is nothing new to evaluate after this one")
     if unknown := [task for task in cfg.then if task not in known]:
         raise UserError(f"then={list(cfg.then)}: there is no evaluation {unknown[0]}; choose from {', '.join(known)}")
-    about = [f"checkpoint={value_text(cfg.run_dir)}", *_carried(spec)]
+    shared = [f"checkpoint={value_text(cfg.run_dir)}", *_carried(spec)]
     return [
-        with_parent(compose_run_spec([f"task={task}", *about], spec.folders), str(Path(cfg.run_dir).absolute()))
+        with_parent(compose_run_spec([f"task={task}", *shared], spec.folders), str(Path(cfg.run_dir).absolute()))
         for task in cfg.then
     ]
 
 
 def with_parent(spec: RunSpec, parent: str) -> RunSpec:
-    """The same run, shown in MLflow under another one or a sweep, whose folder this is."""
+    """The same run, shown in MLflow under a parent.
+
+    Args:
+        spec: the run.
+        parent: folder of the parent run or sweep.
+    """
     cfg = spec.cfg.copy()
     cfg.parent_run = parent
     return RunSpec(cfg, spec.overrides, spec.choices, spec.folders)
 
 
 def _carried(spec: RunSpec) -> list[str]:
-    """What a command line must say to have the same data, tracking, seed and device."""
-    usual = options((), spec.folders)
-    chosen = [f"{group}={spec.choices[group]}" for group in CARRIED_GROUPS]
-    same_choices = options(chosen, spec.folders)
-    before, now = (flatten(OmegaConf.to_container(each)) for each in (same_choices, spec.cfg))
+    """Overrides that reproduce the data, tracking, seed and device of a run."""
+    defaults = options((), spec.folders)
+    group_choices = [f"{group}={spec.choices[group]}" for group in CARRIED_GROUPS]
+    with_choices = options(group_choices, spec.folders)
+    before, now = (flatten(OmegaConf.to_container(config)) for config in (with_choices, spec.cfg))
     changed = [
         f"{key}={value_text(value)}"
         for key, value in now.items()
         if value != before.get(key) and (key in CARRIED_OPTIONS or key.split(".")[0] in CARRIED_GROUPS)
     ]
-    unusual = [choice for choice in chosen if usual[choice.split("=")[0]] != same_choices[choice.split("=")[0]]]
-    return [*unusual, *changed]
+    changed_choices = [
+        choice for choice in group_choices if defaults[choice.split("=")[0]] != with_choices[choice.split("=")[0]]
+    ]
+    return [*changed_choices, *changed]
 
 
 def value_text(value: Any) -> str:
-    """A value as the command line takes it."""
+    """A value in command-line syntax."""
     return value if isinstance(value, str) and re.fullmatch(r"[\w./:-]+", value) else json.dumps(value)

@@ -1,4 +1,4 @@
-"""The name of a run, and which options may differ when it continues."""
+"""Run names, and the options that may differ when a run continues."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-# Options that change where or how fast a run computes, but not what: they name no folder (but for the place of the
-# data) and may change on continuing.
+# Options that change where or how fast a run computes, but not its result: they are not part of its name (except
+# data.root) and may change when it continues.
 MAY_DIFFER = (
     "device",
     "runs_dir",
@@ -42,18 +42,18 @@ def may_differ(key: str) -> bool:
 
 
 def run_name(choices: Mapping[str, str], named_after: Sequence[str], overrides: Sequence[str]) -> str:
-    """The stable name of a run: the choices its task is named after, then what else was asked for.
+    """The stable name of a run: its choices in `named_after`, then the remaining overrides.
 
-    The same command gives the same name in any process, so it finds its own run folder again.
+    The same command gives the same name in any process, so it finds its run folder again.
 
     Args:
-        choices: chosen option of each config group.
-        named_after: groups that stand in front.
-        overrides: the command line, such as "trainer.epochs=20".
+        choices: choice in each config group.
+        named_after: groups at the beginning of the name.
+        overrides: command-line overrides, such as "trainer.epochs=20".
     """
     parts = [choices[group] for group in named_after]
-    rest = asked_besides(named_after, overrides)
-    # Hydra does not take an unquoted "=" in a value such as checkpoint=runs/<name>.
+    rest = other_overrides(named_after, overrides)
+    # Hydra does not accept an unquoted "=" in a value such as checkpoint=runs/<name>.
     exact = "_".join([*parts, *(override.replace("=", "-", 1) for override in rest)])
     readable = re.sub(r"[^A-Za-z0-9_.+-]+", "-", exact).strip("-")
     if readable == exact and len(exact) <= 120:
@@ -61,15 +61,15 @@ def run_name(choices: Mapping[str, str], named_after: Sequence[str], overrides: 
     return f"{readable[:110]}-{hashlib.sha256(exact.encode()).hexdigest()[:8]}"
 
 
-def asked_besides(groups: Sequence[str], overrides: Sequence[str]) -> list[str]:
-    """What a command line says that decides what a run computes, besides its choices in these groups; sorted."""
-    asked = sorted(override.lstrip("+") for override in overrides)
-    named = [o for o in asked if o.split("=")[0] == "data.root" or not may_differ(o.split("=")[0])]
+def other_overrides(groups: Sequence[str], overrides: Sequence[str]) -> list[str]:
+    """The overrides that affect the result of a run, except the choices in these groups; sorted."""
+    stripped = sorted(override.lstrip("+") for override in overrides)
+    named = [o for o in stripped if o.split("=")[0] == "data.root" or not may_differ(o.split("=")[0])]
     return [o for o in named if o.split("=")[0] not in groups]
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as dotted keys; lists stay values."""
+    """Flatten nested mappings to dotted keys; lists remain values."""
     if not isinstance(config, Mapping) or not config:
         return {prefix: config}
     flat: dict[str, Any] = {}
@@ -79,7 +79,7 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def differences(old: Any, new: Any) -> list[str]:
-    """What matters and differs between two configurations, one line each."""
+    """Differences between two configurations that affect the result, one line each."""
     before, after = flatten(old), flatten(new)
     absent = "(absent)"
     return [

@@ -1,7 +1,7 @@
-"""Old `_target_` names in stored configurations, and the names that they have now.
+"""Old `_target_` names in stored configurations, and their current names.
 
-Runs and checkpoints keep the configuration they were made with. It is read through `with_current_names`, so that a run
-of an older version continues and evaluates.
+Runs and checkpoints store their configuration. `with_current_names` updates it on reading, so that runs of an older
+version can be continued and evaluated.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ NEW_NAMES = {
 
 
 def with_current_names(config: Any) -> Any:
-    """A stored configuration, in plain types, in which every `_target_` has its current name."""
+    """A stored configuration, in plain types, with the current name of every `_target_`."""
     if isinstance(config, dict):
         return {
             key: NEW_NAMES.get(value, value) if key == "_target_" else with_current_names(value)

@@ -1,4 +1,4 @@
-"""One run to be made: a command line, and the configuration that it gives."""
+"""Specification of a run: its command-line overrides and the composed configuration."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ OmegaConf.register_new_resolver("semaim.run_name", _name_of_this_run, replace=Tr
 
 @dataclass(frozen=True)
 class RunSpec:
-    """One run to be made.
+    """Specification of a run.
 
     Attributes:
         cfg: the configuration, for building objects.
-        overrides: what the command line said; it gives the configuration, and the run its name.
+        overrides: command-line overrides; they determine the configuration and the run's name.
         choices: the configuration's choice in each group.
-        folders: configuration folders besides our own (Hydra's --config-dir).
+        folders: additional configuration folders (Hydra's --config-dir).
     """
 
     cfg: DictConfig
@@ -41,23 +41,25 @@ class RunSpec:
 
     @property
     def command(self) -> str:
-        """The command that makes this run, and finds it again."""
+        """The command that starts or continues this run."""
         return self.command_with(*self.overrides)
 
     def command_with(self, *overrides: str) -> str:
-        """The command of another run with the same configuration folders, quoted for a shell."""
+        """The command of a run with other overrides and the same configuration folders, quoted for a shell."""
         folders = [word for folder in self.folders for word in ("--config-dir", folder.removeprefix("file://"))]
         return program("run", *folders, *overrides)
 
     @property
     def parts(self) -> dict[str, str]:
-        """The task, and the choice in each group that it is made of."""
-        taken = [key for key in self.cfg.task if OmegaConf.is_interpolation(self.cfg.task, key) and not may_differ(key)]
-        return {"task": self.choices["task"]} | {key: self.choices[key] for key in taken if key in self.choices}
+        """The task, and the choice in each group that it uses."""
+        groups = [
+            key for key in self.cfg.task if OmegaConf.is_interpolation(self.cfg.task, key) and not may_differ(key)
+        ]
+        return {"task": self.choices["task"]} | {key: self.choices[key] for key in groups if key in self.choices}
 
     @property
     def config(self) -> dict[str, Any]:
-        """The configuration as it is stored: interpolations resolved, parts that the task names in their own place.
+        """The configuration as stored: interpolations are resolved; the task's references to other groups are removed.
 
         Raises:
             omegaconf.errors.OmegaConfBaseException: if a value is missing.
@@ -70,7 +72,7 @@ class RunSpec:
 
 
 def _resolved_name(cfg: DictConfig) -> str:
-    """The run's name, which may be made of what only Hydra knows."""
+    """The run's name; its resolver needs the global Hydra configuration."""
     hydra_config = HydraConfig.instance()
     before = hydra_config.cfg
     hydra_config.set_config(cfg)
@@ -81,11 +83,11 @@ def _resolved_name(cfg: DictConfig) -> str:
 
 
 def compose_run_spec(overrides: Sequence[str], folders: Sequence[str] = ()) -> RunSpec:
-    """The run that a command line asks for, from any process; `semaim run` gives the same.
+    """Compose the run of a command line, in any process; equal to that of `semaim run`.
 
     Raises:
-        UserError: for a mistake in the command line, naming the option.
-        hydra.errors.HydraException: for one that Hydra finds (see command_line.explain).
+        UserError: for a mistake in the command line; the message names the option.
+        hydra.errors.HydraException: for a mistake that Hydra detects (see `semaim.config.messages.explain`).
     """
     whole = composition(overrides, folders, return_hydra_config=True)
     cfg = whole.copy()
@@ -100,7 +102,7 @@ def run_spec_of_this_process(cfg: DictConfig) -> RunSpec:
     """The run that Hydra composed from the command line of this process.
 
     Raises:
-        UserError: for a mistake in the command line, naming the option.
+        UserError: for a mistake in the command line; the message names the option.
     """
     hydra_config = HydraConfig.get()
     overrides = list(hydra_config.overrides.task)

@@ -1,4 +1,4 @@
-"""Overrides that are refused: unknown options, and values of another kind than the option has."""
+"""Validation of overrides: unknown options, and values of the wrong type."""
 
 from __future__ import annotations
 
@@ -19,39 +19,41 @@ def _plain(config: DictConfig) -> Any:
 
 
 def suggestion(key: str) -> str:
-    """The options nearest to a misspelt one, and those beside it."""
+    """A hint for a misspelt option: the most similar options, and the options of the same group."""
     container = _plain(options())
     parent, _, _ = key.rpartition(".")
     node: Any = container
     for part in parent.split(".") if parent else ():
         node = node.get(part, {}) if isinstance(node, dict) else {}
-    beside = [name for name in sorted(node) if not name.startswith("_")] if isinstance(node, dict) else []
-    dotted = {f"{parent}.{name}" if parent else name for name in beside}
-    # a task's own keys that repeat the groups are not what a person would set
+    siblings = [name for name in sorted(node) if not name.startswith("_")] if isinstance(node, dict) else []
+    dotted = {f"{parent}.{name}" if parent else name for name in siblings}
+    # Without the keys of a task that refer to groups: users set the group instead.
     known = {name for name, value in flatten(container).items() if "._" not in name and f"{value}"[:2] != "${"}
     near = difflib.get_close_matches(key, sorted(dotted | known), n=3, cutoff=0.6)
     parts = []
     if near:
         parts.append(f"did you mean {' or '.join(near)}?")
-    if beside:
-        parts.append(f"{parent or 'at the top'} has: {', '.join(beside)}")
+    if siblings:
+        parts.append(f"{parent or 'at the top'} has: {', '.join(siblings)}")
     return "; ".join(parts) or "see semaim run --cfg job"
 
 
 def check_overrides(overrides: Sequence[str], config: DictConfig, folders: Sequence[str] = ()) -> None:
-    """Refuse what Hydra would take although nothing can come of it.
+    """Reject overrides that Hydra accepts but semaim cannot use.
 
-    That is `+option=value`, which nothing reads; `~option`, which something misses; an unknown option in an experiment
-    file; and a value of another kind than the option has.
+    These are `+option=value`, which no code reads; `~option`, which removes a required option; an unknown option in an
+    experiment file; and a value of the wrong type.
 
     Raises:
-        UserError: naming the option.
+        UserError: for the first such override; the message names the option.
     """
     choices = []
     for text, override in zip(overrides, OverridesParser.create().parse_overrides(list(overrides)), strict=True):
         key = override.key_or_group
         if override.is_delete():
-            raise UserError(f"~{key}: nothing can be left out; give {key} another value, or null where that means none")
+            raise UserError(
+                f"~{key}: no option can be removed; give {key} another value, or null where that means none"
+            )
         if (CONF / key).is_dir():
             choices.append(text)
         elif override.is_add() and not key.startswith("hydra"):
@@ -60,13 +62,13 @@ def check_overrides(overrides: Sequence[str], config: DictConfig, folders: Seque
         raise UserError(f"there is no option {unknown[0]}. {suggestion(unknown[0])}")
     expected, given = flatten(_plain(options(choices, folders))), flatten(_plain(config))
     for key, value in given.items():
-        if key in expected and (kind := _other_kind(expected[key], value)):
+        if key in expected and (kind := _expected_kind(expected[key], value)):
             shown = "nothing" if value == "" else value
             raise UserError(f"{key}={shown}: {key} must be {kind}, such as {expected[key]}")
 
 
-def _other_kind(default: Any, value: Any) -> str | None:
-    """What a value should be if it is not of the kind of its default; None if it is, or if that cannot be told."""
+def _expected_kind(default: Any, value: Any) -> str | None:
+    """The expected type, in words, if a value's type differs from its default's; None if it fits or is unknown."""
     if value is None or (isinstance(value, str) and "${" in value):
         return None
     if isinstance(default, bool):

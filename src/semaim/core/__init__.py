@@ -1,1 +1,1 @@
-"""Building blocks without knowledge of models or runs: files, randomness, processes, signals, SLURM, the screen."""
+"""Building blocks independent of models and runs: files, randomness, processes, signals, SLURM, terminal output."""

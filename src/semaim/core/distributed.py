@@ -1,4 +1,4 @@
-"""The processes of a run: one alone, or those that torchrun or a submitit job started."""
+"""The processes of a run: a single one, or those started by torchrun or a submitit job."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from semaim.core.files import read_json, write_json
 from semaim.errors import UserError
 
-TIMEOUT = timedelta(minutes=10)  # how long processes wait for one that has stopped answering
+TIMEOUT = timedelta(minutes=10)  # of collective operations and of the rendezvous
 
 
 def usable_cpus() -> int:
@@ -25,11 +25,12 @@ def usable_cpus() -> int:
 
 @dataclass(frozen=True)
 class Processes:
-    """This process among those of the run.
+    """The process group of a run, as seen by this process.
 
     Attributes:
-        rank, world_size: number of this process, and how many there are.
-        device: where this process computes.
+        rank: index of this process.
+        world_size: number of processes.
+        device: device of this process.
     """
 
     rank: int
@@ -38,7 +39,7 @@ class Processes:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process writes files and talks to the person at the keyboard."""
+        """Whether this process writes files and user messages."""
         return self.rank == 0
 
     def sum(self, values: Tensor) -> Tensor:
@@ -48,7 +49,7 @@ class Processes:
         return values
 
     def gather(self, value: Any) -> list[Any]:
-        """Every process's value of any picklable kind, by rank."""
+        """The values of all processes, by rank; any picklable type."""
         values: list[Any] = [None] * self.world_size
         if self.world_size == 1:
             return [value]
@@ -56,7 +57,7 @@ class Processes:
         return values
 
     def broadcast(self, value: Any) -> Any:
-        """The value of the first process."""
+        """The value of rank 0."""
         if self.world_size == 1:
             return value
         values = [value]
@@ -64,37 +65,37 @@ class Processes:
         return values[0]
 
     def barrier(self) -> None:
-        """Wait for all."""
+        """Wait for all processes."""
         if self.world_size > 1:
             dist.barrier()
 
 
 def choose_device(device: str, local_rank: int = 0) -> torch.device:
-    """The device of a name: "auto" is the GPU of this process if there is one.
+    """Resolve a device name; "auto" is the GPU of this process if there is one.
 
     Raises:
-        UserError: if the device does not exist here.
+        UserError: if the device does not exist.
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        chosen = torch.device(device)
+        resolved = torch.device(device)
     except RuntimeError as error:
         raise UserError(f"device={device} is unknown: choose auto, cpu or cuda") from error
-    if chosen.type == "cuda":
+    if resolved.type == "cuda":
         if not torch.cuda.is_available():
             raise UserError(f"device={device}, but torch sees no GPU: choose device=cpu or device=auto")
-        index = local_rank if chosen.index is None else chosen.index
+        index = local_rank if resolved.index is None else resolved.index
         if index >= torch.cuda.device_count():
             raise UserError(f"process {local_rank} of this node has no GPU: {torch.cuda.device_count()} are visible")
-        chosen = torch.device("cuda", index)
-        torch.cuda.set_device(chosen)
-    return chosen
+        resolved = torch.device("cuda", index)
+        torch.cuda.set_device(resolved)
+    return resolved
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a process stands among those of its run, before they know each other."""
+class Ranks:
+    """Ranks of a process, read from the environment before the process group is initialised."""
 
     rank: int
     world_size: int
@@ -103,61 +104,62 @@ class Place:
 
 
 def start(device: str) -> Processes:
-    """Join the processes that torchrun or a submitit job has started, if there are several."""
-    place = _of_torchrun() or _of_submitit()
-    if place is None or place.world_size == 1:
-        _keep_to_own_cpus()
+    """Initialise the process group if torchrun or a submitit job started several processes."""
+    ranks = _torchrun_ranks() or _submitit_ranks()
+    if ranks is None or ranks.world_size == 1:
+        _limit_threads()
         return Processes(0, 1, choose_device(device))
-    # SLURM's --gpus-per-task shows each process its own GPU alone, as the first.
-    gpu = 0 if "SLURM_GPUS_PER_TASK" in os.environ else place.local_rank
-    chosen = choose_device(device, gpu)
-    group: dict[str, Any] = {} if "RANK" in os.environ else _rendezvous(place)
-    if chosen.type == "cuda":
-        dist.init_process_group("nccl", device_id=chosen, timeout=TIMEOUT, **group)
+    # With SLURM's --gpus-per-task each process sees only its own GPU, as index 0.
+    gpu = 0 if "SLURM_GPUS_PER_TASK" in os.environ else ranks.local_rank
+    torch_device = choose_device(device, gpu)
+    group: dict[str, Any] = {} if "RANK" in os.environ else _rendezvous(ranks)
+    if torch_device.type == "cuda":
+        dist.init_process_group("nccl", device_id=torch_device, timeout=TIMEOUT, **group)
     else:
         dist.init_process_group("gloo", timeout=TIMEOUT, **group)
         # torchrun sets OMP_NUM_THREADS=1; share the CPUs of this node instead
-        cpus = int(os.environ.get("SLURM_CPUS_PER_TASK", usable_cpus() // place.local_world_size))
+        cpus = int(os.environ.get("SLURM_CPUS_PER_TASK", usable_cpus() // ranks.local_world_size))
         torch.set_num_threads(max(1, cpus))
-    return Processes(dist.get_rank(), dist.get_world_size(), chosen)
+    return Processes(dist.get_rank(), dist.get_world_size(), torch_device)
 
 
-def _keep_to_own_cpus() -> None:
-    """As many threads as SLURM gave this process CPUs, unless OMP_NUM_THREADS says otherwise.
+def _limit_threads() -> None:
+    """Set the number of threads to the CPUs SLURM assigned to this process, unless OMP_NUM_THREADS is set.
 
-    Not every cluster keeps processes to their CPUs, and threads in each other's way take many times as long.
+    Not every cluster binds processes to their CPUs, and oversubscribed CPUs are many times slower.
     """
     if "OMP_NUM_THREADS" not in os.environ and "SLURM_CPUS_PER_TASK" in os.environ:
         torch.set_num_threads(int(os.environ["SLURM_CPUS_PER_TASK"]))
 
 
-def _of_torchrun() -> Place | None:
+def _torchrun_ranks() -> Ranks | None:
     if "RANK" not in os.environ:
         return None
     rank, world_size = int(os.environ["RANK"]), int(os.environ.get("WORLD_SIZE", 1))
     local = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
-    return Place(rank, world_size, *local)
+    return Ranks(rank, world_size, *local)
 
 
-def _of_submitit() -> Place | None:
+def _submitit_ranks() -> Ranks | None:
     if "SUBMITIT_EXECUTOR" not in os.environ:
         return None
     from submitit import JobEnvironment
 
     job = JobEnvironment()
-    return Place(job.global_rank, job.num_tasks, job.local_rank, job.num_tasks // job.num_nodes)
+    return Ranks(job.global_rank, job.num_tasks, job.local_rank, job.num_tasks // job.num_nodes)
 
 
-def _rendezvous(place: Place) -> dict[str, Any]:
-    """How the processes of a submitit job find each other: through a file in the job's folder, which all nodes see.
+def _rendezvous(ranks: Ranks) -> dict[str, Any]:
+    """Arguments of `init_process_group` for a submitit job.
 
-    The first process takes a port that is free and writes it there. A port agreed on beforehand may be taken.
+    Rank 0 binds a free port and writes its address to a file in the job's folder, which all nodes share. A fixed port
+    could already be in use.
     """
     from submitit import JobEnvironment
 
     attempt = os.environ.get("SLURM_RESTART_COUNT", "0")
     file = JobEnvironment().paths.folder / f"rendezvous_{attempt}.json"
-    if place.rank == 0:
+    if ranks.rank == 0:
         host = os.environ.get("SLURMD_NODENAME", "localhost")
         store = dist.TCPStore(  # type: ignore[attr-defined]
             host, 0, is_master=True, wait_for_workers=False, timeout=TIMEOUT
@@ -165,13 +167,15 @@ def _rendezvous(place: Place) -> dict[str, Any]:
         write_json(file, {"host": host, "port": store.port})
     else:
         deadline = time.monotonic() + TIMEOUT.total_seconds()
-        while (found := read_json(file)) is None:
+        while (address := read_json(file)) is None:
             if time.monotonic() > deadline:
-                raise UserError(f"process {place.rank} waited {TIMEOUT} in vain for {file}: do all nodes see it?")
+                raise UserError(
+                    f"process {ranks.rank} waited {TIMEOUT} for {file}, which did not appear: do all nodes see it?"
+                )
             time.sleep(0.1)
-        host, port = found["host"], found["port"]
+        host, port = address["host"], address["port"]
         store = dist.TCPStore(host, port, is_master=False, timeout=TIMEOUT)  # type: ignore[attr-defined]
-    return {"store": store, "rank": place.rank, "world_size": place.world_size}
+    return {"store": store, "rank": ranks.rank, "world_size": ranks.world_size}
 
 
 def stop() -> None:

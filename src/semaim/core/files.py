@@ -1,4 +1,4 @@
-"""Writing files so that a kill at any moment leaves either the old file or the new one."""
+"""Atomic file writes: a kill at any time leaves either the old file or the new one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 
 
 def fsync_folder(folder: Path) -> None:
-    """Make renames in a folder durable."""
+    """Flush a folder to disk, so that renames in it are durable."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -22,7 +22,7 @@ def fsync_folder(folder: Path) -> None:
 
 @contextmanager
 def atomic(path: Path) -> Iterator[BinaryIO]:
-    """A binary file that appears under its name, complete and on disk, when the block ends without an exception."""
+    """Open a temporary binary file, which is flushed to disk and renamed to `path` if the block raises no exception."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
@@ -55,10 +55,10 @@ def read_json(path: Path) -> Any:
 
 
 class HashingWriter:
-    """A file that keeps the SHA-256 of what is written to it, so that it need not be read back.
+    """A file wrapper that computes the SHA-256 of the written bytes, so that the file need not be read back.
 
     Args:
-        file: where the bytes go.
+        file: the wrapped file.
     """
 
     def __init__(self, file: BinaryIO) -> None:
@@ -72,17 +72,17 @@ class HashingWriter:
 
 
 def sha256(path: Path) -> str:
-    """Checksum of a file, in hexadecimal."""
+    """SHA-256 checksum of a file, in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def existing(path: Path) -> Path:
-    """What is there of a path."""
-    return next(place for place in (path.absolute(), *path.absolute().parents) if place.exists())
+def nearest_existing(path: Path) -> Path:
+    """The path itself if it exists, else its nearest existing parent."""
+    return next(ancestor for ancestor in (path.absolute(), *path.absolute().parents) if ancestor.exists())
 
 
 def writable(path: Path) -> bool:
-    """Whether a file or folder can be written, or made if it is not there."""
-    there = existing(path)
-    return os.access(there, os.W_OK) and (there == path.absolute() or there.is_dir())
+    """Whether a file or folder can be written, or created if it does not exist."""
+    ancestor = nearest_existing(path)
+    return os.access(ancestor, os.W_OK) and (ancestor == path.absolute() or ancestor.is_dir())

@@ -1,4 +1,4 @@
-"""Numbers, durations, paths and commands as a person reads and types them."""
+"""Human-readable numbers, durations, paths and commands."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def duration(seconds: float) -> str:
-    """Seconds for people: 48 s, 5 min 03 s, 3 h 20 min, 2 d 4 h."""
+    """Format a duration in seconds: 48 s, 5 min 03 s, 3 h 20 min, 2 d 4 h."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"
@@ -18,29 +18,29 @@ def duration(seconds: float) -> str:
     return f"{whole // 86400} d {whole % 86400 // 3600} h"
 
 
-def count(number: float, unit: str = "") -> str:
-    """A large number for people: 5.42 M, 251 G, 1.3 T."""
+def count(value: float, unit: str = "") -> str:
+    """Format a large number with an SI prefix: 5.42 M, 251 G, 1.3 T."""
     for power, letter in ((15, "P"), (12, "T"), (9, "G"), (6, "M"), (3, "k")):
-        if number >= 10**power:
-            return f"{number / 10**power:.3g} {letter}{unit}"
-    return f"{number:.3g} {unit}".strip()
+        if value >= 10**power:
+            return f"{value / 10**power:.3g} {letter}{unit}"
+    return f"{value:.3g} {unit}".strip()
 
 
-def plural(number: int, noun: str, ending: str = "s") -> str:
-    """A number of things: 1 run, 2 runs."""
-    return f"{number} {noun}{'' if number == 1 else ending}"
+def plural(quantity: int, noun: str, ending: str = "s") -> str:
+    """Format a quantity of a noun: 1 run, 2 runs."""
+    return f"{quantity} {noun}{'' if quantity == 1 else ending}"
 
 
-def size(number_of_bytes: float) -> str:
-    """Bytes for people: 5.42 MB, 251 GB."""
-    return count(number_of_bytes, "B")
+def size(num_bytes: float) -> str:
+    """Format a size in bytes: 5.42 MB, 251 GB."""
+    return count(num_bytes, "B")
 
 
 def program(verb: str, *words: str | Path) -> str:
-    """A command of the `semaim` program, quoted so that it can be pasted into a shell."""
+    """A command of the `semaim` program, quoted for a shell."""
     return shlex.join(["semaim", verb, *map(str, words)])
 
 
-def from_here(path: Path) -> Path:
-    """A path as a person in the working directory would write it."""
+def relative_to_cwd(path: Path) -> Path:
+    """The path relative to the working directory if it is inside it, else unchanged."""
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

@@ -1,4 +1,4 @@
-"""Sizes of images: height and width."""
+"""Image sizes: height and width."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from semaim.errors import UserError
 
 
 def pair(size: int | tuple[int, int]) -> tuple[int, int]:
-    """Height and width from one number or two."""
+    """(height, width) from one number or a pair."""
     if isinstance(size, int):
         return size, size
     if len(size) != 2:

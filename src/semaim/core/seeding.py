@@ -1,4 +1,4 @@
-"""Randomness as a pure function of (seed, what it is for, where in training), so that there is little state to save."""
+"""Randomness as a pure function of (seed, purpose, position in training), so that there is little state to save."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def derive_seed(seed: int, purpose: str, *position: int) -> int:
 
     Args:
         seed: the run's seed, not negative.
-        purpose: a word such as "order" or "augmentation".
+        purpose: what the seed is for, such as "order" or "augmentation".
         position: for example epoch and image index; not negative.
     """
     entropy = np.random.SeedSequence([seed, crc32(purpose.encode()), *position])
@@ -33,7 +33,7 @@ def seed_all(seed: int) -> None:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Seed the global CPU generators that image transforms draw from, and put them back afterwards."""
+    """Seed the global CPU generators that image transforms use, and restore their states afterwards."""
     states = torch.get_rng_state(), random.getstate(), np.random.get_state()
     try:
         torch.default_generator.manual_seed(seed)
@@ -47,7 +47,7 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 class StepNoise:
-    """Uniform noise of one training step, the same for an image however the step's batch is split over processes.
+    """Uniform noise of one training step; independent of how the batch is split over processes.
 
     Args:
         seed: the run's seed.
@@ -60,20 +60,20 @@ class StepNoise:
         self.step = step
         self.generator = torch.Generator().manual_seed(derive_seed(seed, "order", step))
         self.batch_size = batch_size
-        self._whole: torch.Tensor | None = None
+        self._batch_noise: torch.Tensor | None = None
 
     def seed_for(self, purpose: str, *position: int) -> int:
-        """A seed for something else that is random in this step."""
+        """A seed for another random purpose in this step."""
         return derive_seed(self.seed, purpose, self.step, *position)
 
     def rows(self, first: int, count: int, columns: int, device: torch.device) -> torch.Tensor:
-        """The rows of `count` images from the `first` of the whole batch: (count, columns) in [0, 1).
+        """Noise of `count` images of the whole batch, starting at image `first`: (count, columns) in [0, 1).
 
-        Drawn on the CPU, so that every device gets the same numbers. The number of columns is that of the first call.
+        Drawn on the CPU, so that every device gets the same values. The first call fixes the number of columns.
         """
-        if self._whole is None:
-            self._whole = torch.rand(self.batch_size, columns, generator=self.generator)
-        return self._whole[first : first + count].to(device, non_blocking=True)
+        if self._batch_noise is None:
+            self._batch_noise = torch.rand(self.batch_size, columns, generator=self.generator)
+        return self._batch_noise[first : first + count].to(device, non_blocking=True)
 
 
 def rng_state(device: torch.device) -> dict[str, Any]:
@@ -88,7 +88,7 @@ def rng_state(device: torch.device) -> dict[str, Any]:
 
 
 def set_rng_state(state: dict[str, Any], device: torch.device) -> None:
-    """Undo of `rng_state`."""
+    """Restore the state returned by `rng_state`."""
     torch.set_rng_state(state["torch"])
     if device.type == "cuda" and state["cuda"] is not None:
         torch.cuda.set_rng_state(state["cuda"], device)

@@ -1,4 +1,4 @@
-"""Leaving in good order: signals ask the training loop to stop after the step in flight."""
+"""Graceful shutdown: on a signal, the training loop stops after the current step."""
 
 from __future__ import annotations
 
@@ -8,42 +8,46 @@ from types import FrameType
 from semaim.core.distributed import Processes
 from semaim.core.slurm_job import is_being_requeued, this_job
 
-# SIGUSR2 is what SLURM sends a job of ours before its time is up, SIGTERM what it sends when it takes the nodes away.
+# SLURM sends SIGUSR2 to a semaim job before its time limit, and SIGTERM when it preempts or cancels the job.
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
 class StopRequest:
-    """Becomes true at the first of these signals; a second SIGINT (Ctrl-C) interrupts at once.
+    """Handler of `SIGNALS` that records the first one; a second SIGINT (Ctrl-C) interrupts at once.
 
     Attributes:
-        name: the signal's.
-        previous: the handlers that were there before; for SIGUSR2 submitit's, which requeues the job.
+        name: name of the received signal, or None.
+        previous: the previous handlers; for SIGUSR2 submitit's, which requeues the job.
     """
 
     def __init__(self) -> None:
         self.name: str | None = None
-        self.previous = {number: signal.signal(number, self._handle) for number in SIGNALS}
+        self.previous = {signum: signal.signal(signum, self._handle) for signum in SIGNALS}
 
     @property
     def requested(self) -> bool:
-        """Whether a signal came."""
+        """Whether a signal was received."""
         return self.name is not None
 
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT and self.name is not None:
+    def _handle(self, signum: int, frame: FrameType | None) -> None:
+        if signum == signal.SIGINT and self.name is not None:
             raise KeyboardInterrupt
-        if self.name != "SIGUSR2":  # SIGTERM follows it where the time is up
-            self.name = signal.Signals(number).name
+        if self.name != "SIGUSR2":  # at the time limit, SIGTERM follows SIGUSR2
+            self.name = signal.Signals(signum).name
 
     def agree(self, processes: Processes) -> str | None:
-        """The signal's name on all processes, whichever of them got it, None if none did; all call this together."""
+        """Share the received signal among all processes; collective.
+
+        Returns:
+            the signal's name, the same on every process; None if no process received one.
+        """
         names = [name for name in processes.gather(self.name) if name is not None]
         if names:
             self.name = "SIGUSR2" if "SIGUSR2" in names else names[0]
         return self.name
 
-    def job_starts_again(self) -> bool:
-        """Whether SLURM will start this job again by itself: at its time limit, or when others need the nodes."""
+    def will_be_requeued(self) -> bool:
+        """Whether SLURM will restart this job: after its time limit, or after a preemption."""
         if not this_job():
             return False
         if self.name == "SIGUSR2":
@@ -51,6 +55,6 @@ class StopRequest:
         return self.name == "SIGTERM" and is_being_requeued()
 
     def restore(self) -> None:
-        """Put the former handlers back."""
-        for number, handler in self.previous.items():
-            signal.signal(number, handler)
+        """Restore the previous handlers."""
+        for signum, handler in self.previous.items():
+            signal.signal(signum, handler)

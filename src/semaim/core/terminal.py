@@ -1,4 +1,4 @@
-"""What a person sees while a run computes: one line that renews itself on a terminal, plain log lines elsewhere."""
+"""Progress output of a run: one updating line on a terminal, log lines elsewhere."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class StatusLine:
 
     Args:
         shown: False on processes other than the first.
-        every: on something that is not a terminal, log every so many updates.
+        every: interval between logged updates where standard error is not a terminal.
     """
 
     def __init__(self, shown: bool, every: int = 1) -> None:
@@ -25,7 +25,7 @@ class StatusLine:
         self._drawn = 0.0
 
     def update(self, text: str, last: bool = False) -> None:
-        """Show the newest text; `last` also leaves it standing."""
+        """Show a text; `last` ends the line, so that it stays visible."""
         if not self.shown:
             return
         self._updates += 1
@@ -40,7 +40,7 @@ class StatusLine:
 
 
 class ScreenHandler(logging.StreamHandler):  # type: ignore[type-arg]
-    """Logs to the screen, first wiping a status line that stands there."""
+    """Stream handler that erases the status line before it writes a record."""
 
     def emit(self, record: logging.LogRecord) -> None:
         if self.stream.isatty():
@@ -49,12 +49,12 @@ class ScreenHandler(logging.StreamHandler):  # type: ignore[type-arg]
 
 
 def show_logs(to_screen: bool) -> None:
-    """Send this package's log messages to the screen (on the first process), or warnings alone."""
+    """Show this package's log messages on standard error; errors only unless `to_screen`."""
     handler = ScreenHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     logger = logging.getLogger("semaim")
     logger.handlers[:] = [handler]
     logger.setLevel(logging.INFO if to_screen else logging.ERROR)
     logger.propagate = False
-    logging.getLogger("huggingface_hub").propagate = False  # it shows what it has to say itself
-    logging.getLogger("timm").setLevel(logging.WARNING)  # how it fits weights is told here, where they are kept
+    logging.getLogger("huggingface_hub").propagate = False  # it has its own handler
+    logging.getLogger("timm").setLevel(logging.WARNING)  # semaim.checkpoints logs how weights are fitted

@@ -1,1 +1,1 @@
-"""Images: where they come from, how they are prepared, and which step sees which."""
+"""Images: sources, transforms, subsets, loading and the assignment of images to training steps."""

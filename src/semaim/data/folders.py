@@ -1,4 +1,4 @@
-"""What lies in folders of image files."""
+"""Listing of image folders."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from PIL import Image
 from semaim.errors import UserError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
-# What Pillow raises on broken files, and on images of an absurd size.
+# Exceptions of Pillow for broken files and for oversized images.
 UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 
@@ -20,23 +20,23 @@ def _is_image(name: str) -> bool:
 
 
 def images_below(folder: Path, root: Path) -> list[str]:
-    """All images at any depth, links followed, as paths from the root, sorted."""
-    found = [
-        str((Path(where) / name).relative_to(root))
-        for where, _, names in os.walk(folder, followlinks=True)
+    """All images at any depth, following links, as sorted paths relative to the root."""
+    files = [
+        str((Path(parent) / name).relative_to(root))
+        for parent, _, names in os.walk(folder, followlinks=True)
         for name in names
-        if _is_image(name)  # a look at each file itself would take hours on a network file system
+        if _is_image(name)  # by name only: a stat of each file would take hours on a network file system
     ]
-    return sorted(found)
+    return sorted(files)
 
 
 def subfolders(folder: Path) -> list[str]:
-    """Names of the folders in a folder, but hidden ones, sorted."""
+    """Sorted names of the sub-folders of a folder, without hidden ones."""
     return sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
 
 
-def no_images(folder: Path) -> str:
-    """What to say of a folder without images."""
+def no_images_message(folder: Path) -> str:
+    """Error message for a folder without images."""
     return (
         f"{folder} holds no image ({', '.join(EXTENSIONS)}). Expected <class>/<image> below it, or "
         f"train/<class>/<image> and val/<class>/<image>, or images without labels directly in it (data.root)"
@@ -44,33 +44,41 @@ def no_images(folder: Path) -> str:
 
 
 def detect_layout(folder: Path) -> Literal["classes", "flat"]:
-    """Which layout a folder has."""
+    """Detect the layout of a folder.
+
+    Raises:
+        UserError: if the folder holds no image, or both images and folders.
+    """
     loose = next((p for p in folder.iterdir() if _is_image(p.name) and p.is_file()), None)
     classes = subfolders(folder)
     if loose is not None and classes:
         raise UserError(
-            f"{folder} holds both images ({loose.name}, ...) and folders ({classes[0]}, ...): say which layout "
-            f"is meant with data.source.layout=classes or data.source.layout=flat"
+            f"{folder} holds both images ({loose.name}, ...) and folders ({classes[0]}, ...): set the "
+            f"layout with data.source.layout=classes or data.source.layout=flat"
         )
     if loose is None and not classes:
-        raise UserError(no_images(folder))
+        raise UserError(no_images_message(folder))
     return "classes" if loose is None else "flat"
 
 
 def labelled_files(folder: Path) -> tuple[list[str], list[int], list[str]]:
-    """The images of each class folder, sorted, at any depth below it; their class numbers; the classes."""
+    """Images of all class folders, at any depth and sorted; their class indices; the class names.
+
+    Raises:
+        UserError: if there are no images, or a class folder is empty.
+    """
     classes = subfolders(folder)
     files: list[str] = []
     labels: list[int] = []
     empty = []
-    for number, name in enumerate(classes):
-        found = images_below(folder / name, folder)
-        files += found
-        labels += [number] * len(found)
-        if not found:
+    for index, name in enumerate(classes):
+        class_files = images_below(folder / name, folder)
+        files += class_files
+        labels += [index] * len(class_files)
+        if not class_files:
             empty.append(name)
     if not files:
-        raise UserError(no_images(folder))
+        raise UserError(no_images_message(folder))
     if empty:
         raise UserError(f"{len(empty)} class folders of {folder} hold no image: {empty[:5]}; remove or fill them")
     return files, labels, classes

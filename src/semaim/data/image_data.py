@@ -1,4 +1,4 @@
-"""Images for training and evaluation: a source, its transforms, and how they are loaded."""
+"""Images for training and evaluation: a source, its transforms, and loading options."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ __all__ = ["ImageData"]
 
 
 class ImageData:
-    """A data group of the configuration.
+    """Images of the `data` group of the configuration.
 
     Args:
-        source: makes the sets of images, from the root if there is one.
-        root: folder of the images; null for embedded ones.
+        source: builds the image sets, from the root if there is one.
+        root: folder of the images; null for embedded images.
         image_size: pixels after cropping, one number or (height, width).
-        patch_size: pixels per side of the patches these images are cut into; the model takes it from here.
+        patch_size: pixels per side of a patch; the model uses the same value.
         train_transform, eval_transform: PIL image to normalised tensor.
         num_workers: loading processes per training process, at most the usable CPUs; 0 loads in the training process.
-        max_unreadable: distinct unreadable images that are passed over before the run ends.
-        val_fraction: share of every class of the training images to hold out where the source holds out none.
-        val_seed: decides which.
+        max_unreadable: distinct unreadable images that are skipped before the run ends.
+        val_fraction: share of every class of the training images to hold out, if the source has no held-out images.
+        val_seed: seed of this split.
 
     Raises:
-        UserError: if the image size is not divisible by the patch size, or images are held out twice.
+        UserError: if the image size is not divisible by the patch size, or the source already has held-out images.
     """
 
     def __init__(
@@ -62,22 +62,22 @@ class ImageData:
         self.max_unreadable = max_unreadable
 
     def training(self, images: ImageSet | None = None, transform: Transform | None = None) -> TrainingData:
-        """The images to train on: all of them with their own augmentation, unless others are given."""
+        """Training data; by default all training images with their own augmentation."""
         images = self.splits.train if images is None else images
         return TrainingData(images, transform or self.train_transform, self.num_workers, self.max_unreadable)
 
     def labelled_and_held_out(self) -> tuple[ImageSet, ImageSet]:
-        """What an evaluation learns from, and what it is judged on.
+        """Labelled training images and held-out images of an evaluation.
 
         Raises:
-            UserError: if there is no label, or no held-out image.
+            UserError: if there are no labels, or no held-out images.
         """
         if self.splits.labelled is None:
             raise UserError("these data have no labels, which an evaluation needs: choose others with data=...")
         if self.splits.val is None:
             raise UserError(
-                "these data hold no images out, and accuracy on training images says nothing: put held-out images "
-                "beside train/ as val/, or ask for a split with data.val_fraction=0.1 (and data.val_seed=0)"
+                "these data have no held-out images, and accuracy on training images is not meaningful: put held-out "
+                "images beside train/ as val/, or ask for a split with data.val_fraction=0.1 (and data.val_seed=0)"
             )
         return self.splits.labelled, self.splits.val
 

@@ -1,4 +1,4 @@
-"""Sets of images that are read one by one: in memory or in files, with labels and masks where there are any."""
+"""Image sets with random access: in memory or in files, with optional labels and masks."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ UNLABELLED = -1
 
 
 class ImageSet(Protocol):
-    """Images that can be read one by one, in any process."""
+    """Interface of image sets; images can be read in any process."""
 
     def __len__(self) -> int: ...
 
@@ -26,33 +26,33 @@ class ImageSet(Protocol):
         ...
 
     def label(self, index: int) -> int:
-        """Class number, or UNLABELLED."""
+        """Class index, or UNLABELLED."""
         ...
 
     def name(self, index: int) -> str:
-        """What a person would look for to find this image."""
+        """Name of the image for messages: a path, or the set and index."""
         ...
 
     def fingerprint(self) -> str:
-        """What changes when the set does; of files, their paths and labels count, not what is in them."""
+        """Hash of the set; of image files, paths and labels are hashed, not contents."""
         ...
 
     def masked(self) -> np.ndarray[Any, np.dtype[np.int64]]:
-        """Numbers of the images that have a mask."""
+        """Indices of the images that have a mask."""
         ...
 
     def mask(self, index: int) -> np.ndarray[Any, np.dtype[np.uint8]] | None:
-        """The mask (height, width) of the image as read, or None: 0 background, 255 void, all else object."""
+        """Mask (height, width) of the image as read, or None: 0 background, 255 void, other values object."""
         ...
 
 
 @dataclass(frozen=True)
 class Splits:
-    """The sets of a data source.
+    """Image sets of a data source.
 
     Attributes:
-        train: what pretraining sees; labels may be missing.
-        labelled: training images with labels (the bank of a k-NN), or None.
+        train: images for pretraining, labels optional.
+        labelled: training images with labels (for example the bank of a k-NN), or None.
         val: held-out images with labels, or None.
         classes: names of the classes.
     """
@@ -64,7 +64,7 @@ class Splits:
 
 
 class ArrayImages:
-    """Images held in memory: uint8 (n, height, width, 3), perhaps with masks (n, height, width)."""
+    """Images held in memory: uint8 (n, height, width, 3), optionally with masks (n, height, width)."""
 
     def __init__(
         self,
@@ -104,23 +104,25 @@ class FileImages:
     """Images in files, decoded when read.
 
     Args:
-        root: folder that the files are in.
-        files: their paths in it.
-        labels: their class numbers, if they have any.
-        masks: folder of masks, which have the paths of their images there, ending in .png.
+        root: folder of the files.
+        files: their paths relative to the root.
+        labels: their class indices, or None.
+        masks: folder of masks; a mask has the relative path of its image with the suffix .png.
     """
 
     def __init__(
         self, root: Path, files: Sequence[str], labels: Sequence[int] | None, masks: Path | None = None
     ) -> None:
         self.root = root
-        self.files = np.asarray(files)  # one block of memory: forked workers do not copy it page by page
+        self.files = np.asarray(
+            files
+        )  # one memory block, which forked workers share; reference counts of a list would copy its pages
         self.labels = None if labels is None else np.asarray(labels, dtype=np.int64)
         self.masks = masks
         self.has_mask = np.zeros(len(files), bool)
         if masks is not None:
-            there = mask_names(masks)
-            self.has_mask[:] = [mask_name(file) in there for file in files]
+            available = mask_names(masks)
+            self.has_mask[:] = [mask_name(file) in available for file in files]
 
     def __len__(self) -> int:
         return len(self.files)
@@ -146,10 +148,10 @@ class FileImages:
     def mask(self, index: int) -> np.ndarray[Any, np.dtype[np.uint8]] | None:
         if self.masks is None or not self.has_mask[index]:
             return None
-        with Image.open(self.name(index)) as image:  # reads no more than the size
+        with Image.open(self.name(index)) as image:  # reads only the header
             return read_mask(self.masks / mask_name(self.files[index]), image.size)
 
 
 def mask_name(file: str) -> str:
-    """Path of the mask of an image, from the folder of masks."""
+    """Path of an image's mask, relative to the folder of masks."""
     return str(PurePath(file).with_suffix(".png"))

@@ -1,8 +1,8 @@
-"""Which images make up which step, and their loading.
+"""Assignment of images to training steps, and data loading.
 
-Which images a step sees is a pure function of (seed, step), and the augmentation of an image one of (seed, epoch,
-index). So training continues in the middle of an epoch with no loader state to save, the number of workers changes
-nothing, and several processes see together what one process would.
+The images of a step are a pure function of (seed, step), and the augmentation of an image is one of (seed, epoch,
+index). Therefore training can continue within an epoch without loader state, results do not depend on the number of
+workers, and several processes together use the same images as a single one.
 
 Shapes: B images of one micro-batch of one process.
 """
@@ -39,9 +39,9 @@ class Batch:
     Attributes:
         images_BCHW: normalised images.
         labels_B: long, -1 where unlabelled.
-        index_B: long, positions in the data set.
-        first_row: place of the first image in the step's whole batch; the others follow it.
-        unreadable: name and reason of each image that was passed over.
+        index_B: long, indices in the data set.
+        first_row: index of the first image in the step's whole batch; the others follow consecutively.
+        unreadable: name and reason of each skipped image.
     """
 
     images_BCHW: Tensor
@@ -63,7 +63,13 @@ class Batch:
 
 @dataclass(frozen=True)
 class Item:
-    """One image of a step: what a worker is asked for."""
+    """One image of a step, as requested from a worker.
+
+    Attributes:
+        index: index in the data set.
+        epoch: epoch of the step.
+        row: index in the step's whole batch.
+    """
 
     index: int
     epoch: int
@@ -72,13 +78,13 @@ class Item:
 
 @dataclass(frozen=True)
 class StepPlan:
-    """Which images each step of training sees, on each process.
+    """Assignment of images to training steps and processes.
 
     Args:
         dataset_size: images in the data set.
         batch_size: images per optimizer step, over all processes and micro-batches.
         seed: the run's seed.
-        rank, world_size: this process among all.
+        rank, world_size: index of this process and number of processes.
         accumulate: micro-batches per step.
 
     Raises:
@@ -106,7 +112,7 @@ class StepPlan:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Whole batches in the data set; the images of an incomplete last batch wait for the next epoch's shuffle."""
+        """Full batches per epoch; the images of an incomplete last batch are not used in that epoch."""
         return self.dataset_size // self.batch_size
 
     @property
@@ -135,7 +141,7 @@ def _shuffled(seed: int, epoch: int, size: int) -> Tensor:
 
 
 class TrainingImages(Dataset[Any]):
-    """Augmented images; an unreadable one is replaced by the next readable one of the set."""
+    """Augmented images; an unreadable image is replaced by the next readable one."""
 
     MAX_IN_A_ROW = 100
 
@@ -160,13 +166,13 @@ class TrainingImages(Dataset[Any]):
 
 @dataclass(frozen=True)
 class TrainingData:
-    """What a training task learns from.
+    """Training images and loading options.
 
     Attributes:
-        images: the set.
-        transform: its augmentation.
+        images: the image set.
+        transform: augmentation.
         num_workers: loading processes per training process, at most the usable CPUs.
-        max_unreadable: distinct unreadable images that are passed over.
+        max_unreadable: maximum number of distinct unreadable images, which are skipped.
     """
 
     images: ImageSet
@@ -176,7 +182,7 @@ class TrainingData:
 
 
 class EvaluationImages(Dataset[Any]):
-    """Images without augmentation, by index; an unreadable one yields no tensor and is left out of the batch."""
+    """Images without augmentation, by index; an unreadable image yields None and is dropped from the batch."""
 
     def __init__(self, images: ImageSet, transform: Transform, indices: Sequence[int]) -> None:
         self.images = images
@@ -195,38 +201,38 @@ class EvaluationImages(Dataset[Any]):
 
 
 def collate(samples: Sequence[tuple[Tensor | None, int, int, int, list[tuple[str, str]]]]) -> Batch:
-    """Samples of either data set to a batch."""
-    read = [s for s in samples if s[0] is not None]
+    """Collate samples of either data set to a batch."""
+    readable = [s for s in samples if s[0] is not None]
     return Batch(
-        images_BCHW=torch.stack([s[0] for s in read if s[0] is not None]) if read else torch.empty(0),
-        labels_B=torch.tensor([s[1] for s in read], dtype=torch.long),
-        index_B=torch.tensor([s[2] for s in read], dtype=torch.long),
+        images_BCHW=torch.stack([s[0] for s in readable if s[0] is not None]) if readable else torch.empty(0),
+        labels_B=torch.tensor([s[1] for s in readable], dtype=torch.long),
+        index_B=torch.tensor([s[2] for s in readable], dtype=torch.long),
         first_row=samples[0][3],
         unreadable=[entry for s in samples for entry in s[4]],
     )
 
 
 class UnreadableImages:
-    """Counts and names the images that cannot be read; too many end the run.
+    """Records unreadable images and ends the run if there are too many.
 
     Args:
-        limit: distinct images per process that may be unreadable.
+        limit: maximum number of distinct unreadable images per process.
     """
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.names: set[str] = set()
 
-    def note(self, batch: Batch) -> None:
+    def record(self, batch: Batch) -> None:
         """Log each unreadable image of a batch once.
 
         Raises:
-            UserError: when there are more than the limit.
+            UserError: if there are more than the limit.
         """
         for name, reason in batch.unreadable:
             if name not in self.names:
                 self.names.add(name)
-                log.warning("unreadable image %d, passed over: %s (%s)", len(self.names), name, reason)
+                log.warning("unreadable image %d, skipped: %s (%s)", len(self.names), name, reason)
         if len(self.names) > self.limit:
             raise UserError(
                 f"{len(self.names)} images cannot be read, more than data.max_unreadable={self.limit}; they are named "
@@ -234,40 +240,40 @@ class UnreadableImages:
             )
 
 
-def _end_when_parent_says() -> None:
-    """End at a SIGTERM of the parent's. SLURM sends its own to every process of a job, in the middle of a step."""
+def _exit_on_parent_sigterm() -> None:
+    """Exit on a SIGTERM from the parent; ignore that of SLURM, which every process of a job receives during a step."""
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
         pass
     os._exit(0)
 
 
-def _quiet_worker(_: int) -> None:
-    """Workers leave signals to their parent, which stops them, and use one thread each."""
-    for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(number, signal.SIG_IGN)
+def _init_worker(_: int) -> None:
+    """Set up a worker: only the parent's SIGTERM stops it, and it uses one thread."""
+    for signum in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(signum, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    threading.Thread(target=_end_when_parent_says, daemon=True).start()
+    threading.Thread(target=_exit_on_parent_sigterm, daemon=True).start()
     torch.set_num_threads(1)
 
 
-def _loader(dataset: Dataset[Any], num_workers: int, pin_memory: bool, **how: Any) -> DataLoader[Any]:
+def _loader(dataset: Dataset[Any], num_workers: int, pin_memory: bool, **options: Any) -> DataLoader[Any]:
     workers = min(num_workers, usable_cpus())
     return DataLoader(
         dataset,
         num_workers=workers,
         collate_fn=collate,
         pin_memory=pin_memory,
-        worker_init_fn=_quiet_worker,
+        worker_init_fn=_init_worker,
         prefetch_factor=4 if workers else None,
-        generator=torch.Generator(),  # else the loader would draw from, and so disturb, the global generator
-        **how,
+        generator=torch.Generator(),  # by default the loader would draw from the global generator
+        **options,
     )
 
 
 def training_batches(
     dataset: TrainingImages, plan: StepPlan, steps: range, num_workers: int, pin_memory: bool
 ) -> Iterator[Batch]:
-    """The micro-batches of the given steps in order, loaded ahead by one set of workers over all epochs."""
+    """The micro-batches of the given steps in order, prefetched by one set of workers for all epochs."""
     sampler = (items for step in steps for items in plan.micro_batches(step))
     return iter(_loader(dataset, num_workers, pin_memory, batch_sampler=sampler))
 
@@ -275,5 +281,5 @@ def training_batches(
 def evaluation_batches(
     dataset: EvaluationImages, batch_size: int, num_workers: int, pin_memory: bool
 ) -> Iterator[Batch]:
-    """The images in order, once each."""
+    """Batches of all images, in order."""
     return iter(_loader(dataset, num_workers, pin_memory, batch_size=batch_size))

@@ -1,4 +1,4 @@
-"""A few images of a set, to look at.
+"""Small samples of an image set for pictures.
 
 Shapes: B images, C colours, H x W pixels.
 """
@@ -19,27 +19,30 @@ from semaim.errors import UserError
 log = logging.getLogger(__name__)
 
 
-def chosen(total: int, count: int) -> list[int]:
-    """So many numbers of images in ascending order, always the same random ones of a total; or all there are.
+def sample_indices(total: int, count: int) -> list[int]:
+    """Draw `count` of `total` indices, the same in every call, in ascending order; all if there are fewer.
 
-    Not evenly spaced ones: where classes take turns, these can be all of one class.
+    Evenly spaced indices could all belong to one class if the classes alternate.
     """
     generator = torch.Generator().manual_seed(total)
     return sorted(torch.randperm(total, generator=generator)[:count].tolist())
 
 
-def read_some(images: ImageSet, indices: Sequence[int], transform: Transform) -> tuple[list[int], Tensor]:
-    """Those of the indices whose images can be read, and these images, (B, C, H, W); the others are named in the log.
+def read_images(images: ImageSet, indices: Sequence[int], transform: Transform) -> tuple[list[int], Tensor]:
+    """Read images; unreadable ones are logged and skipped.
+
+    Returns:
+        the indices of the readable images, and these images, (B, C, H, W).
 
     Raises:
-        UserError: if none can be read.
+        UserError: if no image can be read.
     """
-    read: dict[int, Tensor] = {}
+    tensors: dict[int, Tensor] = {}
     for index in indices:
         try:
-            read[index] = transform(images.read(index))
+            tensors[index] = transform(images.read(index))
         except UNREADABLE as error:
-            log.warning("%s cannot be read (%s): it is not drawn", images.name(index), error)
-    if not read:
+            log.warning("%s cannot be read (%s): skipped", images.name(index), error)
+    if not tensors:
         raise UserError(f"none of these images can be read: {', '.join(images.name(index) for index in indices[:3])}")
-    return list(read), torch.stack(list(read.values()))
+    return list(tensors), torch.stack(list(tensors.values()))

@@ -1,6 +1,6 @@
-"""Where images come from: embedded, downloaded by torchvision, or folders of files.
+"""Data sources: embedded images, torchvision's data sets, and folders of image files.
 
-A source is a function that returns `Splits`. It checks what it finds and says what is wrong with it.
+A source is a function that returns `Splits`. It validates its data; the errors describe the problem.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
-from semaim.data.folders import EXTENSIONS, detect_layout, images_below, labelled_files, no_images, subfolders
+from semaim.data.folders import EXTENSIONS, detect_layout, images_below, labelled_files, no_images_message, subfolders
 from semaim.data.image_sets import ArrayImages, FileImages, Splits, mask_name
 from semaim.errors import UserError
 
@@ -20,7 +20,7 @@ from semaim.errors import UserError
 def digits(side: int = 32, val_fraction: float = 0.2) -> Splits:
     """scikit-learn's 1797 handwritten digits (8x8 grey), enlarged; a fixed stratified part is held out.
 
-    Their masks are the strokes: what is brighter than middle grey.
+    Their masks are the strokes: pixels brighter than middle grey.
 
     Args:
         side: pixels per side after bicubic enlargement.
@@ -45,7 +45,7 @@ def digits(side: int = 32, val_fraction: float = 0.2) -> Splits:
 
 
 def _torchvision_set(make: Callable[[], Any], name: str, root: str) -> Any:
-    """Build a torchvision data set, turning its many ways to be absent into one message."""
+    """Build a torchvision data set; raises UserError if it is missing or incomplete."""
     try:
         return make()
     except (OSError, RuntimeError) as error:  # URLError is an OSError
@@ -88,10 +88,10 @@ def image_folders(root: str, layout: Literal["auto", "classes", "flat"] = "auto"
 
     Args:
         root: the folder.
-        layout: "classes" takes each sub-folder as a class, "flat" takes every image at any depth without labels, "auto"
-            looks: images lying directly in the folder mean flat.
-        masks: folder of the objects' masks, as Pascal VOC's: the mask of root/a/b.jpg is masks/a/b.png, grey or with a
-            palette, 0 background, 255 void, all else object. Images may lack one.
+        layout: "classes": each sub-folder is a class; "flat": all images at any depth, without labels; "auto": "flat"
+            if there are images directly in the folder, else "classes".
+        masks: folder of object masks in the format of Pascal VOC: the mask of root/a/b.jpg is masks/a/b.png, grey or
+            with a palette, 0 background, 255 void, other values object. Masks are optional per image.
 
     Raises:
         UserError: if a folder is missing, the root holds no image, mixes both layouts, or train and val differ in
@@ -111,19 +111,19 @@ def image_folders(root: str, layout: Literal["auto", "classes", "flat"] = "auto"
             f"data.source.masks={masks} is not a folder: set it to the folder that holds the masks, or null"
         )
 
-    def of(part: Path, files: Sequence[str], labels: Sequence[int] | None) -> FileImages:
-        below = None if masks is None else Path(masks).expanduser() / part.relative_to(folder)
-        return FileImages(part, files, labels, below)
+    def file_images(part: Path, files: Sequence[str], labels: Sequence[int] | None) -> FileImages:
+        part_masks = None if masks is None else Path(masks).expanduser() / part.relative_to(folder)
+        return FileImages(part, files, labels, part_masks)
 
     if layout == "auto":
         layout = detect_layout(train_folder)
     if layout == "flat":
         files = images_below(train_folder, train_folder)
         if not files:
-            raise UserError(no_images(train_folder))
-        splits = Splits(of(train_folder, files, None), None, None, [])
+            raise UserError(no_images_message(train_folder))
+        splits = Splits(file_images(train_folder, files, None), None, None, [])
     else:
-        splits = _labelled(train_folder, val_folder, of)
+        splits = _labelled(train_folder, val_folder, file_images)
     if masks is not None and not any(len(part.masked()) for part in (splits.train, splits.val) if part is not None):
         name = splits.train.name(0)
         expected = Path(masks, mask_name(str(Path(name).relative_to(folder))))
@@ -134,17 +134,17 @@ def image_folders(root: str, layout: Literal["auto", "classes", "flat"] = "auto"
 
 
 def _labelled(
-    train_folder: Path, val_folder: Path | None, of: Callable[[Path, Sequence[str], Sequence[int]], FileImages]
+    train_folder: Path, val_folder: Path | None, file_images: Callable[[Path, Sequence[str], Sequence[int]], FileImages]
 ) -> Splits:
-    """Splits of folders in which there is a folder for each class."""
+    """Splits of folders with one sub-folder per class."""
     files, labels, classes = labelled_files(train_folder)
-    train = of(train_folder, files, labels)
+    train = file_images(train_folder, files, labels)
     if val_folder is None:
         return Splits(train, train, None, classes)
     if val_folder.samefile(train_folder):
         raise UserError(
-            f"{val_folder} is {train_folder} itself: accuracy on training images says nothing. Put held-out images "
-            f"there, or take val/ away and ask for a split with data.val_fraction=0.1"
+            f"{val_folder} is {train_folder} itself: accuracy on training images is not meaningful. Put held-out "
+            f"images there, or remove val/ and request a split with data.val_fraction=0.1"
         )
     files, labels, val_classes = labelled_files(val_folder)
     if val_classes != classes:
@@ -152,20 +152,20 @@ def _labelled(
         raise UserError(
             f"{train_folder} and {val_folder} must hold the same classes; {len(different)} differ: {different[:5]}"
         )
-    return Splits(train, train, of(val_folder, files, labels), classes)
+    return Splits(train, train, file_images(val_folder, files, labels), classes)
 
 
 def image_files(paths: Sequence[str]) -> FileImages:
-    """Images to look at: files, and all images in folders at any depth, without labels.
+    """Unlabelled images: the given files, and all images in the given folders at any depth.
 
     Raises:
-        UserError: if one of them is not there, or there is no image.
+        UserError: if a path does not exist, or there is no image.
     """
     files: list[str] = []
     for path in (Path(each).expanduser() for each in paths):
         if not path.exists():
             raise UserError(f"images={path} does not exist: give files of images, or folders of them")
-        files += [str(path / below) for below in images_below(path, path)] if path.is_dir() else [str(path)]
+        files += [str(path / name) for name in images_below(path, path)] if path.is_dir() else [str(path)]
     if not files:
         raise UserError(f"images={','.join(paths)} holds no image ({', '.join(EXTENSIONS)})")
     return FileImages(Path(), files, None)

@@ -1,4 +1,4 @@
-"""Parts of a set of images: held-out splits and a few images per class, chosen by a seed."""
+"""Subsets of an image set: held-out splits and few-shot samples, drawn with a seed."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from semaim.errors import UserError
 
 
 class Subset:
-    """Some images of a set.
+    """Subset of an image set.
 
     Args:
-        images: the set.
-        indices: which of its images, in order.
+        images: the image set.
+        indices: indices of its images, in order.
     """
 
     def __init__(self, images: ImageSet, indices: Sequence[int] | np.ndarray[Any, np.dtype[np.int64]]) -> None:
@@ -49,43 +49,45 @@ class Subset:
 
 
 def hold_out(images: ImageSet, fraction: float, seed: int) -> tuple[Subset, Subset]:
-    """Split a labelled set in two: the rest, and a held-out share of every class.
+    """Split a labelled set: the remaining images, and a held-out share of every class.
 
-    A class of one image stays whole; of any other class at least one image is on either side.
+    A class with a single image is not split; otherwise both parts contain at least one image of each class.
 
     Args:
-        images: the set.
+        images: the image set.
         fraction: share held out, between 0 and 1.
-        seed: decides which images.
+        seed: seed of the split.
 
     Raises:
-        UserError: if the fraction is no share, or no class has two images.
+        UserError: if the fraction is not between 0 and 1, or every class has a single image.
     """
     if not 0 < fraction < 1:
-        raise UserError(f"a held-out share of {fraction} makes no sense: it must be between 0 and 1")
+        raise UserError(f"a held-out share of {fraction} is invalid: it must be between 0 and 1")
     kept, held = [], []
-    for of_class in _shuffled_classes(images, seed, "held-out split"):
-        size = min(max(1, round(fraction * len(of_class))), len(of_class) - 1)
-        held.append(of_class[:size])
-        kept.append(of_class[size:])
-    if not any(len(of_class) for of_class in held):
+    for class_indices in _shuffled_classes(images, seed, "held-out split"):
+        size = min(max(1, round(fraction * len(class_indices))), len(class_indices) - 1)
+        held.append(class_indices[:size])
+        kept.append(class_indices[size:])
+    if not any(len(class_indices) for class_indices in held):
         raise UserError("no image can be held out, since every class has a single one")
     return Subset(images, np.sort(np.concatenate(kept))), Subset(images, np.sort(np.concatenate(held)))
 
 
-def few_of_each_class(images: ImageSet, shots: int, seed: int) -> list[int]:
+def few_shot_indices(images: ImageSet, shots: int, seed: int) -> list[int]:
     """Indices of `shots` images of every class, sorted.
 
     Raises:
         UserError: if a class has fewer.
     """
-    chosen: list[int] = []
-    for of_class in _shuffled_classes(images, seed, "few-shot"):
-        if len(of_class) < shots:
-            where = f"class {images.label(int(of_class[0]))}"
-            raise UserError(f"{shots} images per class asked for, but {where} has {len(of_class)}: lower task.shots")
-        chosen += of_class[:shots].tolist()
-    return sorted(chosen)
+    indices: list[int] = []
+    for class_indices in _shuffled_classes(images, seed, "few-shot"):
+        if len(class_indices) < shots:
+            name = f"class {images.label(int(class_indices[0]))}"
+            raise UserError(
+                f"{shots} images per class requested, but {name} has {len(class_indices)}: lower task.shots"
+            )
+        indices += class_indices[:shots].tolist()
+    return sorted(indices)
 
 
 def _shuffled_classes(images: ImageSet, seed: int, purpose: str) -> Iterator[np.ndarray[Any, np.dtype[np.int64]]]:

@@ -70,7 +70,7 @@ def finetuning(
     mean: Sequence[float] = IMAGENET_MEAN,
     std: Sequence[float] = IMAGENET_STD,
 ) -> Transform:
-    """Random resized crop, flip, RandAugment and random erasing, as timm makes them: the augmentation of fine-tuning.
+    """Random resized crop, flip, RandAugment and random erasing, by timm: the augmentation of fine-tuning.
 
     Args:
         image_size: pixels after the crop.
@@ -115,9 +115,9 @@ def evaluation(
 
 
 def on_mask(transform: Transform, mask_HW: np.ndarray[Any, Any]) -> Tensor:
-    """A mask, uint8 (H, W), resized and cropped as a transform of `evaluation` does with its image.
+    """A mask, uint8 (H, W), resized and cropped like its image by a transform of `evaluation`.
 
-    Each pixel is that of the nearest one; its number stays as it is.
+    Interpolation is nearest-neighbour, so values are unchanged.
     """
-    mask: Any = tv_tensors.Mask(torch.from_numpy(mask_HW))  # torchvision knows what does not apply to a mask
+    mask: Any = tv_tensors.Mask(torch.from_numpy(mask_HW))  # torchvision skips operations that do not apply to masks
     return transform(mask).as_subclass(Tensor)

@@ -112,7 +112,7 @@ def extract_share(request: Extraction, run: Run) -> Iterator[FeatureBatch]:
     line = StatusLine(processes.is_main, every=max(1, len(share) // batch_size // 4))
     started, done = time.monotonic(), 0
     for batch in batches:
-        unreadable.note(batch)
+        unreadable.record(batch)
         done += len(batch.index_B) + len(batch.unreadable)
         if len(batch.index_B):
             batch = batch.to(processes.device)

@@ -1,1 +1,1 @@
-"""The two-stream model, its layers, its fixed positions and its arithmetic cost."""
+"""The two-stream model, its layers, position embeddings and computational cost."""

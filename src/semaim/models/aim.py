@@ -1,10 +1,10 @@
-"""The autoregressive image model: a content stream (the ViT kept afterwards) and a query stream that predicts patches.
+"""Autoregressive image model: a content stream (the ViT that is kept) and a query stream that predicts patches.
 
 Shapes: B images, C channels, (h, w) grid, L = h * w patches, N = 1 + L tokens, D width, P target channels.
 `order_BL[b, t]` is the raster index of the patch predicted at step t.
 
-References: SAIM (arXiv 2212.01610), SemAIM (arXiv 2312.10457, section 3). Parameter names are those of the authors'
-code, so that their checkpoints load without renaming.
+References: SAIM (arXiv 2212.01610), SemAIM (arXiv 2312.10457, section 3). Parameter names equal those of the
+authors' code, so that their checkpoints load without renaming.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class AIM(nn.Module):
         self.patch_size = patch_size
         self.activation_checkpointing = activation_checkpointing
         _check_sizes(self.image_size, patch_size, embed_dim, depth, num_heads, query_depth, head)
-        # What decides the shapes and the meaning of the weights; stored in checkpoints.
+        # Determines shapes and meaning of the weights; stored in checkpoints.
         self.architecture = {
             "out_channels": out_channels,
             "image_size": self.image_size,
@@ -106,15 +106,15 @@ class AIM(nn.Module):
         return self.patch_embed(images_BCHW) + self.pos_embed[:, 1:]
 
     def _with_cls(self, patches_BLD: Tensor) -> Tensor:
-        """The class token in front; its position embedding is zero."""
+        """Prepend the class token; its position embedding is zero."""
         return torch.cat([self.cls_token.expand(len(patches_BLD), -1, -1), patches_BLD], dim=1)
 
     def forward(self, images_BCHW: Tensor, order_BL: Tensor) -> Tensor:
         """Predict every patch from those before it in its image's order.
 
-        The patches are gathered into prediction order once; then the content mask is the causal mask over
-        [cls, p_1, ..., p_{L-1}] (the last patch is context for nobody) and the query mask is the causal mask of L
-        queries over those same L keys. The first patch is predicted from the class token alone.
+        The patches are gathered into prediction order once. The content mask is then the causal mask over
+        [cls, p_1, ..., p_{L-1}] (no query reads the last patch), and the query mask is the causal mask of L queries
+        over the same L keys. The first patch is predicted from the class token alone.
 
         Args:
             images_BCHW: normalised images.
@@ -150,7 +150,7 @@ class AIM(nn.Module):
         return self.norm(tokens_BND)
 
     def encode_with_attention(self, images_BCHW: Tensor) -> tuple[Tensor, Tensor]:
-        """As `encode`, and the last block's attention from cls to each patch averaged over heads, (B, L)."""
+        """As `encode`, plus the last block's attention from cls to each patch averaged over heads, (B, L)."""
         tokens_BND = self._with_cls(self._patches(images_BCHW))
         for block in self.blocks[:-1]:
             tokens_BND = block(tokens_BND, False, False)

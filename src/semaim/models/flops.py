@@ -1,7 +1,7 @@
-"""What a model costs: parameters and floating-point operations per image.
+"""Cost of a model: parameters and floating-point operations per image.
 
-Of operations, matrix products alone count (a multiplication and an addition are two), attention as if dense, which is
-the convention of torch's FlopCounterMode and of published figures.
+Only matrix products are counted (a multiplication and an addition are two operations), with dense attention: the
+convention of torch's FlopCounterMode and of published figures.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from semaim.models.aim import AIM
 
 
 def matrix_product_speed(device: torch.device, dtype: torch.dtype, seconds: float = 0.2) -> float:
-    """Floating-point operations per second of large matrix products on a device: what training cannot exceed."""
+    """Floating-point operations per second of large matrix products on a device, an upper bound for training."""
     size = 8192 if device.type == "cuda" else 1024
     square = torch.ones(size, size, device=device, dtype=dtype)
 
-    def measured(repeats: int) -> float:
+    def elapsed(repeats: int) -> float:
         started = time.perf_counter()
         for _ in range(repeats):
             product = square @ square
-        product[0, 0].item()  # waits for the device
+        product[0, 0].item()  # synchronises with the device
         return time.perf_counter() - started
 
-    once = measured(2) / 2
+    once = elapsed(2) / 2
     repeats = max(2, round(seconds / once))
-    return 2 * size**3 * repeats / measured(repeats)
+    return 2 * size**3 * repeats / elapsed(repeats)
 
 
 @dataclass(frozen=True)
@@ -38,21 +38,21 @@ class Cost:
 
     encoder_parameters: int
     parameters: int
-    encode: int  # the encoder without mask: evaluation, and the passes for semantic maps and feature targets
-    predict: int  # both streams and the head, forward
-    training_step: int  # forward and backward, and the passes without gradient
+    encode: int  # the encoder without mask: evaluation, semantic maps and feature targets
+    predict: int  # forward pass of both streams and the head
+    training_step: int  # forward and backward, plus the passes without gradient
 
 
 def cost(model: AIM, encoder_passes: int, teacher: int = 0) -> Cost:
-    """Count analytically, from the sizes alone (so a model on the meta device will do).
+    """Compute the cost of a two-stream model from its sizes alone; the model may be on the meta device.
+
+    The backward pass counts twice the forward pass (once for the patch embedding, whose input needs no gradient).
+    Recomputation by fused attention or activation checkpointing is not counted.
 
     Args:
         model: the two-stream model.
-        encoder_passes: of a training step without gradient: 1 if its order needs a map, say.
+        encoder_passes: encoder passes without gradient per training step, for example 1 if the order needs a map.
         teacher: operations per image of a teacher's pass, if there is one.
-
-    The backward pass counts twice the forward pass (once for the patch embedding, whose input needs no gradient); what
-    fused attention or activation checkpointing compute anew is not counted.
     """
     dim, patches = model.embed_dim, model.grid[0] * model.grid[1]
     linear = {name: p.numel() for name, p in model.named_parameters() if p.ndim >= 2 and name != "cls_token"}
@@ -79,11 +79,11 @@ def cost(model: AIM, encoder_passes: int, teacher: int = 0) -> Cost:
 
 
 def encoder_cost(vit: VisionTransformer, patches: int | None = None) -> Cost:
-    """The same of an encoder by itself: `predict` is a forward pass with its head, `training_step` is fine-tuning.
+    """Compute the cost of an encoder: `predict` is a forward pass with its head, `training_step` is fine-tuning.
 
     Args:
         vit: the encoder.
-        patches: of an image, if not those of the size that it was made for.
+        patches: patches per image; default: those of the encoder's own image size.
     """
     linear = {name: p.numel() for name, p in vit.named_parameters() if p.ndim >= 2}
     patches = patches or vit.patch_embed.num_patches

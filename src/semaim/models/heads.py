@@ -1,4 +1,4 @@
-"""Linear classifiers on frozen features, any number of them trained side by side.
+"""Linear classifiers on frozen features; several are trained together.
 
 Shapes: S heads, K kinds of features, B images, D width, C classes.
 """
@@ -18,17 +18,17 @@ INIT_STD = 0.01
 
 
 class LinearHeads(nn.Module):
-    """A linear classifier for each kind of feature and each learning rate, behind batch normalisation without affine.
+    """A linear classifier for each kind of feature and each learning rate, after batch normalisation without affine.
 
-    The heads share nothing but the normalisation of their features, which has no parameters: each learns as if alone.
+    The heads share only the normalisation of their features, which has no parameters, so they train independently.
     Source: MAE (arXiv 2111.06377), appendix A.1.
 
     Args:
         width: D.
         num_classes: C.
         kinds: K, the number of kinds of features.
-        lr_scales: factors on the learning rate, for each of which every kind has a head. Head s = kind *
-            len(lr_scales) + its learning rate's place.
+        lr_scales: factors on the learning rate; each kind has one head per factor. The index of a head is
+            s = kind * len(lr_scales) + index of its factor.
     """
 
     def __init__(self, width: int, num_classes: int, kinds: int, lr_scales: Sequence[float]) -> None:
@@ -51,10 +51,10 @@ def _init(module: nn.Module) -> None:
 
 
 def head_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Parameters of each head, with its factor on the learning rate; biases do not decay.
+    """Parameter groups of the heads, with their factors on the learning rate; biases have no weight decay.
 
     Raises:
-        UserError: for another model.
+        UserError: if the model is not a `LinearHeads`.
     """
     if not isinstance(model, LinearHeads):
         raise UserError("optimizer.groups: groups of heads are for linear classifiers (task=linprobe, task=fewshot)")

@@ -17,10 +17,10 @@ LAYER_NORM_EPS = 1e-6
 
 
 def attend(q_BHLK: Tensor, k_BHNK: Tensor, v_BHNK: Tensor, causal: bool) -> Tensor:
-    """Scaled dot-product attention: the one place where the mask of either stream is chosen.
+    """Scaled dot-product attention; the masks of both streams are set here only.
 
-    Tokens come sorted by prediction order, so "see only what was predicted before" is the plain causal mask and no mask
-    tensor exists.
+    Tokens are sorted by prediction order, so the plain causal mask restricts attention to earlier patches and no mask
+    tensor is needed.
 
     Returns:
         (B, L, D), heads merged.
@@ -30,13 +30,13 @@ def attend(q_BHLK: Tensor, k_BHNK: Tensor, v_BHNK: Tensor, causal: bool) -> Tens
 
 
 def first_row_of_attention(q_BHNK: Tensor, k_BHNK: Tensor) -> Tensor:
-    """How the first token attends to all, averaged over heads: (B, N), float32. The rest of the matrix is not built."""
+    """Attention of the first token to all tokens, averaged over heads: (B, N), float32. Other rows are not computed."""
     scores_BH1N = q_BHNK[:, :, :1].float() * q_BHNK.shape[-1] ** -0.5 @ k_BHNK.float().transpose(-1, -2)
     return scores_BH1N.softmax(-1)[:, :, 0].mean(1)
 
 
 class SelfAttention(nn.Module):
-    """Attention of tokens among themselves."""
+    """Self-attention."""
 
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ class SelfAttention(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Attention of queries to context tokens, with separate projections."""
+    """Cross-attention from queries to context tokens, with separate projections."""
 
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__()
@@ -84,14 +84,14 @@ class Block(nn.Module):
         self.mlp = Mlp(dim, round(dim * mlp_ratio))
 
     def forward(self, x_BND: Tensor, causal: bool, stochastic: bool) -> Tensor:
-        """One block; `stochastic` applies drop path (the semantic pass never does)."""
+        """Apply the block; `stochastic` enables drop path (never in the semantic pass)."""
         x_BND = x_BND + drop_path(self.attn(self.norm1(x_BND), causal), self.drop_path, stochastic)
         return x_BND + drop_path(self.mlp(self.norm2(x_BND)), self.drop_path, stochastic)
 
     def forward_with_attention(self, x_BND: Tensor) -> tuple[Tensor, Tensor]:
-        """The unmasked block, and how its first token attends to the others, averaged over heads.
+        """Apply the block without mask, and return its attention from the first token, averaged over heads.
 
-        Queries, keys and values are computed once and serve both.
+        Queries, keys and values are computed once for both.
 
         Returns:
             tokens (B, N, D) and attention (B, N - 1).
@@ -103,7 +103,7 @@ class Block(nn.Module):
 
 
 class QueryBlock(nn.Module):
-    """Block of the query stream: cross-attention to the content stream. Its norm1 serves queries and context alike."""
+    """Block of the query stream: cross-attention to the content stream. Queries and context share norm1."""
 
     def __init__(self, dim: int, num_heads: int, mlp_ratio: float, drop_path: float) -> None:
         super().__init__()
@@ -120,7 +120,7 @@ class QueryBlock(nn.Module):
 
 
 def xavier_init(module: nn.Module) -> None:
-    """Xavier-uniform weights (a convolution seen as the linear layer it is on a patch) and zero biases."""
+    """Xavier-uniform weights (a convolution as the equivalent linear layer on a patch) and zero biases."""
     if isinstance(module, nn.Linear | nn.Conv2d):
         nn.init.xavier_uniform_(module.weight.view(module.weight.shape[0], -1))
         if module.bias is not None:

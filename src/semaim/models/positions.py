@@ -21,7 +21,7 @@ def _sincos_1d(positions_L: Tensor, dim: int) -> Tensor:
 def sincos_2d(dim: int, grid: tuple[int, int]) -> Tensor:
     """Position embedding of every patch of a grid.
 
-    The first half of the channels encodes the column, the second half the row ("w first", as MAE and SemAIM do).
+    The first half of the channels encodes the column, the second half the row ("w first", as in MAE and SemAIM).
 
     Args:
         dim: width D, divisible by 4.

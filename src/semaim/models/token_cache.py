@@ -1,4 +1,4 @@
-"""The passes without gradient over the images of a batch: each network makes one at most, whoever asks for its tokens.
+"""Cache of encoder tokens of a batch, computed without gradient; each network encodes the batch at most once.
 
 Shapes: B images, C channels, L patches, N = 1 + L tokens (cls first), D width.
 """
@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 class Encoder(Protocol):
-    """What makes tokens of images without mask, dropout or drop path: the model, its moving average, a teacher."""
+    """Interface of networks that encode images without mask, dropout or drop path: model, moving average, teacher."""
 
     def encode(self, images_BCHW: Tensor) -> Tensor: ...
 
@@ -21,10 +21,10 @@ class Encoder(Protocol):
 
 
 class TokenCache:
-    """Tokens of the images of a batch, computed when they are first asked for.
+    """Tokens of the images of a batch, computed on first use.
 
     Args:
-        encoders: networks by name: "online" (the model that learns), "ema" (its moving average), "teacher".
+        encoders: networks by name: "online" (the model being trained), "ema" (its moving average), "teacher".
         images_BCHW: normalised images.
     """
 
@@ -35,7 +35,7 @@ class TokenCache:
 
     @torch.no_grad()
     def tokens(self, network: str) -> Tensor:
-        """Tokens (B, N, D) of a network after its final norm, in the precision of whoever asked first."""
+        """Tokens (B, N, D) of a network after its final norm, in the precision of the first call."""
         if network not in self._tokens:
             self._tokens[network] = self.encoders[network].encode(self.images_BCHW)
         return self._tokens[network]
@@ -44,7 +44,7 @@ class TokenCache:
     def attention(self, network: str) -> Tensor:
         """The last block's attention from cls to each patch averaged over heads, (B, L).
 
-        Always a pass of its own, whose tokens serve those who ask for them afterwards.
+        Always runs a new pass; its tokens replace the cached ones.
         """
         self._tokens[network], attention_BL = self.encoders[network].encode_with_attention(self.images_BCHW)
         return attention_BL

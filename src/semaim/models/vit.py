@@ -1,6 +1,6 @@
-"""The encoder by itself: timm's vision transformer with the weights of a pretrained content stream.
+"""The encoder alone: timm's vision transformer with the weights of a pretrained content stream.
 
-Shapes: B images, N tokens (those before the patches first), D width.
+Shapes: B images, N tokens (prefix tokens first), D width.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from semaim.models.layers import LAYER_NORM_EPS
 
 Pool = Literal["cls", "mean"]
 SIZES = ("image_size", "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio")
-PLAIN = "vit_base_patch16_224"  # timm's model of the parts that our encoders have
+PLAIN = "vit_base_patch16_224"  # timm's model with the architecture of semaim's encoders
 
 
 def build_vit(sizes: dict[str, Any], num_classes: int, pool: Pool, drop_path: float) -> VisionTransformer:
     """A vision transformer with random weights.
 
-    With pool="mean" the patch tokens are averaged and then normed (fc_norm), as in MAE's fine-tuning; with "cls" the
-    class token is normed and read.
+    With pool="mean" the patch tokens are averaged and then normalised (fc_norm), as in MAE's fine-tuning; with "cls"
+    the class token is normalised and used.
 
     Args:
-        sizes: those of `AIM.architecture`, or {"timm": name, "args": {...}} for one of timm's models with other sizes
-            or parts than its own (no args: with its own).
+        sizes: those of `AIM.architecture`, or {"timm": name, "args": {...}} for a timm model; `args` are optional and
+            override its defaults.
         num_classes: outputs of the linear head; 0 for none.
-        pool: what the head reads.
+        pool: input of the head.
         drop_path: stochastic depth rate of the last block.
     """
     if pool not in ("cls", "mean"):
@@ -55,13 +55,13 @@ def build_vit(sizes: dict[str, Any], num_classes: int, pool: Pool, drop_path: fl
             norm_layer=partial(nn.LayerNorm, eps=LAYER_NORM_EPS),
             **settings,
         )
-    # What a checkpoint of it needs in order to be built again.
+    # Stored in checkpoints, to rebuild the model.
     model.architecture = {"classifier": {"sizes": sizes, "num_classes": num_classes, "pool": pool}}
     return model
 
 
 def as_timm(sizes: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    """The sizes that `build_vit` takes as the name of a model of timm's and its arguments, in plain types."""
+    """Convert sizes for `build_vit` to the name of a timm model and its arguments, in plain types."""
     if "timm" in sizes:
         return sizes["timm"], sizes.get("args", {})
     args = {name: sizes[name] for name in SIZES if name != "image_size"}
@@ -69,16 +69,16 @@ def as_timm(sizes: dict[str, Any]) -> tuple[str, dict[str, Any]]:
 
 
 def from_timm(name: str, args: dict[str, Any]) -> dict[str, Any]:
-    """Undo of `as_timm`: an encoder that could be ours is described as ours are."""
-    patch = args.get("patch_size")
-    sides = {patch} if isinstance(patch, int) else set(patch or ())
+    """Inverse of `as_timm`: an encoder with semaim's architecture gets the sizes of `AIM.architecture`."""
+    patch_size = args.get("patch_size")
+    sides = {patch_size} if isinstance(patch_size, int) else set(patch_size or ())
     if name != PLAIN or set(args) != {"img_size", *SIZES} - {"image_size"} or len(sides) != 1:
         return {"timm": name, "args": args}
     return {"image_size": pair(args["img_size"]), "patch_size": sides.pop()} | {name: args[name] for name in SIZES[2:]}
 
 
 def vit_of(model: AIM, num_classes: int = 0, pool: Pool = "cls", drop_path: float = 0.0) -> VisionTransformer:
-    """The encoder of a two-stream model; a head, and the norm before it if pool="mean", start anew."""
+    """The encoder of a two-stream model; the head, and the norm before it if pool="mean", are newly initialised."""
     vit = build_vit({key: model.architecture[key] for key in SIZES}, num_classes, pool, drop_path)
     weights = vit.state_dict()
     own = {name: value for name, value in model.state_dict().items() if name in weights}
@@ -89,9 +89,10 @@ def vit_of(model: AIM, num_classes: int = 0, pool: Pool = "cls", drop_path: floa
 
 
 def resample_positions(vit: VisionTransformer, image_size: tuple[int, int]) -> None:
-    """Make an encoder one for images of another size: its position embeddings are resampled, as timm does it.
+    """Adapt an encoder to another image size, in place: resample its position embeddings as timm does.
 
-    Absolute embeddings bicubic with antialiasing, BEiT's tables of relative ones linearly, finer where they are near.
+    Absolute embeddings are resampled bicubically with antialiasing, BEiT's tables of relative positions linearly on a
+    grid that is finer near zero.
 
     Raises:
         UserError: if the size is not divisible by the patch size.
@@ -103,7 +104,7 @@ def resample_positions(vit: VisionTransformer, image_size: tuple[int, int]) -> N
             f"{patch_size[0]}x{patch_size[1]}"
         )
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of what timm's interpolation of tables asks of torch
+        warnings.simplefilter("ignore")  # timm's interpolation of the tables triggers warnings of torch
         vit.set_input_size(img_size=image_size)
     classifier = vit.architecture["classifier"]
     sizes = classifier["sizes"]
@@ -115,12 +116,12 @@ def resample_positions(vit: VisionTransformer, image_size: tuple[int, int]) -> N
 
 
 def pooled(tokens_BND: Tensor, prefix_tokens: int = 1, class_token: bool = True) -> dict[str, Tensor]:
-    """The two usual features of an image: the class token ("cls"), and the mean of the patch tokens ("mean").
+    """Pooled features of images: the class token ("cls"), and the mean of the patch tokens ("mean").
 
     Args:
-        tokens_BND: normed tokens, the class token first if there is one.
-        prefix_tokens: tokens before those of the patches: the class token, registers.
-        class_token: whether there is one.
+        tokens_BND: tokens after the final norm, the class token first if there is one.
+        prefix_tokens: number of tokens before the patch tokens (class token, registers).
+        class_token: whether there is a class token.
     """
     mean_BD = tokens_BND[:, prefix_tokens:].float().mean(1)
     return {"cls": tokens_BND[:, 0].float(), "mean": mean_BD} if class_token else {"mean": mean_BD}
@@ -133,9 +134,9 @@ def encode(vit: VisionTransformer, images_BCHW: Tensor) -> dict[str, Tensor]:
     return {kind: vit.fc_norm(x_BD) for kind, x_BD in by_kind.items()}
 
 
-def weights_checksum(network: nn.Module, about: str = "") -> str:
-    """Checksum of a network's weights, with their names, and of what else is said about it."""
-    checksum = hashlib.sha256(about.encode())
+def weights_checksum(network: nn.Module, description: str = "") -> str:
+    """Checksum of a description and of a network's weights and their names."""
+    checksum = hashlib.sha256(description.encode())
     for name, value in network.state_dict().items():
         checksum.update(name.encode())
         checksum.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())

@@ -31,7 +31,7 @@ from semaim.config.follow_ups import follow_ups
 from semaim.config.messages import explain
 from semaim.config.run_spec import RunSpec, compose_run_spec
 from semaim.core.distributed import Processes, choose_device
-from semaim.core.files import existing, writable
+from semaim.core.files import nearest_existing, writable
 from semaim.core.formatting import count, duration, plural
 from semaim.data.image_data import ImageData
 from semaim.errors import UserError
@@ -165,7 +165,7 @@ class _SweepCheck:
         if not (folder.path / "config.yaml").exists():
             return
         row.state = "of another configuration"
-        folder.settle_config(config)  # compares only: the file exists
+        folder.store_or_check_config(config)  # compares only: the file exists
         row.finished = stored_result(folder, config) is not None
         if not row.finished and folder.is_locked():
             raise UserError(f"the run folder {folder.path} is in use: wait for that run, or stop it")
@@ -197,7 +197,7 @@ class _SweepCheck:
         """Raise UserError if the checkpoints of new runs do not fit on the disk."""
         if not self.run_dirs:
             return
-        folder = existing(next(iter(self.run_dirs)))
+        folder = nearest_existing(next(iter(self.run_dirs)))
         needed = sum(row.cost.checkpoints for row in self.rows if row.cost and row.state == "new")
         if needed > (free := shutil.disk_usage(folder).free):
             raise UserError(f"the checkpoints will take {count(needed, 'B')}, but {folder} has {count(free, 'B')} "

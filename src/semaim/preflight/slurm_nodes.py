@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from semaim.core.formatting import plural
-from semaim.core.slurm_job import answer
+from semaim.core.slurm_job import slurm_output
 
 SINFO = ("sinfo", "--noheader", "--Node", "--format=%P|%N|%G|%c|%m|%l|%T")
 OUT_OF_SERVICE = re.compile(r"down|drain|drng|fail|error|unknown|inval|future|\*")  # a star: not responding
@@ -93,7 +93,7 @@ def slurm_problems(request: SlurmRequest) -> list[str]:
         return []
     if shutil.which(SINFO[0]) is None:
         return ["the launcher submits to SLURM, but there is no SLURM here (no sinfo): do this on a login node"]
-    if (text := answer(*SINFO)) is None:
+    if (text := slurm_output(*SINFO)) is None:
         return ["the launcher submits to SLURM, but SLURM does not answer: see what sinfo says"]
     return not_granted(request, nodes_of(text))
 

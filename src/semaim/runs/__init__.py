@@ -1,1 +1,1 @@
-"""A run on disk: its folder, its journal, what made it, and what a task sees of it."""
+"""A run on disk: its folder, journal, status and provenance, and the context passed to tasks."""

@@ -1,4 +1,4 @@
-"""What a task is given to run in: its folder, its processes, its seed, and where to write metrics."""
+"""Context of a running task: its folder, processes, seed and journal."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from semaim.runs.journal import Journal
 
 @dataclass
 class Run:
-    """The surroundings of a task.
+    """Context of a running task.
 
     Attributes:
         folder: the run folder.
         config: the resolved configuration, in plain types.
-        processes: this process among all.
-        seed: of everything random.
-        stop: whether a signal asked to stop.
-        journal: on the first process, else None.
+        processes: the process group.
+        seed: seed of all random numbers.
+        stop: signal handler that records a stop request.
+        journal: the journal; None except on the first process.
         choices: the configuration's choice in each group.
-        overrides: what the command line said.
-        quiet: whether training says nothing of its steps on the screen.
+        overrides: command-line overrides.
+        quiet: whether training shows no progress.
     """
 
     folder: RunFolder
@@ -44,22 +44,22 @@ class Run:
             self.journal.log(step, metrics)
 
     def tag(self, tags: Mapping[str, str]) -> None:
-        """Say what the run is to be found by (first process only)."""
+        """Write tags of the run to the journal (first process only)."""
         if self.journal is not None and tags:
             self.journal.tags(tags)
 
     def artifact(self, name: str) -> None:
-        """Show a file of the run folder beside the metrics (first process only)."""
+        """Register a file of the run folder as an artifact (first process only)."""
         if self.journal is not None:
             self.journal.artifact(name)
 
     def image(self, key: str, step: int, file: str) -> None:
-        """Show a picture of a step beside those of other steps (first process only).
+        """Write an image of a step to the journal (first process only).
 
         Args:
-            key: what it shows, such as "pictures/reconstruction".
-            step: of training.
-            file: a PNG in the run folder, by its path from there; one for each step, since it is sent later.
+            key: name of the image, such as "pictures/reconstruction".
+            step: training step.
+            file: path of a PNG, relative to the run folder; one file per step, since delivery is asynchronous.
         """
         if self.journal is not None:
             self.journal.image(key, step, file)

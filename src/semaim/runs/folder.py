@@ -1,12 +1,12 @@
 """The folder of a run: its name, its lock, its configuration and its status.
 
-runs/<name>/config.yaml         the configuration as asked for, interpolations resolved
+runs/<name>/config.yaml         the configuration with interpolations resolved
             environment.json    commit, versions and machine of every start
             status.json         state, step, result or error
             metrics.jsonl       the journal
-            checkpoints/        see checkpoint.py
-            run.log             what the screen said
-            mlflow.json         which MLflow run shows it, and how much was delivered
+            checkpoints/        see semaim.checkpoints.store
+            run.log             log output
+            mlflow.json         id of the MLflow run, and the delivered part of the journal
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ log = logging.getLogger(__name__)
 
 
 class RunFolder:
-    """A run's folder.
+    """Folder of a run.
 
     Args:
-        path: where it is.
+        path: path of the folder.
     """
 
     def __init__(self, path: Path) -> None:
@@ -52,14 +52,14 @@ class RunFolder:
         return self.path / "metrics.jsonl"
 
     def lock(self) -> None:
-        """Make the folder if need be and hold it as long as this process lives; even SIGKILL lets go of it.
+        """Create the folder if necessary, and lock it until this process ends; the kernel releases it after SIGKILL.
 
         Raises:
-            UserError: if it cannot be made, or a live process holds it.
+            UserError: if the folder cannot be created, or another process has locked it.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            file = open(self.path / ".lock", "a+", encoding="utf-8")  # noqa: SIM115 - open as long as the run
+            file = open(self.path / ".lock", "a+", encoding="utf-8")  # noqa: SIM115 - open until unlock
         except OSError as error:
             raise UserError(f"the run folder {self.path} cannot be made ({error}): set runs_dir") from error
         try:
@@ -82,19 +82,19 @@ class RunFolder:
         self._lock_file = file
 
     def unlock(self) -> None:
-        """Let go of the folder."""
+        """Release the lock."""
         if self._lock_file is not None:
             self._lock_file.close()
             self._lock_file = None
 
     @property
     def is_held(self) -> bool:
-        """Whether this object holds the folder."""
+        """Whether this object holds the lock."""
         return self._lock_file is not None
 
     def is_locked(self) -> bool:
-        """Whether a live process other than this one holds the folder."""
-        if self.is_held:  # and opening the file once more would let go of the lock
+        """Whether another live process holds the lock."""
+        if self.is_held:  # opening and closing the file again would release the lock
             return False
         try:
             with open(self.path / ".lock", "r+", encoding="utf-8") as file:
@@ -105,29 +105,29 @@ class RunFolder:
             return True
         return False
 
-    def settle_config(self, config: dict[str, Any]) -> None:
-        """Store the configuration at the first start; at a later one make sure that what matters is the same.
+    def store_or_check_config(self, config: dict[str, Any]) -> None:
+        """Store the configuration at the first start; later, check that it gives the same result.
 
         Raises:
-            UserError: showing the differences.
+            UserError: if it differs; the message lists the differences.
         """
         path = self.path / "config.yaml"
         if not path.exists():
             write_text(path, OmegaConf.to_yaml(OmegaConf.create(config)))
             return
-        different = differences(with_current_names(OmegaConf.to_container(OmegaConf.load(path))), config)
-        if different:
+        changes = differences(with_current_names(OmegaConf.to_container(OmegaConf.load(path))), config)
+        if changes:
             raise UserError(
                 f"the run in {self.path} was started with another configuration:\n  "
-                + "\n  ".join(different)
+                + "\n  ".join(changes)
                 + "\nGive this run another name with run_name=..., or go back to the configuration it was started with"
             )
 
     def status(self) -> dict[str, Any]:
-        """What status.json says; empty before the first start."""
+        """Content of status.json; empty before the first start."""
         return read_json(self.path / "status.json") or {}
 
     def set_status(self, state: RunState, **fields: Any) -> None:
         """Replace status.json."""
-        place = {"host": socket.gethostname(), "pid": os.getpid(), **this_job()}
-        write_json(self.path / "status.json", {"state": state, **fields, **place})
+        process = {"host": socket.gethostname(), "pid": os.getpid(), **this_job()}
+        write_json(self.path / "status.json", {"state": state, **fields, **process})

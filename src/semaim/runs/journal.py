@@ -1,10 +1,13 @@
-"""The journal of a run, `metrics.jsonl`: every metric and change of status, written before anything else hears of it.
+"""The journal of a run, `metrics.jsonl`: metrics, status changes, tags, artifacts and images.
 
-One JSON object a line, with its time in milliseconds since 1970: `{"time": ..., "step": ..., "metrics": {...}}`, or in
-place of step and metrics a `"status"` (in MLflow's words), `"tags": {...}` that the run is found by, an `"artifact"`, a
-file of the run folder to be shown, or a picture that changes with the steps: `"step"` and `"image": {"key": ...,
-"file": ...}`. What a tracking server shows is a copy delivered from here, with these times, so a line delivered twice
-is stored once.
+The journal is written first; MLflow receives a copy of its lines with their times, and a line delivered twice is stored
+once. Each line is a JSON object with a time in milliseconds since 1970 and one of:
+
+- `"step": ..., "metrics": {...}`
+- `"status": ...`, an MLflow status
+- `"tags": {...}`, tags of the run
+- `"artifact": ...`, a file of the run folder
+- `"step": ..., "image": {"key": ..., "file": ...}`, an image of a step
 """
 
 from __future__ import annotations
@@ -19,11 +22,11 @@ from typing import Any
 
 from semaim.runs.status import MLflowStatus
 
-IMAGE_KEY = re.compile(r"[A-Za-z0-9_.\- ]+(/[A-Za-z0-9_.\- ]+)*")  # what MLflow takes
+IMAGE_KEY = re.compile(r"[A-Za-z0-9_.\- ]+(/[A-Za-z0-9_.\- ]+)*")  # MLflow's syntax
 
 
 def check_key(key: str) -> str:
-    """The name of a picture, if MLflow takes it; raises ValueError if not."""
+    """Return the name of an image; raises ValueError if MLflow does not accept it."""
     if not IMAGE_KEY.fullmatch(key):
         raise ValueError(f"{key!r} names no picture: letters, digits, _ - . and spaces, with / between groups")
     return key
@@ -32,8 +35,11 @@ def check_key(key: str) -> str:
 class Journal:
     """Appends to a journal; one process at a time.
 
-    A run that continues from a checkpoint repeats the steps after it. What the journal already has for a metric up to
-    some step is kept and the repeated values are not written again, so no step stands twice; likewise of an image.
+    A run that continues from a checkpoint repeats the steps after it. Values of a metric or image for steps that the
+    journal already contains are not written again, so no step occurs twice.
+
+    Args:
+        path: the journal file; an existing one is continued.
     """
 
     def __init__(self, path: Path) -> None:
@@ -42,16 +48,16 @@ class Journal:
         self._last_step: dict[str, int] = {}
         self._last_image: dict[str, int] = {}
         if path.exists():
-            _cut_torn_line(path)
+            _truncate_partial_line(path)
             for _, line in read(path, 0):
                 for key in line.get("metrics", ()):
                     self._last_step[key] = line["step"]
                 if "image" in line:
                     self._last_image[line["image"]["key"]] = line["step"]
-        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - open as long as the run
+        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - open until close
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Write metrics of a step, except those that it already has for this or a later step."""
+        """Write metrics of a step, except those already written for this or a later step."""
         with self._lock:
             new = {key: value for key, value in metrics.items() if step > self._last_step.get(key, -1)}
             if new:
@@ -59,25 +65,30 @@ class Journal:
                 self._write({"step": step, "metrics": new})
 
     def status(self, status: MLflowStatus) -> None:
-        """Write a change of status, in MLflow's words."""
+        """Write a change of status."""
         with self._lock:
             self._write({"status": status})
 
     def tags(self, tags: Mapping[str, str]) -> None:
-        """Write what the run is to be found by."""
+        """Write tags of the run."""
         with self._lock:
             self._write({"tags": dict(tags)})
 
     def artifact(self, name: str) -> None:
-        """Write that a file of the run folder is to be shown."""
+        """Register a file of the run folder as an artifact."""
         with self._lock:
             self._write({"artifact": name})
 
     def image(self, key: str, step: int, file: str) -> None:
-        """Write that a PNG of the run folder is what this picture looks like at a step, unless a later one is known.
+        """Write an image of a step, unless one of this or a later step is already written.
+
+        Args:
+            key: name of the image.
+            step: training step.
+            file: path of a PNG, relative to the run folder.
 
         Raises:
-            ValueError: for a key that MLflow does not take.
+            ValueError: for a key that MLflow does not accept.
         """
         with self._lock:
             if step > self._last_image.get(check_key(key), -1):
@@ -85,7 +96,7 @@ class Journal:
                 self._write({"step": step, "image": {"key": key, "file": file}})
 
     def next_step(self, key: str) -> int:
-        """The step after the last one of a metric."""
+        """The step after the last written one of a metric."""
         return self._last_step.get(key, -1) + 1
 
     def _write(self, line: dict[str, Any]) -> None:
@@ -98,7 +109,7 @@ class Journal:
 
 
 def read(path: Path, offset: int) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The complete lines from a byte offset on, each with the offset behind it."""
+    """The complete lines from a byte offset on, each with the offset of its end."""
     with open(path, "rb") as file:
         file.seek(offset)
         for raw in file:
@@ -108,10 +119,10 @@ def read(path: Path, offset: int) -> Iterator[tuple[int, dict[str, Any]]]:
             yield offset, json.loads(raw)
 
 
-def _cut_torn_line(path: Path) -> None:
-    """Remove the end of a line that a kill left unfinished."""
+def _truncate_partial_line(path: Path) -> None:
+    """Remove an incomplete last line, left by a killed process."""
     content = path.read_bytes()
-    whole = content.rfind(b"\n") + 1
-    if whole < len(content):
+    complete = content.rfind(b"\n") + 1
+    if complete < len(content):
         with open(path, "rb+") as file:
-            file.truncate(whole)
+            file.truncate(complete)

@@ -1,4 +1,4 @@
-"""What a run was made with: commit, versions, machine and command of every start."""
+"""Provenance of a run: commit, versions, machine and command of every start."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PACKAGES = ("torch", "torchvision", "timm", "hydra-core", "omegaconf", "submitit
 
 def _git(*arguments: str) -> str | None:
     try:
-        done = subprocess.run(
+        completed = subprocess.run(
             ["git", "-C", str(Path(__file__).parent), *arguments],
             capture_output=True,
             text=True,
@@ -32,18 +32,18 @@ def _git(*arguments: str) -> str | None:
         )
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return done.stdout.strip() if done.returncode == 0 else None
+    return completed.stdout.strip() if completed.returncode == 0 else None
 
 
 def code_version() -> dict[str, Any]:
-    """Commit of the checkout this package is imported from and whether it differs from it; None when installed."""
+    """Commit of the checkout that contains this package, and whether it has changes; None if there is no checkout."""
     if _git("ls-files", "--error-unmatch", Path(__file__).name) is None:
         return {"commit": None, "dirty": None}
     return {"commit": _git("rev-parse", "HEAD"), "dirty": bool(_git("status", "--porcelain"))}
 
 
 def command_line() -> str:
-    """What was typed."""
+    """The command of this process, quoted for a shell."""
     interpreter, *words = sys.orig_argv
     if words and Path(words[0]).name == "semaim":  # the console script
         return shlex.join(["semaim", *words[1:]])
@@ -58,7 +58,7 @@ def _installed(package: str) -> str | None:
 
 
 def describe(device: torch.device, world_size: int) -> dict[str, Any]:
-    """This start, in plain types."""
+    """Provenance of this start, in plain types."""
     return {
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "command": command_line(),

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from semaim.config.messages import EXIT_INTERRUPTED, explain, report_error
+from semaim.config.messages import EXIT_INTERRUPTED, explain, print_error
 from semaim.core.files import write_json
 from semaim.core.signals import StopRequest
 from semaim.core.slurm_job import this_job
@@ -70,13 +70,13 @@ class PointJob:
         try:
             return run_point(sweep, sweep.points[self.number])
         except Interrupted as error:
-            sys.exit(report_error(error))
+            sys.exit(print_error(error))
         except (Exception, KeyboardInterrupt) as error:
             from submitit import JobEnvironment
 
             job = JobEnvironment()
             record_failure(sweep.job_folder(job.job_id), error, job.global_rank)
-            sys.exit(report_error(error))
+            sys.exit(print_error(error))
 
     def checkpoint(self) -> Any:
         """The call that submitit starts when the job is requeued: the same."""

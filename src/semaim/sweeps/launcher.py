@@ -14,7 +14,7 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from semaim.config.messages import EXIT_AT_ONCE, report_error
+from semaim.config.messages import EXIT_INTERRUPTED_AT_ONCE, print_error
 from semaim.config.run_spec import RunSpec, compose_run_spec
 from semaim.core import terminal
 from semaim.core.formatting import plural, program
@@ -75,11 +75,11 @@ def launch(
             _submit_or_run(sweep, indices)
         point_states = wait(sweep) if spec.cfg.sweep.wait and executor != "basic" else states(sweep)
     except Interrupted as error:
-        sys.exit(report_error(error))
+        sys.exit(print_error(error))
     except KeyboardInterrupt:
         if executor == "slurm":
             log.info("no longer waiting; the jobs continue:\n%s", next_commands(sweep))
-        sys.exit(EXIT_AT_ONCE)
+        sys.exit(EXIT_INTERRUPTED_AT_ONCE)
     log.info("%s\n%s", sweep.command, table(sweep, point_states))
     update_parent(sweep, point_states)
     first_points = [

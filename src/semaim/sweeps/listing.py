@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 
 from semaim.config.naming import flatten
 from semaim.core.files import read_json
-from semaim.core.formatting import duration, from_here, plural, size
+from semaim.core.formatting import duration, plural, relative_to_cwd, size
 from semaim.errors import UserError
 from semaim.runs.folder import RunFolder
 from semaim.sweeps.sweep import FILE, Sweep, swept
@@ -160,7 +160,9 @@ def table(entries: Sequence[Entry], folder: Path, total: int) -> str:
         choices = " ".join(value if entry.task != "sweep" else f"{key}={value}" for key, value in entry.choices.items()
                            if key != "task" and (entry.task == "sweep" or key in _SHOWN_GROUPS))  # fmt: skip
         age = duration(max(0.0, time.time() - entry.changed))
-        lines.append((entry.state, metric, age, size(entry.bytes), entry.task, choices, str(from_here(entry.path))))
+        lines.append(
+            (entry.state, metric, age, size(entry.bytes), entry.task, choices, str(relative_to_cwd(entry.path)))
+        )
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]) - 1)]
     text = "\n".join(
         "  ".join([*(f"{cell:<{width}}" for cell, width in zip(line, widths, strict=False)), line[-1]])

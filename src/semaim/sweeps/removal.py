@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from semaim.core.files import read_json
-from semaim.core.formatting import from_here, plural, program, size
+from semaim.core.formatting import plural, program, relative_to_cwd, size
 from semaim.errors import UserError
 from semaim.runs.folder import RunFolder
 from semaim.sweeps.commands import find
@@ -54,7 +54,7 @@ def plan_removals(paths: Sequence[Path]) -> list[Removal]:
         for parent in {run_dir.parent for run_dir in run_dirs}
         for entry in list_entries(parent)
     }
-    return [Removal(from_here(run_dir), sizes.get(run_dir, 0), _tracked(run_dir)) for run_dir in run_dirs]
+    return [Removal(relative_to_cwd(run_dir), sizes.get(run_dir, 0), _tracked(run_dir)) for run_dir in run_dirs]
 
 
 def _refuse_live(path: Path) -> None:

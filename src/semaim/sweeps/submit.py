@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from semaim.config.messages import report_error
+from semaim.config.messages import print_error
 from semaim.errors import Interrupted, UserError
 from semaim.lifecycle import stored_result
 from semaim.runs.folder import RunFolder
@@ -178,7 +178,7 @@ def run_here(sweep: Sweep, indices: Sequence[int], is_main: bool) -> None:
         except Exception as error:  # any error: continue with the next run
             if is_main:
                 record_failure(sweep.job_folder(point.job), error)
-            report_error(error)
+            print_error(error)
         if is_main:
             update_parent(sweep, states(sweep))
 

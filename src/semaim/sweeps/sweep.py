@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from semaim.config.follow_ups import follow_ups, with_parent
-from semaim.config.naming import asked_besides
+from semaim.config.naming import other_overrides
 from semaim.config.run_spec import RunSpec, compose_run_spec
 from semaim.core.files import read_json, write_json
 from semaim.errors import UserError
@@ -201,7 +201,7 @@ def sweep_name(points: Sequence[Point], overrides: Sequence[str]) -> str:
     if len(firsts) == 1:
         return f"sweep_{points[0].name}"
     same = {override.split("=")[0] for override in common(firsts)}
-    everything = asked_besides((), overrides)
+    everything = other_overrides((), overrides)
     swept = "_".join(override for override in everything if override.split("=")[0] not in same)
     readable = re.sub(r"[^A-Za-z0-9_.+-]+", "-", swept)[:60].strip("-")
     return f"sweep_{readable}-{hashlib.sha256('_'.join(everything).encode()).hexdigest()[:8]}"

@@ -9,7 +9,7 @@ import textwrap
 from collections.abc import Sequence
 
 from semaim.core.files import write_text
-from semaim.core.formatting import from_here, program
+from semaim.core.formatting import program, relative_to_cwd
 from semaim.sweeps.states import PointState
 from semaim.sweeps.sweep import Sweep, labels
 
@@ -49,5 +49,5 @@ def write_results(sweep: Sweep, point_states: Sequence[PointState]) -> None:
 def next_commands(sweep: Sweep) -> str:
     """Commands that the user may run for an unfinished sweep."""
     commands = {"watch": ("status", "--watch"), "stop": ("cancel",), "retry": ("retry", "--failed")}
-    here = from_here(sweep.path)
+    here = relative_to_cwd(sweep.path)
     return "\n".join(f"  {purpose + ':':<7} {program(*words, here)}" for purpose, words in commands.items())

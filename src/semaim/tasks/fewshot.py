@@ -23,7 +23,7 @@ from semaim.core.distributed import Processes
 from semaim.core.seeding import derive_seed, seeded
 from semaim.data.image_data import ImageData
 from semaim.data.loading import TrainingData
-from semaim.data.subsets import few_of_each_class
+from semaim.data.subsets import few_shot_indices
 from semaim.errors import Interrupted, UserError
 from semaim.evaluation.accuracy import Predictions
 from semaim.evaluation.features import Features
@@ -106,13 +106,13 @@ class FewShot(FeatureEvaluation):
     def check(self, seed: int, processes: Processes) -> None:
         """Raise UserError if a class has too few images, before anything is written."""
         for shots in self.shots:
-            few_of_each_class(self.labelled, shots, seed)
+            few_shot_indices(self.labelled, shots, seed)
 
     def run(self, run: Run) -> dict[str, float]:
         """Evaluate; returns mean and deviation of the accuracies in percent."""
         origin = self.begin(run)
         chosen = {
-            (shots, repeat): few_of_each_class(self.labelled, shots, derive_seed(run.seed, "few-shot", repeat))
+            (shots, repeat): few_shot_indices(self.labelled, shots, derive_seed(run.seed, "few-shot", repeat))
             for shots in self.shots
             for repeat in range(self.repeats)
         }

@@ -23,7 +23,7 @@ from semaim.core.distributed import Processes
 from semaim.data.image_data import ImageData
 from semaim.data.image_sets import ImageSet
 from semaim.data.object_patches import object_patches
-from semaim.data.samples import chosen, read_some
+from semaim.data.samples import read_images, sample_indices
 from semaim.data.sources import image_files
 from semaim.data.transforms import IMAGENET_MEAN, IMAGENET_STD, Transform, evaluation
 from semaim.errors import UserError
@@ -122,7 +122,7 @@ class Visualize:
         self.images: ImageSet = data.splits.val or data.splits.train
         if images is not None:
             self.images = image_files([images] if isinstance(images, str) else images)
-        self.indices = chosen(len(self.images), count)
+        self.indices = sample_indices(len(self.images), count)
         self.permutations = permutations
         self.predict_order = predict_order
         self.semantic_map = semantic_map
@@ -160,7 +160,7 @@ class Visualize:
         quality: dict[str, Tensor] = {}
         images_BHWC = None
         for index, each in enumerate(self.shown):
-            readable, images_BCHW = read_some(self.images, indices, each.transform)
+            readable, images_BCHW = read_images(self.images, indices, each.transform)
             images_BCHW = images_BCHW.to(run.processes.device)
             each.model.to(run.processes.device)
             view, prediction = self._view(each, images_BCHW, run)

@@ -1,4 +1,4 @@
-"""The model as training calls it: for several processes, and compiled."""
+"""Preparation of models for training: data-parallel wrapper and compilation."""
 
 from __future__ import annotations
 
@@ -14,46 +14,46 @@ from semaim.models.layers import Block, QueryBlock
 
 
 def wrap(model: nn.Module, processes: Processes) -> Callable[..., Tensor]:
-    """The model as training calls it: synchronising gradients if there are several processes."""
+    """Wrap a model to synchronise gradients if there are several processes."""
     if processes.world_size == 1:
         return model
     ids = [processes.device.index] if processes.device.type == "cuda" else None
-    return SteadyDDP(model, device_ids=ids, gradient_as_bucket_view=True)
+    return DeterministicDDP(model, device_ids=ids, gradient_as_bucket_view=True)
 
 
-class SteadyDDP(DistributedDataParallel):
-    """DDP that adds gradients up in the same order at every step, so that a continued run equals an undisturbed one.
+class DeterministicDDP(DistributedDataParallel):
+    """DDP that sums gradients in the same order at every step, so that a continued run equals an uninterrupted one.
 
-    DDP arranges gradients in buckets by the order in which they come in the first backward pass after a start, and from
-    then on sums them bucket by bucket. With more than two processes the place in a bucket decides in which order the
-    terms are added, hence the last bits. So the first call is rehearsed, which leaves no trace but the buckets.
+    DDP assigns gradients to buckets in the order of the first backward pass, and uses these buckets from the second
+    step on. With more than two processes, the position in a bucket determines the order of summation and so the last
+    bits. Therefore a warm-up pass before the first call builds the buckets; it has no other effect.
     """
 
-    rehearsed = False
+    warmed_up = False
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """The output of the module."""
-        if not self.rehearsed and torch.is_grad_enabled():
-            self._rehearse(*inputs)
+        if not self.warmed_up and torch.is_grad_enabled():
+            self._warm_up(*inputs)
         return super().forward(*inputs)
 
-    def _rehearse(self, *inputs: Tensor) -> None:
-        """Forward and backward; randomness, statistics of norms and gradients are afterwards as they were before."""
-        self.rehearsed = True
-        synchronises, self.require_backward_grad_sync = self.require_backward_grad_sync, True
+    def _warm_up(self, *inputs: Tensor) -> None:
+        """Forward and backward pass; restores random state, buffers and gradients afterwards."""
+        self.warmed_up = True
+        grad_sync, self.require_backward_grad_sync = self.require_backward_grad_sync, True
         buffers = [buffer.clone() for buffer in self.module.buffers()]
         with torch.random.fork_rng(devices=self.device_ids or []):
             super().forward(*inputs).float().sum().backward()
-        self.require_backward_grad_sync = synchronises
+        self.require_backward_grad_sync = grad_sync
         for buffer, before in zip(self.module.buffers(), buffers, strict=True):
             buffer.copy_(before)
         self.module.zero_grad(set_to_none=True)
 
 
 def compile_blocks(model: nn.Module) -> None:
-    """Compile each transformer block in place, which serves both streams, the semantic pass and fine-tuning.
+    """Compile each transformer block in place, for both streams, the semantic pass and fine-tuning.
 
-    Block by block rather than as a whole: all blocks share one compiled form, and the start takes seconds, not minutes.
+    Blocks share one compiled graph, so the start takes seconds instead of the minutes for the whole model.
     """
     for module in model.modules():
         if isinstance(module, Block | QueryBlock | timm_vit.Block):

@@ -1,4 +1,4 @@
-"""The one training loop, used by every task that trains.
+"""The training loop of all training tasks.
 
 Shapes: B images of one micro-batch of this process.
 """
@@ -27,11 +27,11 @@ log = logging.getLogger(__name__)
 
 
 def fit(task: TrainingTask, trainer: TrainerSettings, run: Run) -> TrainingState:
-    """Train to the end, from wherever the run folder's newest checkpoint left off.
+    """Train to the end, continuing from the newest checkpoint in the run folder.
 
     Raises:
-        Interrupted: after a signal, with everything saved.
-        NonFiniteError: before a step whose loss or gradient is not finite.
+        Interrupted: after a signal; the state is saved.
+        NonFiniteError: before an update with a non-finite loss or gradient.
         UserError: for settings that do not fit, damaged checkpoints, a full disk or too many unreadable images.
     """
     processes, device = run.processes, run.processes.device
@@ -40,11 +40,11 @@ def fit(task: TrainingTask, trainer: TrainerSettings, run: Run) -> TrainingState
     last = trainer.last_step(per_epoch)
     state = prepare(task, trainer, run, plan)
     evaluate(task, state, run, per_epoch, last)
-    note_progress(run, state.step, last, plan)
+    write_progress(run, state.step, last, plan)
     unreadable = UnreadableImages(task.training.max_unreadable)
     images = TrainingImages(task.training.images, task.training.transform, run.seed)
     batches = training_batches(images, plan, range(state.step, last), task.training.num_workers, device.type == "cuda")
-    report = ProgressReporter(trainer, plan, run, state.step, last)
+    progress = ProgressReporter(trainer, plan, run, state.step, last)
     task.model.train()
     while state.step < last:
         lr = task.optimizer.lr(state.step, trainer.batch_size, round(trainer.warmup_epochs * per_epoch), total)
@@ -54,10 +54,10 @@ def fit(task: TrainingTask, trainer: TrainerSettings, run: Run) -> TrainingState
             state.ema.update(task.model)
         state.step, state.loss = state.step + 1, step.loss
         state.device_seconds += step.seconds * processes.world_size
-        report.step(state.step, step, state.device_seconds)
+        progress.step(state.step, step, state.device_seconds)
         if step.stop or state.step == last or checkpoint_is_due(state.step, per_epoch, trainer):
             save_checkpoint(task, state, trainer, run, plan)
-            note_progress(run, state.step, last, plan)
+            write_progress(run, state.step, last, plan)
         if step.stop and state.step < last:
             raise Interrupted(f"stopped by {run.stop.agree(processes)} after step {state.step}")
         try:
@@ -69,13 +69,13 @@ def fit(task: TrainingTask, trainer: TrainerSettings, run: Run) -> TrainingState
 
 
 def step_plan(task: TrainingTask, trainer: TrainerSettings, seed: int, processes: Processes) -> StepPlan:
-    """Which images each step sees; raises UserError if the batch does not fit the data or the processes."""
+    """Assignment of images to steps; raises UserError if the batch size does not fit the data or the processes."""
     size, rank, world_size = len(task.training.images), processes.rank, processes.world_size
     return StepPlan(size, trainer.batch_size, seed, rank, world_size, trainer.accumulate)
 
 
 def prepare(task: TrainingTask, trainer: TrainerSettings, run: Run, plan: StepPlan) -> TrainingState:
-    """Networks and optimizer on their device, continued from the newest checkpoint if there is one."""
+    """Prepare networks and optimizer on their device; restore the newest checkpoint if there is one."""
     device = run.processes.device
     task.model.to(device)
     ema = ModelEmaV3(task.model, decay=trainer.ema_decay[0]) if trainer.ema else None
@@ -85,9 +85,9 @@ def prepare(task: TrainingTask, trainer: TrainerSettings, run: Run, plan: StepPl
     state = TrainingState(task.model, wrap(task.model, run.processes), ema, task.optimizer.build(task.model), scaler)
     saved = store.newest(run.folder.checkpoints)
     if saved is not None:
-        if (before := saved["data_position"]["data_set"]) != plan.dataset_size:
+        if (saved_size := saved["data_position"]["data_set"]) != plan.dataset_size:
             raise UserError(
-                f"the run in {run.folder.path} was trained on {before} images, these data (data.root) have "
+                f"the run in {run.folder.path} was trained on {saved_size} images, these data (data.root) have "
                 f"{plan.dataset_size}: give the run on these another name with run_name=..."
             )
         state.load_state_dict(saved, run.processes)
@@ -97,21 +97,21 @@ def prepare(task: TrainingTask, trainer: TrainerSettings, run: Run, plan: StepPl
 
 
 def evaluate(task: TrainingTask, state: TrainingState, run: Run, per_epoch: int, last: int) -> None:
-    """Evaluate where the task wants it: at the start, after epochs, at the end; once at each step."""
+    """Evaluate at the start, after each epoch and at the end, if the task requires it; once per step."""
     if state.step % per_epoch and state.step != last:
         return
-    done: dict[str, dict[str, float]] = run.processes.broadcast(evaluations(run))
-    if str(state.step) in done:
+    previous: dict[str, dict[str, float]] = run.processes.broadcast(evaluations(run))
+    if str(state.step) in previous:
         return
     metrics = task.evaluate(state, state.step // per_epoch, state.step == last, run)
     task.model.train()
     run.log(state.step, metrics)
     if run.processes.is_main and metrics:
-        write_json(run.folder.path / "evaluations.json", done | {str(state.step): metrics})
+        write_json(run.folder.path / "evaluations.json", previous | {str(state.step): metrics})
 
 
 def evaluations(run: Run) -> dict[str, dict[str, float]]:
-    """Metrics of the evaluations made so far, by step."""
+    """Metrics of the evaluations so far, by step."""
     return read_json(run.folder.path / "evaluations.json") or {}
 
 
@@ -124,7 +124,7 @@ def checkpoint_is_due(step: int, per_epoch: int, trainer: TrainerSettings) -> bo
 def save_checkpoint(
     task: TrainingTask, state: TrainingState, trainer: TrainerSettings, run: Run, plan: StepPlan
 ) -> None:
-    """Save a checkpoint (all processes take part, the first writes) and delete those no longer kept."""
+    """Save a checkpoint and prune old ones; collective, the first process writes."""
     content = checkpoint_content(task, state, run, plan)
     if not run.processes.is_main:
         return
@@ -137,14 +137,14 @@ def save_checkpoint(
     )
 
 
-def note_progress(run: Run, step: int, last: int, plan: StepPlan) -> None:
-    """Say in the run folder how far training is."""
+def write_progress(run: Run, step: int, last: int, plan: StepPlan) -> None:
+    """Write the progress of training to the run's status."""
     if run.processes.is_main:
         run.folder.set_status("running", step=step, last_step=last, batch_size=plan.batch_size)
 
 
 def checkpoint_content(task: TrainingTask, state: TrainingState, run: Run, plan: StepPlan) -> dict[str, Any]:
-    """What a checkpoint holds; all processes call it."""
+    """Content of a checkpoint; collective."""
     position = {"epochs": state.step / plan.steps_per_epoch, "images_seen": state.step * plan.batch_size}
     return state.state_dict(run.processes) | {
         "task": task.state_dict(),

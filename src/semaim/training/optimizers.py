@@ -16,9 +16,10 @@ from semaim.errors import UserError
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Parameters that decay, and the one-dimensional ones (biases, norms), which do not.
+    """Parameter groups with weight decay, and without it for one-dimensional parameters (biases, norms).
 
-    The class token decays in pretraining, as in the authors' code. Position embeddings are fixed and not among these.
+    The class token has weight decay in pretraining, as in the authors' code. Position embeddings are fixed and not
+    included.
     """
     trainable = [p for p in model.parameters() if p.requires_grad]
     groups = [
@@ -29,15 +30,15 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
 
 
 def layer_decay_groups(model: nn.Module, weight_decay: float, layer_decay: float) -> list[dict[str, Any]]:
-    """Parameters of a vision transformer whose learning rate falls from the head to the patch embedding.
+    """Parameter groups of a vision transformer with learning rates that decrease from the head to the patch embedding.
 
     A parameter of layer i has its learning rate multiplied by layer_decay^(depth + 1 - i): i = 0 for the patch
     embedding, positions and class token, k + 1 for block k, depth + 1 for everything after the blocks. No weight decay
     on one-dimensional parameters, positions and the class token. Source: BEiT (arXiv 2106.08254), MAE, SemAIM. (timm's
-    rule of that name counts the norm after the last block to that block, so it is not used.)
+    layer decay assigns the norm after the last block to that block, so it is not used.)
 
     Raises:
-        UserError: if the model is no vision transformer with a head.
+        UserError: if the model is not a vision transformer with a head.
     """
     blocks = getattr(model, "blocks", None)
     if blocks is None or not hasattr(model, "head"):
@@ -58,7 +59,7 @@ def layer_decay_groups(model: nn.Module, weight_decay: float, layer_decay: float
 
 
 def layer_of(name: str, depth: int) -> int:
-    """Number of the layer that a parameter of a vision transformer belongs to, from 0 to depth + 1."""
+    """Layer index of a vision transformer's parameter, from 0 to depth + 1."""
     if name.startswith("blocks."):
         return int(name.split(".")[1]) + 1
     stem = ("patch_embed.", "pos_embed", "cls_token", "reg_token", "dist_token", "norm_pre.")
@@ -79,14 +80,14 @@ def lr_at(step: int, peak: float, floor: float, warmup_steps: int, total_steps: 
 
 
 class Optimization:
-    """An optimizer and its learning rates, as the configuration describes them.
+    """The `optimizer` group of the configuration: an optimizer and its learning rates.
 
     Args:
-        optimizer: makes the optimizer from parameter groups.
-        groups: makes the groups from a model and the weight decay; a group's `lr_scale` multiplies its learning rate.
+        optimizer: builds the optimizer from parameter groups.
+        groups: builds the groups from a model and the weight decay; a group's `lr_scale` multiplies its learning rate.
         base_lr: peak learning rate for 256 images per step.
         min_lr: learning rate at the end.
-        weight_decay: for parameters of more than one dimension.
+        weight_decay: weight decay of parameters with more than one dimension.
     """
 
     def __init__(
@@ -109,12 +110,12 @@ class Optimization:
         self.weight_decay = weight_decay
 
     def build(self, model: nn.Module) -> Optimizer:
-        """The optimizer of a model's parameters."""
+        """Build the optimizer of a model."""
         groups = self.groups(model, self.weight_decay)
         try:
             return self.optimizer(groups)
         except (TypeError, ValueError, RuntimeError) as error:
-            raise UserError(f"the optimizer does not take optimizer.optimizer as it is set: {error}") from error
+            raise UserError(f"the optimizer rejects its settings in optimizer.optimizer: {error}") from error
 
     def lr(self, step: int, batch_size: int, warmup_steps: int, total_steps: int) -> float:
         """Learning rate of a step (from 0)."""
@@ -122,6 +123,6 @@ class Optimization:
 
 
 def set_lr(optimizer: Optimizer, lr: float) -> None:
-    """Use a learning rate from now on, in each group times its `lr_scale`."""
+    """Set the learning rate, multiplied by the `lr_scale` of each group."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group.get("lr_scale", 1.0)

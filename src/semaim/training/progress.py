@@ -1,4 +1,4 @@
-"""What training says of itself after each step: to the journal, and to the person at the keyboard."""
+"""Progress of training: metrics for the journal, and a status line for the user."""
 
 from __future__ import annotations
 
@@ -15,7 +15,15 @@ log = logging.getLogger(__name__)
 
 
 class ProgressReporter:
-    """Tells the journal and the person at the keyboard how training goes."""
+    """Writes training metrics to the journal and a status line to the terminal.
+
+    Args:
+        trainer: settings of the loop.
+        plan: assignment of images to steps.
+        run: context of the run.
+        first: step at which this start began.
+        last: step at which training ends.
+    """
 
     def __init__(self, trainer: TrainerSettings, plan: StepPlan, run: Run, first: int, last: int) -> None:
         self.trainer = trainer
@@ -27,35 +35,43 @@ class ProgressReporter:
         self.mean_seconds = 0.0
 
     def step(self, done: int, step: StepResult, device_seconds: float) -> None:
-        """After a step: `done` steps are behind us, which took so many seconds over all processes."""
-        here = done - self.first
-        # The first step is slow for reasons that do not come again; then a moving average.
-        keep = 0.0 if here <= 2 else 0.95
+        """Report a step.
+
+        Args:
+            done: completed steps.
+            step: result of the step.
+            device_seconds: time of all steps, summed over processes.
+        """
+        steps_here = done - self.first
+        # The first step is slower because of one-time costs; after it, a moving average.
+        keep = 0.0 if steps_here <= 2 else 0.95
         self.mean_seconds = keep * self.mean_seconds + (1 - keep) * step.seconds
-        left = (self.last - done) * self.mean_seconds
+        eta = (self.last - done) * self.mean_seconds
         rate = self.trainer.batch_size / self.mean_seconds
-        waiting = step.waited / step.seconds
-        if here in (1, 10) and left > 0 and not self.run.quiet:
-            when = "its first step" if here == 1 else "its first steps"
-            log.info("judging by %s, the remaining %d steps take about %s", when, self.last - done, duration(left))
+        wait_share = step.data_wait / step.seconds
+        if steps_here in (1, 10) and eta > 0 and not self.run.quiet:
+            basis = "the first step" if steps_here == 1 else "the first steps"
+            log.info("estimated from %s, the remaining %d steps take about %s", basis, self.last - done, duration(eta))
         epoch = done / self.plan.steps_per_epoch
         text = (
             f"epoch {epoch:.2f}/{self.trainer.epochs}  step {done}/{self.last}  loss {step.loss:.4f}  "
             f"lr {step.lr:.2e}  grad norm {step.grad_norm:.2f}  "
-            f"{rate:.3g} images/s  data wait {waiting:.0%}  ETA {duration(left)}"
+            f"{rate:.3g} images/s  data wait {wait_share:.0%}  ETA {duration(eta)}"
         )
         self.line.update(text, last=done == self.last or step.stop)
         if done % self.trainer.log_every_steps == 0 or done == self.last:
-            self.run.log(done, self.metrics(epoch, step, rate, waiting) | {"train/device_hours": device_seconds / 3600})
+            self.run.log(
+                done, self.metrics(epoch, step, rate, wait_share) | {"train/device_hours": device_seconds / 3600}
+            )
 
-    def metrics(self, epoch: float, step: StepResult, rate: float, waiting: float) -> dict[str, float]:
-        """What goes to the journal."""
+    def metrics(self, epoch: float, step: StepResult, rate: float, wait_share: float) -> dict[str, float]:
+        """Metrics of a step for the journal."""
         return {
             "train/loss": step.loss,
             "train/lr": step.lr,
             "train/grad_norm": step.grad_norm,
             "train/epoch": epoch,
             "train/images_per_second": rate,
-            "data/wait": waiting,
+            "data/wait": wait_share,
             "data/unreadable_images": step.unreadable,
         }

@@ -24,28 +24,29 @@ POSITIVE = (
 
 @dataclass(frozen=True)
 class TrainerSettings:
-    """Settings of the loop.
+    """Settings of the training loop.
 
     Args:
-        epochs: passes over the training images; they also set the length of the schedule.
+        epochs: passes over the training images; also the length of the schedule.
         warmup_epochs: epochs of linear warm-up.
         batch_size: images per optimizer step, over all processes and micro-batches.
-        accumulate: micro-batches per step; more of them need less memory.
-        clip_grad: largest norm of the gradient; null for no clipping.
-        precision: "auto" (bf16 where the device has it, else float32), "bf16", "fp16" (with loss scaling) or "float32".
+        accumulate: micro-batches per step; more micro-batches need less memory.
+        clip_grad: maximum norm of the gradient; null for no clipping.
+        precision: "auto" (bf16 if the device supports it, else float32), "bf16", "fp16" (with loss scaling) or
+            "float32".
         compile: compile the transformer blocks with torch.compile.
         ema: keep a moving average of the weights.
-        ema_decay: its decay at the start and at the end of its ramp.
-        ema_ramp_epochs: epochs of the linear ramp.
-        max_steps: end after so many steps, on the schedule of the full length; null for the full length.
+        ema_decay: decay of the moving average at the start and at the end of its ramp.
+        ema_ramp_epochs: length of the linear ramp in epochs.
+        max_steps: stop after this number of steps, with the schedule of the full length; null for the full length.
         log_every_steps: steps between journal entries.
         save_every_epochs: epochs between checkpoints.
-        save_every_steps: steps between checkpoints, besides; null for none.
-        keep_checkpoints: newest checkpoints that are kept.
-        milestone_every_epochs: checkpoints of these epochs are kept for good; null for none.
+        save_every_steps: steps between additional checkpoints; null for none.
+        keep_checkpoints: number of newest checkpoints to keep.
+        milestone_every_epochs: checkpoints of every such epoch are kept permanently; null for none.
 
     Raises:
-        UserError: for values that make no sense.
+        UserError: for invalid values.
     """
 
     epochs: int
@@ -68,7 +69,8 @@ class TrainerSettings:
     def __post_init__(self) -> None:
         if self.epochs < 1 or not 0 <= self.warmup_epochs <= self.epochs:
             raise UserError(
-                f"trainer.epochs={self.epochs} must be positive and trainer.warmup_epochs={self.warmup_epochs} within"
+                f"trainer.epochs={self.epochs} must be positive and trainer.warmup_epochs={self.warmup_epochs} between "
+                f"0 and that"
             )
         if self.precision not in ("auto", *PRECISIONS):
             raise UserError(f"trainer.precision={self.precision} is unknown: choose auto, bf16, fp16 or float32")

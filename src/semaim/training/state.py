@@ -1,4 +1,4 @@
-"""What training carries from step to step, as a whole: networks, optimizer, scaler, position and randomness."""
+"""Training state: networks, optimizer, scaler, step and random state."""
 
 from __future__ import annotations
 
@@ -21,16 +21,17 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class TrainingState:
-    """All that changes while training.
+    """Everything that changes during training.
 
     Attributes:
-        model: the bare model.
-        forward: the model as training calls it, wrapped for several processes.
-        ema: its moving average, or None.
-        optimizer, scaler: as usual; the scaler is disabled but for fp16.
-        step: optimizer steps done.
-        loss: that of the last step.
-        device_seconds: time that the steps have taken, summed over processes.
+        model: the unwrapped model.
+        forward: the model for training, wrapped if there are several processes.
+        ema: moving average of the model, or None.
+        optimizer: the optimizer.
+        scaler: loss scaler; enabled for fp16 only.
+        step: completed optimizer steps.
+        loss: loss of the last step.
+        device_seconds: time of all steps, summed over processes.
     """
 
     model: nn.Module
@@ -43,7 +44,7 @@ class TrainingState:
     device_seconds: float = 0.0
 
     def state_dict(self, processes: Processes) -> dict[str, Any]:
-        """Everything in plain types. All processes call it, since each has randomness of its own."""
+        """The state in plain types. Collective, since each process has its own random state."""
         return {
             "architecture": getattr(self.model, "architecture", None),
             "model": self.model.state_dict(),
@@ -56,10 +57,10 @@ class TrainingState:
         }
 
     def load_state_dict(self, state: dict[str, Any], processes: Processes) -> None:
-        """Undo of `state_dict`, also with another number of processes (which then have fresh randomness).
+        """Restore `state_dict`; with another number of processes, random states are not restored.
 
         Raises:
-            UserError: if the state is of other networks.
+            UserError: if the state belongs to other networks.
         """
         if (state["ema"] is None) != (self.ema is None):
             raise UserError("trainer.ema differs from that of the checkpoint: it must be the same to continue")

@@ -1,4 +1,4 @@
-"""One optimizer step: forward, backward, one look at the result, update.
+"""One optimizer step: forward, backward, finiteness check, update.
 
 Shapes: B images of one micro-batch of this process.
 """
@@ -28,7 +28,7 @@ from semaim.training.state import TrainingState
 
 
 class TrainingTask(Protocol):
-    """What the loop asks of a task."""
+    """Interface of training tasks."""
 
     @property
     def model(self) -> nn.Module: ...
@@ -40,41 +40,41 @@ class TrainingTask(Protocol):
     def optimizer(self) -> Optimization: ...
 
     def loss(self, batch: Batch, state: TrainingState, noise: StepNoise) -> Tensor:
-        """Loss of each image, (B,), with gradient."""
+        """Loss per image, (B,), with gradient."""
         ...
 
     def evaluate(self, state: TrainingState, epoch: int, last: bool, run: Run) -> dict[str, float]:
-        """Metrics after an epoch (0: before training); empty if none are due."""
+        """Metrics after an epoch (0: before training); empty if no evaluation is due."""
         ...
 
     def state_dict(self) -> dict[str, Any]:
-        """What checkpoints keep of the task besides its model, in plain types."""
+        """State of the task for checkpoints, besides its model, in plain types."""
         ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Undo of `state_dict`; raises UserError if the run cannot go on from there."""
+        """Restore `state_dict`; raises UserError if the run cannot continue from it."""
         ...
 
 
 @dataclass
 class StepResult:
-    """What one step says of itself.
+    """Result of one step.
 
     Attributes:
         loss: mean over all images.
-        grad_norm: before clipping.
+        grad_norm: norm of the gradient before clipping.
         lr: learning rate.
-        seconds: it took.
-        waited: seconds of these, for images.
-        unreadable: images that could not be read so far, counted once by each process.
-        stop: whether a signal asked to stop.
+        seconds: duration of the step.
+        data_wait: seconds spent waiting for images.
+        unreadable: unreadable images so far, summed over processes.
+        stop: whether a process received a stop signal.
     """
 
     loss: float
     grad_norm: float
     lr: float
     seconds: float
-    waited: float
+    data_wait: float
     unreadable: int
     stop: bool
 
@@ -88,17 +88,17 @@ def train_step(
     run: Run,
     lr: float,
 ) -> StepResult:
-    """One optimizer step: micro-batches forward and backward, one look at the result, then the update."""
-    device, started, waited = run.processes.device, time.perf_counter(), 0.0
+    """One optimizer step: forward and backward over micro-batches, finiteness check, then the update."""
+    device, started, data_wait = run.processes.device, time.perf_counter(), 0.0
     dtype = trainer.dtype(device)
     noise = StepNoise(run.seed, state.step, trainer.batch_size)
-    losses: list[tuple[Tensor, Tensor]] = []  # of each micro-batch: which images, and their losses
+    losses: list[tuple[Tensor, Tensor]] = []  # per micro-batch: indices and losses of its images
     state.optimizer.zero_grad(set_to_none=True)
     for micro in range(trainer.accumulate):
-        asked = time.perf_counter()
+        fetch_started = time.perf_counter()
         batch = next(batches)
-        waited += time.perf_counter() - asked
-        unreadable.note(batch)
+        data_wait += time.perf_counter() - fetch_started
+        unreadable.record(batch)
         batch = batch.to(device)
         ddp = state.forward if isinstance(state.forward, DistributedDataParallel) else None
         with ddp.no_sync() if ddp and micro + 1 < trainer.accumulate else nullcontext():
@@ -110,40 +110,42 @@ def train_step(
     parameters = [p for p in task.model.parameters() if p.grad is not None]
     norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
     loss = torch.stack([loss_B.mean() for _, loss_B in losses]).mean() / run.processes.world_size
-    # The one exchange between processes, and the one wait for the device, of a step.
+    # One all-reduce and one device synchronisation per step.
     counts = torch.tensor([float(run.stop.requested), len(unreadable.names)], device=device)
-    seen = torch.cat([torch.stack([loss, norm / run.processes.world_size]), counts])
-    loss_value, norm_value, stop, missing = run.processes.sum(seen).tolist()
-    scaled = state.scaler.is_enabled()  # fp16 expects an overflow now and then: the scaler skips that update
+    totals = torch.cat([torch.stack([loss, norm / run.processes.world_size]), counts])
+    loss_value, norm_value, stop, num_unreadable = run.processes.sum(totals).tolist()
+    scaled = state.scaler.is_enabled()  # occasional overflows are normal in fp16: the scaler skips these updates
     if not math.isfinite(loss_value) or not (math.isfinite(norm_value) or (scaled and state.scaler.get_scale() >= 1)):
-        raise not_finite(task, state, run, losses, loss_value, norm_value)
+        raise non_finite_error(task, state, run, losses, loss_value, norm_value)
     if trainer.clip_grad is not None:
         torch.nn.utils.clip_grads_with_norm_(parameters, trainer.clip_grad, norm)
     set_lr(state.optimizer, lr)
     state.scaler.step(state.optimizer)
     state.scaler.update()
-    return StepResult(loss_value, norm_value, lr, time.perf_counter() - started, waited, round(missing), stop > 0)
+    return StepResult(
+        loss_value, norm_value, lr, time.perf_counter() - started, data_wait, round(num_unreadable), stop > 0
+    )
 
 
-def not_finite(
+def non_finite_error(
     task: TrainingTask, state: TrainingState, run: Run, losses: list[tuple[Tensor, Tensor]], loss: float, norm: float
 ) -> NonFiniteError:
-    """The error for a step that must not be taken, with the images of the step in a file beside the journal."""
-    source = task.training.images
-    mine = [
-        {"image": source.name(int(index)), "loss": float(value)}
+    """Build the error for a non-finite step, and write the images of the step to a file in the run folder."""
+    image_set = task.training.images
+    local_images = [
+        {"image": image_set.name(int(index)), "loss": float(value)}
         for index_B, loss_B in losses
         for index, value in zip(index_B, loss_B, strict=True)
     ]
-    images = [image for process in run.processes.gather(mine) for image in process]
-    guilty = [image["image"] for image in images if not math.isfinite(image["loss"])]
+    images = [image for process in run.processes.gather(local_images) for image in process]
+    non_finite = [image["image"] for image in images if not math.isfinite(image["loss"])]
     file = run.folder.path / f"not_finite_step_{state.step:08d}.json"
     if run.processes.is_main:
         write_json(file, {"step": state.step, "loss": loss, "grad_norm": norm, "images": images})
     saved = store.list_steps(run.folder.checkpoints)
-    what = f"the loss of {len(guilty)} images ({', '.join(guilty[:3])})" if guilty else "the gradient"
+    what = f"the loss of {len(non_finite)} images ({', '.join(non_finite[:3])})" if non_finite else "the gradient"
     return NonFiniteError(
         f"{what} is not finite at step {state.step}; training stopped before the update, and the last good checkpoint "
-        f"is {saved[-1][1] if saved else 'none yet'}. All images of the step are in {file}. Look at them; if they are "
-        f"sound, lower optimizer.base_lr or set trainer.precision=float32"
+        f"is {saved[-1][1] if saved else 'none yet'}. All images of the step are in {file}. Check them; if they are "
+        f"valid, lower optimizer.base_lr or set trainer.precision=float32"
     )

@@ -17,7 +17,7 @@ from semaim.core.files import atomic
 from semaim.core.seeding import derive_seed
 from semaim.data.image_data import ImageData
 from semaim.data.object_patches import object_patches
-from semaim.data.samples import chosen, read_some
+from semaim.data.samples import read_images, sample_indices
 from semaim.errors import UserError
 from semaim.evaluation.order_metrics import means, order_metrics
 from semaim.permutations import Grid
@@ -111,7 +111,7 @@ class OnlinePictures:
         """The images, read on first use."""
         if self._loaded_sample is None:
             images = data.splits.val or data.splits.train
-            indices, images_BCHW = read_some(images, chosen(len(images), self.images), data.eval_transform)
+            indices, images_BCHW = read_images(images, sample_indices(len(images), self.images), data.eval_transform)
             object_BL = object_patches(images, indices, data.eval_transform, patch_size)
             self._loaded_sample = Sample([images.name(index) for index in indices], images_BCHW, object_BL)
         return self._loaded_sample
