@@ -40,6 +40,7 @@ from semaim.visualization.online_pictures import OnlinePictures, evaluation_is_d
 from semaim.visualization.views import Viewer
 
 log = logging.getLogger(__name__)
+NEXT_LARGER = {"aim_tiny": "aim_small", "aim_small": "aim_base", "aim_base": "aim_large", "aim_large": "aim_huge"}
 EVALUATION_BATCH_SIZE = 64  # of the online linear classifier
 
 
@@ -166,7 +167,9 @@ class Pretraining:
         data = [o for o in overrides if o.split("=")[0].split(".")[0] == "data"]
         excluded = ("model", "sweep", "run_name", "run_dir", "checkpoint", "trainer.max_steps")
         kept = [o for o in overrides if not o.startswith(tuple(f"{name}{end}" for name in excluded for end in "=."))]
-        larger = {"larger model": spec.command_with("model=aim_small", *kept)}
+        larger = {}
+        if (model := NEXT_LARGER.get(spec.choices["model"])) is not None:
+            larger["larger model"] = spec.command_with(f"model={model}", *kept)
         if self.data.splits.val is None:
             return larger
         evaluate = spec.command_with("task=knn", f"checkpoint={value_text(str(folder))}", *data)
