@@ -125,7 +125,7 @@ def test_a_share_that_is_none(fraction):
 # Few images of each class
 
 
-def test_few_of_each_class():
+def test_few_shot_indices():
     images = labelled(3, 9, 4)
     for shots in (1, 2, 3):
         chosen = few_shot_indices(images, shots, 5)
@@ -189,7 +189,7 @@ def test_no_share_of_a_class_without_classes(tmp_path):
     put(tmp_path, "a", "b")
     with pytest.raises(UserError, match=r"data\.val_fraction=0\.5 holds out a share of every class, .* no labels"):
         image_data(image_folders(str(tmp_path)), val_fraction=0.5)
-    with pytest.raises(UserError, match=r"held-out share of 2 makes no sense"):
+    with pytest.raises(UserError, match=r"held-out share of 2 is invalid"):
         image_data(Splits(labelled(3), labelled(3), None, ["x"]), val_fraction=2)
 
 

@@ -64,7 +64,7 @@ def test_features_are_read_in_parts_and_not_changed_by_who_reads_them(run, kept)
 def test_a_copy_in_parts_is_the_same(run, kept, monkeypatch):
     encoder, images = Encoder(), noise()
     whole = extract(wanted(encoder, images, range(30)), run)
-    monkeypatch.setattr(feature_cache, "COPIED_AT_ONCE", 4)
+    monkeypatch.setattr(feature_cache, "ROWS_PER_COPY", 4)
     assert same(cached_features(kept, "weights", wanted(encoder, images, range(30)), run), whole)
 
 

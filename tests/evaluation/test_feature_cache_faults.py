@@ -119,7 +119,7 @@ def test_too_many_unreadable_images_leave_nothing(run, kept, damaged):
 @pytest.mark.parametrize("batch_size", [2, 3, 7])
 def test_processes_store_what_one_stores(run, tmp_path, tiny_model, monkeypatch, world_size, batch_size):
     """Seven images: the last batch is smaller, but for 7; then, and with 5 processes, some have no batch at all."""
-    monkeypatch.setattr(feature_cache, "COPIED_AT_ONCE", 3)
+    monkeypatch.setattr(feature_cache, "ROWS_PER_COPY", 3)
     encoder, images = Encoder(vit_of(tiny_model(image_size=8)).eval()), noise()
     alone = cached_features(tmp_path / "alone", "weights", wanted(encoder, images, batch_size=batch_size), run)
     assert same(alone, extract(wanted(encoder, images, batch_size=batch_size), run))

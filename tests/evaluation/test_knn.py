@@ -149,7 +149,7 @@ def test_no_more_than_a_block_and_a_chunk_are_compared_at_once(monkeypatch):
         shapes.append(len(rows))
         return normalised(rows, device)
 
-    monkeypatch.setattr(knn, "_normalised", spy)
+    monkeypatch.setattr(knn, "_normalise", spy)
     monkeypatch.setattr(knn, "BANK_BLOCK", 30)
     monkeypatch.setattr(knn, "QUERY_CHUNK", 16)
     (bank_MD, labels_M), (query_QD, _) = clusters(0, 80), clusters(1, 40)

@@ -62,11 +62,11 @@ def test_what_transformers_does_not_have_is_refused(tuned: dict[str, Path], tmp_
     for given, message in (
         (
             tuned["mean"],
-            "this encoder norms the mean of the patches: export it with format=timm",
+            "this encoder norms the mean of the patches: export it with --format timm",
         ),
         (
             tmp_path / "dinov2.pth",
-            "format=huggingface has no vit_base_patch14_dinov2, only the plain",
+            "--format huggingface has no vit_base_patch14_dinov2, only the plain",
         ),
     ):
         output = tmp_path / "out"

@@ -59,11 +59,11 @@ def test_colours_are_those_that_the_teacher_was_made_for(dino_file: Path) -> Non
     normalised_C = (as_in_files_C - torch.tensor(GREY["mean"])) / torch.tensor(GREY["std"])
     expected_C = [(0.25 - 0.4) / 0.2, (0.5 - 0.5) / 0.25, (0.75 - 0.6) / 0.5]
     images_BCHW = normalised_C.view(1, 3, 1, 1).expand(1, 3, 16, 16)
-    seen_BCHW = found.as_it_sees(images_BCHW)
+    seen_BCHW = found.teacher_images(images_BCHW)
     assert seen_BCHW.shape == (1, 3, 32, 32)
     for channel, value in enumerate(expected_C):
         assert seen_BCHW[0, channel].flatten().tolist() == pytest.approx([value] * 1024, abs=1e-6)
-    as_they_come = loaded("tiny_dino.here", dino_file, normalization="data").as_it_sees(images_BCHW)
+    as_they_come = loaded("tiny_dino.here", dino_file, normalization="data").teacher_images(images_BCHW)
     assert as_they_come[0, :, 5, 5].tolist() == pytest.approx(normalised_C.tolist(), abs=1e-6)
 
 
@@ -71,7 +71,7 @@ def test_nothing_is_done_to_images_that_fit(dino_file: Path, images: Callable[..
     images_BCHW = images(2, 24, 40)
     for options in (COLOURS, {"normalization": "data"}):
         found = loaded("tiny_dino.here", dino_file, patch_size=8, **options)
-        assert torch.equal(found.as_it_sees(images_BCHW), images_BCHW)
+        assert torch.equal(found.teacher_images(images_BCHW), images_BCHW)
 
 
 @pytest.mark.parametrize(("patch_size", "grid"), [(4, (4, 4)), (4, (3, 5)), (8, (4, 4)), (8, (3, 5)), (16, (2, 3))])
@@ -93,7 +93,7 @@ def test_attention_is_that_of_the_last_block(images: Callable[..., Tensor], regi
     made = network(tiny_dino, reg_tokens=registers, qk_norm=True)
     found = teacher(patch_size=8)
     found.network, images_BCHW = made, images(2, 32, 32)
-    seen_BCHW = found.as_it_sees(images_BCHW)
+    seen_BCHW = found.teacher_images(images_BCHW)
     whole_BNN = []
     last = made.blocks[-1].attn
     with torch.no_grad():

@@ -76,7 +76,7 @@ def test_a_tracking_server_that_is_not_there(monkeypatch: pytest.MonkeyPatch) ->
         "tracking.uri=http://127.0.0.1:9: no server answers ([Errno 111] Connection refused); start it, or set "
         "tracking=none"
     ]
-    monkeypatch.setattr(store, "ANSWER_SECONDS", 0.2)
+    monkeypatch.setattr(store, "HEALTH_TIMEOUT_SECONDS", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         uri = f"tracking.uri=http://127.0.0.1:{silent.getsockname()[1]}"
         assert one(uri).problems == [f"{uri}: no server answers (timed out); start it, or set tracking=none"]

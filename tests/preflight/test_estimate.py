@@ -70,7 +70,7 @@ def test_hours_follow_from_operations_and_speed(capsys: pytest.CaptureFixture[st
 def test_a_sweep_and_what_follows_have_a_row_each() -> None:
     points = [["then=[knn,linprobe]", f"seed={seed}", "model=aim_small"] for seed in (1, 2)]
     GlobalHydra.instance().hydra = under_way = mock.Mock()
-    with mock.patch.object(check, "opened", wraps=check.opened) as opened:
+    with mock.patch.object(check, "open_data", wraps=check.open_data) as opened:
         checked = check_sweep(points)
     assert GlobalHydra.instance().hydra is under_way  # a sweep may check itself before it begins
     GlobalHydra.instance().clear()

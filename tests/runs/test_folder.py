@@ -137,25 +137,27 @@ def changed(key, value):
 def test_configuration_survives_the_file(tmp_path):
     folder = RunFolder(tmp_path / "runs" / "a")
     folder.path.mkdir(parents=True)
-    folder.settle_config(CONFIG)
+    folder.store_or_check_config(CONFIG)
     stored = (folder.path / "config.yaml").read_text()
     for _ in range(2):
-        RunFolder(tmp_path / "runs" / "a").settle_config(CONFIG)
+        RunFolder(tmp_path / "runs" / "a").store_or_check_config(CONFIG)
     assert (folder.path / "config.yaml").read_text() == stored
     assert sorted(path.name for path in folder.path.iterdir()) == ["config.yaml"]  # no temporary file stays
 
 
 def test_what_may_differ_may_differ(tmp_path):
     folder = RunFolder(tmp_path)
-    folder.settle_config(CONFIG)
-    folder.settle_config({**CONFIG, "device": "cuda", "tracking": {"uri": "http://x"}, "runs_dir": "/elsewhere"})
+    folder.store_or_check_config(CONFIG)
+    folder.store_or_check_config(
+        {**CONFIG, "device": "cuda", "tracking": {"uri": "http://x"}, "runs_dir": "/elsewhere"}
+    )
     for key, value in [
         ("trainer.compile", True),
         ("trainer.max_steps", 7),
         ("data.num_workers", 0),
         ("data.root", "/"),
     ]:
-        folder.settle_config(changed(key, value))
+        folder.store_or_check_config(changed(key, value))
     assert "device: auto" in (folder.path / "config.yaml").read_text()  # the first stays
 
 
@@ -172,11 +174,11 @@ def test_what_may_differ_may_differ(tmp_path):
 )
 def test_another_configuration_is_refused(tmp_path, key, value, message):
     folder = RunFolder(tmp_path)
-    folder.settle_config(CONFIG)
+    folder.store_or_check_config(CONFIG)
     with pytest.raises(UserError, match=message) as error:
-        folder.settle_config(changed(key, value))
+        folder.store_or_check_config(changed(key, value))
     assert "run_name=" in str(error.value)
-    folder.settle_config(CONFIG)  # what was stored is untouched
+    folder.store_or_check_config(CONFIG)  # what was stored is untouched
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):

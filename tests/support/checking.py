@@ -6,7 +6,7 @@ from typing import Any
 
 from semaim.cli import main
 from semaim.preflight.check import check_sweep
-from semaim.preflight.estimate import CheckReport
+from semaim.preflight.table import CheckReport
 
 
 def one(*words: str, launcher: dict[str, Any] | None = None) -> CheckReport:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from semaim.data import sources
+from semaim.data.image_sets import ImageSet, Splits
 from support.paths import TESTS
 
 PACE = "SEMAIM_TEST_PACE"  # names a file with the seconds that reading an image takes; without it none
@@ -22,7 +23,7 @@ PACED = ("data.source._target_=support.paced.digits",)
 class Slow:
     """Images that take their time."""
 
-    def __init__(self, images: sources.ImageSet) -> None:
+    def __init__(self, images: ImageSet) -> None:
         self.images = images
 
     def __len__(self) -> int:
@@ -37,7 +38,7 @@ class Slow:
         return self.images.read(index)
 
 
-def digits(side: int = 32, val_fraction: float = 0.2) -> sources.Splits:
+def digits(side: int = 32, val_fraction: float = 0.2) -> Splits:
     """The usual digits, read slowly in training."""
     splits = sources.digits(side, val_fraction)
     return replace(splits, train=Slow(splits.train))

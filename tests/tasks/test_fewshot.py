@@ -55,7 +55,7 @@ class Few(NamedTuple):
 
 @pytest.fixture(scope="module")
 def few(tmp_path_factory: pytest.TempPathFactory, pretrained: Path) -> Few:
-    choose, chosen, heads = fewshot.few_of_each_class, [], []
+    choose, chosen, heads = fewshot.few_shot_indices, [], []
 
     def choosing(images: Any, shots: int, seed: int) -> list[int]:
         chosen.append((shots, choose(images, shots, seed)))
@@ -67,7 +67,7 @@ def few(tmp_path_factory: pytest.TempPathFactory, pretrained: Path) -> Few:
         return made
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fewshot, "few_of_each_class", choosing)
+        patch.setattr(fewshot, "few_shot_indices", choosing)
         patch.setattr(fewshot, "LinearHeads", making)
         folder = go(tmp_path_factory.mktemp("few"), *SHOTS, f"checkpoint={pretrained}")
     return Few(folder, chosen[2:], heads)  # before the run it is tried whether there are enough images

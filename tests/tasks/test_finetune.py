@@ -60,7 +60,7 @@ def tuned(tmp_path_factory: pytest.TempPathFactory, pretrained: Path) -> Path:
         return Predictions(worse_M, answers.labels_M, answers.classes)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(FineTuning, "_answers", best_at_the_second)
+        patch.setattr(FineTuning, "_predictions", best_at_the_second)
         return go(tmp_path_factory.mktemp("tuned"), *TUNE, *EPOCHS, f"checkpoint={pretrained}")
 
 

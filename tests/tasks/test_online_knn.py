@@ -50,7 +50,7 @@ def spied(monkeypatch):
         passes.append(wanted)
         return extract(wanted, run)
 
-    monkeypatch.setattr("semaim.tasks.knn.extract", spy)
+    monkeypatch.setattr("semaim.evaluation.online_knn.extract", spy)
     return passes
 
 

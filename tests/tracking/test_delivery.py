@@ -227,7 +227,7 @@ def test_sync_marks_only_what_is_dead(tmp_path: Path, store: Any) -> None:
     """A folder whose process is gone is marked KILLED once, however often it is sent."""
     run_folder = RunFolder(tmp_path / "runs" / "dead")
     run_folder.path.mkdir(parents=True)
-    run_folder.settle_config({f"option{number}": number for number in range(250)})  # MLflow takes 100 at a time
+    run_folder.store_or_check_config({f"option{number}": number for number in range(250)})  # MLflow takes 100 at a time
     run_folder.set_status("running", step=3)
     (run_folder.path / "environment.json").write_text('{"starts": [{}]}')
     lines = Journal(run_folder.journal)

@@ -63,7 +63,7 @@ def run_folders(place: Path, names: Iterable[str], parent: Path | None) -> list[
     folders = [RunFolder(place / name) for name in names]
     for folder in folders:
         folder.path.mkdir(parents=True)
-        folder.settle_config({"parent_run": parent and str(parent)})
+        folder.store_or_check_config({"parent_run": parent and str(parent)})
         (folder.path / "environment.json").write_text('{"starts": [{}]}')
     return [folder.path for folder in folders]
 

@@ -48,7 +48,7 @@ class Extraction:
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
-            raise UserError(f"batch_size={self.batch_size} images at a time makes no sense: it must be positive")
+            raise UserError(f"batch_size={self.batch_size} images at a time is invalid: it must be positive")
 
 
 @dataclass(frozen=True)

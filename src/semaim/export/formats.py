@@ -141,11 +141,11 @@ def huggingface_content(model: Model) -> Content:
         UserError: for encoders with parts that these models do not have.
     """
     if "timm" in model.sizes:
-        raise UserError(f"format=huggingface has no {model.sizes['timm']}, only the plain vision transformer: "
-                        f"export it with format=timm")  # fmt: skip
+        raise UserError(f"--format huggingface has no {model.sizes['timm']}, only the plain vision transformer: "
+                        f"export it with --format timm")  # fmt: skip
     if model.pool != "cls":
-        raise UserError("format=huggingface norms all tokens and reads the class token, this encoder norms the mean of "
-                        "the patches: export it with format=timm")  # fmt: skip
+        raise UserError("--format huggingface norms all tokens and reads the class token, this encoder norms the mean "
+                        "of the patches: export it with --format timm")  # fmt: skip
     classes = [f"LABEL_{index}" for index in range(model.num_classes)]
     mean, std = model.normalisation
     settings = {

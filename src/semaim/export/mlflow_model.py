@@ -24,7 +24,7 @@ def tracked_run(run: Path | None, checkpoint: Path) -> Delivery:
         UserError: if the checkpoint is not in a run folder, its run was not tracked, or the store is unreachable.
     """
     if run is None or not (run / "mlflow.json").is_file():
-        raise UserError(f"mlflow=true: checkpoint={checkpoint} is not of a run that MLflow tracked")
+        raise UserError(f"--mlflow: checkpoint={checkpoint} is not of a run that MLflow tracked")
     delivery = Delivery(RunFolder(run))
     try:
         delivery.deliver()
@@ -32,7 +32,7 @@ def tracked_run(run: Path | None, checkpoint: Path) -> Delivery:
         raise
     except Exception as error:  # MLflow and its dependencies raise many types
         store = delivery.state["uri"]
-        raise UserError(f"mlflow=true: MLflow at {store} does not answer ({failure_reason(store, error)})") from error
+        raise UserError(f"--mlflow: MLflow at {store} does not answer ({failure_reason(store, error)})") from error
     return delivery
 
 
@@ -71,5 +71,5 @@ def log_model(vit: VisionTransformer, name: str, delivery: Delivery) -> tuple[st
             **{key: value for key, value in module_format.items() if key in parameters},
         )
     except Exception as error:  # MLflow and its dependencies raise many types
-        raise UserError(f"mlflow=true: MLflow at {uri} does not accept the model ({error})") from error
+        raise UserError(f"--mlflow: MLflow at {uri} does not accept the model ({error})") from error
     return uri, logged.model_uri
