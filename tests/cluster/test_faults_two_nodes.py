@@ -31,7 +31,7 @@ def _is_told_of_its_limit_five_times(cluster: Cluster, home: Path) -> JobRun:
         run.wait_for_step(step, 120)
         print(f"signal {number} after step {step} or a little later")
         run.signal(signal.SIGUSR2)
-        run.continue_now(number)
+        run.continue_now(number, 240)
     run.finish()
     assert run.starts() == 5
     assert len(run.stops()) == 5
@@ -51,7 +51,7 @@ def _loses_a_process(cluster: Cluster, home: Path) -> JobRun:
     told = run.say("semaim", "status", str(run.sweep))
     assert "requeued 1 time" in told
     assert f"task {rank}: Killed" in told
-    run.continue_now(1)
+    run.continue_now(1, 240)
     run.finish()
     assert run.starts() == 1
     assert run.continuations() == [5]

@@ -133,7 +133,7 @@ def test_a_run_says_how_to_repeat_it(pages: Pages, place: Path, shot: Shot) -> N
     pages.run(run_id(pretraining(place, "attention_center")))
     pages.whole_description()
     pages.browser.see(
-        f"python -m semaim.run {' '.join(SHORT)} permutation=attention_center 'then=[knn]'",
+        f"semaim run {' '.join(SHORT)} permutation=attention_center 'then=[knn]'",
         "pretrain with model aim_tiny, permutation attention_center",
         "What to look at:",
         sweep_folder(place).name,

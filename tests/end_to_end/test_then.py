@@ -147,7 +147,7 @@ def test_mlflow_shows_the_evaluations_under_the_pretraining(place: Path) -> None
         assert run.data.tags.get("optimizer") == {"knn": None, "linprobe": "sgd_linprobe"}[task]
         said = run.data.tags["mlflow.note.content"]
         assert said.startswith(f"**{task}** with ")
-        assert f"```bash\npython -m semaim.run task={task} checkpoint=runs/pre" in said
+        assert f"```bash\nsemaim run task={task} checkpoint=runs/pre" in said
         assert f"* run folder: `{child(place, task)}`" in said
         assert "* shown under: `pre`" in said
         for name, value in status(child(place, task))["result"].items():
@@ -198,7 +198,7 @@ def test_a_mistake_costs_no_training(tmp_path: Path) -> None:
 def test_a_sweep_whose_evaluation_fails_says_so_and_makes_it_up(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    few = ("data=shapes", "data.splits.train=16", "data.splits.val=10", "trainer.max_steps=1", "then=[knn]")
+    few = ("data=shapes", "data.source.train=16", "data.source.val=10", "trainer.max_steps=1", "then=[knn]")
     sweep = ("-m", *SMALL, *few, "permutation=raster,zigzag", "sweep.check=false")
     assert run_here(tmp_path, *sweep) == 1
     err = capsys.readouterr().err

@@ -44,7 +44,7 @@ def test_where_it_goes_by_itself(square: Path, tmp_path: Path, capsys) -> None:
     torch.save(foreign_files.timm_plain().content, file)
     assert main(["export", str(file)]) == 0
     assert (tmp_path / "theirs-timm" / "config.json").is_file()
-    assert "note: how its images were normalised is not known" in capsys.readouterr().out
+    assert "note: the normalisation of its images is not known" in capsys.readouterr().out
     assert "(assumed: the checkpoint does not say)" in (tmp_path / "theirs-timm" / "README.md").read_text()
 
 

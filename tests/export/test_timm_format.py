@@ -92,7 +92,7 @@ def test_there_and_back_again(pretrained: Path, tmp_path: Path) -> None:
 def test_the_evaluation_of_an_exported_folder(square: Path, tmp_path: Path, capsys) -> None:
     """The same accuracies, from the same features."""
     said = succeed(tmp_path, str(square), "--output", "it", launcher=(sys.executable, "-m", "semaim", "export"))
-    assert "evaluate it: python -m semaim.run task=knn checkpoint=it data=..." in said
+    assert "evaluate it: semaim run task=knn checkpoint=it data=..." in said
     knn = (*SMALL[:-1], "task=knn", "task.ks=[10]")
     before = go(tmp_path / "runs", *knn, f"checkpoint={square}", "run_name=before")
     assert "features were computed before" not in capsys.readouterr().err

@@ -43,7 +43,7 @@ def test_mistakes_are_named(store: Store, tmp_path: Path, capsys: pytest.Capture
 
 
 def test_without_evaluations_it_says_how_to_make_one(empty_copy: Store, capsys: pytest.CaptureFixture[str]) -> None:
-    how = "python -m semaim.run task=knn checkpoint=runs/<name>"
+    how = "semaim run task=knn checkpoint=runs/<name>"
     assert f"there is no evaluation here yet; make one with: {how}" in fails(capsys, "--uri", empty_copy.uri)
     empty_copy.add({"task": "pretrain"}, {"train/loss": 1.0, "eval/knn_10_cls": 50.0})
     empty_copy.add({"task": "visualize", "pretrained.run": "centre-0"}, {"seconds": 1.0})

@@ -69,7 +69,7 @@ def test_finished_run_is_complete(finished: tuple[Path, Any], tmp_path: Path) ->
     (start,) = json.loads((run_folder / "environment.json").read_text())["starts"]
     found = {"run_folder": str(run_folder), "commit": start["commit"], "dirty": str(start["dirty"])}
     found |= {"host": start["host"], "device": start["device"], "permutation": "attention_center", "task": "pretrain"}
-    found["command"] = f"python -m semaim.run {' '.join(TINY)} trainer.max_steps=6 tracking.experiment=trials"
+    found["command"] = f"semaim run {' '.join(TINY)} trainer.max_steps=6 tracking.experiment=trials"
     assert {name: value for name, value in found.items() if value != "None"}.items() <= shown.data.tags.items()
     said = shown.data.tags["mlflow.note.content"]
     assert f"```bash\n{found['command']}\n```" in said
@@ -180,7 +180,7 @@ def test_killed_stopped_and_continued_is_one_run(store: Any, tmp_path: Path) -> 
     killed_after = last_step()
     done = run(tmp_path, "runs/cut", launcher=SYNC)
     assert done.returncode == 0, done.stdout
-    assert "metric points delivered" in done.stdout
+    assert "metric points sent" in done.stdout
     assert status(run_folder)["state"] == "vanished"
     assert_shows_all(store, run_folder, "KILLED")
 

@@ -112,7 +112,7 @@ def test_runs_without_tracking_are_sent_later_under_their_sweep(uri: str, tmp_pa
     journal.status("FINISHED")
     journal.close()
     said = succeed(tmp_path, "run", "sweep", "--uri", uri, "--experiment", "later", launcher=SYNC)
-    assert said == "run: 2 metric points delivered\nsweep: 0 metric points delivered\n"
+    assert said == "run: 2 metric points sent\nsweep: 0 metric points sent\n"
     client = mlflow_client(uri)
     above = delivery_state(sweep)["run_id"]
     assert shown(client, "later") == {"sweep": (above, None), "run": (delivery_state(run_folder)["run_id"], above)}

@@ -30,7 +30,7 @@ def viewer(model: AIM, **changes: object) -> Viewer:
     usual = {
         "model": model.eval(),
         "encoders": {"online": model},
-        "source": "online",
+        "network": "online",
         "semantic_map": SemanticMap(),
         "permutations": ORDERS,
         "target": Pixels(4),
@@ -45,7 +45,7 @@ def test_patches_are_put_back_where_they_were(images: Callable[..., Tensor]) -> 
 
 def test_colours_are_those_of_the_image() -> None:
     images_BCHW = torch.tensor([-2.0, 0.0, 2.0, 9.0]).view(1, 1, 2, 2).expand(1, 3, 2, 2)
-    shown_BHWC = GREY.shown(images_BCHW)
+    shown_BHWC = GREY.denormalise(images_BCHW)
     assert shown_BHWC.shape == (1, 2, 2, 3)
     expected = torch.tensor([[[0.0, 0.0, 0.1], [0.5, 0.4, 0.3]], [[1.0, 0.8, 0.5], [1.0, 1.0, 1.0]]])
     torch.testing.assert_close(shown_BHWC[0], expected)
@@ -74,7 +74,7 @@ def test_what_a_viewer_sees_is_what_the_model_computes(
     other = viewer(model).view(images_BCHW, seed=6, predict_order=None)
     assert not torch.equal(other.orders["stochastic"], view.orders["stochastic"])
     assert torch.equal(other.orders["attention"], view.orders["attention"])
-    some = view.of(slice(0, 3, 2))
+    some = view.subset(slice(0, 3, 2))
     assert torch.equal(some.orders["attention"], order_BL[[0, 2]])
     assert some.prediction is not None
     assert torch.equal(some.prediction.error_BL, view.prediction.error_BL[[0, 2]])
@@ -83,7 +83,7 @@ def test_what_a_viewer_sees_is_what_the_model_computes(
 def test_a_map_of_attention_is_drawn_as_it_is_used(
     tiny_model: Callable[..., AIM], images: Callable[..., Tensor]
 ) -> None:
-    view = viewer(tiny_model(), semantic_map=SemanticMap("self")).look(images(), 0, None)
+    view = viewer(tiny_model(), semantic_map=SemanticMap("self")).view(images(), 0, None)
     assert torch.equal(view.maps.semantic_BL, view.maps.attention_BL)
     assert torch.equal(view.orders["attention"], view.maps.attention_BL.argsort(1, descending=True))
 
