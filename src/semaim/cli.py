@@ -7,6 +7,7 @@ was not finite; 75 stopped by a signal with everything saved; 130 interrupted at
 
 from __future__ import annotations
 
+import os
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
@@ -39,8 +40,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     verb = VERBS[name]
     arguments = Namespace(words=words) if verb.by_hydra else verb.parser(name).parse_intermixed_args(words)
     try:
-        return verb.run(arguments)
-    except (Exception, KeyboardInterrupt) as error:
+        exit_code = verb.run(arguments)
+        sys.stdout.flush()
+        return exit_code
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of the output has ended, such as head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its exit
+        return 141
+    except Exception as error:
         from semaim.config.messages import print_error
 
         return print_error(error)

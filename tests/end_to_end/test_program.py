@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -80,6 +81,32 @@ def test_mistakes_end_with_a_message_and_exit_code_2(words: tuple[str, ...], mes
     assert (done.returncode, "Traceback" in done.stdout) == (2, False), done.stdout
     assert message in done.stdout
     assert not list(tmp_path.iterdir())
+
+
+def test_a_reader_that_ends_early_is_no_error(tmp_path: Path) -> None:
+    done = shell("semaim completion bash | true; echo ${PIPESTATUS[0]}", tmp_path)
+    assert done.stdout in ("0\n", "141\n")  # 0 if all was written before the reader ended
+
+
+def test_watching_ends_with_ctrl_c(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text("seed: 0\n")
+    (tmp_path / "run" / "status.json").write_text('{"state": "running"}')
+    hold = "import sys, time; from pathlib import Path; from semaim.runs.folder import RunFolder; \
+folder = RunFolder(Path('run')); folder.lock(); print('held', flush=True); time.sleep(60)"
+    with subprocess.Popen([sys.executable, "-c", hold], cwd=tmp_path, stdout=subprocess.PIPE) as holder:
+        try:
+            assert holder.stdout is not None
+            holder.stdout.readline()
+            with subprocess.Popen([*PROGRAM, "status", "--watch", "run"], cwd=tmp_path, **PIPED) as watch:
+                assert watch.stdout is not None
+                first = [watch.stdout.readline() for _ in range(4)]
+                watch.send_signal(signal.SIGINT)
+                rest = watch.stdout.read()
+        finally:
+            holder.kill()
+    assert "running" in first[-1]
+    assert (watch.returncode, rest) == (130, "interrupted\n")
 
 
 def test_help_and_completion_load_no_torch() -> None:
