@@ -44,14 +44,14 @@ def _ten_kills(cluster: Cluster, home: Path, seed: int) -> int:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait(30)
         assert process.returncode == -signal.SIGKILL
-        met += _was_killed_in_a_save(run)
-        print(f"{run.name}: kill {number}, at step {run.step()}, {'in a save' if _was_killed_in_a_save(run) else ''}")
+        met += _has_partial_save(run)
+        print(f"{run.name}: kill {number}, at step {run.step()}, {'in a save' if _has_partial_save(run) else ''}")
         _assert_continues_at_interrupted_step(run, number)
     run.submit()
     _wait_for_random_moment(run, dice, in_a_save=True)
     os.kill(run.process(), signal.SIGKILL)
     run.wait_for_requeue(1)
-    met += _was_killed_in_a_save(run)
+    met += _has_partial_save(run)
     assert "0: Killed" in (run.job_folder / "deaths").read_text()
     run.continue_now(1)
     run.finish()
@@ -62,11 +62,11 @@ def _wait_for_random_moment(run: JobRun, dice: random.Random, in_a_save: bool) -
     step = run.step() + dice.randint(1, 2)
     until(lambda: run.step() >= step, f"step {step} of {run.name}", every=0.02)
     if in_a_save:
-        until(lambda: _was_killed_in_a_save(run), f"a save of {run.name}", every=0.005)
+        until(lambda: _has_partial_save(run), f"a save of {run.name}", every=0.005)
     time.sleep(dice.uniform(0, 0.05 if in_a_save else 0.5))
 
 
-def _was_killed_in_a_save(run: JobRun) -> bool:
+def _has_partial_save(run: JobRun) -> bool:
     """A process killed during a save leaves a file with this name."""
     return any(name.endswith(".tmp") for name in os.listdir(run.folder / "checkpoints"))
 

@@ -203,9 +203,7 @@ class JobRun:
                 python = "submitit.core._submit" in command and Path(command[0]).name != "srun"
                 if python and wanted <= set(environment):
                     parent = int((folder / "stat").read_text().rsplit(")", 1)[1].split()[1])
-                    if (
-                        b"submitit" not in Path(f"/proc/{parent}/cmdline").read_bytes()
-                    ):  # otherwise a data loader's process
+                    if b"submitit" not in Path(f"/proc/{parent}/cmdline").read_bytes():  # else a loader's
                         return int(folder.name)
         raise AssertionError(f"no process {rank} of job {self.job}")
 

@@ -88,7 +88,7 @@ def test_run_without_its_server_finishes_and_is_sent_later(
 def test_server_unavailable_during_a_run(
     how: str, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Killed: connections are refused until the restart. Silent (SIGSTOP): connections open without response, to the end.
+    """Killed: connections are refused until the restart. Silent (SIGSTOP): connections get no response, to the end.
 
     Reading images is delayed until the test has made its observations.
     """
