@@ -1,4 +1,4 @@
-"""Checkpoints that several files of tests read; no test changes them."""
+"""Checkpoints shared by several test files; no test changes them."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tuned(tmp_path_factory: pytest.TempPathFactory, pretrained: Path) -> Path:
-    """Run folder of a fine-tuning of two steps."""
+    """Run folder of a two-step fine-tuning."""
     options = ("task=finetune", "trainer.max_steps=2", "trainer.batch_size=16", "run_name=tuned")
     return go(tmp_path_factory.mktemp("tuned"), *MODEL, *options, f"checkpoint={pretrained}")
 
 
 @pytest.fixture(scope="session")
 def official(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
-    """A checkpoint of SemAIM's code, and what that code made of it."""
+    """A checkpoint of SemAIM's code, and the output of that code."""
     path = tmp_path_factory.mktemp("official") / "checkpoint.pth"
     with np.load(GOLDEN_PIXELS) as arrays:
         theirs = {name: torch.from_numpy(arrays[name]) for name in arrays.files if name != "config_json"}

@@ -1,4 +1,4 @@
-"""Which encoder is evaluated, wherever it comes from."""
+"""Choice of the evaluated encoder, from every kind of source."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from semaim.tracking.store import SQLITE
 from support.encoders import KNN, MODEL, SMALLER, assert_weights, images, newest, source, weights
 from support.in_process import go, run
 
-# Runs and files of ours
+# Our own runs and files
 
 
 def test_a_run_folder_and_its_files(pretrained: Path, tmp_path: Path) -> None:
@@ -30,7 +30,7 @@ def test_a_run_folder_and_its_files(pretrained: Path, tmp_path: Path) -> None:
 
 
 @torch.no_grad()
-def test_the_encoder_sees_what_the_model_does(pretrained: Path) -> None:
+def test_the_encoder_tokens_equal_those_of_the_model(pretrained: Path) -> None:
     tokens_BND = load_model(pretrained).encode(images())
     found = encode(source(pretrained).encoder(), images())
     assert torch.allclose(found["cls"], tokens_BND[:, 0], rtol=1e-5, atol=1e-5)
@@ -53,7 +53,7 @@ def test_a_fine_tuned_run_and_its_best(tuned: Path) -> None:
         source(tuned, "task.source.ema=true").encoder()
 
 
-def test_the_trained_head_comes_along(tuned: Path) -> None:
+def test_the_trained_head_is_included(tuned: Path) -> None:
     found = source(tuned).trained_classifier(10)
     assert_weights(found, weights(tuned))
     with torch.no_grad():
@@ -64,13 +64,13 @@ def test_the_trained_head_comes_along(tuned: Path) -> None:
         source(tuned).trained_classifier(9)
 
 
-def test_nothing_is_evaluated_without_being_named() -> None:
+def test_a_checkpoint_is_required() -> None:
     with pytest.raises(Exception, match=r"needs a checkpoint: set checkpoint=runs/<name>") as raised:
         source(None)
     assert isinstance(raised.value.__cause__, UserError)
 
 
-def test_places_that_hold_no_encoder(pretrained: Path, tmp_path: Path) -> None:
+def test_paths_without_an_encoder(pretrained: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"checkpoint=.*nope does not exist"):
         source(tmp_path / "nope").encoder()
     with pytest.raises(UserError, match=rf"checkpoint={tmp_path} is a folder without checkpoints"):
@@ -104,7 +104,7 @@ def test_an_official_checkpoint_gives_the_tokens_of_its_code(official: tuple[Pat
 
 
 @torch.no_grad()
-def test_heads_of_an_official_checkpoint_can_be_said(official: tuple[Path, dict[str, Any]]) -> None:
+def test_heads_of_an_official_checkpoint_can_be_set(official: tuple[Path, dict[str, Any]]) -> None:
     path, theirs = official
     usual, other = source(path).encoder(), source(path, "task.source.num_heads=1").encoder()
     assert usual.blocks[0].attn.num_heads == theirs["config"]["num_heads"] != 1
@@ -123,7 +123,7 @@ def test_an_official_checkpoint_has_no_moving_average(official: tuple[Path, dict
 def test_a_random_encoder_is_that_of_the_seed_whatever_the_task(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The comparison of tasks with `checkpoint=random` is one of the same weights: those pretraining begins with."""
+    """All tasks with `checkpoint=random` use the same weights: the initial weights of pretraining."""
     found: list[list[list[float]]] = []
     made = EncoderSource._vit
 
@@ -141,7 +141,7 @@ def test_a_random_encoder_is_that_of_the_seed_whatever_the_task(
         "features": (),
     }
     for task, options in short.items():
-        torch.manual_seed(len(found))  # whatever was random before
+        torch.manual_seed(len(found))  # other random state before
         go(tmp_path, *MODEL, f"task={task}", *options, f"run_name={task}", "checkpoint=random")
     assert len(found) == 5
     assert all(weights == found[0] for weights in found)
@@ -167,7 +167,7 @@ def test_a_random_encoder_has_the_sizes_of_the_model() -> None:
 
 @pytest.fixture(scope="module")
 def tracked(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str, Path]:
-    """Address of a real store, a run in it, and the folder of the run."""
+    """URI of a real store, a run in it, and the folder of the run."""
     place = tmp_path_factory.mktemp("tracked")
     uri = f"{SQLITE}{place}/mlflow.db"
     tracking = ("tracking=mlflow", f"tracking.uri={uri}", "tracking.system_metrics_seconds=0")
@@ -187,7 +187,7 @@ def test_a_tracked_run(tracked: tuple[str, str, Path]) -> None:
     assert found.origin(0, {}) == source(folder).origin(0, {})
 
 
-def test_a_tracked_run_that_is_not_there(tracked: tuple[str, str, Path], tmp_path: Path) -> None:
+def test_a_missing_tracked_run(tracked: tuple[str, str, Path], tmp_path: Path) -> None:
     uri, run_id, folder = tracked
     with pytest.raises(UserError, match=r"checkpoint=mlflow:1234: MLflow at sqlite:.* has no such run \(.*1234"):
         of_store(uri, "1234").encoder()

@@ -1,4 +1,4 @@
-"""Encoders of other projects compute what the projects' models compute, from files in the projects' own layouts."""
+"""Encoders of other projects give the outputs of the projects' models, from files in the projects' own layouts."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from support.in_process import go
 
 @pytest.fixture
 def messages(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> pytest.LogCaptureFixture:
-    """What is logged here."""
+    """Captured log messages."""
     monkeypatch.setattr(logging.getLogger("semaim"), "propagate", True)
     caplog.set_level(logging.INFO)
     return caplog
@@ -55,7 +55,7 @@ def test_every_family_is_a_row_of_the_table() -> None:
 
 @pytest.mark.parametrize("make", FAMILIES, ids=lambda make: make.__name__)
 def test_normalisation_of_the_family(make: Callable[[], File], tmp_path: Path, messages) -> None:
-    """It is said where it is known and differs from that of the data."""
+    """A message reports it if it is known and differs from that of the data."""
     file = make()
     path, warning = saved(file, tmp_path), "expects another colour normalisation than that of these data"
     source(path, *file.options).encoder()
@@ -70,7 +70,7 @@ def test_normalisation_of_the_family(make: Callable[[], File], tmp_path: Path, m
     assert warning not in messages.text
 
 
-def test_what_weights_do_not_tell_is_said(tmp_path: Path, messages) -> None:
+def test_properties_missing_in_weights_are_reported(tmp_path: Path, messages) -> None:
     path = saved(foreign_files.clip_open_clip(), tmp_path)
     gelu = source(path).encoder()
     assert "assuming GELU" in messages.text
@@ -93,8 +93,8 @@ def test_kinds_of_files(tmp_path: Path, suffix: str) -> None:
     assert torch.equal(found.forward_features(images()), file.tokens(images()))
 
 
-def test_half_precision_is_made_whole(tmp_path: Path) -> None:
-    """OpenAI's files hold numbers of two bytes."""
+def test_half_precision_is_converted_to_float32(tmp_path: Path) -> None:
+    """OpenAI's files hold two-byte numbers."""
     content = {name: value.half() for name, value in foreign_files.clip_openai().content.items()}
     torch.save(content, tmp_path / "half.pth")
     found = source(tmp_path / "half.pth").encoder()
@@ -118,13 +118,13 @@ def test_numbers_of_heads(tmp_path: Path) -> None:
     assert source(path, "task.source.num_heads=8").encoder().blocks[0].attn.num_heads == 8
     with pytest.raises(UserError, match=r"task\.source\.num_heads=5 does not divide the width 32 of checkpoint="):
         source(path, "task.source.num_heads=5").encoder()
-    with pytest.raises(UserError, match=r"weights\.pth has 2 attention heads, not 4"):  # BEiT's tables tell
+    with pytest.raises(UserError, match=r"weights\.pth has 2 attention heads, not 4"):  # known from BEiT's tables
         source(saved(foreign_files.beit(), tmp_path), "task.source.num_heads=4").encoder()
 
 
 @torch.no_grad()
 def test_an_odd_width_of_the_mlp(tmp_path: Path) -> None:
-    """Products of floating-point numbers must not lose a neuron."""
+    """Floating-point products must not lose a neuron."""
     for hidden in (1, 33, 43, 57, 86, 117, 172):
         model = timm.create_model("vit_tiny_patch16_224", **TIMM_SIZES, mlp_ratio=(hidden + 0.5) / 32)
         torch.save(model.state_dict(), tmp_path / "odd.pth")
@@ -151,7 +151,7 @@ def test_an_odd_width_of_the_mlp(tmp_path: Path) -> None:
 @pytest.mark.parametrize("size", ["48", "[24,40]"])
 @torch.no_grad()
 def test_positions_for_another_grid_are_those_that_timm_makes(make, name, convert, size, tmp_path, messages) -> None:
-    """Bit for bit what timm loads into a model of that size."""
+    """Bit-identical to what timm loads into a model of that size."""
     file = make()
     path = saved(file, tmp_path)
     found = source(path, "task.source.interpolate=true", f"data.image_size={size}").encoder()
@@ -171,7 +171,7 @@ def test_positions_for_another_grid_are_those_that_timm_makes(make, name, conver
 
 
 def test_positions_of_our_own_encoders(tmp_path: Path) -> None:
-    """Sine-cosine ones of a grid that is not square become those of a finer one: nearly what they would be there."""
+    """Sine-cosine positions of a non-square grid are resized to a finer one and are close to its own positions."""
     folder = go(tmp_path, *SMALL_RUN, "data.image_size=[32,24]", "run_name=run")
     before = source(folder).encoder()
     resized = source(folder, "task.source.interpolate=true", "data.image_size=[64,48]").encoder()
@@ -188,7 +188,7 @@ def test_positions_of_our_own_encoders(tmp_path: Path) -> None:
     assert fingerprint(unchanged) == fingerprint(before) != fingerprint(resized)
 
 
-def test_another_grid_must_be_asked_for(tmp_path: Path) -> None:
+def test_another_grid_must_be_requested(tmp_path: Path) -> None:
     path = saved(foreign_files.dinov2(), tmp_path)
     with pytest.raises(Exception, match=r"task\.source\.interpolate=true") as raised:
         go(tmp_path, *MODEL, "task=knn", f"checkpoint={path}", "data.image_size=48", "run_name=knn")
@@ -212,8 +212,8 @@ def test_another_grid_must_be_asked_for(tmp_path: Path) -> None:
 )
 @torch.no_grad()
 def test_a_folder_of_timm(tmp_path: Path, name: str, more: dict) -> None:
-    """Its config.json says what the weights do not, of any of timm's vision transformers."""
-    sizes = {**TIMM_SIZES, "num_heads": 4} | more  # not the heads that the width tells
+    """Its config.json gives what the weights do not, for any of timm's vision transformers."""
+    sizes = {**TIMM_SIZES, "num_heads": 4} | more  # not the number of heads that the width implies
     model = randomised(timm.create_model(name, **sizes))
     timm.models.save_for_hf(model, tmp_path / "folder", model_args=sizes, safe_serialization=True)
     for given in (tmp_path / "folder", tmp_path / "folder" / "model.safetensors"):
@@ -226,8 +226,8 @@ def test_a_folder_of_timm(tmp_path: Path, name: str, more: dict) -> None:
         source(tmp_path / "folder", "task.source.num_heads=2").encoder()
 
 
-def test_a_folder_that_timm_was_given_may_go_away(tmp_path: Path) -> None:
-    """A fine-tuned run builds its model without the folder that its encoder came from."""
+def test_a_timm_folder_may_be_deleted(tmp_path: Path) -> None:
+    """A fine-tuned run builds its model without the folder of its initial encoder."""
     model = randomised(timm.create_model("vit_tiny_patch16_224", **TIMM_SIZES, num_classes=3))
     timm.models.save_for_hf(model, tmp_path / "folder", model_args=TIMM_SIZES, safe_serialization=True)
     options = ("task=finetune", "trainer.max_steps=1", "trainer.batch_size=16", "run_name=tuned")

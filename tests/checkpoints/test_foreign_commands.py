@@ -1,4 +1,4 @@
-"""Encoders of other projects in whole commands: evaluated, fine-tuned, and their trained heads measured again."""
+"""Whole commands with encoders of other projects: evaluation, fine-tuning, and evaluation of trained heads."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from support.in_process import go
 
 @pytest.fixture(scope="module")
 def mae_classifier(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, torch.nn.Module]:
-    """As MAE's fine-tuning saves it, with the mean of the patches normed; and the model."""
+    """Layout of MAE's fine-tuning checkpoints, with the normalised mean of the patches; and the model."""
     model = randomised(timm.create_model("vit_tiny_patch16_224", **TIMM_SIZES, num_classes=10,
                                          global_pool="avg"))  # fmt: skip
     path = tmp_path_factory.mktemp("mae") / "mae_finetuned.pth"
@@ -68,7 +68,7 @@ def test_an_encoder_without_a_head_has_none_to_measure(tmp_path: Path) -> None:
     ids=lambda make: make.__name__,
 )
 def test_fine_tuned_here_and_measured_again(make: Callable[[], File], pool: str, tmp_path: Path) -> None:
-    """From our own checkpoint, which describes the model in plain data: the file is away by then."""
+    """From our own checkpoint, which describes the model in plain data: the original file is deleted by then."""
     file = make()
     path = saved(file, tmp_path)
     tune = ("task=finetune", f"task.pool={pool}", "trainer.max_steps=1", "trainer.batch_size=16", "run_name=tuned")
@@ -80,7 +80,7 @@ def test_fine_tuned_here_and_measured_again(make: Callable[[], File], pool: str,
     state = torch.load(kept, weights_only=True)
     new = {"head.weight", "head.bias"} | ({"fc_norm.weight", "fc_norm.bias"} if pool == "mean" else set())
     assert state["model"].keys() - before.keys() == new
-    for name, value in state["model"].items():  # the warm-up's first learning rate is 0
+    for name, value in state["model"].items():  # the first learning rate of the warm-up is 0
         assert name in new or torch.equal(value, before[name]), name
     alone = ("task=finetune", "task.eval_only=true", "run_name=alone", f"checkpoint={folder}", "data.image_size=16")
     assert status(go(tmp_path, *MODEL, *alone))["result"]["finetune"] == status(folder)["result"]["finetune"]
@@ -102,7 +102,7 @@ def test_a_classifier_of_another_project_is_fine_tuned_anew(mae_classifier: tupl
 
 
 def test_an_encoder_is_evaluated_by_the_command(tmp_path: Path) -> None:
-    """What it prints, its result in the journal, and features that are found again."""
+    """Its output, its result in the journal, and the reuse of its features."""
     path = saved(foreign_files.dinov2_registers(), tmp_path)
     options = ("task=knn", *MODEL, f"checkpoint={path}", "task.ks=[10]", "task.source.interpolate=true")
     said = succeed(tmp_path, *options, "run_name=knn", "data.image_size=24")

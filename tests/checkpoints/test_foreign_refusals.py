@@ -1,4 +1,4 @@
-"""Files that hold no encoder, and options that do not go with a checkpoint, are refused with the reason."""
+"""Files without an encoder, and options that do not fit a checkpoint, are refused with the reason."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from support.in_process import go
 
 
 def broken(tmp_path: Path) -> dict[str, tuple[Path, str]]:
-    """Files that hold no encoder, and what is said of each."""
+    """Files without an encoder, and the message about each."""
     plain = foreign_files.timm_plain().content
     contents = {
         "resnet": timm.create_model("test_resnet").state_dict(),
@@ -62,7 +62,7 @@ def test_files_that_hold_no_encoder(tmp_path: Path) -> None:
     for name, (path, message) in broken(tmp_path).items():
         with pytest.raises(UserError, match=rf"^checkpoint={path} .*{message}") as raised:
             source(path).encoder()
-        commands = 1 if name == "program.pth" else 0  # to type, on a line of its own
+        commands = 1 if name == "program.pth" else 0  # printed commands, each on its own line
         assert str(raised.value).count("\n") == commands
 
 

@@ -1,4 +1,4 @@
-"""Files that are no checkpoints, or none of ours, are refused with one message, and nothing in them is executed."""
+"""Files that are not semaim checkpoints are refused with one message, and nothing in them is executed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from semaim.errors import UserError
 
 
 class Payload:
-    """What a malicious checkpoint holds: loading it would create a file."""
+    """A malicious payload: loading it would create a file."""
 
     def __init__(self, target):
         self.target = target
@@ -37,7 +37,7 @@ def test_a_malicious_file_is_refused_and_does_nothing(tmp_path, how):
         store.load(path)
     assert not target.exists()
     torch.load(path, weights_only=False) if how != "pickle" else pickle.loads(path.read_bytes())
-    assert target.exists()  # the payload was a live one
+    assert target.exists()  # the payload works
 
 
 def zipped():
@@ -67,14 +67,14 @@ def test_files_that_are_no_checkpoint(tmp_path, content):
 
 
 @pytest.mark.parametrize(("held", "kind"), [([1, 2], "list"), (torch.zeros(3), "Tensor")])
-def test_what_is_held_instead_of_a_checkpoint_is_named(tmp_path, held, kind):
+def test_content_other_than_a_checkpoint_is_named(tmp_path, held, kind):
     torch.save(held, tmp_path / "x.pt")
     with pytest.raises(UserError, match=rf"x\.pt holds a {kind}, not a checkpoint"):
         store.load(tmp_path / "x.pt")
 
 
-def test_a_file_that_is_not_there(tmp_path):
-    for path in (tmp_path / "none.pt", tmp_path):  # nor is a folder a file
+def test_a_missing_file(tmp_path):
+    for path in (tmp_path / "none.pt", tmp_path):  # a folder is not a file either
         with pytest.raises(UserError, match=f"checkpoint={path} does not exist"):
             store.load(path)
 

@@ -1,4 +1,4 @@
-"""What a run says of the origin of its encoder, and the fingerprint that tells encoders apart."""
+"""Origin of a run's encoder as the run reports it, and the fingerprint of an encoder."""
 
 from __future__ import annotations
 
@@ -63,8 +63,8 @@ def test_origin_of_others(official: tuple[Path, dict[str, Any]], tmp_path: Path)
     assert source("random").origin(7, {"model": "aim_tiny", "data": "digits"}) == Origin(random, nothing)
 
 
-def test_a_run_says_where_its_encoder_is_from(pretrained: Path, tuned: Path, tmp_path: Path) -> None:
-    """As tags; its results stand at the step of the pretraining."""
+def test_a_run_reports_the_origin_of_its_encoder(pretrained: Path, tuned: Path, tmp_path: Path) -> None:
+    """As tags; its results are logged at the step of the pretraining."""
     origin = source(pretrained).origin(0, {})
     for name, given in (("before", pretrained), ("after", tuned)):
         folder = go(tmp_path, *KNN, f"run_name={name}", f"checkpoint={given}")
@@ -76,11 +76,11 @@ def test_a_run_says_where_its_encoder_is_from(pretrained: Path, tuned: Path, tmp
         assert logged == [(2, origin.metrics), (2, {f"eval/{key}": value for key, value in result.items()})]
 
 
-def test_another_split_of_the_same_data_is_warned_of(pretrained: Path, tmp_path: Path) -> None:
+def test_another_split_of_the_same_data_gives_a_warning(pretrained: Path, tmp_path: Path) -> None:
     warning = "these data were split differently when the encoder was pretrained on them"
 
     def warned(name: str, **before: Any) -> bool:
-        """Whether a run warns of an encoder that was pretrained on data of another configuration."""
+        """Whether a run warns that its encoder was pretrained with another data configuration."""
         state = torch.load(newest(pretrained), weights_only=True)
         state["config"]["data"] |= before
         path = store.save(tmp_path / f"before_{name}", 2, state)

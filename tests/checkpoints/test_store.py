@@ -21,7 +21,7 @@ from semaim.errors import UserError
 
 
 def state_of(step, size=1000):
-    """A state that tells its step."""
+    """A state that contains its step."""
     return {"weights": torch.full((size,), float(step)), "name": f"step {step}"}
 
 
@@ -31,8 +31,8 @@ def is_of(state, step):
 
 @pytest.fixture
 def folder(tmp_path, caplog, monkeypatch):
-    """A folder for checkpoints; warnings are caught."""
-    monkeypatch.setattr(logging.getLogger("semaim"), "propagate", True)  # a run in this process may have cut it off
+    """A checkpoint folder; warnings are captured."""
+    monkeypatch.setattr(logging.getLogger("semaim"), "propagate", True)  # an earlier run may have disabled it
     caplog.set_level(logging.WARNING, logger="semaim")
     return tmp_path / "checkpoints"
 
@@ -49,7 +49,7 @@ def names(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
-# There and back
+# Round trip
 
 
 def test_round_trip_is_exact(folder):
@@ -78,7 +78,7 @@ def test_no_checkpoint_at_all(folder):
 
 
 def test_newest_is_by_number_not_by_name_or_time(folder):
-    for step in (100_000_000, 99_999_999, 7):  # nine digits sort before eight as text
+    for step in (100_000_000, 99_999_999, 7):  # as text, nine digits sort before eight
         store.save(folder, step, state_of(step))
     assert [step for step, _ in store.list_steps(folder)] == [7, 99_999_999, 100_000_000]
     assert store.newest(folder)["step"] == 100_000_000
@@ -120,7 +120,7 @@ def test_fingerprint_changes_with_the_newest_checkpoint(folder):
 
 
 def rewrite(path, change):
-    """Change the bytes of a file; None deletes it."""
+    """Change the bytes of a file; None deletes the file."""
     content = change(bytearray(path.read_bytes()))
     path.unlink() if content is None else path.write_bytes(content)
 
@@ -142,7 +142,7 @@ def flip(content, bit=1, at=None):
         pytest.param(".sha256", lambda content: flip(content, 0x80, at=0), id="high bit of the checksum"),
     ],
 )
-def test_a_damaged_checkpoint_is_passed_over_and_named(three, caplog, which, change):
+def test_a_damaged_checkpoint_is_skipped_and_named(three, caplog, which, change):
     rewrite(three / f"step_00000003.pt{which}", change)
     assert is_of(store.newest(three), 2)
     (record,) = caplog.records
@@ -150,10 +150,10 @@ def test_a_damaged_checkpoint_is_passed_over_and_named(three, caplog, which, cha
     assert f"{three}/step_00000003.pt is damaged" in record.getMessage()
     rewrite(three / f"step_00000002.pt{which}", change)
     assert is_of(store.newest(three), 1)
-    assert (three / "step_00000003.pt").exists()  # left for a person to look at
+    assert (three / "step_00000003.pt").exists()  # kept for inspection
 
 
-def test_when_all_are_damaged_nothing_starts_anew_in_silence(three):
+def test_when_all_are_damaged_no_silent_restart(three):
     for step in (1, 2, 3):
         rewrite(three / f"step_0000000{step}.pt", flip)
     with pytest.raises(UserError, match=r"every checkpoint in .* is damaged \(step_00000003.*move that folder away"):
@@ -173,7 +173,7 @@ def save_for_ever(folder, first, done):
 
 
 def test_kill_in_the_middle_of_saving(folder):
-    """A forked process saves without pause and is killed at a random moment, eight times."""
+    """A forked process saves continuously and is killed at a random moment, eight times."""
     fork, choice = multiprocessing.get_context("fork"), random.Random(0)
     done, left_over = fork.Value("l", 0, lock=False), 0
     for _ in range(8):
@@ -187,26 +187,26 @@ def test_kill_in_the_middle_of_saving(folder):
         process.join()
         assert process.exitcode == -9
         state = store.newest(folder)
-        # The newest may be one further than reported: killed after its rename, before the report.
+        # The newest may be one later than reported: killed after its rename, before the report.
         assert state["step"] in (done.value, done.value + 1)
         assert is_of(state, state["step"])
         done.value = state["step"]
         left_over += len(list(folder.glob("*.tmp")))
-    assert left_over > 0  # else no kill came while a file was being written, and this test showed nothing
+    assert left_over > 0  # otherwise no kill occurred during a write, and the test is void
     store.save(folder, done.value + 1, state_of(done.value + 1))
     assert list(folder.glob("*.tmp")) == []
 
 
-def test_left_overs_of_killed_processes_go_at_the_next_save(three):
+def test_files_left_by_killed_processes_are_deleted_at_the_next_save(three):
     for name in ("step_00000004.pt.4711.tmp", "step_00000004.pt.sha256.4711.tmp"):
         (three / name).write_bytes(b"half")
-    assert is_of(store.newest(three), 3)  # they disturb nothing
+    assert is_of(store.newest(three), 3)  # they have no effect
     store.save(three, 4, state_of(4))
     assert len(names(three)) == 8
     assert list(three.glob("*.tmp")) == []
 
 
-# No space
+# Full disk
 
 FULL = r"step_00000004\.pt: there is no space left on the device; .* is .*step_00000003\.pt\. Make room"
 
@@ -234,7 +234,7 @@ def test_no_space_after_some_writing(three, monkeypatch, after):
 
 @pytest.mark.parametrize("call", ["fsync", "replace"])
 def test_no_space_at_the_last_moment(three, monkeypatch, call):
-    """The checksum is on disk by then, and must go again."""
+    """The checksum is already on disk and must be removed."""
     before, calls, original = names(three), [], getattr(os, call)
 
     def full(*args):
@@ -282,7 +282,7 @@ def test_a_full_disk(small_disk):
 
 
 def test_a_disk_that_fills_up_at_any_point_of_saving(small_disk):
-    """However much room there is, to the page around what is needed: either all is there or nothing has changed."""
+    """For every amount of free space around the required one, in pages: the save is complete or has changed nothing."""
     folder, page, filler = small_disk / "checkpoints", 4096, small_disk / "filler"
     path = store.save(folder, 1, state_of(1))
     needed = -(-path.stat().st_size // page) + 1  # the checkpoint's pages and one for its checksum
@@ -304,7 +304,7 @@ def test_a_disk_that_fills_up_at_any_point_of_saving(small_disk):
 
 
 def test_saving_a_step_again_never_leaves_it_with_a_wrong_checksum(three, monkeypatch):
-    """The disk fills up at each moment of saving step 3 anew, when it stood intact already."""
+    """The disk fills up at each moment of saving step 3 again, over an intact checkpoint."""
     for call in range(6):
         store.save(three, 3, state_of(3))
         counted = iter(range(100))

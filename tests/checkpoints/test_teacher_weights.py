@@ -1,4 +1,4 @@
-"""Weights of teachers in every layout give the same tokens, those written out by hand; bad files are told.
+"""Teacher weights in every layout give the same tokens as a computation by hand; bad files are reported.
 
 Shapes: B images, N = 1 + L tokens (cls first), D width, P channels after CLIP's projection.
 """
@@ -63,7 +63,7 @@ CLIP_LAYOUTS: dict[str, Callable[[VisionTransformer], dict[str, Any]]] = {
 
 
 def timm_in_open_clip(made: VisionTransformer) -> dict[str, Tensor]:
-    """A tower of timm's inside open_clip, which keeps the projection beside it."""
+    """A timm tower inside open_clip, which stores the projection separately."""
     trunk = {name: value for name, value in made.state_dict().items() if not name.startswith("head.")}
     return prefixed("visual.trunk.", trunk) | {"visual.head.proj.weight": made.head.weight.data} | text_tower()
 
@@ -74,7 +74,7 @@ def test_dino_in_every_layout_is_the_same_teacher(layout: str, tmp_path: Path, i
     found = loaded("tiny_dino.here", write(tmp_path / layout, DINO_LAYOUTS[layout](made)), normalization="data")
     assert weights_checksum(found.network) == weights_checksum(made) == found.identity["checksum"]
     assert found.identity["source"] == str(tmp_path / layout)
-    images_BCHW = images(2, 16, 16)  # 4x4 patches of 4 pixels: the teacher sees 32x32
+    images_BCHW = images(2, 16, 16)  # 4x4 patches of 4 pixels: the input of the teacher is 32x32
     resized_BCHW = F.interpolate(images_BCHW, size=(32, 32), mode="bicubic", antialias=True)
     with torch.no_grad():
         assert torch.equal(found.encode(images_BCHW), made.forward_features(resized_BCHW))
@@ -87,7 +87,7 @@ def test_clip_in_every_layout_is_the_same_teacher(
     layout: str, half: bool, tmp_path: Path, images: Callable[..., Tensor]
 ) -> None:
     made = network(tiny_clip)
-    if half:  # numbers that half precision holds exactly, in a file of half precision
+    if half:  # numbers that are exact in half precision, in a half-precision file
         made.load_state_dict({name: value.half().float() for name, value in made.state_dict().items()})
     state = CLIP_LAYOUTS[layout](made)
     if half:
@@ -104,8 +104,8 @@ def test_clip_in_every_layout_is_the_same_teacher(
     assert found.channels == 20
 
 
-def test_weights_of_a_folder_are_taken_and_must_be_complete(tmp_path: Path) -> None:
-    # timm reads it as it reads the hub.
+def test_weights_of_a_folder_are_used_and_must_be_complete(tmp_path: Path) -> None:
+    # timm reads the folder as it reads the hub.
     made = network(tiny_clip)
     timm.models.save_for_hf(made, tmp_path, model_config={"num_classes": 20, **COLOURS})
     found = teacher(f"local-dir:{tmp_path}", projection=True)
@@ -121,7 +121,7 @@ def test_weights_of_a_folder_are_taken_and_must_be_complete(tmp_path: Path) -> N
         teacher(f"local-dir:{tmp_path}", projection=True).load()
 
 
-def test_no_network_says_where_the_weights_are(
+def test_no_network_names_the_source_of_the_weights(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
@@ -139,7 +139,7 @@ def test_no_network_says_where_the_weights_are(
     assert "vit_base_patch16_224.dino: fetching its weights from the hub" in caplog.text
 
 
-def test_random_weights_are_asked_for_and_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_random_weights_are_requested_and_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     torch.manual_seed(3)
     found = teacher(pretrained=False)
     found.load()
@@ -230,7 +230,7 @@ BAD_FILES: dict[str, tuple[Callable[[Path], Any], str]] = {
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit")
 @pytest.mark.parametrize("name", BAD_FILES)
-def test_what_is_wrong_with_a_file_is_told(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_errors_in_a_file_are_reported(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make, expected = BAD_FILES[name]
     make(tmp_path / name)
     found = teacher("tiny_clip.here", weights=str(tmp_path / name))
@@ -246,11 +246,11 @@ def test_what_is_wrong_with_a_file_is_told(name: str, tmp_path: Path, capsys: py
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit")
-def test_what_a_message_says_to_type_takes_the_weights_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_printed_command_extracts_the_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
     class Holder(nn.Module):
-        """Something with the same names that TorchScript can take."""
+        """A module with the same names that TorchScript accepts."""
 
         def __init__(self) -> None:
             super().__init__()

@@ -1,4 +1,4 @@
-"""Models of timm are evaluated, from a folder: there is no network."""
+"""timm models are evaluated from a folder, without network access."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_a_model_of_timm_is_evaluated(tmp_path: Path) -> None:
 def test_a_model_of_timm_is_fine_tuned_and_measured_again(tmp_path: Path, pool: str) -> None:
     given, model = timm_folder(tmp_path / "vit", **TINY, num_classes=7)
     tune = (*MODEL, "task=finetune", f"task.pool={pool}", "run_name=tuned", f"checkpoint='{given}'")
-    steps = ("trainer.batch_size=16", "trainer.max_steps=1")  # the warm-up's first learning rate is 0
+    steps = ("trainer.batch_size=16", "trainer.max_steps=1")  # the first learning rate of the warm-up is 0
     folder = go(tmp_path, *tune, *steps)
     own = model.state_dict()
     new = {"head.weight", "head.bias"} | ({"fc_norm.weight", "fc_norm.bias"} if pool == "mean" else set())
@@ -81,8 +81,8 @@ def test_a_model_of_timm_that_is_no_vision_transformer_is_refused(tmp_path: Path
         source(given).encoder()
 
 
-def test_a_model_that_timm_cannot_give(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An unknown name, no network, no such folder: one message."""
+def test_a_model_that_timm_cannot_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An unknown name, no network, a missing folder: one message."""
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     (tmp_path / "half").mkdir()
     (tmp_path / "half" / "config.json").write_text('{"architecture": "vit_tiny_')

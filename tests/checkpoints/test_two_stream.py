@@ -38,7 +38,7 @@ def golden(request):
 
 
 def wrapped(weights, how):
-    """An official checkpoint as it is found in the wild."""
+    """An official checkpoint in one of its published forms."""
     if how == "plain":
         return weights
     if how == "parallel":
@@ -71,7 +71,7 @@ def test_official_checkpoints_predict_as_the_authors_code(tmp_path, golden, how,
     assert model.image_size == (224, 224)
     assert model.architecture["head"] == config["prediction_head_type"].lower()
     assert not any(module.training for module in model.modules())
-    if how in ("official", "plain"):  # what the others hold is the same
+    if how in ("official", "plain"):  # the other forms have the same content
         mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
         images_BCHW = ((tensors["images_uint8_nhwc"] / 255 - mean) / std).permute(0, 3, 1, 2)
         target, target_BLP = target_of(config, tensors)
@@ -85,7 +85,7 @@ def test_official_checkpoints_predict_as_the_authors_code(tmp_path, golden, how,
 
 
 def weights_of_width(dim, depth=2, query_depth=1, head="mlp", side=4, patch=2, channels=12):
-    """Shapes of an official checkpoint, without numbers."""
+    """Shapes of an official checkpoint, without values."""
 
     def empty(*shape):
         return torch.empty(shape, device="meta")
@@ -104,7 +104,7 @@ def weights_of_width(dim, depth=2, query_depth=1, head="mlp", side=4, patch=2, c
 )
 def test_rule_for_the_number_of_heads(dim, heads):
     assert infer_architecture(weights_of_width(dim), None, Path("x"))["num_heads"] == heads
-    assert infer_architecture(weights_of_width(dim), 2, Path("x"))["num_heads"] == 2  # unless it is said
+    assert infer_architecture(weights_of_width(dim), 2, Path("x"))["num_heads"] == 2  # unless given
 
 
 @pytest.mark.parametrize("head", ["mlp", "linear"])
@@ -138,12 +138,12 @@ def test_number_of_heads_changes_the_predictions(tmp_path, tiny_model, images):
     assert not torch.allclose(load_model(tmp_path / "official.pth").predict(images(), order_BL), expected)  # 48 / 16
 
 
-# Our own
+# Our own files
 
 
 @pytest.fixture
 def run_folder(tmp_path, tiny_model):
-    """A run folder with two checkpoints as training saves them, and the state of the newer one."""
+    """A run folder with two checkpoints in training format, and the state of the newer one."""
     for step in (1, 2):
         model = tiny_model(seed=step, image_size=(16, 24), head="linear", mlp_ratio=2.0)
         ema = ModelEmaV3(tiny_model(seed=10 + step, image_size=(16, 24), head="linear", mlp_ratio=2.0))
@@ -177,7 +177,7 @@ def test_the_moving_average(run_folder):
     assert not torch.equal(averaged["cls_token"], own["cls_token"])
 
 
-def test_a_moving_average_that_is_not_there(run_folder, tmp_path):
+def test_a_missing_moving_average(run_folder, tmp_path):
     folder, state = run_folder
     torch.save(state.model.state_dict(), tmp_path / "official.pth")
     with pytest.raises(UserError, match=r"official\.pth is not from a run of semaim, so it holds no moving average"):
@@ -188,7 +188,7 @@ def test_a_moving_average_that_is_not_there(run_folder, tmp_path):
         load_model(path, ema=True)
 
 
-def test_a_damaged_newest_checkpoint_is_passed_over(run_folder, caplog, monkeypatch):
+def test_a_damaged_newest_checkpoint_is_skipped(run_folder, caplog, monkeypatch):
     monkeypatch.setattr(logging.getLogger("semaim"), "propagate", True)
     folder, _ = run_folder
     (folder / "checkpoints" / "step_00000002.pt").write_bytes(b"torn")
@@ -212,10 +212,10 @@ def test_weights_of_another_architecture_are_named(tiny_model):
     assert message.startswith("checkpoint=there.pt is of another architecture than the model (")
     assert "4 missing: blocks.0.norm1.bias, blocks.0.norm1.weight, cls_token, ...;" in message
     unexpected = sorted(set(weights) - set(before))
-    assert len(unexpected) == 24  # two blocks of twelve parameters
+    assert len(unexpected) == 24  # two blocks with twelve parameters each
     assert f"24 unexpected: {', '.join(unexpected[:3])}, ...;" in message
     assert "2 of another shape: prediction_head.fc2.bias is (12,) there and (48,) here" in message
-    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())  # nothing half-loaded
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())  # nothing is half-loaded
 
 
 def test_weights_of_another_shape_alone_are_named(tiny_model):
@@ -259,7 +259,7 @@ def test_an_official_checkpoint_that_lacks_weights_is_refused(tmp_path, tiny_mod
         load_model(tmp_path / "part.pth")
 
 
-def test_places_without_a_checkpoint(tmp_path):
+def test_paths_without_a_checkpoint(tmp_path):
     with pytest.raises(UserError, match=rf"checkpoint={tmp_path} is a folder without checkpoints"):
         load_model(tmp_path)
     with pytest.raises(UserError, match=r"none\.pth does not exist"):

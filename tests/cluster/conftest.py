@@ -1,4 +1,4 @@
-"""The cluster, for the scenarios of a whole file."""
+"""The cluster fixture for the scenarios of a whole file."""
 
 from __future__ import annotations
 
@@ -11,6 +11,6 @@ from support.slurm import Cluster, used
 
 @pytest.fixture(scope="module")
 def cluster_of_file(running_cluster: Cluster) -> Iterator[Cluster]:
-    """A SLURM cluster that keeps its jobs from one test of the file to the next; the queue is emptied at the end."""
+    """A SLURM cluster whose jobs persist between the tests of a file; the queue is emptied at the end."""
     with used(running_cluster):
         yield running_cluster

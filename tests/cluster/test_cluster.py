@@ -1,4 +1,4 @@
-"""The cluster of other tests is what it should be: two nodes, with accounts, and an empty queue before each test."""
+"""The cluster fixture works: two nodes, with accounting, and an empty queue before each test."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from support.commands import wait_for
 from support.slurm import Cluster
 
-# Says when it starts and when SIGTERM comes, and leaves then.
+# Reports its start and SIGTERM; exits on SIGTERM.
 PATIENT = """#!/bin/bash
 trap 'echo "SIGTERM taken"; exit 0' TERM
 echo "start ${SLURM_RESTART_COUNT:-0}"
@@ -26,7 +26,7 @@ def test_two_nodes_are_idle_and_a_job_of_both_completes(cluster: Cluster, tmp_pa
     assert cluster.squeue() == {}
 
 
-def test_an_urgent_job_pushes_another_back_into_the_queue(cluster: Cluster, tmp_path: Path) -> None:
+def test_an_urgent_job_preempts_another(cluster: Cluster, tmp_path: Path) -> None:
     (tmp_path / "patient.sh").write_text(PATIENT)
     out = tmp_path / "out"
     whole = ("-N", "2", "--exclusive")
@@ -36,7 +36,7 @@ def test_an_urgent_job_pushes_another_back_into_the_queue(cluster: Cluster, tmp_
     cluster.wait_for_state(urgent, "RUNNING", "COMPLETED")
     assert cluster.squeue()[str(main)] == "PENDING"
     cluster.wait_for_state(urgent, "COMPLETED")
-    cluster.hurry(main)
+    cluster.start_now(main)
     wait_for(lambda: "start 1" in out.read_text(), "the first job to come back")
     said = re.findall(r"^start \d|^SIGTERM taken", out.read_text(), re.MULTILINE)
     assert said == ["start 0", "SIGTERM taken", "start 1"]
@@ -45,4 +45,4 @@ def test_an_urgent_job_pushes_another_back_into_the_queue(cluster: Cluster, tmp_
 
 
 def test_the_queue_is_empty_after_a_test(cluster: Cluster) -> None:
-    assert cluster.squeue() == {}  # the test before has left a job behind
+    assert cluster.squeue() == {}  # the previous test left a job behind

@@ -1,4 +1,4 @@
-"""Jobs of two nodes agree with one process, and without restarts the death of a process ends the run."""
+"""Jobs on two nodes agree with one process; without restarts, the death of a process ends the run."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ MLFLOW_MUST_KNOW_WITHIN = 60.0  # seconds
 
 
 def test_two_nodes_agree_with_one_process_although_ports_are_taken(cluster: Cluster, tmp_path: Path) -> None:
-    """Measured: see the assertions. float32 adds up in another order."""
+    """Tolerances: see the assertions. The order of float32 additions differs."""
     run_here(tmp_path, *FIFTY_PLAIN, "run_name=one")
     run = JobRun(cluster, tmp_path, "four", (*FIFTY_PLAIN, *TWO_BY_TWO), processes=4)
     with ExitStack() as taken:
-        _take(taken, random.Random(run.submit()).randint(20_000, 60_000))  # what submitit would agree on
+        _take(taken, random.Random(run.submit()).randint(20_000, 60_000))  # the port that submitit would choose
         dice = random.Random(3)
         while len(taken._exit_callbacks) < 200:  # type: ignore[attr-defined]
             _take(taken, dice.randint(20_000, 60_000))
@@ -46,7 +46,7 @@ def test_two_nodes_agree_with_one_process_although_ports_are_taken(cluster: Clus
 
 
 def _take(taken: ExitStack, port: int) -> None:
-    """Occupy a port, unless somebody else does."""
+    """Occupy a port, unless it is in use already."""
     for family, address in ((socket.AF_INET, "0.0.0.0"), (socket.AF_INET6, "::")):
         server = taken.enter_context(socket.socket(family))
         try:
@@ -65,7 +65,7 @@ def test_without_restarts_the_death_of_a_process_ends_the_run_with_its_reason(cl
     killed = time.monotonic()
     run.wait_until_over()
     asked = time.monotonic()
-    told = run.say("semaim", "status", str(run.sweep), expect=1)
+    told = run.run_semaim("semaim", "status", str(run.sweep), expect=1)
     state = shown(tmp_path)["lost"][1]
     known = time.monotonic()
     print(

@@ -1,6 +1,6 @@
-"""Jobs of two nodes are signalled and lose a process, and their runs equal undisturbed ones to the last bit.
+"""Jobs on two nodes with signals and a lost process: the runs are bit-identical to undisturbed ones.
 
-A job spends seconds with importing torch, so several runs are disturbed side by side.
+Importing torch takes seconds per job, so several runs are disturbed in parallel.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from support.undisturbed import assert_nothing_lost
 pytestmark = pytest.mark.slow
 
 
-def _is_told_of_its_limit_five_times(cluster: Cluster, home: Path) -> JobRun:
+def _five_time_limit_signals(cluster: Cluster, home: Path) -> JobRun:
     run = two_by_two(cluster, home, "signalled", "tracking=none")
     run.submit(seconds_per_step=0.3)
     dice = random.Random(1)
@@ -39,7 +39,7 @@ def _is_told_of_its_limit_five_times(cluster: Cluster, home: Path) -> JobRun:
     return run
 
 
-def _loses_a_process(cluster: Cluster, home: Path) -> JobRun:
+def _one_killed_process(cluster: Cluster, home: Path) -> JobRun:
     dice = random.Random(2)
     run = two_by_two(cluster, home, "bereaved", "tracking=none")
     run.submit(seconds_per_step=0.3)
@@ -48,7 +48,7 @@ def _loses_a_process(cluster: Cluster, home: Path) -> JobRun:
     os.kill(run.process(rank), signal.SIGKILL)
     run.wait_for_requeue(1)
     assert f"task {rank}: Killed" in (run.job_folder / "deaths").read_text()
-    told = run.say("semaim", "status", str(run.sweep))
+    told = run.run_semaim("semaim", "status", str(run.sweep))
     assert "requeued 1 time" in told
     assert f"task {rank}: Killed" in told
     run.continue_now(1, 240)
@@ -58,31 +58,31 @@ def _loses_a_process(cluster: Cluster, home: Path) -> JobRun:
     return run
 
 
-def _is_left_alone(cluster: Cluster, home: Path) -> JobRun:
+def _undisturbed_run(cluster: Cluster, home: Path) -> JobRun:
     run = two_by_two(cluster, home, "undisturbed", "tracking=none")
     run.submit()
     run.finish(240)
     return run
 
 
-SCENARIOS = {"signalled": _is_told_of_its_limit_five_times, "bereaved": _loses_a_process}
+SCENARIOS = {"signalled": _five_time_limit_signals, "bereaved": _one_killed_process}
 
 
 @pytest.fixture(scope="module")
 def at_once(
     request: pytest.FixtureRequest, cluster_of_file: Cluster, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[AtOnce]:
-    """The scenarios that were asked for and an undisturbed run, all under way."""
+    """The selected scenarios and an undisturbed run, running concurrently."""
     home = tmp_path_factory.mktemp("disturbed")
-    all_of_them = {name: SCENARIOS[name] for name in chosen(request, SCENARIOS)} | {"undisturbed": _is_left_alone}
+    all_of_them = {name: SCENARIOS[name] for name in chosen(request, SCENARIOS)} | {"undisturbed": _undisturbed_run}
     scenarios = AtOnce({name: partial(scenario, cluster_of_file, home) for name, scenario in all_of_them.items()})
     try:
         yield scenarios
     finally:
-        cluster_of_file.cancel_all()  # which those that still wait notice
+        cluster_of_file.cancel_all()  # running scenarios then fail
         scenarios.wait()
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
-def test_signals_and_a_killed_process_cost_two_nodes_nothing(at_once: AtOnce, scenario: str) -> None:
+def test_two_nodes_survive_signals_and_a_killed_process(at_once: AtOnce, scenario: str) -> None:
     assert_nothing_lost(at_once.result(scenario).folder, at_once.result("undisturbed").folder)

@@ -1,4 +1,4 @@
-"""The state of jobs on a real SLURM where something does not answer: the accounts, the controller, or the job."""
+"""Job states on a real SLURM when accounting, the controller or the job does not respond."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 from semaim.core import slurm_job
 from support.commands import status, wait_for
 from support.slurm import Cluster
-from support.slurm_runs import LEFT_ALONE, JobRun, say, subprocess_run
+from support.slurm_runs import LEFT_ALONE, JobRun, run_semaim, subprocess_run
 from support.undisturbed import shown
 
 pytestmark = pytest.mark.slow
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow
 
 def test_status_without_accounting_of_a_job_killed_for_good(cluster: Cluster, tmp_path: Path) -> None:
     options = (*LEFT_ALONE, "sweep.restarts=0", "run_name=lost")
-    say(cluster, tmp_path, "semaim.run", *options, "trainer.max_steps=1700")
+    run_semaim(cluster, tmp_path, "semaim.run", *options, "trainer.max_steps=1700")
     run = JobRun(cluster, tmp_path, "lost", ())
     run.wait_for_step(5)
     os.kill(run.process(), signal.SIGKILL)
@@ -43,13 +43,13 @@ def test_status_without_accounting_of_a_job_killed_for_good(cluster: Cluster, tm
     assert re.search(r"\nlost +\d+ +failed +n[12]: task 0: Killed", done.stdout), done.stdout
     assert shown(tmp_path)["lost"][1] in ("KILLED", "FAILED")
     assert status(run.folder)["state"] in ("failed", "vanished")
-    again = say(cluster, tmp_path, "semaim", "status", "runs/sweep_lost", expect=1)
+    again = run_semaim(cluster, tmp_path, "semaim", "status", "runs/sweep_lost", expect=1)
     assert again == done.stdout
 
 
-def test_controller_that_does_not_answer_makes_nobody_dead(cluster: Cluster, tmp_path: Path) -> None:
+def test_unresponsive_controller_marks_no_run_as_dead(cluster: Cluster, tmp_path: Path) -> None:
     options = (*LEFT_ALONE, "run_name=alive", "trainer.max_steps=1700")
-    say(cluster, tmp_path, "semaim.run", *options)
+    run_semaim(cluster, tmp_path, "semaim.run", *options)
     run = JobRun(cluster, tmp_path, "alive", ())
     run.wait_for_step(3)
     nobody = tmp_path / "nobody.conf"
@@ -64,14 +64,14 @@ def test_controller_that_does_not_answer_makes_nobody_dead(cluster: Cluster, tmp
     cluster.run("scancel", run.job)
 
 
-def test_job_cancelled_on_its_way_back_into_the_queue_is_over(
+def test_job_cancelled_during_requeue_is_over(
     cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The accounts say REQUEUED of it for ever, and after some minutes they alone remember it."""
+    """The accounting state stays REQUEUED, and after some minutes only accounting still has the job."""
     (tmp_path / "job.sh").write_text("#!/bin/bash\ntrap 'sleep 3; exit' TERM\nwhile true; do sleep 0.1; done\n")
     job = str(cluster.sbatch("-o", "/dev/null", "job.sh", cwd=tmp_path))
     cluster.wait_for_state(job, "RUNNING")
-    time.sleep(2)  # until the script listens
+    time.sleep(2)  # until the script has set its signal handler
     cluster.run("scontrol", "requeue", job)
     cluster.run("scancel", job)
     cluster.wait_for_state(job, "CANCELLED")

@@ -1,4 +1,4 @@
-"""Runs are killed at random moments, many while they save, and equal an undisturbed one to the last bit."""
+"""Runs killed at random moments, often during a save, are bit-identical to an undisturbed one."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from support.slurm_runs import ON_CPU, JobRun, run_here, until
 from support.undisturbed import assert_nothing_lost
 
 pytestmark = pytest.mark.slow
-# A checkpoint of 60 MB after every step, so that a kill in the middle of a save is no rare thing.
+# A checkpoint of 60 MB after every step, so that kills during a save are frequent.
 LARGE = (
     *(option for option in SMALL if not option.startswith("model.")),
     "model.embed_dim=192",
@@ -33,52 +33,52 @@ LARGE = (
 )
 
 
-def _is_killed_ten_times(cluster: Cluster, home: Path, seed: int) -> int:
-    """How many of the kills met a save."""
+def _ten_kills(cluster: Cluster, home: Path, seed: int) -> int:
+    """Number of kills that hit a save."""
     dice = random.Random(seed)
     run = JobRun(cluster, home, f"killed{seed}", (*LARGE, *ON_CPU))
     met = 0
     for number in range(1, 10):
         with started(home, *LARGE, f"run_name={run.name}") as process:
-            _wait_for_the_moment(run, dice, in_a_save=number % 2 == 0)
+            _wait_for_random_moment(run, dice, in_a_save=number % 2 == 0)
             os.killpg(process.pid, signal.SIGKILL)
             process.wait(30)
         assert process.returncode == -signal.SIGKILL
-        met += _was_saving(run)
-        print(f"{run.name}: kill {number}, at step {run.step()}, {'in a save' if _was_saving(run) else ''}")
-        _continues_with_the_step_in_flight(run, number)
+        met += _has_partial_save(run)
+        print(f"{run.name}: kill {number}, at step {run.step()}, {'in a save' if _has_partial_save(run) else ''}")
+        _assert_continues_at_interrupted_step(run, number)
     run.submit()
-    _wait_for_the_moment(run, dice, in_a_save=True)
+    _wait_for_random_moment(run, dice, in_a_save=True)
     os.kill(run.process(), signal.SIGKILL)
     run.wait_for_requeue(1)
-    met += _was_saving(run)
+    met += _has_partial_save(run)
     assert "0: Killed" in (run.job_folder / "deaths").read_text()
     run.continue_now(1)
     run.finish()
     return met
 
 
-def _wait_for_the_moment(run: JobRun, dice: random.Random, in_a_save: bool) -> None:
+def _wait_for_random_moment(run: JobRun, dice: random.Random, in_a_save: bool) -> None:
     step = run.step() + dice.randint(1, 2)
     until(lambda: run.step() >= step, f"step {step} of {run.name}", every=0.02)
     if in_a_save:
-        until(lambda: _was_saving(run), f"a save of {run.name}", every=0.005)
+        until(lambda: _has_partial_save(run), f"a save of {run.name}", every=0.005)
     time.sleep(dice.uniform(0, 0.05 if in_a_save else 0.5))
 
 
-def _was_saving(run: JobRun) -> bool:
-    """A process that is killed while it saves leaves a file of this name behind."""
+def _has_partial_save(run: JobRun) -> bool:
+    """A process killed during a save leaves a file with this name."""
     return any(name.endswith(".tmp") for name in os.listdir(run.folder / "checkpoints"))
 
 
-def _continues_with_the_step_in_flight(run: JobRun, number: int) -> None:
-    """At most the step whose checkpoint was not complete yet is done again."""
+def _assert_continues_at_interrupted_step(run: JobRun, number: int) -> None:
+    """At most the step whose checkpoint was incomplete is repeated."""
     assert len(run.continuations()) >= number - 1
     newest = torch.load(sorted((run.folder / "checkpoints").glob("step_*.pt"))[-1], weights_only=True)["step"]
     assert newest in (run.step() - 1, run.step())
 
 
-SCENARIOS = {f"seed{seed}": partial(_is_killed_ten_times, seed=seed) for seed in (0, 1)}
+SCENARIOS = {f"seed{seed}": partial(_ten_kills, seed=seed) for seed in (0, 1)}
 
 
 @pytest.fixture(scope="module")
@@ -91,19 +91,19 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def at_once(request: pytest.FixtureRequest, cluster_of_file: Cluster, home: Path) -> Iterator[AtOnce]:
-    """The runs that were asked for, all under way."""
+    """The selected runs, running concurrently."""
     names = chosen(request, SCENARIOS)
     scenarios = AtOnce({name: partial(SCENARIOS[name], cluster_of_file, home) for name in names})
     try:
         yield scenarios
     finally:
-        cluster_of_file.cancel_all()  # which those that still wait notice
+        cluster_of_file.cancel_all()  # running scenarios then fail
         scenarios.wait()
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_ten_kills_lose_nothing(at_once: AtOnce, home: Path, scenario: str) -> None:
-    """The last kill is inside a job."""
+    """The last kill happens inside a job."""
     met = at_once.result(scenario)
     print(f"kills while a checkpoint was being saved: {met}")
     assert_nothing_lost(home / "runs" / f"killed{scenario.removeprefix('seed')}", home / "runs" / "undisturbed")

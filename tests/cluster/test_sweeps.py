@@ -1,4 +1,4 @@
-"""Sweeps on a real SLURM that are waited for: submitted as one array, and followed by evaluations."""
+"""Blocking sweeps on a real SLURM: submitted as one array, with evaluations after it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mlflow import MlflowClient
 
 from support.commands import status, sweep_folder
 from support.slurm import Cluster
-from support.slurm_runs import ON_CPU, SMALL_ANYHOW, say
+from support.slurm_runs import ON_CPU, SMALL_ANYHOW, run_semaim
 
 pytestmark = pytest.mark.slow
 SHORT = (*SMALL_ANYHOW, *ON_CPU, "trainer.max_steps=4", "sweep.check=false")
@@ -30,13 +30,13 @@ def results(home: Path) -> list[dict[str, str]]:
 
 @pytest.fixture(scope="module")
 def eight(cluster_of_file: Cluster, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """Where a sweep of eight runs was made, of which two fail, and what the screen said.
+    """Working directory of a sweep of eight runs, two of which fail, and the command's output.
 
-    All start at the same moment with a new store.
+    All runs start at the same moment, with a new store.
     """
     home = tmp_path_factory.mktemp("eight")
     options = ("seed=0,1,2,3,4,5,-1,-2", "tracking.experiment=eight", "tracking.flush_seconds=60")
-    return home, say(cluster_of_file, home, "semaim.run", "-m", *SHORT, *options, expect=1)
+    return home, run_semaim(cluster_of_file, home, "semaim.run", "-m", *SHORT, *options, expect=1)
 
 
 def test_array_of_eight_of_which_two_fail(eight: tuple[Path, str]) -> None:
@@ -56,7 +56,7 @@ def test_array_of_eight_of_which_two_fail(eight: tuple[Path, str]) -> None:
 
 
 def shown_in_mlflow(home: Path, experiment: str) -> tuple[Any, list[Any]]:
-    """The run of a sweep in MLflow, and those under it; nothing else is in the store."""
+    """The MLflow run of a sweep and its child runs; the store contains nothing else."""
     client = MlflowClient(f"sqlite:///{home / 'mlflow.db'}")
     (found,) = [each for each in client.search_experiments() if client.search_runs([each.experiment_id])]
     assert found.name == experiment
@@ -65,7 +65,7 @@ def shown_in_mlflow(home: Path, experiment: str) -> tuple[Any, list[Any]]:
     return parent, [run for run in runs if run is not parent]
 
 
-def test_runs_of_an_array_stand_under_their_sweep_in_mlflow(eight: tuple[Path, str]) -> None:
+def test_runs_of_an_array_are_children_of_their_sweep_in_mlflow(eight: tuple[Path, str]) -> None:
     home, _ = eight
     parent, children = shown_in_mlflow(home, "eight")
     assert len(children) == 6
@@ -78,7 +78,7 @@ def test_runs_of_an_array_stand_under_their_sweep_in_mlflow(eight: tuple[Path, s
     assert {run.data.tags["slurm.restarts"] for run in children} == {"0"}
 
 
-def test_the_run_of_a_sweep_sums_its_array_up_in_mlflow(eight: tuple[Path, str]) -> None:
+def test_the_run_of_a_sweep_summarises_its_array_in_mlflow(eight: tuple[Path, str]) -> None:
     home, _ = eight
     parent, _ = shown_in_mlflow(home, "eight")
     assert parent.info.status == "FAILED"
@@ -94,9 +94,9 @@ def test_the_run_of_a_sweep_sums_its_array_up_in_mlflow(eight: tuple[Path, str])
 
 
 def test_evaluations_depend_on_their_pretraining(cluster: Cluster, tmp_path: Path) -> None:
-    """Of the second, whose loss becomes infinite, none is made."""
+    """The second pretraining has an infinite loss; its evaluations do not run."""
     options = (*SHORT, "then=[knn,linprobe]", "optimizer.base_lr=1e-3,1e30", "trainer.max_steps=4")
-    said = say(cluster, tmp_path, "semaim.run", "-m", *options, expect=1)
+    said = run_semaim(cluster, tmp_path, "semaim.run", "-m", *options, expect=1)
     found = results(tmp_path)
     assert [row["state"] for row in found] == ["finished"] * 3 + ["failed", "killed", "killed"]
     assert "is not finite" in found[3]["error"]
@@ -114,13 +114,13 @@ def test_evaluations_depend_on_their_pretraining(cluster: Cluster, tmp_path: Pat
     by_hand = tmp_path / "by_hand"
     by_hand.mkdir()
     words = ["semaim.run", "task=knn", f"checkpoint={points(tmp_path)[0]['run_dir']}", "tracking=none", "run_name=knn"]
-    say(cluster, by_hand, *words)
+    run_semaim(cluster, by_hand, *words)
     assert status(by_hand / "runs" / "knn")["result"] == status(Path(points(tmp_path)[1]["run_dir"]))["result"]
 
 
-def test_check_asks_the_real_sinfo(cluster: Cluster, tmp_path: Path) -> None:
+def test_check_uses_the_real_sinfo(cluster: Cluster, tmp_path: Path) -> None:
     wrong = ("hydra.launcher.nodes=3", "hydra.launcher.partition=main", *ON_CPU, *SMALL_ANYHOW, "tracking=none")
-    said = say(cluster, tmp_path, "semaim.run", *wrong, expect=2)
+    said = run_semaim(cluster, tmp_path, "semaim.run", *wrong, expect=2)
     assert "hydra.launcher.nodes=3: partition main has 2" in said
     assert not list((tmp_path / "runs").glob("*/sweep.json")), "nothing was submitted"
     assert not cluster.squeue()

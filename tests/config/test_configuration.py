@@ -1,7 +1,7 @@
-"""Every file of the configuration builds what it names, hides no option, and has no option that does nothing.
+"""Every configuration file builds its target, covers all options, and has no option without effect.
 
-Each file of each group is chosen once on top of the default configuration; its constructor's signature and source are
-compared with its keys.
+Each file of each group is selected once on top of the default configuration; its keys are compared with the signature
+and source of its constructor.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ CHOICES = sorted((path.parent.name, path.stem) for path in CONF.glob("*/*.yaml")
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 NEEDS_ROOT = ("folder", "imagenet")
 DOWNLOADED = ("cifar10", "stl10")
-NEED_NOTHING = {"digits": (1437, 360), "shapes": (1600, 400)}  # images to train on, and held out
-# Given when the program runs, not by the configuration, to what is `_partial_`.
+NEED_NOTHING = {"digits": (1437, 360), "shapes": (1600, 400)}  # numbers of training and held-out images
+# Passed at run time to a `_partial_` target, not by the configuration.
 AT_RUNTIME = {
     "semaim.models.aim.AIM": {"out_channels"},
     "semaim.data.sources.cifar10": {"root"},
@@ -74,12 +74,12 @@ def chosen(group: str, choice: str, *overrides: str) -> DictConfig:
 
 
 def plain(config: DictConfig) -> Any:
-    """In plain types, unresolved, so that what a group takes from another is not repeated in it."""
+    """In plain types, unresolved, so that values interpolated from another group stay references."""
     return OmegaConf.to_container(config, resolve=False)
 
 
 def constructors(node: Any, where: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every mapping with a `_target_` in a node, with its place."""
+    """Every mapping with a `_target_` in a node, with its location."""
     if isinstance(node, dict):
         if "_target_" in node:
             yield where, node
@@ -88,7 +88,7 @@ def constructors(node: Any, where: str = "") -> Iterator[tuple[str, dict[str, An
 
 
 def targets() -> list[str]:
-    """Everything that any file of the configuration constructs."""
+    """Everything that any configuration file constructs."""
     found = {node["_target_"] for choice in CHOICES for _, node in constructors(plain(chosen(*choice)))}
     return sorted(found)
 
@@ -127,7 +127,7 @@ def test_choice_is_built(group: str, choice: str) -> None:
 
 
 @pytest.mark.parametrize("choice", [choice for group, choice in CHOICES if group == "data"])
-def test_data_are_built_or_say_what_is_missing(choice: str, photographs: Path) -> None:
+def test_data_are_built_or_report_what_is_missing(choice: str, photographs: Path) -> None:
     if choice in DOWNLOADED:
         config = chosen("data", choice, f"data.root={photographs}", "data.source.download=false")
         with pytest.raises(InstantiationException) as caught:
@@ -175,7 +175,7 @@ def test_task_composes_from_defaults(task: str) -> None:
 
 
 def small_data(path: Path) -> dict[str, Any]:
-    """What a file of small data changes, with the files it builds on."""
+    """Options that a small_data file changes, including those of its base files."""
     node = OmegaConf.load(path)
     bases = [small_data(path.parent / f"{base}.yaml") for base in node.pop("defaults", []) if base != "_self_"]
     return dict(item for base in bases for item in base.items()) | (
@@ -203,7 +203,7 @@ def test_experiment_composes(experiment: str) -> None:
 
 @pytest.mark.parametrize(("group", "choice"), CHOICES)
 def test_keys_are_exactly_the_arguments(group: str, choice: str) -> None:
-    """Nothing in the file that the constructor does not take, and no default that stands in code alone."""
+    """The file has no key that the constructor does not accept, and no default exists in code alone."""
     for where, node in constructors(plain(chosen(group, choice))[group]):
         target = node["_target_"]
         parameters = inspect.signature(get_object(target)).parameters
@@ -213,7 +213,7 @@ def test_keys_are_exactly_the_arguments(group: str, choice: str) -> None:
         assert keys <= set(parameters) - runtime, where
         assert runtime <= set(parameters), where
         assert not runtime or node.get("_partial_"), where
-        if target.startswith("semaim."):  # of other packages' arguments the configuration gives those that matter
+        if target.startswith("semaim."):  # of other packages, the configuration sets only the important arguments
             assert set(parameters) - runtime == keys, where
 
 
@@ -228,8 +228,8 @@ def attributes_read() -> frozenset[str]:
 DECIDES = {"semaim.data.sources.image_folders": {"layout"}, "semaim.data.image_data.ImageData": {"patch_size"}}
 
 
-def does_something(parameter: str, body: ast.AST) -> bool:
-    """Whether a parameter is stored in an attribute that is read somewhere, or else used other than to check it."""
+def has_effect(parameter: str, body: ast.AST) -> bool:
+    """Whether a parameter is stored in an attribute that is read somewhere, or has a use other than a check."""
     checks: set[ast.AST] = set()
     for node in ast.walk(body):
         if isinstance(node, ast.If | ast.Raise):
@@ -240,7 +240,7 @@ def does_something(parameter: str, body: ast.AST) -> bool:
 
 
 @pytest.mark.parametrize("target", [name for name in targets() if name.startswith("semaim.")])
-def test_no_option_does_nothing(target: str) -> None:
+def test_every_option_has_an_effect(target: str) -> None:
     function = get_object(target)
     parameters = set(inspect.signature(function).parameters) - DECIDES.get(target, set())
     if dataclasses.is_dataclass(function):
@@ -248,12 +248,12 @@ def test_no_option_does_nothing(target: str) -> None:
         return
     code = function.__init__ if inspect.isclass(function) and parameters else function
     body = ast.parse(textwrap.dedent(inspect.getsource(code)))
-    assert [name for name in sorted(parameters) if not does_something(name, body)] == []
+    assert [name for name in sorted(parameters) if not has_effect(name, body)] == []
 
 
-def test_the_check_for_idle_options_finds_them() -> None:
+def test_the_check_for_unused_options_finds_them() -> None:
     body = ast.parse("def f(self, a, b, c, d):\n if a > 1: raise E(a)\n self.never_read_b = b\n self.x = c + d")
-    assert [name for name in "abcd" if not does_something(name, body)] == ["a", "b"]
+    assert [name for name in "abcd" if not has_effect(name, body)] == ["a", "b"]
 
 
 def help_text() -> str:
@@ -261,7 +261,7 @@ def help_text() -> str:
 
 
 def help_options() -> list[tuple[str, str]]:
-    """What the help writes as key=value, but for its placeholders."""
+    """All key=value pairs of the help, except its placeholders."""
     found = re.findall(r"(?<![\w+-])([a-z_]+(?:\.[a-z_]+)*)=([^\s`]+)", help_text())
     return sorted({pair for pair in found if pair[0] not in ("group", "option")})
 
@@ -296,7 +296,7 @@ def exists(key: str, value: str, task: str) -> bool:
     return True
 
 
-def test_pages_that_messages_name_are_there() -> None:
+def test_pages_named_in_messages_exist() -> None:
     texts = [*SOURCE.rglob("*.py"), *CONF.rglob("*.yaml"), *(ROOT / "experiments").iterdir(), ROOT / "README.md"]
     named = {page for file in texts for page in re.findall(r"docs/[\w-]+\.md", file.read_text())}
     assert named <= {f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md")}

@@ -1,4 +1,4 @@
-"""Randomness is a pure function of seed, purpose and position, and the state of the global generators can be kept."""
+"""Randomness is a pure function of seed, purpose and position; the state of the global generators can be saved."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ CPU = torch.device("cpu")
 
 
 def draw() -> tuple[list[float], list[float], list[float]]:
-    """The next numbers of the three global generators, by ways that use their cached second normal number too."""
+    """The next numbers of the three global generators, including those from a cached second normal number."""
     return (
         [*torch.rand(3).tolist(), *torch.randn(17).tolist()],
         [random.random(), random.gauss(0, 1), random.gauss(0, 1)],
@@ -22,8 +22,8 @@ def draw() -> tuple[list[float], list[float], list[float]]:
     )
 
 
-def test_seeds_are_those_of_every_earlier_version():
-    """Another scheme would change the data order and the augmentation of runs that are to be continued."""
+def test_seeds_equal_those_of_earlier_versions():
+    """A change would alter the data order and the augmentation of continued runs."""
     assert derive_seed(0, "order", 0) == 6230928577095065118
     assert derive_seed(7, "augmentation", 3, 11) == 7415987739187540692
     assert derive_seed(0, "shuffle") == 2832207294378337202
@@ -48,7 +48,7 @@ def test_seeded_decides_the_numbers():
 
 
 def test_seed_all_decides_the_numbers():
-    with seeded(0):  # puts everything back
+    with seeded(0):  # restores all generators
         seed_all(2**40 + 5)
         first = draw()
         seed_all(2**40 + 5)
@@ -58,13 +58,13 @@ def test_seed_all_decides_the_numbers():
 
 
 def half_used() -> None:
-    """Leave each generator in the middle of something: python and numpy hold a second normal number."""
+    """Leave each generator in an intermediate state: python and numpy hold a second normal number."""
     draw()
     random.gauss(0, 1), np.random.randn()
     assert np.random.get_state()[3] == 1
 
 
-def test_seeded_puts_the_generators_back():
+def test_seeded_restores_the_generators():
     with seeded(3):
         half_used()
         expected = draw()
@@ -81,7 +81,7 @@ def fail() -> None:
         raise KeyError
 
 
-def test_seeded_puts_the_generators_back_after_an_error():
+def test_seeded_restores_the_generators_after_an_error():
     with seeded(3):
         expected = draw()
     with seeded(3):
@@ -106,7 +106,7 @@ def test_step_noise_of_an_image_is_independent_of_the_split(parts):
     assert torch.equal(torch.cat(together), whole)
 
 
-def test_step_noise_differs_by_step_and_seed_and_leaves_the_global_generator_alone():
+def test_step_noise_differs_by_step_and_seed_without_using_the_global_generator():
     torch_state = torch.get_rng_state()
     rows = [StepNoise(seed, step, 2).rows(0, 2, 3, CPU) for seed, step in [(0, 0), (0, 1), (1, 0)]]
     assert not torch.equal(rows[0], rows[1])
@@ -125,17 +125,17 @@ def test_rng_state_survives_a_weights_only_file(tmp_path):
         state = torch.load(tmp_path / "state.pt", weights_only=True)["rng"]
         set_rng_state(state, CPU)
         assert [draw(), draw()] == expected
-        set_rng_state(state, CPU)  # reading it does not use it up
+        set_rng_state(state, CPU)  # reading does not consume it
         assert draw() == expected[0]
 
 
 def test_rng_state_in_the_middle_of_the_mersenne_twister():
-    """The position inside the block of 624 words counts, not just the block."""
+    """The state includes the position inside the block of 624 words."""
     with seeded(8):
         np.random.rand(100), [random.random() for _ in range(100)]
         state = rng_state(CPU)
         expected = draw()
-    assert state["numpy"][2] == 200  # two words for each double
+    assert state["numpy"][2] == 200  # two words per double
     assert state["cuda"] is None
     with seeded(8):
         assert draw() != expected

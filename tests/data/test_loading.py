@@ -1,4 +1,4 @@
-"""Which images a step sees, and how augmented, is a function of seed and step alone; unreadable images are survived."""
+"""Images and augmentation of a step depend on seed and step alone; training tolerates unreadable images."""
 
 from __future__ import annotations
 
@@ -41,25 +41,25 @@ def training(seed=3, count=40):
     return TrainingImages(noise_images(count), pretraining(8), seed)
 
 
-# The plan
+# Step plan
 
 
 @pytest.mark.parametrize(("world", "accumulate"), [(1, 1), (2, 1), (1, 2), (2, 2), (4, 2)])
-def test_however_a_step_is_split_it_sees_the_same_images(world, accumulate):
+def test_images_of_a_step_do_not_depend_on_its_split(world, accumulate):
     whole = StepPlan(dataset_size=50, batch_size=16, seed=5)
     for step in (0, 2, 3, 100):  # steps 2 and 3 are of different epochs
         (expected,) = whole.micro_batches(step)
         assert [item.row for item in expected] == list(range(16))
         parts = [StepPlan(50, 16, 5, rank, world, accumulate).micro_batches(step) for rank in range(world)]
         assert all(len(micro_batches) == accumulate for micro_batches in parts)
-        # One micro-batch after another, and in each one process after another: in row order.
+        # Micro-batches in sequence, within each the processes in sequence: in row order.
         together = [item for micro in range(accumulate) for rank in range(world) for item in parts[rank][micro]]
         assert together == expected
         assert {len(items) for part in parts for items in part} == {16 // (world * accumulate)}
 
 
 @pytest.mark.parametrize(("size", "batch"), [(48, 8), (50, 8), (7, 7), (1437, 64)])
-def test_an_epoch_sees_each_image_at_most_once(size, batch):
+def test_an_epoch_contains_each_image_at_most_once(size, batch):
     plan = StepPlan(size, batch, seed=1)
     assert plan.steps_per_epoch == size // batch
     epochs = []
@@ -77,7 +77,7 @@ def test_an_epoch_sees_each_image_at_most_once(size, batch):
     assert epochs[0] != epochs[1] != epochs[2] != epochs[0]
 
 
-def test_images_left_out_of_an_epoch_are_others_in_the_next():
+def test_different_images_are_omitted_in_each_epoch():
     plan = StepPlan(dataset_size=11, batch_size=4, seed=0)
     missing = [set(range(11)) - set(indices(plan, 2 * e) + indices(plan, 2 * e + 1)) for e in range(30)]
     assert all(len(left) == 3 for left in missing)
@@ -108,7 +108,7 @@ def test_batches_that_cannot_be_made_are_named(sizes, message):
         StepPlan(dataset_size=40, seed=0, **sizes)
 
 
-# The images
+# Images
 
 
 def global_states():
@@ -125,14 +125,14 @@ def test_augmentation_depends_on_seed_epoch_and_image_alone():
         before = global_states()
         assert torch.equal(dataset[item][0], tensor)
         assert global_states() == before
-    assert torch.equal(dataset[Item(5, 2, 0)][0], tensor)  # the place in the batch does not matter
+    assert torch.equal(dataset[Item(5, 2, 0)][0], tensor)  # the position in the batch does not matter
     others = [dataset[Item(5, epoch, 9)][0] for epoch in (0, 1, 3)] + [training(seed=4)[item][0]]
     for number, other in enumerate(others):
         assert not any(torch.equal(other, one) for one in [tensor, *others[:number]])
 
 
 def test_images_of_one_epoch_are_cropped_each_in_its_own_way():
-    """All images the same: what differs is the augmentation."""
+    """All images are identical, so only the augmentation differs."""
     same = ArrayImages(np.tile(noise_images(1).images_NHWC, (20, 1, 1, 1)), [0] * 20, "same")
     crops = [TrainingImages(same, pretraining(8), 0)[Item(i, 0, 0)][0].sum().item() for i in range(20)]
     assert len(set(crops)) == 20
@@ -152,7 +152,7 @@ def test_any_number_of_workers_from_any_step_gives_the_same_batches(accumulate):
     plan = StepPlan(dataset_size=40, batch_size=8, seed=3, accumulate=accumulate)
     from_the_start = list(training_batches(training(), plan, range(12), 0, False))
     expected = from_the_start[7 * accumulate :]
-    assert len(expected) == 5 * accumulate  # steps 7 to 11 lie in epochs 1 and 2
+    assert len(expected) == 5 * accumulate  # steps 7 to 11 are in epochs 1 and 2
     for workers in (0, 2):
         torch.manual_seed(workers)
         before = global_states()
@@ -173,7 +173,7 @@ def test_processes_together_load_what_one_would():
 
 
 class SignalReport(TrainingImages):
-    """Reports, in place of unreadable images, what its process does on signals, and its number of threads."""
+    """Returns the signal handlers and the number of threads of its process, in place of unreadable images."""
 
     def __getitem__(self, item):
         numbers = (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
@@ -181,9 +181,9 @@ class SignalReport(TrainingImages):
         return *super().__getitem__(item)[:4], [*handlers, ("threads", str(torch.get_num_threads()))]
 
 
-def test_workers_leave_signals_to_their_parent():
+def test_signals_are_handled_by_the_parent_of_workers():
     numbers = (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
-    previous = {number: signal.signal(number, lambda *_: None) for number in numbers}  # as a run has them
+    previous = {number: signal.signal(number, lambda *_: None) for number in numbers}  # as in a run
     try:
         dataset = SignalReport(noise_images(), pretraining(8), 0)
         batches = list(training_batches(dataset, StepPlan(40, 4, 0), range(4), 2, False))
@@ -201,7 +201,7 @@ def test_workers_leave_signals_to_their_parent():
 
 
 def test_workers_end_at_their_parents_sigterm_but_not_at_anothers():
-    """SLURM sends SIGTERM to every process of a job; the step in flight still needs the workers."""
+    """SLURM sends SIGTERM to every process of a job; the current step still needs the workers."""
     dataset, plan = training(), StepPlan(40, 8, 3)
     expected = list(training_batches(dataset, plan, range(12), 0, False))
     others = set(psutil.Process().children())
@@ -251,7 +251,7 @@ def test_no_more_workers_than_cpus(monkeypatch):
 
 @pytest.fixture
 def broken(tmp_path, caplog, monkeypatch):
-    """Eight files of which numbers 2 (truncated JPEG), 3 (empty) and 6 (text) cannot be read; grey level = number."""
+    """Eight files; numbers 2 (truncated JPEG), 3 (empty) and 6 (text) are unreadable; grey level = number."""
     files = [f"{i}.png" for i in range(8)]
     files[2] = "2.jpg"
     for i in (0, 1, 4, 5, 7):
@@ -261,7 +261,7 @@ def broken(tmp_path, caplog, monkeypatch):
     (tmp_path / "2.jpg").write_bytes((tmp_path / "2.jpg").read_bytes()[:1500])
     (tmp_path / "3.png").write_bytes(b"")
     (tmp_path / "6.png").write_text("this is no image\n")
-    monkeypatch.setattr(logging.getLogger("semaim"), "propagate", True)  # a run in this process may have cut it off
+    monkeypatch.setattr(logging.getLogger("semaim"), "propagate", True)  # an earlier run may have disabled it
     caplog.set_level(logging.WARNING, logger="semaim")
     return FileImages(tmp_path, files, list(range(8)))
 
@@ -275,7 +275,7 @@ def test_training_replaces_unreadable_images(broken, caplog, workers):
         planned = [item.index for item in plan.micro_batches(step)[0]]
         seen = [replaced.get(index, index) for index in planned]
         assert batch.index_B.tolist() == batch.labels_B.tolist() == seen
-        assert (batch.images_BCHW[:, 0, 0, 0] * 255).round().tolist() == seen  # never a batch with a hole
+        assert (batch.images_BCHW[:, 0, 0, 0] * 255).round().tolist() == seen  # no row of a batch is missing
         unreadable.record(batch)
     assert unreadable.names == {broken.name(i) for i in (2, 3, 6)}
     messages = [record.getMessage() for record in caplog.records]
@@ -287,7 +287,7 @@ def test_too_many_unreadable_images_end_the_run(broken):
     dataset = EvaluationImages(broken, evaluation(4), list(range(8)))
     batches = list(evaluation_batches(dataset, 3, 0, False))  # images 0 1 2, 3 4 5, 6 7: one unreadable in each
     unreadable = UnreadableImages(limit=2)
-    for batch in [*batches[:2], *batches[:2]]:  # the same ones again do not count again
+    for batch in [*batches[:2], *batches[:2]]:  # repeated ones are not counted again
         unreadable.record(batch)
     with pytest.raises(UserError, match=r"3 images cannot be read, more than data\.max_unreadable=2.*6\.png"):
         unreadable.record(batches[2])
@@ -301,7 +301,7 @@ def test_a_whole_set_of_unreadable_images(broken, monkeypatch):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_evaluation_leaves_unreadable_images_out(broken, workers):
+def test_evaluation_omits_unreadable_images(broken, workers):
     dataset = EvaluationImages(broken, evaluation(4, mean=(0, 0, 0), std=(1, 1, 1)), [7, 6, 5, 3, 2, 1])
     batches = list(evaluation_batches(dataset, 2, workers, False))
     assert [batch.index_B.tolist() for batch in batches] == [[7], [5], [1]]

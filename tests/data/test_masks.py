@@ -1,5 +1,5 @@
-"""Masks of objects: they go the way of their images, are counted per patch, are read as Pascal VOC has them, and are
-passed on by parts of sets.
+"""Object masks: they are transformed with their images, counted per patch, read in Pascal VOC's format, and kept by
+subsets.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ def masked(masks_NHW, labels=None):
     return ArrayImages(np.zeros((count, height, width, 3)), labels, "set", np.array(masks_NHW, np.uint8))
 
 
-# Masks go the way of their images
+# Masks are transformed with their images
 
 
 def test_a_mask_is_resized_and_cropped_as_its_image():
-    # 16x24 of blocks of 2x2: at 8 pixels of the shorter side each block is a pixel, and the middle 4x4 are kept.
+    # 16x24 in blocks of 2x2: with a shorter side of 8 pixels each block is a pixel, and the central 4x4 are kept.
     blocks_HW = np.random.default_rng(0).integers(0, 256, (8, 12), dtype=np.uint8)
     mask_HW = blocks_HW.repeat(2, 0).repeat(2, 1)
     found = on_mask(evaluation(4, crop_ratio=0.5), mask_HW)
@@ -47,7 +47,7 @@ def test_a_mask_is_resized_and_cropped_as_its_image():
 
 @pytest.mark.parametrize(("height", "width", "size"), [(90, 60, 32), (45, 120, (32, 48)), (20, 30, 32), (32, 32, 32)])
 def test_object_is_where_it_is_in_the_image(height, width, size):
-    """A white rectangle on black, and its mask: they differ by no more than a pixel along the border."""
+    """A white rectangle on black and its mask differ by at most one pixel along the border."""
     mask_HW = np.zeros((height, width), np.uint8)
     mask_HW[height // 3 : 2 * height // 3, width // 4 : width // 2] = 7
     image = Image.fromarray((mask_HW > 0).astype(np.uint8) * 255).convert("RGB")
@@ -55,7 +55,7 @@ def test_object_is_where_it_is_in_the_image(height, width, size):
     white_HW = transform(image)[0] > 0.5
     mask = on_mask(transform, mask_HW)
     assert mask.shape == white_HW.shape
-    assert set(mask.unique().tolist()) == {0, 7}  # no number between two is made up
+    assert set(mask.unique().tolist()) == {0, 7}  # no intermediate values
     for found_HW, other_HW in ((mask > 0, white_HW), (white_HW, mask > 0)):
         wider = torch.nn.functional.max_pool2d(other_HW[None].float(), 3, 1, 1)[0] > 0
         assert (found_HW <= wider).all()
@@ -68,7 +68,7 @@ def test_object_is_where_it_is_in_the_image(height, width, size):
 def test_share_of_object_by_hand():
     mask_HW = np.zeros((8, 8), np.uint8)
     mask_HW[:4, :4] = [[1, 1, 0, 0]] * 4  # half of the patch
-    mask_HW[:4, 4:] = [[3, 0, 0, 0], [VOID] * 4, [VOID] * 4, [VOID] * 4]  # a quarter of what is not void
+    mask_HW[:4, 4:] = [[3, 0, 0, 0], [VOID] * 4, [VOID] * 4, [VOID] * 4]  # a quarter of the pixels that are not void
     mask_HW[4:, :4] = VOID  # nothing is known
     mask_HW[4:, 4:] = [[VOID] * 4, [254] * 4, [1] * 4, [0, 0, 0, 1]]  # 9 of 12
     assert object_share(mask_HW, STILL, 4).tolist() == [[0.5, 0.25], [0, 0.75]]
@@ -82,22 +82,22 @@ def test_share_of_object_by_hand():
 
 
 def test_patches_of_a_grid_that_is_not_square():
-    mask_HW = np.zeros((12, 18), np.uint8)  # of which rows 2 to 9 and columns 3 to 14 are kept
+    mask_HW = np.zeros((12, 18), np.uint8)  # rows 2 to 9 and columns 3 to 14 are kept
     mask_HW[6:10, 3:7] = 1
     share = object_share(mask_HW, evaluation((8, 12), crop_ratio=1.0), 4)
     assert share.tolist() == [[0, 0, 0], [1, 0, 0]]  # raster index 3
 
 
-def test_images_without_masks_have_no_object_that_is_known():
+def test_images_without_masks_have_no_known_object():
     images = ArrayImages(np.zeros((2, 8, 8, 3)), [0, 1], "set")
     assert (images.masked().tolist(), images.mask(0)) == ([], None)
     assert object_patches(images, [1], STILL, 4).tolist() == [[False] * 4]
 
 
-# Parts of sets
+# Subsets
 
 
-def test_parts_of_a_set_have_its_masks():
+def test_subsets_have_the_masks_of_the_set():
     images = masked([np.full((8, 8), number) for number in range(20)], [0, 1] * 10)
     part = Subset(Subset(images, range(10, 20)), [3, 0])
     assert part.masked().tolist() == [0, 1]
@@ -112,7 +112,7 @@ def test_parts_of_a_set_have_its_masks():
 
 @pytest.fixture
 def voc(tmp_path: Path) -> Path:
-    """VOC2012 as distributed, but for its size: four images, of which the first and the third have masks."""
+    """VOC2012 in its distributed layout, reduced to four images; the first and the third have masks."""
     for name in ("JPEGImages", "SegmentationObject", "Annotations"):
         (tmp_path / name).mkdir()
     for number in range(4):
@@ -134,13 +134,13 @@ def in_voc(folder: Path) -> FileImages:
 
 def test_pascal_voc(voc):
     images = in_voc(voc)
-    assert len(images) == 4  # those without a mask are there too
+    assert len(images) == 4  # images without a mask are included
     assert images.masked().tolist() == [0, 2]
     assert [images.mask(index) is None for index in range(4)] == [False, True, False, True]
     found_HW = images.mask(2)
     assert (found_HW.dtype, found_HW.shape) == (np.uint8, (8, 12))
     assert (found_HW == [0, 0, 3, 3, 3, 3, 255, 0, 0, 0, 0, 0]).all()
-    # Of the middle 8 columns, 2 to 9: object 2 to 5, void 6.
+    # Of the central 8 columns, 2 to 9: object 2 to 5, void 6.
     assert object_patches(images, [0, 1, 2], STILL, 4).int().tolist() == [[1, 0, 1, 0], [0] * 4, [1, 0, 1, 0]]
     assert Subset(images, [3, 2, 1]).masked().tolist() == [1]
 
@@ -196,7 +196,7 @@ def test_a_folder_without_masks_of_the_images(voc):
         image_folders(str(voc / "JPEGImages"), masks=str(voc / "Annotations"))
 
 
-def test_a_mask_that_is_none_is_named(voc):
+def test_an_invalid_mask_is_named(voc):
     images, file = in_voc(voc), voc / "SegmentationObject" / "2007_000000.png"
     Image.new("L", (8, 12)).save(file)
     with pytest.raises(UserError, match=rf"mask {file} has 8x12 pixels and its image 12x8"):

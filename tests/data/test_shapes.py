@@ -1,4 +1,4 @@
-"""The generated shapes: the same everywhere, their masks exact, and nothing but the shape tells the class."""
+"""The generated shapes: identical in every process, with exact masks; only the shape determines the class."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from semaim.preflight.check import check_sweep
 
 @pytest.fixture(scope="module")
 def default() -> Splits:
-    """As in conf/data/shapes.yaml."""
+    """Values of conf/data/shapes.yaml."""
     return shapes(side=32, train=1600, val=400, seed=0)
 
 
@@ -57,12 +57,12 @@ def test_an_image_depends_on_seed_split_and_number_alone(default):
     assert (few.val.masks_NHW == default.val.masks_NHW[:25]).all()
     assert not same(few.train, shapes(32, 50, 25, 1).train)
     everything = np.concatenate([default.train.images_NHWC, default.val.images_NHWC])
-    assert len({image.tobytes() for image in everything}) == 2000  # no image is on both sides
+    assert len({image.tobytes() for image in everything}) == 2000  # no image is in both splits
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_the_mask_is_exactly_the_shape(shape, monkeypatch):
-    """Without texture and noise there are two colours, one where the mask is and one where it is not."""
+    """Without texture and noise there are two colours, one inside the mask and one outside."""
     monkeypatch.setattr(made, "TEXTURE", (0, 0))
     monkeypatch.setattr(made, "NOISE", 0)
     for seed in range(20):
@@ -80,7 +80,7 @@ def test_the_mask_is_exactly_the_shape(shape, monkeypatch):
         ("square", [(0.99, -0.99), (0, 0)], [(1.01, 0), (0, -1.01)]),
         ("triangle", [(0, -0.99), (0.8, 0.49), (-0.8, 0.49), (0, 0)], [(0, 0.51), (0.5, -0.5), (-0.5, -0.5)]),
         ("ring", [(0.51, 0), (0, -0.99), (0.6, 0.6)], [(0, 0), (0.49, 0), (0, 1.01)]),
-        # Points at every 72 degrees from the top, (0, -1); notches half-way between, 0.45 from the middle.
+        # Points at every 72 degrees from the top, (0, -1); notches half-way between, 0.45 from the centre.
         ("star", [(0, -0.99), (0.94, -0.305), (0, 0.44), (0, 0)], [(0, 0.46), (0.27, -0.38), (0.5, -0.5)]),
         ("cross", [(0.99, 0.29), (-0.29, -0.99), (0, 0)], [(0.31, 0.31), (0, 1.01)]),
         ("crescent", [(-0.99, 0), (-0.26, 0), (0, 0.99)], [(0, 0), (-0.24, 0), (0.9, 0)]),
@@ -90,21 +90,21 @@ def test_the_mask_is_exactly_the_shape(shape, monkeypatch):
     ],
 )
 def test_shapes_by_hand(shape, inside, outside):
-    """Across and down from the middle."""
+    """Across and down from the centre."""
     contains = SHAPES[shape]
     assert [point for point in inside if not contains(*np.array(point))] == []
     assert [point for point in outside if contains(*np.array(point))] == []
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_shapes_are_of_the_sizes_asked_for(shape):
+def test_shapes_have_the_requested_sizes(shape):
     shares = np.array([shape_image(shape, 96, seed)[1].mean() for seed in range(200)])
     assert 0.098 < shares.min() < 0.12
     assert 0.3 < shares.max() < 0.355
 
 
-def test_shapes_lie_anywhere(default):
-    """The middle of a shape's bounding box is anywhere, and on average in the middle of the image."""
+def test_shapes_have_random_positions(default):
+    """The centre of a shape's bounding box varies over the image, and its average is the image centre."""
     for axis in (1, 2):
         there_NS = default.train.masks_NHW.any(axis)
         middle_N = (there_NS.argmax(1) + 32 - there_NS[:, ::-1].argmax(1)) / 2
@@ -113,23 +113,23 @@ def test_shapes_lie_anywhere(default):
         assert abs(middle_N.mean() - 16) < 4 * middle_N.std() / 1600**0.5
 
 
-def test_neither_colour_nor_texture_tells_the_class(default):
-    """A classifier that sees means and deviations of colours, of object or background, is at chance."""
+def test_neither_colour_nor_texture_predicts_the_class(default):
+    """A classifier with means and deviations of colours, of object or background, is at chance level."""
     train, val = default.train, default.val
     for where in (1, 0):
         votes = KNeighborsClassifier(10).fit(colours(train, where), train.labels)
-        # Chance is 10 %, give or take 1.5 for 400 images.
+        # Chance is 10 %, plus or minus 1.5 for 400 images.
         assert abs(votes.score(colours(val, where), val.labels) - 0.1) < 5 * 0.015
 
 
 def colours(images, number):
-    """Mean and deviation of the colours of each image where its mask is a number."""
+    """Mean and deviation of the colours of each image where its mask has the given value."""
     pixels_NHWC, where_NHW1 = images.images_NHWC / 255, images.masks_NHW[..., None] == number
     found = [statistic(pixels_NHWC, axis=(1, 2), where=where_NHW1) for statistic in (np.mean, np.std)]
     return np.concatenate(found, 1)
 
 
-def test_the_colour_of_a_pixel_does_not_tell_whether_it_is_object(default):
+def test_the_colour_of_a_pixel_does_not_predict_the_object(default):
     rng = np.random.default_rng(0)
     pixels, which = [], []
     for image_HWC, mask_HW in zip(default.train.images_NHWC, default.train.masks_NHW, strict=True):
@@ -140,7 +140,7 @@ def test_the_colour_of_a_pixel_does_not_tell_whether_it_is_object(default):
     assert abs(votes.score(pixels[2400:], which[2400:]) - 0.5) < 5 * (0.25 / 800) ** 0.5
 
 
-def test_sizes_that_will_not_do():
+def test_invalid_sizes():
     with pytest.raises(UserError, match=r"data\.source\.side=8: shapes need at least 16 pixels"):
         shapes(8, 100, 100, 0)
     for counts in ((9, 10), (10, 9)):

@@ -1,4 +1,4 @@
-"""Sources read what lies on disk, in its true format, and say what is wrong with it."""
+"""Sources read files on disk in their true formats and report errors in them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from semaim.errors import UserError
 
 
 def contents(images):
-    """Every image of a set as (bytes, label)."""
+    """All images of a set as (bytes, label)."""
     return [(images.read(i).tobytes(), images.label(i)) for i in range(len(images))]
 
 
@@ -38,9 +38,9 @@ def test_digits_have_the_documented_sizes():
     assert splits.val.name(7) == "digits/val[7]"
 
 
-def test_digits_are_all_there_once_and_stratified():
+def test_digits_occur_once_each_and_are_stratified():
     data = load_digits()
-    splits = digits(side=8)  # no enlargement: the images as scikit-learn has them
+    splits = digits(side=8)  # no enlargement: the images of scikit-learn
     scaled = (data.images * 255 / 16).astype(np.uint8)[..., None].repeat(3, -1)
     everything = Counter((image.tobytes(), int(label)) for image, label in zip(scaled, data.target, strict=True))
     # Each image and its label once, so train and val are disjoint.
@@ -77,7 +77,7 @@ def test_digits_options_and_repeatability():
 
 
 def put(folder, **colours):
-    """Write one-coloured images: put(folder, name=grey level)."""
+    """Write single-colour images: put(folder, name=grey level)."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, grey in colours.items():
         Image.new("L", (6, 4), grey).save(folder / f"{name}.png")
@@ -130,13 +130,13 @@ def test_linked_folders_are_entered_and_hidden_ones_are_not_classes(tmp_path, la
     assert splits.classes == (["cat", "dog"] if layout == "classes" else [])
 
 
-def test_held_out_images_alone_are_nothing_to_train_on(tmp_path):
+def test_held_out_images_alone_are_refused_for_training(tmp_path):
     put(tmp_path / "val" / "cat", b="blue")
     with pytest.raises(UserError, match=r"val/ but no train/"):
         image_folders(str(tmp_path))
 
 
-def test_layout_can_be_said(tmp_path):
+def test_layout_can_be_set(tmp_path):
     put(tmp_path, loose=1)
     put(tmp_path / "k" / "deep", nested=2)
     with pytest.raises(UserError, match=r"both images \(loose\.png, \.\.\.\) and folders \(k, .*layout=flat"):
@@ -151,7 +151,7 @@ def test_layout_can_be_said(tmp_path):
         image_folders(str(tmp_path), "tree")
 
 
-def test_folders_that_will_not_do_are_named(tmp_path):
+def test_invalid_folders_are_named(tmp_path):
     with pytest.raises(UserError, match=rf"data\.root={tmp_path}/none is not a folder"):
         image_folders(str(tmp_path / "none"))
     (tmp_path / "empty").mkdir()
@@ -168,12 +168,12 @@ def test_folders_that_will_not_do_are_named(tmp_path):
         image_folders(str(tmp_path / "split"))
 
 
-# Data sets that torchvision downloads
+# Data sets downloaded by torchvision
 
 
 @pytest.fixture
 def _no_checksums(monkeypatch):
-    """torchvision compares MD5 sums with those of the real files, which tiny files in the same format cannot have."""
+    """Disable torchvision's MD5 checks, which tiny files in the same format cannot pass."""
     for module in ("cifar", "stl10"):
         monkeypatch.setattr(f"torchvision.datasets.{module}.check_integrity", lambda path, _: os.path.isfile(path))
 
@@ -205,7 +205,7 @@ def test_stl10_in_its_true_format(tmp_path):
               for part, n in [("train", 3), ("test", 2), ("unlabeled", 4)]}  # fmt: skip
     for part, array in images.items():
         array.transpose(0, 3, 2, 1).tofile(folder / f"{part}_X.bin")  # colour, then column, then row
-    np.array([1, 10, 5], np.uint8).tofile(folder / "train_y.bin")  # classes from 1
+    np.array([1, 10, 5], np.uint8).tofile(folder / "train_y.bin")  # classes start at 1
     np.array([7, 2], np.uint8).tofile(folder / "test_y.bin")
     splits = stl10(str(tmp_path), download=False)
     read = {part: np.stack([np.asarray(s.read(i)) for i in range(len(s))]) for part, s in
@@ -220,7 +220,7 @@ def test_stl10_in_its_true_format(tmp_path):
 
 
 @pytest.mark.parametrize(("source", "dataset"), [(cifar10, CIFAR10), (stl10, STL10)])
-def test_data_that_are_not_there_and_cannot_be_downloaded(tmp_path, monkeypatch, source, dataset):
+def test_missing_data_that_cannot_be_downloaded(tmp_path, monkeypatch, source, dataset):
     with pytest.raises(UserError, match=rf"data\.root={tmp_path} nor could it be downloaded"):
         source(str(tmp_path), download=False)
 

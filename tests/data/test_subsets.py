@@ -1,4 +1,4 @@
-"""Held-out splits and few images of each class: sizes by hand, every class on both sides, fixed by the seed."""
+"""Held-out splits and few images per class: sizes by hand, every class in both parts, fixed by the seed."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from semaim.data.subsets import Subset, few_shot_indices, hold_out
 from semaim.errors import UserError
 from support.evaluating import image_data
 
-COUNTS = (1, 2, 5, 15, 25)  # images of each class
+COUNTS = (1, 2, 5, 15, 25)  # images per class
 
 
 def labelled(*counts, seed=0):
-    """Images in random order of their classes; each says its place in its first pixel."""
+    """Images in random class order; the first pixel of each holds its index."""
     labels = np.random.default_rng(seed).permutation(np.repeat(np.arange(len(counts)), counts))
     pixels_NHWC = np.zeros((len(labels), 8, 8, 3), np.uint8)
     pixels_NHWC[:, 0, 0, 0] = np.arange(len(labels))
@@ -51,7 +51,7 @@ def test_a_subset_is_some_images_in_the_order_given():
     assert first_pixels(pickle.loads(pickle.dumps(of_part))) == [7, 5]  # as for a worker
 
 
-def test_the_fingerprint_of_a_subset_tells_which_images_of_which_set():
+def test_the_fingerprint_of_a_subset_identifies_images_and_set():
     images = labelled(4, 4)
     found = {
         each.fingerprint()
@@ -74,7 +74,7 @@ def test_the_fingerprint_of_a_subset_tells_which_images_of_which_set():
 @pytest.mark.parametrize(
     ("fraction", "held_out"),
     [
-        # Shares of 1, 2, 5, 15, 25 images, rounded (a half to the even number), at least 1, at most all but 1.
+        # Fractions of 1, 2, 5, 15, 25 images, rounded (half to even), at least 1, at most all but 1.
         (0.1, [0, 1, 1, 2, 2]),  # 0.1, 0.2, 0.5, 1.5, 2.5
         (0.3, [0, 1, 2, 4, 8]),  # 0.3, 0.6, 1.5, 4.5, 7.5
         (0.99, [0, 1, 4, 14, 24]),  # 0.99, 1.98, 4.95, 14.85, 24.75
@@ -86,7 +86,7 @@ def test_sizes_of_a_held_out_split(fraction, held_out):
     kept, held = hold_out(images, fraction, 0)
     assert per_class(held, 5) == held_out
     assert per_class(kept, 5) == [count - size for count, size in zip(COUNTS, held_out, strict=True)]
-    assert sorted([*kept.indices, *held.indices]) == list(range(48))  # each image once: no image on both sides
+    assert sorted([*kept.indices, *held.indices]) == list(range(48))  # each image once: no image in both parts
     for part in (kept, held):
         assert (np.diff(part.indices) > 0).all()
         assert first_pixels(part) == part.indices.tolist()
@@ -102,12 +102,12 @@ def test_a_held_out_split_is_fixed_by_the_seed_alone():
     assert all((splits[0][i].indices == splits[1][i].indices).all() for i in (0, 1))
     other = hold_out(images, 0.3, 8)[1]
     assert other.indices.tolist() != splits[0][1].indices.tolist()
-    # Written down once: were it to change, evaluations would be made on images that were trained on.
+    # Fixed values: a change would make evaluations use images that were trained on.
     alternating = ArrayImages(np.zeros((40, 1, 1, 3)), [0, 1] * 20, "x")
     assert hold_out(alternating, 0.1, 0)[1].indices.tolist() == [1, 8, 16, 19]
 
 
-def test_every_image_has_its_chance_to_be_held_out():
+def test_every_image_can_be_held_out():
     images = labelled(4, 6)
     times = np.zeros(10)
     for seed in range(600):
@@ -117,12 +117,12 @@ def test_every_image_has_its_chance_to_be_held_out():
 
 
 @pytest.mark.parametrize("fraction", [0.0, 1.0, -0.1, 1.5])
-def test_a_share_that_is_none(fraction):
+def test_an_invalid_fraction(fraction):
     with pytest.raises(UserError, match=rf"held-out share of {fraction} is invalid: .* between 0 and 1"):
         hold_out(labelled(3, 3), fraction, 0)
 
 
-# Few images of each class
+# Few images per class
 
 
 def test_few_shot_indices():
@@ -145,7 +145,7 @@ def test_few_of_a_subset_are_places_in_the_subset():
     assert sorted(part.label(i) for i in chosen) == [0, 0, 1, 1]
 
 
-# The data of a configuration
+# Data of a configuration
 
 
 def put(folder, *names):
@@ -163,7 +163,7 @@ def test_images_are_held_out_of_folders_without_val(tmp_path):
         put(tmp_path / name, *range(10))
     found = image_data(image_folders(str(tmp_path)), val_fraction=0.3, val_seed=4)
     train, held_out = found.labelled_and_held_out()
-    assert train is found.splits.train  # pretraining sees none of the held-out images either
+    assert train is found.splits.train  # pretraining does not use the held-out images either
     assert found.splits.classes == ["cat", "dog"]
     assert (per_class(train, 2), per_class(held_out, 2)) == ([7, 7], [3, 3])
     assert sorted(names(train) + names(held_out)) == sorted(str(path) for path in tmp_path.glob("*/*.png"))
@@ -185,7 +185,7 @@ def test_what_is_held_out_already_is_not_held_out_again(tmp_path):
         image_data(digits(8), val_fraction=0.5)
 
 
-def test_no_share_of_a_class_without_classes(tmp_path):
+def test_no_fraction_of_a_class_without_classes(tmp_path):
     put(tmp_path, "a", "b")
     with pytest.raises(UserError, match=r"data\.val_fraction=0\.5 holds out a share of every class, .* no labels"):
         image_data(image_folders(str(tmp_path)), val_fraction=0.5)
@@ -211,5 +211,5 @@ def test_held_out_images_that_are_the_training_images_are_refused(tmp_path):
         image_folders(str(tmp_path))
     put(tmp_path / "elsewhere" / "cat", "c")
     (tmp_path / "val").unlink()
-    (tmp_path / "val").symlink_to("elsewhere")  # a link by itself is no mistake
+    (tmp_path / "val").symlink_to("elsewhere")  # a link alone is no mistake
     assert names(image_folders(str(tmp_path)).val) == [str(tmp_path / "val" / "cat" / "c.png")]

@@ -1,4 +1,4 @@
-"""Transforms of images: those of the linear probe and of fine-tuning draw by draw against Pillow."""
+"""Image transforms; each draw of the linear-probe and fine-tuning transforms is compared with Pillow."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from semaim.data.transforms import IMAGENET_MEAN, IMAGENET_STD, finetuning, line
 
 PLAIN = {"mean": (0, 0, 0), "std": (1, 1, 1)}
 MAKERS = {"linear_probe": linear_probe, "finetuning": finetuning}
-STILL = {"flip": 0.0, "rand_augment": None, "erase": 0.0}  # fine-tuning without anything but the crop
+STILL = {"flip": 0.0, "rand_augment": None, "erase": 0.0}  # fine-tuning with the crop only
 
 
 def picture(width, height, seed=0):
-    """Noise: no two parts of it are alike."""
+    """Noise: no two regions are alike."""
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
 
 
 def pixels(tensor):
-    """A tensor in [0, 1] as an image's array."""
+    """A tensor in [0, 1] as an image array."""
     assert (tensor * 255 - (tensor * 255).round()).abs().max() <= 1e-4
     return (tensor * 255).round().byte().permute(1, 2, 0).numpy()
 
@@ -35,7 +35,7 @@ def draws(transform, image, count, seed=0):
         return [transform(image) for _ in range(count)]
 
 
-# Both
+# Both transforms
 
 
 @pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
@@ -75,7 +75,7 @@ def test_the_seed_decides_everything(make):
 
 @pytest.mark.parametrize(("make", "still"), [(linear_probe, {}), (finetuning, STILL | {"scale": (1.0, 1.0)})])
 def test_flip(make, still):
-    image = picture(16, 16)  # of the size asked for: nothing to crop
+    image = picture(16, 16)  # already of the target size: no crop
     array = np.asarray(image)
     never, always, maybe = (draws(make(16, **still | {"flip": p}, **PLAIN), image, 200) for p in (0.0, 1.0, 0.3))
     assert all((pixels(tensor) == array).all() for tensor in never)
@@ -85,13 +85,13 @@ def test_flip(make, still):
     assert abs(sum(flipped) - 60) < 5 * (200 * 0.3 * 0.7) ** 0.5
 
 
-# The linear probe
+# Linear probe
 
 
 @pytest.mark.parametrize(
     ("source", "size", "resized"),
     [
-        ((40, 24), 16, (26, 16)),  # width first; 40 * 16 / 24 = 26.7, cut off
+        ((40, 24), 16, (26, 16)),  # width first; 40 * 16 / 24 = 26.7, truncated
         ((30, 50), 16, (16, 26)),
         ((10, 12), 16, (16, 19)),  # enlarged
         ((20, 20), (16, 24), (24, 24)),  # the larger side counts, so that the crop fits
@@ -108,8 +108,8 @@ def test_linear_probe_crops_the_resized_image_anywhere(source, size, resized):
         for left in range(resized[0] - width + 1)
     }
     found = [windows.get(pixels(tensor).tobytes()) for tensor in draws(linear_probe(size, 0.0, **PLAIN), image, 1200)]
-    assert None not in found  # each draw is some window of the resized image
-    assert set(found) == set(windows.values())  # and no window is left out, those at the edges included
+    assert None not in found  # each draw is a window of the resized image
+    assert set(found) == set(windows.values())  # and every window occurs, including those at the edges
 
 
 # Fine-tuning
@@ -127,11 +127,11 @@ def test_finetuning_without_extras_is_a_random_resized_crop():
         assert (pixels(found) == np.asarray(image.crop(box).resize((24, 16), Image.Resampling.BICUBIC))).all()
         areas.append(height * width / 1200)
     assert 0.28 < min(areas) < 0.33
-    assert 0.55 < max(areas) < 0.63  # whole pixels: a little beside what was asked
+    assert 0.55 < max(areas) < 0.63  # whole pixels deviate slightly from the requested area
 
 
-def test_finetuning_crops_as_small_as_asked():
-    """Of a ramp of 256 pixels: a crop of 8 % of the area at aspect ratios of 3/4 to 4/3 is 0.24 to 0.33 wide."""
+def test_finetuning_crops_have_the_requested_minimum_size():
+    """On a ramp of 256 pixels: a crop of 8 % of the area with aspect ratios 3/4 to 4/3 is 0.24 to 0.33 wide."""
     ramp = Image.fromarray(np.arange(256, dtype=np.uint8)[None].repeat(256, 0)).convert("RGB")
 
     def widths(transform):
@@ -140,8 +140,8 @@ def test_finetuning_crops_as_small_as_asked():
     small = widths(finetuning(64, scale=(0.08, 0.08), **STILL, **PLAIN))
     assert 0.22 < min(small) < 0.26 < 0.31 < max(small) < 0.34
     default = widths(finetuning(64, **STILL, **PLAIN))
-    assert min(default) < 0.34  # from 8 % of the area on: a fifth of it is at least 0.39 wide
-    assert max(default) > 0.9  # to all of it
+    assert min(default) < 0.34  # from 8 % of the area: a fifth of it is at least 0.39 wide
+    assert max(default) > 0.9  # up to the whole area
 
 
 @pytest.mark.parametrize(("erase", "expected"), [(0.0, 0), (1.0, 400), (0.25, 100)])
@@ -162,13 +162,13 @@ def test_erasing_puts_noise_into_a_rectangle(erase, expected):
         erased.append(tensor[:, *box].flatten())
     assert abs(len(erased) - expected) <= 5 * (400 * erase * (1 - erase)) ** 0.5
     if erased:
-        noise = torch.cat(erased)  # of each pixel by itself, in normalised colours
+        noise = torch.cat(erased)  # independent for each pixel, in normalised colours
         assert abs(noise.mean()) < 0.02
         assert abs(noise.std() - 1) < 0.02
 
 
 def test_rand_augment_changes_colours_and_shapes():
-    """On a half grey, half white image: what a crop of everything cannot do."""
+    """On a half grey, half white image: changes that a full crop cannot cause."""
     array = np.full((16, 16, 3), 100, np.uint8)
     array[:, 8:] = 250
     image = Image.fromarray(array)
@@ -177,20 +177,22 @@ def test_rand_augment_changes_colours_and_shapes():
     assert all((pixels(tensor) == array).all() for tensor in plain)
     augmented = [pixels(tensor) for tensor in draws(finetuning(16, **how), image, 400)]
     changed = [found for found in augmented if (found != array).any()]
-    assert 150 < len(changed) < 400  # two operations of those each applied half of the time
+    assert 150 < len(changed) < 400  # two of these operations, each applied half of the time
     assert any((found == 255 - array).all() for found in changed)  # inverted
     straight = [(found == found[:1]).all() for found in changed]
-    assert 0.1 < 1 - np.mean(straight) < 0.9  # some are turned or sheared, others only change in colour
+    assert 0.1 < 1 - np.mean(straight) < 0.9  # some are rotated or sheared, others change only in colour
 
 
-def test_what_rand_augment_uncovers_is_of_the_mean_colour():
-    """Corners that a rotation leaves empty are filled, not black."""
+def test_rand_augment_fills_with_the_mean_colour():
+    """Corners left empty by a rotation are filled with the mean colour, not black."""
     image = Image.new("RGB", (16, 16), (255, 255, 255))
     mean = (0.2, 0.4, 0.6)
     transform = finetuning(16, (1.0, 1.0), 0.0, "rand-m9-n1-p1", 0.0, mean, (1, 1, 1))
     tensors = draws(transform, image, 200)
     corners = [tensor[:, 0, 0] for tensor in tensors]
-    assert sum(bool(corner.abs().max() < 0.003) for corner in corners) > 10  # the mean, to a 255th, is normalised to 0
+    assert (
+        sum(bool(corner.abs().max() < 0.003) for corner in corners) > 10
+    )  # the mean, within 1/255, is normalised to 0
 
 
 def test_a_thousand_draws_of_the_default_recipe():
@@ -210,17 +212,17 @@ def test_pretraining_output(size, shape):
     tensor = transforms.pretraining(size, mean=mean, std=std)(image)
     assert (tensor.shape, tensor.dtype) == (shape, torch.float32)
     assert tensor[:, 5, 7].tolist() == pytest.approx([(1 - 0.5) / 0.5, 0.2 - 0.25, -0.125 / 2], abs=1e-6)
-    assert (tensor == tensor[:, :1, :1]).all()  # a crop of one colour has one colour
+    assert (tensor == tensor[:, :1, :1]).all()  # a crop of a single-colour image has one colour
 
 
-def test_pretraining_crops_and_flips_as_asked():
+def test_pretraining_crops_and_flips_as_configured():
     ramp = Image.fromarray(np.arange(256, dtype=np.uint8)[None].repeat(256, 0)).convert("RGB")
     still = transforms.pretraining(64, scale=(1.0, 1.0), flip=0.0, mean=(0, 0, 0), std=(1, 1, 1))
     flipped = transforms.pretraining(64, scale=(1.0, 1.0), flip=1.0, mean=(0, 0, 0), std=(1, 1, 1))
     assert still(ramp)[0, 0, 10] < 0.3 < 0.7 < flipped(ramp)[0, 0, 10]
     small = transforms.pretraining(64, scale=(0.2, 0.2), flip=0.0, mean=(0, 0, 0), std=(1, 1, 1))
     widths = [(tensor[0, 0, -1] - tensor[0, 0, 0]).item() for tensor in (small(ramp) for _ in range(50))]
-    # A fifth of the area at aspect ratios of 3/4 to 4/3 is 0.39 to 0.52 of the width.
+    # A fifth of the area with aspect ratios 3/4 to 4/3 is 0.39 to 0.52 of the width.
     assert 0.36 < min(widths) < 0.42 < 0.48 < max(widths) < 0.55
 
 
@@ -245,5 +247,5 @@ def test_evaluation_is_resize_and_centre_crop(source, resized, box):
 def test_evaluation_of_a_size_that_is_not_square():
     array = np.random.default_rng(0).integers(0, 256, (55, 80, 3), dtype=np.uint8)
     tensor = transforms.evaluation((32, 48), crop_ratio=0.875, mean=(0, 0, 0), std=(1, 1, 1))(Image.fromarray(array))
-    # The longer side decides: 48 / 0.875 = 54.9, so the image is not resized, and rows 12..43, columns 16..63 remain.
+    # The longer side decides: 48 / 0.875 = 54.9, so the image is not resized; rows 12..43 and columns 16..63 remain.
     assert (tensor * 255).round().byte().permute(1, 2, 0).tolist() == array[12:44, 16:64].tolist()

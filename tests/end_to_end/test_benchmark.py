@@ -1,4 +1,4 @@
-"""The benchmark of the training step runs, compares equal forms and knows the models' sizes. No time is judged."""
+"""The training-step benchmark runs, compares equivalent forms and has the sizes of the models. No timing is checked."""
 
 from __future__ import annotations
 
@@ -57,8 +57,8 @@ def test_it_runs_and_reports(tmp_path: Path) -> None:
         assert form["images_per_second"] == pytest.approx(2 / form["milliseconds"] * 1e3)
         assert form["share_of_matmul_peak"] > 0
         if name == "semantic pass":
-            assert form["peak_memory_bytes"] is None  # not measured by itself
-        else:  # at least gradients and AdamW's two moments, of four bytes each, for half a million parameters
+            assert form["peak_memory_bytes"] is None  # not measured separately
+        else:  # at least gradients and AdamW's two moments, four bytes each, for half a million parameters
             assert form["peak_memory_bytes"] > 3 * 4 * 500_000
         assert name in done.stdout
     assert result["flops_per_image"] > 0
@@ -81,7 +81,7 @@ def test_it_refuses_to_compare_forms_that_disagree(
     assert "disagree" in capsys.readouterr().err
 
 
-def test_it_knows_the_sizes_of_the_configured_models(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sizes_match_the_configured_models(monkeypatch: pytest.MonkeyPatch) -> None:
     models = load_benchmark(monkeypatch).MODELS
     assert {f"aim_{name}" for name in models} == {path.stem for path in (ROOT / "conf" / "model").glob("aim_*.yaml")}
     defaults = {name: p.default for name, p in inspect.signature(AIM).parameters.items()}
@@ -89,5 +89,5 @@ def test_it_knows_the_sizes_of_the_configured_models(monkeypatch: pytest.MonkeyP
         for name, sizes in models.items():
             configured = compose("config", [f"model=aim_{name}"]).model
             assert {key: configured[key] for key in sizes._fields} == sizes._asdict(), name
-            for key in ("mlp_ratio", "head", "drop_path"):  # what the benchmark leaves at its default
+            for key in ("mlp_ratio", "head", "drop_path"):  # the benchmark leaves these at their defaults
                 assert configured[key] == defaults[key], (name, key)

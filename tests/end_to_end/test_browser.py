@@ -1,7 +1,7 @@
-"""What a person sees of a sweep in MLflow's own pages, by a real browser on a real server.
+"""MLflow's pages for a sweep, in a real browser on a real server.
 
-Pictures of every page that is looked at are kept in the folder that SEMAIM_SCREENSHOTS names, or else among pytest's
-temporary files; the test prints where.
+Screenshots of every visited page are saved in the folder named by SEMAIM_SCREENSHOTS, or else in pytest's temporary
+folder; the test prints the path.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def run_id(folder: Path) -> str:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where a sweep of two orders was made, and pictures of one."""
+    """Working directory of a sweep over two orders, with pictures of one run."""
     if reason := browser.missing():
         pytest.skip(reason)
     place = tmp_path_factory.mktemp("looked_at")
@@ -61,7 +61,7 @@ def pretraining(place: Path, order: str) -> Path:
 
 
 def evaluated(place: Path, order: str) -> dict[str, float]:
-    """The result of the evaluation of an order."""
+    """Result of the evaluation of an order."""
     name = pretraining(place, order).name
     (folder,) = [each.parent for each in place.glob("runs/knn_*/config.yaml") if f"/{name}\n" in each.read_text()]
     return status(folder)["result"]
@@ -82,14 +82,14 @@ def pages(place: Path) -> Iterator[Pages]:
 
 @pytest.fixture
 def shot(pages: Pages, place: Path, request: pytest.FixtureRequest) -> Iterator[Callable[[str], None]]:
-    """Takes a picture of the page; the last one is taken in any case, also where the test fails."""
+    """Take a screenshot of the page; the last one is taken even if the test fails."""
     folder = Path(os.environ.get("SEMAIM_SCREENSHOTS") or place / "screenshots")
     name = request.node.name.removeprefix("test_")
     yield lambda what: print("picture:", pages.browser.picture(folder / f"{name}-{what}.png"))
     pages.browser.picture(folder / f"{name}-last.png")
 
 
-def test_runs_stand_under_their_sweep_and_evaluations_under_their_run(pages: Pages, place: Path, shot: Shot) -> None:
+def test_runs_and_evaluations_are_listed_below_their_parents(pages: Pages, place: Path, shot: Shot) -> None:
     sweep, drawn = run_id(sweep_folder(place)), run_id(place / "runs" / "drawn")
     raster, centre = (run_id(pretraining(place, order)) for order in ORDERS)
     pages.runs()
@@ -104,7 +104,7 @@ def test_runs_stand_under_their_sweep_and_evaluations_under_their_run(pages: Pag
     shot("table")
 
 
-def test_the_sweep_says_what_it_is_and_sums_up(pages: Pages, place: Path, shot: Shot) -> None:
+def test_the_sweep_shows_description_and_summary(pages: Pages, place: Path, shot: Shot) -> None:
     pages.run(run_id(sweep_folder(place)))
     pages.whole_description()
     results = {order: evaluated(place, order)["knn_30_mean"] for order in ORDERS}
@@ -129,7 +129,7 @@ def test_charts_compare_orders(pages: Pages, shot: Shot) -> None:
     shot("by_order")
 
 
-def test_a_run_says_how_to_repeat_it(pages: Pages, place: Path, shot: Shot) -> None:
+def test_a_run_shows_how_to_repeat_it(pages: Pages, place: Path, shot: Shot) -> None:
     pages.run(run_id(pretraining(place, "attention_center")))
     pages.whole_description()
     pages.browser.see(

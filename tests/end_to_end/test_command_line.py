@@ -1,7 +1,7 @@
-"""A mistake on the command line costs one message: it names the option or path, lists the choices, and writes nothing.
+"""A command-line mistake gives one message that names the option or path and lists the choices. It writes nothing.
 
-Also: the help, and processes that end together.
-Most commands run inside this process (`run_here`), since starting a new one takes seconds.
+Also: the help, and simultaneous exit of several processes.
+Most commands run in this process (`run_here`), since starting a process takes seconds.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from support.mistakes import MISTAKES, assert_one_message, place_of_mistakes
 
 @pytest.fixture
 def place(tmp_path: Path) -> Iterator[Path]:
-    """A working directory with everything that the mistakes name."""
+    """A working directory with all files named by the mistakes."""
     with place_of_mistakes(tmp_path) as place:
         yield place
 
 
 @pytest.mark.parametrize("name", MISTAKES)
-def test_mistake_costs_one_message(name: str, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_mistake_gives_one_message(name: str, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     if name == "no GPU" and torch.cuda.is_available():
         pytest.skip("there is a GPU here")
     typed, words = MISTAKES[name]
@@ -40,10 +40,10 @@ def test_mistake_costs_one_message(name: str, place: Path, capsys: pytest.Captur
     assert not (place / "pwned").exists()
 
 
-def test_malice_works_where_it_is_let(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_malicious_checkpoint_runs_code_if_allowed(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(place)
     torch.load("evil.pt", weights_only=False)
-    (place / "pwned").rmdir()  # fails if the checkpoint of the test above is harmless
+    (place / "pwned").rmdir()  # raises if the checkpoint of the previous test had no effect
 
 
 def test_two_processes_that_do_not_divide_the_batch_both_end(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
-"""A run that is stopped or killed continues to the same bits, and two runs never share a folder.
+"""A stopped or killed run continues to a bit-identical result, and two runs never share a folder.
 
-Everything here happens to real processes. All runs are ten steps of the same configuration, in the middle of the first
-epoch (1437 images, 16 per step), with drop path and a moving average so that random state and EMA matter.
+All tests use real processes. All runs have ten steps of the same configuration, in the middle of the first epoch
+(1437 images, 16 per step), with drop path and a moving average so that random state and EMA matter.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def assert_equals(run_folder: Path, undisturbed: Path) -> None:
-    """Same weights, moving average, optimizer, scaler and randomness, and same losses, each step once."""
+    """Weights, moving average, optimizer, scaler, random state and losses are equal, and each step occurs once."""
     one, other = weights(run_folder), weights(undisturbed)
     for part in ("architecture", "model", "ema", "optimizer", "scaler", "rng", "step", "loss"):
         assert_same_bits(one[part], other[part], part)
@@ -66,22 +66,22 @@ def test_five_steps_then_sigkill_then_five_equal_ten(tmp_path: Path, undisturbed
 
 @pytest.fixture(scope="module")
 def home_of_stops(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where one run is stopped by one signal after the other."""
+    """Working directory of one run that is stopped by one signal after another."""
     return tmp_path_factory.mktemp("stopped")
 
 
 @pytest.fixture
 def slow(home_of_stops: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """That folder; a step of the run takes a third of a second, until the file `pace` is gone."""
+    """That folder; a step takes a third of a second until the file `pace` is deleted."""
     pace = home_of_stops / "pace"
-    pace.write_text("0.02")  # seconds for an image
+    pace.write_text("0.02")  # seconds per image
     for variable, value in {PACE: str(pace), **import_path()}.items():
         monkeypatch.setitem(ENVIRONMENT, variable, value)
     return home_of_stops
 
 
 def stop(home: Path, number: signal.Signals) -> None:
-    """Start the run or continue it, and send it a signal after a step."""
+    """Start or continue the run, and send it a signal after a step."""
     folder = home / "runs" / "ten"
     before = len(losses(folder))
     with started(home, *TEN_STEPS, *PACED, "run_name=ten") as process:
@@ -103,9 +103,9 @@ def test_each_signal_finishes_the_step_saves_and_exits_75(slow: Path, number: si
     assert journal(folder)[-1]["status"] == "KILLED"
 
 
-def test_a_run_that_signals_have_stopped_equals_an_undisturbed_one(slow: Path, undisturbed: Path) -> None:
+def test_a_run_stopped_by_signals_equals_an_undisturbed_one(slow: Path, undisturbed: Path) -> None:
     folder = slow / "runs" / "ten"
-    if not losses(folder):  # the tests before this one were not asked for
+    if not losses(folder):  # the previous tests were not selected
         stop(slow, signal.SIGTERM)
     (slow / "pace").unlink()
     succeed(slow, *TEN_STEPS, *PACED, "run_name=ten")
@@ -160,7 +160,7 @@ def test_a_folder_in_use_is_refused_naming_its_process(tmp_path: Path) -> None:
         assert process.poll() is None, "the first goes on"
 
 
-def test_no_space_left_keeps_the_old_checkpoint(tmp_path: Path) -> None:
+def test_a_full_disk_keeps_the_old_checkpoint(tmp_path: Path) -> None:
     place = tmp_path / "small"
     place.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=1600k", "tmpfs", str(place)]

@@ -1,4 +1,4 @@
-"""Several processes compute what one does: same images, same orders, same losses up to rounding.
+"""Several processes give the result of one: same images, same orders, same losses up to rounding.
 
 torchrun starts two processes on this machine; they exchange gradients by gloo.
 """
@@ -26,7 +26,7 @@ def model(folder: Path) -> dict[str, torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One process with the whole batch; works in the folder returned."""
+    """Run of one process with the whole batch, executed in the folder returned."""
     folder = tmp_path_factory.mktemp("alone")
     succeed(folder, *SIX_STEPS)
     return folder
@@ -64,7 +64,7 @@ def test_a_run_of_two_processes_continues_on_one(tmp_path: Path, alone: Path) ->
 
 @pytest.mark.slow
 def test_a_run_of_four_processes_that_was_interrupted_equals_an_undisturbed_one_to_the_last_bit(tmp_path: Path) -> None:
-    """More than two terms are added in an order that must not depend on the number of steps since the start."""
+    """The order of adding more than two terms must not depend on the number of steps since the start."""
     four = (*TWO[:4], "--nproc-per-node=4", *TWO[5:])
     options = (*SIX_STEPS, "model.drop_path=0.1", "trainer.ema=true")
     for home, steps in (("undisturbed", [6]), ("interrupted", [3, 6])):
@@ -100,7 +100,7 @@ def test_a_job_has_as_many_threads_as_cpus(
     monkeypatch.setenv("SLURM_CPUS_PER_TASK", "3")
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     if set_by_hand is not None:
-        monkeypatch.setenv("OMP_NUM_THREADS", set_by_hand)  # torch has heeded it when it was loaded
+        monkeypatch.setenv("OMP_NUM_THREADS", set_by_hand)  # torch read the variable at import
     try:
         torch.set_num_threads(5)
         distributed.start("cpu")

@@ -1,4 +1,4 @@
-"""docs/adding-an-order.md does what it says: its blocks are written to files and its commands are run."""
+"""docs/adding-an-order.md is correct: its code blocks are written to files and its commands are run."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def write(folder: Path, *names: str) -> None:
 
 
 def run(command: str, folder: Path, **environment: str) -> str:
-    """Run a command of the page in a folder; the online k-NN, which has nothing to do with orders, is left out."""
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # `python` is the one that runs the tests
+    """Run a command of the page in a folder, without the online k-NN, which is unrelated to orders."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # `python` is the interpreter of the tests
     done = subprocess.run(
         f"{command.strip()} task.online_knn=null",
         shell=True,
@@ -42,9 +42,7 @@ def run(command: str, folder: Path, **environment: str) -> str:
     return done.stderr
 
 
-def test_in_a_folder_of_ones_own(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_in_a_user_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     write(tmp_path, "my_orders.py", "my_conf/permutation/spiral.yaml")
     log = run(COMMANDS[0], tmp_path)
     assert "step 2/2" in log

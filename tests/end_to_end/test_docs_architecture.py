@@ -1,4 +1,4 @@
-"""docs/architecture.md names files, functions, packages, checkpoint keys and states as they are."""
+"""docs/architecture.md names existing files, functions, packages, checkpoint keys and states."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ SRC = ROOT / "src" / "semaim"
 
 
 def section(title: str) -> str:
-    """What stands below a heading."""
+    """Text below a heading."""
     return PAGE.split(f"## {title}\n")[1].split("\n## ")[0]
 
 
 def rows(title: str) -> list[list[str]]:
-    """The cells of the first table of a section, without its head."""
+    """Cells of the first table of a section, without its header."""
     lines = [line for line in section(title).splitlines() if line.startswith("|")][2:]
     return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
 
@@ -67,7 +67,7 @@ def test_packages_are_those_of_the_import_contract() -> None:
     flat = [name for names in listed for name in names]
     on_disk = {p.stem for p in SRC.iterdir() if p.suffix == ".py" or (p / "__init__.py").is_file()}
     assert set(flat) == on_disk - {"__init__", "__main__"}
-    for layer in filter(None, contract):  # names of one layer in any order, layers from bottom to top
+    for layer in filter(None, contract):  # names within a layer in any order, layers from bottom to top
         assert set(flat[: len(layer)]) == layer
         flat = flat[len(layer) :]
     assert not flat

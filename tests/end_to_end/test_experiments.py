@@ -1,4 +1,4 @@
-"""Every experiment runs by its command, holds the numbers of its recipe, and keeps its notebook page in order."""
+"""Every experiment runs by its command, has the numbers of its recipe, and has a complete notebook page."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ SWEEPS = {
 PRETRAININGS = [name for name in NAMES if name not in EVALUATIONS and name not in SWEEPS]
 IMAGENET, H100_FLOPS = 1_281_167, 0.4 * 989e12
 
-# What the published recipes share, then what each has of its own.
+# Values shared by the published recipes, then those specific to each.
 ANY = {
     "data.image_size": 224,
     "data.patch_size": 16,
@@ -57,7 +57,7 @@ RECIPE = {
     "model.mlp_ratio": 4.0,
     "model.drop_path": 0.0,
     "semantic_map.kind": "cls",
-    "semantic_map.source": "auto",  # with pixels, the encoder that learns
+    "semantic_map.source": "auto",  # with pixels, the encoder in training
 }
 PIXELS = {
     "target._target_": "semaim.targets.Pixels",
@@ -167,7 +167,7 @@ def noise_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def small_runs(noise_images: Path) -> Path:
-    """The folder of two-step runs of all experiments. Their teachers are small and random: tests have no hub."""
+    """Folder of two-step runs of all experiments. Their teachers are small and random: tests have no hub access."""
     folder = noise_images.parent
     own = folder / "site" / "target"
     own.mkdir(parents=True)
@@ -216,7 +216,7 @@ def test_it_holds_the_numbers_of_its_recipe(name: str) -> None:
 
 
 @every_experiment
-def test_its_page_says_what_a_page_must(name: str) -> None:
+def test_its_page_is_complete(name: str) -> None:
     text = (ROOT / "experiments" / f"{name}.yaml").read_text()
     assert text.startswith("# @package _global_\n# Question: ")
     given = " checkpoint=runs/<name>" if name in EVALUATIONS else ""

@@ -1,8 +1,8 @@
-"""Runs of version 0.1.0 continue and evaluate: their stored configurations name classes by their old places.
+"""Runs of version 0.1.0 continue and can be evaluated: their stored configurations use old class paths.
 
-tests/golden/runs_0.1.0.tar.gz holds a pretraining and a fine-tuning, each stopped after two of four steps, made with
-version 0.1.0. The numbers below are what version 0.1.0 gave for the next steps; they were equal to the last bit on
-the machine that made them.
+tests/golden/runs_0.1.0.tar.gz contains a pretraining and a fine-tuning, each stopped after two of four steps, made with
+version 0.1.0. The numbers below are the results of version 0.1.0 for the next steps; they were bit-identical on the
+machine that made them.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def home(tmp_path: Path) -> Path:
 
 
 def test_the_stored_configurations_have_old_names(home: Path) -> None:
-    """Otherwise the tests below would show nothing."""
+    """Precondition of the tests below."""
     text = "".join((home / "runs" / name / "config.yaml").read_text() for name in ("pretraining", "finetuning"))
     found = {old for old in NEW_NAMES if f"_target_: {old}\n" in text}
     assert found == NEW_NAMES.keys() - {"semaim.tasks.export_features.ExportFeatures", "semaim.tracking.MLflow"}
@@ -57,7 +57,7 @@ def test_a_pretraining_continues(home: Path) -> None:
     assert list(found) == [1, 2, 3, 4]
     assert [found[3], found[4]] == pytest.approx(PRETRAINING_LOSSES, rel=1e-6)
     result = status(home / "runs" / "pretraining")["result"]
-    assert result["online/knn_10_mean_before"] == pytest.approx(46.94444444444444)  # measured by 0.1.0
+    assert result["online/knn_10_mean_before"] == pytest.approx(46.94444444444444)  # measured with 0.1.0
     assert result["online/knn_10_mean_after"] == pytest.approx(47.22222222222222, abs=0.6)  # one image of 360 is 0.28
 
 
@@ -77,7 +77,7 @@ def test_another_configuration_is_still_refused(home: Path) -> None:
     done = run(home, *PRETRAINING, "optimizer.weight_decay=0.1")
     assert done.returncode == 2
     assert "optimizer.weight_decay: 0.05 -> 0.1" in done.stdout
-    assert "_target_" not in done.stdout  # names alone are no difference
+    assert "_target_" not in done.stdout  # a difference in names only is none
 
 
 def test_names_inside_lists_and_other_values_are_kept() -> None:

@@ -1,4 +1,4 @@
-"""The program `semaim`: its verbs, their help pages, its completion, and the commands that it prints for the user."""
+"""The program `semaim`: its verbs, their help pages, its completion, and the commands that it prints."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from support.commands import ENVIRONMENT, PIPED, SMALL, run, succeed
 
 PROGRAM = (sys.executable, "-m", "semaim")
 GONE = ("check", "status", "cancel", "retry", "sync", "report", "features", "export")
-# The console script stands beside the interpreter.
+# The console script is in the interpreter's folder.
 ON_PATH = ENVIRONMENT | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
 
 
 def shell(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    """What a command gives that is pasted into a shell."""
+    """Result of a command pasted into a shell."""
     return subprocess.run(["bash", "-c", command], cwd=folder, **PIPED | {"env": ON_PATH}, timeout=300, check=False)
 
 
@@ -49,7 +49,7 @@ def test_run_is_the_runner(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("verb", GONE)
-def test_the_former_modules_are_gone(verb: str, tmp_path: Path) -> None:
+def test_the_former_modules_are_removed(verb: str, tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-m", f"semaim.{verb}", "--help"], cwd=tmp_path, **PIPED, check=False)
     assert done.returncode != 0
 
@@ -152,7 +152,7 @@ def test_zsh_loads_its_completion(tmp_path: Path) -> None:
 
 
 def test_printed_commands_can_be_pasted(tmp_path: Path) -> None:
-    """Also with a configuration folder and run folders whose paths have spaces."""
+    """Also with spaces in the paths of the configuration folder and run folders."""
     (tmp_path / "my conf" / "permutation").mkdir(parents=True)
     (tmp_path / "my conf" / "permutation" / "mine.yaml").write_text("_target_: semaim.permutations.Raster\n")
     options = [option for option in SMALL if not option.startswith("task.")]

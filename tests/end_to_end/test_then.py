@@ -1,4 +1,4 @@
-"""Pretrain, then evaluate, in one command: what follows is what its own command would be, filed under the first run."""
+"""Pretraining and evaluations in one command: each follower equals its own command and is a child of the first run."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ def followers(*overrides: str) -> list[RunSpec]:
     return follow_ups(job(*overrides))
 
 
-def test_nothing_follows_unless_asked() -> None:
+def test_no_followers_by_default() -> None:
     assert followers("run_name=pre") == []
 
 
-def test_what_follows_is_the_plain_command() -> None:
+def test_a_follower_equals_its_plain_command() -> None:
     knn, probe = followers("run_name=pre", "then=[knn,linprobe]")
     assert knn.overrides == ["task=knn", "checkpoint=runs/pre"]
     assert probe.overrides == ["task=linprobe", "checkpoint=runs/pre"]
@@ -89,7 +89,7 @@ def test_mistakes(overrides: tuple[str, ...], message: str) -> None:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where a pretraining and two evaluations after it were made by one command."""
+    """Working directory of one command that made a pretraining and two evaluations."""
     folder = tmp_path_factory.mktemp("then")
     said = succeed(folder, *SHORT, "then=[knn,linprobe]")
     assert said.count("finished in") == 3
@@ -102,7 +102,7 @@ def child(place: Path, task: str) -> Path:
 
 
 def mlflow_runs(place: Path) -> dict[str, Any]:
-    """Every run in MLflow, by its task."""
+    """Every MLflow run, by task."""
     from mlflow import MlflowClient
 
     client = MlflowClient(f"sqlite:///{place}/mlflow.db")
@@ -183,21 +183,19 @@ def test_the_same_command_evaluates_only_what_is_missing(place: Path, tmp_path: 
     assert status(child(tmp_path, "linprobe")) == before
 
 
-def test_by_hand_it_is_the_same_run(place: Path) -> None:
+def test_a_manual_evaluation_is_the_same_run(place: Path) -> None:
     said = succeed(place, "task=knn", "checkpoint=runs/pre", "seed=3")
     assert "this run is finished already" in said
 
 
-def test_a_mistake_costs_no_training(tmp_path: Path) -> None:
+def test_a_mistake_is_found_before_training(tmp_path: Path) -> None:
     done = run(tmp_path, *SHORT, "then=[knm]")
     assert done.returncode == 2
     assert done.stdout.startswith("error: then=['knm']: there is no evaluation knm")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_sweep_whose_evaluation_fails_says_so_and_makes_it_up(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_sweep_reports_a_failed_evaluation_and_repeats_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     few = ("data=shapes", "data.source.train=16", "data.source.val=10", "trainer.max_steps=1", "then=[knn]")
     sweep = ("-m", *SMALL, *few, "permutation=raster,zigzag", "sweep.check=false")
     assert run_here(tmp_path, *sweep) == 1

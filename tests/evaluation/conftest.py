@@ -1,4 +1,4 @@
-"""The folder in which a run keeps features."""
+"""The feature folder of a run."""
 
 from __future__ import annotations
 
@@ -7,5 +7,5 @@ import pytest
 
 @pytest.fixture
 def kept(tmp_path):
-    """The folder of features, which does not exist yet."""
+    """The feature folder, which does not exist yet."""
     return tmp_path / "runs" / ".features"

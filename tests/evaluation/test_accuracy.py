@@ -1,4 +1,4 @@
-"""Accuracy and confusion of a classifier's answers by hand, and the files they are written to."""
+"""Accuracy and confusion matrix of predictions by hand, and the files with them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from semaim.runs.journal import Journal
 from support.commands import journal
 from support.evaluating import CPU, surroundings
 
-# Seven images of cat, dog and emu, none of fox: two of three cats right, one of three dogs, the emu taken for a fox.
+# Seven images of cat, dog and emu, none of fox: two of three cats and one of three dogs correct, the emu taken as fox.
 LABELS = [0, 1, 1, 0, 2, 1, 0]
 PREDICTED = [0, 0, 1, 0, 3, 2, 1]
 CLASSES = ["cat", "dog, hot", "emu", "fox"]
@@ -42,7 +42,7 @@ def test_against_scikit_learn():
 
 
 def test_accuracy_is_as_exact_as_the_number_of_images():
-    """A mean in float32 would end in wrong digits."""
+    """A float32 mean would have wrong digits."""
     right_M = torch.arange(50_001) >= 12_345
     answers = Predictions(right_M.long(), torch.ones(50_001, dtype=torch.long), ["a", "b"])
     assert answers.accuracy == pytest.approx(100 * (50_001 - 12_345) / 50_001, abs=1e-10)

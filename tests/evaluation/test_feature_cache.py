@@ -1,4 +1,4 @@
-"""Features in files are those of `extract`, computed once, and never those of something else."""
+"""Cached features equal those of `extract`, are computed once, and are never confused with others."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from semaim.models.vit import vit_of
 from support.caching import ASKED, FILES, Encoder, contents, same, wanted
 from support.evaluating import noise, surroundings
 
-# What is stored
+# Stored content
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -50,12 +50,12 @@ def test_the_second_time_nothing_is_computed(run, kept):
     assert contents(kept) == before
 
 
-def test_features_are_read_in_parts_and_not_changed_by_who_reads_them(run, kept):
+def test_features_are_read_in_parts_and_protected_from_changes(run, kept):
     found = cached_features(kept, "weights", wanted(Encoder(), noise()), run)
     before = contents(kept)
     for rows in found.by_kind.values():
         assert isinstance(rows, np.memmap)
-        rows[:] = -1  # a copy of one's own
+        rows[:] = -1  # a private copy
     found.tensor("cls").zero_()
     found.index_M.zero_()
     assert contents(kept) == before
@@ -68,7 +68,7 @@ def test_a_copy_in_parts_is_the_same(run, kept, monkeypatch):
     assert same(cached_features(kept, "weights", wanted(encoder, images, range(30)), run), whole)
 
 
-def test_without_a_folder_nothing_is_kept(run, tmp_path):
+def test_without_a_folder_nothing_is_cached(run, tmp_path):
     encoder = Encoder()
     for _ in range(2):
         assert same(
@@ -78,7 +78,7 @@ def test_without_a_folder_nothing_is_kept(run, tmp_path):
     assert not contents(tmp_path)
 
 
-# Under which name
+# File names
 
 
 def other_pixel():
@@ -131,7 +131,7 @@ def test_what_does_not_change_the_features_does_not_change_the_name(run, kept, t
 
 
 class Vague:
-    """A transform that does not say what it does."""
+    """A transform without a stable representation."""
 
     def __init__(self, scale):
         self.scale = scale
@@ -141,7 +141,7 @@ class Vague:
 
 
 @pytest.mark.parametrize("make", [Vague, lambda scale: lambda image: scale * evaluation(8, 1.0)(image)])
-def test_features_of_a_transform_that_does_not_say_what_it_does_are_not_kept(run, kept, make):
+def test_features_of_an_unidentified_transform_are_not_cached(run, kept, make):
     encoder = Encoder()
     one = cached_features(kept, "weights", wanted(encoder, noise(), transform=make(1.0)), run)
     two = cached_features(kept, "weights", wanted(encoder, noise(), transform=make(2.0)), run)
@@ -158,7 +158,7 @@ def files_of_one_grey(folder, grey):
 
 
 def test_held_out_files_of_the_same_names_are_other_images(run, kept, tmp_path):
-    """train/a/0.png and val/a/0.png: a bank in the place of the held-out images would make every accuracy 100 %."""
+    """train/a/0.png and val/a/0.png: a bank in place of the held-out images would make every accuracy 100 %."""
     for part, grey in (("train", 10), ("val", 200)):
         files_of_one_grey(tmp_path / "data" / part, grey)
     splits = image_folders(str(tmp_path / "data"))
@@ -169,7 +169,7 @@ def test_held_out_files_of_the_same_names_are_other_images(run, kept, tmp_path):
 
 
 def test_folders_of_files_of_the_same_names_are_other_images(run, kept, tmp_path):
-    """Two data.root=..., such as a data set and the same images corrupted or smaller."""
+    """Two values of data.root, such as a data set and a corrupted or smaller copy."""
     features = []
     for name, grey in (("clean", 10), ("corrupted", 200)):
         files_of_one_grey(tmp_path / name, grey)

@@ -1,4 +1,4 @@
-"""Features in files when a pass fails, is killed, or is made by several processes."""
+"""Cached features when a pass fails, is killed, or runs in several processes."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from semaim.models.vit import vit_of
 from support.caching import Encoder, contents, same, wanted
 from support.evaluating import noise, together
 
-# What goes wrong
+# Faults
 
 
 class Killed(Encoder):
-    """Ends in the second batch."""
+    """Fails in the second batch."""
 
     def __init__(self, end):
         super().__init__()
@@ -56,14 +56,14 @@ def test_an_error_in_the_middle_leaves_nothing(run, kept, end, error):
 
 
 @pytest.mark.parametrize("moment", ["batch", "merge"])
-def test_a_kill_leaves_nothing_that_counts_as_complete(run, kept, moment, monkeypatch):
+def test_a_kill_leaves_no_complete_entry(run, kept, moment, monkeypatch):
     def die(*_):
         os.kill(os.getpid(), signal.SIGKILL)
 
     child = os.fork()
     if child == 0:
         try:
-            monkeypatch.setattr(np, "save", die)  # in the merge: labels are about to be written
+            monkeypatch.setattr(np, "save", die)  # during the merge, before the labels are written
             cached_features(kept, "weights", wanted(Killed(die) if moment == "batch" else Encoder(), noise()), run)
         finally:
             os._exit(0)
@@ -78,8 +78,8 @@ def test_a_kill_leaves_nothing_that_counts_as_complete(run, kept, moment, monkey
     assert encoder.batches == 4
 
 
-def test_another_run_may_be_faster(run, kept):
-    """Two runs compute the same features; what the first has put there stays."""
+def test_a_concurrent_run_may_finish_first(run, kept):
+    """Two runs compute the same features; the files of the first one stay."""
     images = noise()
 
     def other_run():
@@ -101,7 +101,7 @@ def test_unreadable_images_are_missing(run, kept, damaged):
     assert np.array_equal(found.by_kind["cls"][:, 0].argsort(), [3, 2, 1, 0])  # brighter ones first
     again = Encoder()
     assert same(cached_features(kept, "weights", wanted(again, damaged, asked), run), found)
-    assert again.batches == 3  # computed anew: perhaps they can be read now
+    assert again.batches == 3  # computed again, since they may be readable now
 
 
 def test_too_many_unreadable_images_leave_nothing(run, kept, damaged):
@@ -118,7 +118,7 @@ def test_too_many_unreadable_images_leave_nothing(run, kept, damaged):
 @pytest.mark.parametrize("world_size", [2, 3, 5])
 @pytest.mark.parametrize("batch_size", [2, 3, 7])
 def test_processes_store_what_one_stores(run, tmp_path, tiny_model, monkeypatch, world_size, batch_size):
-    """Seven images: the last batch is smaller, but for 7; then, and with 5 processes, some have no batch at all."""
+    """Seven images: the last batch is smaller, except for size 7; then, and with 5 processes, some have no batch."""
     monkeypatch.setattr(feature_cache, "ROWS_PER_COPY", 3)
     encoder, images = Encoder(vit_of(tiny_model(image_size=8)).eval()), noise()
     alone = cached_features(tmp_path / "alone", "weights", wanted(encoder, images, batch_size=batch_size), run)
@@ -136,8 +136,8 @@ def test_processes_store_what_one_stores(run, tmp_path, tiny_model, monkeypatch,
     assert encoder.batches == -(-7 // batch_size)
 
 
-def test_processes_leave_out_unreadable_images(run, tmp_path, damaged):
-    asked = [0, 1, 2, 5, 3, 4]  # the second process has the batch of 2 and 5 alone
+def test_processes_omit_unreadable_images(run, tmp_path, damaged):
+    asked = [0, 1, 2, 5, 3, 4]  # the second process has only the batch of 2 and 5
     alone = cached_features(tmp_path / "alone", "weights", wanted(Encoder(), damaged, asked), run)
     assert alone.index_M.tolist() == [0, 1, 3, 4]
 
@@ -150,13 +150,13 @@ def test_processes_leave_out_unreadable_images(run, tmp_path, damaged):
 
 
 @pytest.mark.parametrize("fails", [0, 1])
-def test_an_error_in_one_of_several_processes_leaves_nothing_that_counts_as_complete(run, kept, fails):
+def test_an_error_in_one_of_several_processes_leaves_no_complete_entry(run, kept, fails):
     def work(processes):
         encoder = Killed(fail) if processes.rank == fails else Encoder()
         mine = dataclasses.replace(run, processes=processes)
         return cached_features(kept, "weights", wanted(encoder, noise(), range(12)), mine)
 
-    with pytest.raises((RuntimeError, OSError)):  # the first process takes the folder away from under the others
+    with pytest.raises((RuntimeError, OSError)):  # the first process removes the folder that the others use
         together(2, work)
     assert all(folder.name.endswith(".tmp") for folder in kept.iterdir())
     encoder = Encoder()

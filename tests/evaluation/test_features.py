@@ -1,4 +1,4 @@
-"""A pass of a network over images: rows come in the order asked for, computed as by one process alone."""
+"""A network pass over images: rows are in the requested order and equal those of a single process."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def of(images, **how):
 
 
 def sums(images_BCHW):
-    """Features that one can compute in one's head: the sum of each channel, and the largest pixel as a whole number."""
+    """Simple features: the sum of each channel, and the largest pixel as a whole number."""
     return {"sum": images_BCHW.sum((2, 3)), "most": (1000 * images_BCHW.amax((1, 2, 3))).long()}
 
 
@@ -46,7 +46,7 @@ def prepared(images, indices):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_features_come_in_the_order_asked_for(run, images, tiny_model, workers):
+def test_features_are_in_the_requested_order(run, images, tiny_model, workers):
     model = tiny_model(image_size=8).eval()
     vit = vit_of(model).eval()
     found = extract(Extraction(lambda x: encode(vit, x), of(images, workers=workers), images, ASKED, 3, "test"), run)
@@ -62,7 +62,7 @@ def test_features_come_in_the_order_asked_for(run, images, tiny_model, workers):
 
 
 def test_any_kind_of_output_keeps_its_shape_and_type(run, images):
-    """A classifier's answers are extracted too: whole numbers, one for each image."""
+    """A classifier's predictions can be extracted too: whole numbers, one per image."""
 
     def everything(images_BCHW):
         return sums(images_BCHW) | {"grid": images_BCHW[:, :, :2, :5]}
@@ -77,7 +77,7 @@ def test_any_kind_of_output_keeps_its_shape_and_type(run, images):
     assert all(np.array_equal(found[kind], expected[kind].numpy()) for kind in expected)
 
 
-def test_batches_are_those_asked_for_and_without_gradients(run, images):
+def test_batches_are_as_requested_and_without_gradients(run, images):
     seen, gradients = [], []
 
     def spy(images_BCHW):
@@ -93,7 +93,7 @@ def test_batches_are_those_asked_for_and_without_gradients(run, images):
 
 
 def test_in_order_by_hand():
-    # Asked for 9, 2, 5, 7; what came is 5, 7, 9 (2 could not be read): rows 2, 0, 1 of it.
+    # Requested: 9, 2, 5, 7; received: 5, 7, 9 (2 is unreadable): rows 2, 0, 1 of it.
     assert sort_rows(np.array([5, 7, 9]), [9, 2, 5, 7]).tolist() == [2, 0, 1]
 
 
@@ -115,7 +115,7 @@ def test_a_tensor_of_features_is_a_copy_in_memory(tmp_path):
     [(2, [[[7, 0], [12, 4]], [[29, 3], [21]]]), (5, [[[7, 0]], [[29, 3]], [[12, 4]], [[21]], []])],
 )
 def test_processes_share_the_batches_of_one(run, images, vit, world_size, shared):
-    """The same batches, so that not even rounding differs; the last one is smaller, and a process may have none."""
+    """Same batches, so not even rounding differs; the last one is smaller, and a process may have none."""
     alone = extract(Extraction(lambda x: encode(vit, x), of(images), images, ASKED, 2, "test"), run)
     known = {image.numpy().tobytes(): index for index, image in zip(ASKED, prepared(images, ASKED), strict=True)}
 
@@ -131,18 +131,18 @@ def test_processes_share_the_batches_of_one(run, images, vit, world_size, shared
 
     results = together(world_size, work)
     assert [batches for batches, _ in results] == shared
-    for _, found in results:  # everyone gets the whole
+    for _, found in results:  # every process gets all features
         assert all(np.array_equal(found.by_kind[kind], alone.by_kind[kind]) for kind in ("cls", "mean"))
         assert found.index_M.tolist() == ASKED
         assert found.labels_M.tolist() == [i % 3 for i in ASKED]
 
 
 def test_a_signal_to_one_of_several_processes_ends_the_evaluation_on_all(run, images):
-    """One that left at once would let the others wait for ever."""
+    """If one process stopped immediately, the others would wait for ever."""
     batches = {0: 0, 1: 0}
 
     def work(processes):
-        stop = object.__new__(StopRequest)  # signals reach the main thread alone
+        stop = object.__new__(StopRequest)  # only the main thread receives signals
         stop.name = None
 
         def passed(images_BCHW):
@@ -171,14 +171,14 @@ def test_a_signal_ends_an_evaluation(run, images):
 
     with pytest.raises(Interrupted, match="SIGTERM"):
         extract(Extraction(killed, of(images), images, ASKED, 2, "test"), run)
-    assert batches == [2, 2]  # of 2, 2, 2, 1: the one in flight is the last
+    assert batches == [2, 2]  # of 2, 2, 2, 1: the current batch is the last
 
 
 # Unreadable images
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_unreadable_images_are_left_out(run, damaged, workers, caplog, monkeypatch):
+def test_unreadable_images_are_omitted(run, damaged, workers, caplog, monkeypatch):
     monkeypatch.setattr(logging.getLogger("semaim"), "propagate", True)
     data = of(damaged, workers=workers, max_unreadable=2)
     found = extract(Extraction(sums, data, damaged, [5, 4, 3, 2, 1, 0], 2, "test"), run)
@@ -202,6 +202,6 @@ def test_a_process_whose_images_are_all_unreadable(run, damaged):
         mine = dataclasses.replace(run, processes=processes)
         return extract(Extraction(sums, of(damaged), damaged, [0, 1, 2, 5, 3, 4], 2, "test"), mine)
 
-    for found in together(2, work):  # the second has the batch of 2 and 5 alone
+    for found in together(2, work):  # the second process has only the batch of 2 and 5
         assert found.index_M.tolist() == [0, 1, 3, 4]
         assert np.array_equal(found.by_kind["sum"], sums(prepared(damaged, [0, 1, 3, 4]))["sum"].numpy())

@@ -1,4 +1,4 @@
-"""The nearest-neighbour classifier against a plain loop and scikit-learn; how the work is cut up changes nothing."""
+"""The nearest-neighbour classifier against a plain loop and scikit-learn; results do not depend on block sizes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ KS = (1, 5, 20)
 
 
 def clusters(seed, count, classes=6, width=12, spread=1.1):
-    """Overlapping clusters, so that some neighbours are of the wrong class: features and labels."""
+    """Overlapping clusters, so that some neighbours have the wrong class: features and labels."""
     centres_CD = torch.randn(classes, width, generator=torch.Generator().manual_seed(99))
     generator = torch.Generator().manual_seed(seed)
     labels_M = torch.randint(classes, (count,), generator=generator)
@@ -29,7 +29,7 @@ def clusters(seed, count, classes=6, width=12, spread=1.1):
 
 
 def alike(seed, count, width=16):
-    """Features as those of a network that has learned little: cosines differ from 1 by less than a millionth."""
+    """Features like those of a nearly untrained network: cosines differ from 1 by less than a millionth."""
     direction_D = np.random.default_rng(99).standard_normal(width)
     rng = np.random.default_rng(seed)
     features_MD = direction_D + 3e-4 * rng.standard_normal((count, width))
@@ -37,7 +37,7 @@ def alike(seed, count, width=16):
 
 
 def slow_vote(bank_MD, labels_M, query_D, k, classes):
-    """The class of one query, with python's floats."""
+    """Class of one query, computed with python floats."""
 
     def cosine(a, b):
         dot, lengths = math.fsum(x * y for x, y in zip(a, b, strict=True)), math.hypot(*a) * math.hypot(*b)
@@ -59,7 +59,7 @@ def scikit_learn(bank_MD, labels_M, query_QD, k):
 
 
 def at(*degrees):
-    """Directions in the plane."""
+    """Unit vectors in the plane."""
     return np.array([[math.cos(math.radians(d)), math.sin(math.radians(d))] for d in degrees], np.float32)
 
 
@@ -107,7 +107,7 @@ def test_weights_by_hand():
         assert {k: v.tolist() for k, v in predicted.items()} == {1: [0], 3: [winner], 4: [winner]}
 
 
-# Nothing depends on what else is computed, or how
+# Independence of the other computations and of the method
 
 
 @pytest.mark.parametrize("features", [clusters, alike])
@@ -121,8 +121,8 @@ def test_a_number_of_neighbours_does_not_depend_on_the_others(features):
         assert predicted[k].tolist() == scikit_learn(bank_MD, labels_M, query_QD, k), k
 
 
-def test_similarities_closer_than_float32_can_tell():
-    """The setting of the test above: float32 sees a handful of different similarities, float64 sees all."""
+def test_similarities_below_float32_resolution():
+    """Data of the previous test: float32 has few distinct similarities, float64 distinguishes all."""
     (bank_MD, _), (query_QD, _) = alike(0, 300), alike(1, 1)
     normed = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in (bank_MD, query_QD)]
     assert len(np.unique(normed[0] @ normed[1].T)) < 30
@@ -133,7 +133,7 @@ def test_similarities_closer_than_float32_can_tell():
 @pytest.mark.parametrize("features", [clusters, alike])
 @pytest.mark.parametrize(("block", "chunk"), [(80, 40), (7, 1), (20, 7), (1, 40), (79, 39), (1000, 1000)])
 def test_blocks_and_chunks_change_nothing(monkeypatch, features, block, chunk):
-    """Among them blocks of fewer images than neighbours asked for, and a rest of one image."""
+    """Including blocks with fewer images than neighbours, and a remainder of one image."""
     (bank_MD, labels_M), (query_QD, _) = features(0, 80), features(1, 40)
     whole = nearest_neighbours(bank_MD, labels_M, query_QD, KS, 6, ALONE)
     monkeypatch.setattr(knn, "BANK_BLOCK", block)
@@ -142,7 +142,7 @@ def test_blocks_and_chunks_change_nothing(monkeypatch, features, block, chunk):
 
 
 def test_no_more_than_a_block_and_a_chunk_are_compared_at_once(monkeypatch):
-    """Memory stays bounded however large the bank."""
+    """Memory stays bounded for any size of the bank."""
     shapes, normalised = [], knn._normalise
 
     def spy(rows, device):
@@ -170,7 +170,7 @@ def test_any_number_of_queries(monkeypatch, queries):
 @pytest.mark.parametrize("world_size", [2, 3])
 @pytest.mark.parametrize("queries", [1, 8, 45])
 def test_processes_give_what_one_gives(monkeypatch, world_size, queries):
-    """Chunks of 8: one queries leave all processes but the first without work, 45 make six chunks, the last of five."""
+    """Chunks of 8: one query leaves all processes but the first idle, 45 make six chunks, the last with five."""
     monkeypatch.setattr(knn, "BANK_BLOCK", 30)
     monkeypatch.setattr(knn, "QUERY_CHUNK", 8)
     (bank_MD, labels_M), (query_QD, _) = alike(0, 80), alike(1, queries)
@@ -193,7 +193,7 @@ def test_processes_share_the_queries(monkeypatch):
 
     monkeypatch.setattr(knn, "vote", spy)
     together(2, lambda processes: nearest_neighbours(bank_MD, labels_M, query_QD, KS, 6, processes))
-    assert sorted(voted) == [5, 8, 8, 8, 8, 8]  # 45 in all, not 90
+    assert sorted(voted) == [5, 8, 8, 8, 8, 8]  # 45 in total, not 90
 
 
 @pytest.mark.parametrize("mode", ["c", "r"])
@@ -203,7 +203,7 @@ def test_features_may_be_mapped_from_files(tmp_path, mode):
         np.save(tmp_path / f"{name}.npy", rows)
     mapped = [np.load(tmp_path / f"{name}.npy", mmap_mode=mode) for name in ("bank", "query")]
     with warnings.catch_warnings():
-        if mode == "c":  # what the feature store gives; torch warns of arrays that cannot be written to
+        if mode == "c":  # the type of the feature store; torch warns of read-only arrays
             warnings.simplefilter("error")
         else:
             warnings.simplefilter("ignore")

@@ -1,4 +1,4 @@
-"""The linear classifier that learns beside pretraining: it learns, and pretraining does not notice."""
+"""The linear classifier trained during pretraining: it learns, and pretraining is unaffected."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ def digits() -> ImageData:
 
 
 def shades(images_BCHW: Tensor) -> Tensor:
-    """Tokens (B, 2, D) that an image's classes can be read from: coarse pixels, on a large common offset."""
+    """Tokens (B, 2, D) from which the class can be read: coarse pixels, on a large common offset."""
     small_BD = torch.nn.functional.adaptive_avg_pool2d(images_BCHW[:, :1], 8).flatten(1)
     return torch.stack([small_BD, 1000 + 0.001 * small_BD], dim=1)
 
 
-def test_it_learns_what_is_there(digits: ImageData, tmp_path: Path) -> None:
+def test_it_learns_the_classes(digits: ImageData, tmp_path: Path) -> None:
     linear = OnlineLinear(64, digits, lr=0.1, batch_size=64)
     linear.begin(Processes(0, 1, torch.device("cpu")))
     stop = StopRequest()
@@ -57,7 +57,7 @@ def test_it_learns_what_is_there(digits: ImageData, tmp_path: Path) -> None:
     assert set(after) == {"linear_cls", "linear_mean"}
     for kind, value in after.items():
         assert before[kind] < 40
-        assert value > 85, kind  # the offset, a million times the differences, is taken out
+        assert value > 85, kind  # the offset, a million times the differences, is removed
 
 
 def test_unlabelled_images_count_for_nothing(digits: ImageData) -> None:
@@ -74,7 +74,7 @@ def test_unlabelled_images_count_for_nothing(digits: ImageData) -> None:
 
 
 def test_pretraining_is_the_same_to_the_last_bit(tmp_path: Path) -> None:
-    for permutation in ("attention_center", "raster"):  # with and without a semantic pass to share
+    for permutation in ("attention_center", "raster"):  # with and without a shared semantic pass
         without = run(tmp_path / permutation / "without", f"permutation={permutation}", *SHORT)
         beside = run(tmp_path / permutation / "with", f"permutation={permutation}", *SHORT, "task.online_linear_lr=0.1")
         assert losses(without) == losses(beside)

@@ -1,4 +1,4 @@
-"""Numbers of orders and maps, by hand; on grids that are not square; NaN where there is nothing to say."""
+"""Metrics of orders and maps, by hand; on non-square grids; NaN where undefined."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def one_hot(patch, patches):
 
 
 def patches(count, *objects):
-    """bool (B, L): which patches are object, for each image."""
+    """bool (B, L): the object patches of each image."""
     return torch.tensor([[patch in each for patch in range(count)] for each in objects])
 
 
@@ -34,7 +34,7 @@ def test_entropy_by_hand():
             [0.25, 0.25, 0.25, 0.25],  # log 4 of log 4
             [0.0, 1.0, 0.0, 0.0],
             [0.5, 0.0, 0.0, 0.5],  # log 2 of log 4
-            [0.2, 0.0, 0.0, 0.2],  # the same, of rows that sum to less than 1
+            [0.2, 0.0, 0.0, 0.2],  # the same, with a row sum below 1
             [0.5, 0.25, 0.125, 0.125],  # 1.75 bits of 2
         ]
     )
@@ -46,10 +46,10 @@ def test_entropy_by_hand():
 @pytest.mark.parametrize(
     ("grid", "patch", "distance"),
     [
-        ((3, 5), 7, 0),  # the middle
+        ((3, 5), 7, 0),  # the centre
         ((3, 5), 0, math.sqrt(1 + 4) / (math.sqrt(34) / 2)),
         ((3, 5), 9, 2 / (math.sqrt(34) / 2)),  # row 1, column 4
-        ((5, 3), 9, math.sqrt(2) / (math.sqrt(34) / 2)),  # row 3, column 0: a row and a column away
+        ((5, 3), 9, math.sqrt(2) / (math.sqrt(34) / 2)),  # row 3, column 0: one row and one column away
         ((2, 2), 2, 0.5),
         ((1, 4), 3, 1.5 / (math.sqrt(17) / 2)),
     ],
@@ -59,7 +59,7 @@ def test_distance_of_the_peak_by_hand(grid, patch, distance):
 
 
 def test_distance_of_peaks_all_over_a_square():
-    # From the centre of a square of side 1 a point is (sqrt 2 + asinh 1) / 6 = 0.3826 away on average.
+    # From the centre of a square of side 1 the mean distance is (sqrt 2 + asinh 1) / 6 = 0.3826.
     found_B = peak_from_centre(torch.eye(32 * 32), (32, 32))
     assert found_B.mean().item() == pytest.approx((math.sqrt(2) + math.asinh(1)) / 6 / math.sqrt(0.5), abs=1e-3)
     assert found_B.max() == pytest.approx(31 / 32)
@@ -71,7 +71,7 @@ def test_agreement_by_hand():
         [
             [2, 0, 3, 1],
             [1, 3, 0, 2],  # reversed
-            [0, 2, 3, 1],  # two neighbours changed places: 1 - 6 * (1 + 1) / (4 * 15)
+            [0, 2, 3, 1],  # two neighbours swapped: 1 - 6 * (1 + 1) / (4 * 15)
             [1, 0, 3, 2],  # first and last: 1 - 6 * (9 + 9) / 60
         ]
     )
@@ -92,7 +92,7 @@ def test_object_among_the_first_quarter_by_hand():
     assert found[:3] == [1, 0.5, 0]  # of the patches 3 and 5
     chance = object_in_image(object_BL).tolist()
     assert chance[:3] == [0.25, 0.25, 0.375]
-    assert math.isnan(found[3])  # no object: left out
+    assert math.isnan(found[3])  # no object: excluded
     assert math.isnan(chance[3])
 
 
@@ -105,7 +105,7 @@ def test_a_quarter_is_rounded_up(count, first):
 
 
 def test_all_numbers_of_some_images():
-    # 2x4; image 0 is semantic at its object in the corner, image 1 beside its object, image 2 has none.
+    # 2x4; the map of image 0 peaks at its object in the corner, that of image 1 next to its object; image 2 has none.
     map_BL = torch.tensor([0.05, 0.05, 0.05, 0.65, 0.05, 0.05, 0.05, 0.05]).expand(3, -1)
     object_BL = patches(8, {3, 7, 2}, {0}, set())
     order_BL = AttentionCenter()((2, 4), 3, map_BL)  # 3, then 2 and 7 (distance 1) in random order

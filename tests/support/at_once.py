@@ -1,4 +1,4 @@
-"""Scenarios that happen at the same time, each of which has a test of its own that waits for it."""
+"""Concurrent scenarios; a separate test waits for the result of each."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import pytest
 
 
 class AtOnce:
-    """Scenarios that have been started together, each in a thread.
+    """Scenarios started together, each in its own thread.
 
     Args:
-        scenarios: what to do, by name.
+        scenarios: functions to call, by name.
     """
 
     def __init__(self, scenarios: Mapping[str, Callable[[], Any]]) -> None:
@@ -21,21 +21,21 @@ class AtOnce:
         self._futures = {name: self._pool.submit(scenario) for name, scenario in scenarios.items()}
 
     def result(self, name: str) -> Any:
-        """Wait for a scenario; what it returns. Its error is raised here."""
+        """Wait for a scenario and return its result. Re-raises its exception."""
         return self._futures[name].result()
 
     def wait(self) -> None:
-        """Wait until all have ended, well or not."""
+        """Wait until all scenarios have ended, successfully or not."""
         self._pool.shutdown()
 
 
 def chosen(request: pytest.FixtureRequest, names: Mapping[str, Any], argument: str = "scenario") -> list[str]:
-    """Those scenarios that the selected tests of a module wait for.
+    """Names of the scenarios that the selected tests of a module use.
 
     Args:
-        request: of the fixture that starts them.
+        request: request of the fixture that starts the scenarios.
         names: all scenarios.
-        argument: of the tests that wait for one; those without it wait for all.
+        argument: parameter that holds the scenario name; tests without it use all scenarios.
     """
     asked: set[str] = set()
     for item in request.session.items:

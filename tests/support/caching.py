@@ -1,4 +1,4 @@
-"""Features of small images of noise, kept in files."""
+"""Features of small noise images, cached in files."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ FILES = ["cls.npy", "index.npy", "labels.npy", "mean.npy"]
 
 
 class Encoder:
-    """Two kinds of features, and a count of the batches."""
+    """Fake encoder with two kinds of features; it counts its batches."""
 
     def __init__(self, vit=None):
         self.vit = vit
@@ -35,7 +35,7 @@ def wanted(encoder, images, indices=ASKED, batch_size=2, title="test", **how):
 
 
 def contents(folder):
-    """Every file below a folder, by its path."""
+    """Content of every file below a folder, by path."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 

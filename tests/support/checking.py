@@ -1,4 +1,4 @@
-"""`semaim check` inside the test's own process."""
+"""`semaim check` in the test process."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from semaim.preflight.table import CheckReport
 
 
 def one(*words: str, launcher: dict[str, Any] | None = None) -> CheckReport:
-    """Check a single run."""
+    """Check one run."""
     return check_sweep([list(words)], launcher=launcher)
 
 
 def command(*words: str) -> int:
-    """The exit code of the command."""
+    """Exit code of the command."""
     return main(["check", *words])

@@ -1,4 +1,4 @@
-"""The command line as a user meets it: processes started, watched, signalled and read."""
+"""Command-line runs in separate processes: start, watch, signal and read them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-# Seconds of work made as small as it goes: 16 images a step, no evaluation, no pictures, no tracking.
+# Smallest possible work, a few seconds: 16 images a step, no evaluation, no pictures, no tracking.
 SMALL = (
     "tracking=none",
     "trainer.batch_size=16",
@@ -35,12 +35,12 @@ RUN = (sys.executable, "-m", "semaim.run")
 
 
 def run(folder: Path, *overrides: str, launcher: tuple[str, ...] = RUN) -> subprocess.CompletedProcess[str]:
-    """Run to the end; standard output and error together in `stdout`."""
+    """Run to the end; `stdout` holds standard output and error together."""
     return subprocess.run([*launcher, *overrides], cwd=folder, **PIPED, timeout=300, check=False)
 
 
 def succeed(folder: Path, *overrides: str, launcher: tuple[str, ...] = RUN) -> str:
-    """Run to the end with exit code 0; what the screen said."""
+    """Run to the end, require exit code 0 and return the output."""
     done = run(folder, *overrides, launcher=launcher)
     assert done.returncode == 0, done.stdout
     return done.stdout
@@ -48,7 +48,7 @@ def succeed(folder: Path, *overrides: str, launcher: tuple[str, ...] = RUN) -> s
 
 @contextmanager
 def started(folder: Path, *overrides: str) -> Iterator[subprocess.Popen[str]]:
-    """A running process, killed at the end if need be."""
+    """A running process, killed at exit if still alive."""
     process = subprocess.Popen([*RUN, *overrides], cwd=folder, **PIPED, start_new_session=True)
     try:
         yield process
@@ -59,7 +59,7 @@ def started(folder: Path, *overrides: str) -> Iterator[subprocess.Popen[str]]:
 
 
 def wait_for(condition: Callable[[], Any], what: str, seconds: float = 120) -> None:
-    """Wait until something holds."""
+    """Wait until the condition is true."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, f"waited {seconds} s in vain for {what}"
@@ -67,19 +67,19 @@ def wait_for(condition: Callable[[], Any], what: str, seconds: float = 120) -> N
 
 
 def journal(run_folder: Path) -> list[dict[str, Any]]:
-    """The complete lines of a run's journal so far."""
+    """Complete lines of a run's journal so far."""
     path = run_folder / "metrics.jsonl"
     lines = path.read_text().split("\n")[:-1] if path.exists() else []
     return [json.loads(line) for line in lines]
 
 
 def measured(run_folder: Path) -> list[dict[str, Any]]:
-    """Those lines of it that hold metrics."""
+    """Journal lines that hold metrics."""
     return [line for line in journal(run_folder) if "metrics" in line]
 
 
 def losses(run_folder: Path) -> dict[int, float]:
-    """Training loss by step; asserts that no step stands twice."""
+    """Training loss by step; asserts that no step occurs twice."""
     lines = [line for line in journal(run_folder) if "train/loss" in line.get("metrics", ())]
     points = [(line["step"], line["metrics"]["train/loss"]) for line in lines]
     assert len(points) == len(dict(points))
@@ -87,11 +87,11 @@ def losses(run_folder: Path) -> dict[int, float]:
 
 
 def status(run_folder: Path) -> dict[str, Any]:
-    """What status.json says."""
+    """Content of status.json."""
     return json.loads((run_folder / "status.json").read_text())
 
 
 def sweep_folder(home: Path) -> Path:
-    """The folder of the one sweep that was made in a working directory."""
+    """Folder of the only sweep in a working directory."""
     (file,) = (home / "runs").glob("*/sweep.json")
     return file.parent

@@ -1,4 +1,4 @@
-"""Encoders of command lines, for a model of 16 patches, and files of their weights."""
+"""Encoders from command lines, for a model of 16 patches, and weight files for them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from semaim.checkpoints.encoder_source import EncoderSource
 from support.in_process import composed
 
-# A model of 16 patches, for the encoders that no pretraining made.
+# A model of 16 patches, for encoders without pretraining.
 MODEL = ("tracking=none", "data.patch_size=8", "model.embed_dim=32", "model.num_heads=2")
 SMALLER = ("data.patch_size=8", "trainer.max_steps=2")
 KNN = (*MODEL, "task=knn", "task.features_dir=null", "task.ks=[10]")
@@ -22,7 +22,7 @@ SMALL_RUN = (*MODEL, "task.online_knn=null", "trainer.max_steps=1", "trainer.bat
 
 
 def source(given: Path | str | None, *overrides: str) -> EncoderSource:
-    """The encoder of a command line."""
+    """Encoder source from command-line overrides."""
     checkpoint = "null" if given is None else f"'{given}'"
     cfg = composed(*MODEL, "task=knn", f"checkpoint={checkpoint}", "run_name=x", *overrides)
     return instantiate(cfg.task.source, _convert_="all")
@@ -41,14 +41,14 @@ def weights(folder: Path, part: str = "model") -> dict[str, Tensor]:
 
 
 def assert_weights(encoder: VisionTransformer, expected: dict[str, Tensor]) -> None:
-    """Bit for bit, and in eval mode."""
+    """Weights are bit-identical, and the encoder is in eval mode."""
     assert not any(module.training for module in encoder.modules())
     for name, value in encoder.state_dict().items():
         assert torch.equal(value, expected[name]), name
 
 
 def timm_folder(folder: Path, name: str = "vit_tiny_patch16_224", **sizes: Any) -> tuple[str, torch.nn.Module]:
-    """A model of timm's in a folder, as timm's own export makes it; the checkpoint that means it."""
+    """Save a timm model by timm's own export into a folder; return its checkpoint name and the model."""
     torch.manual_seed(3)
     model = timm.create_model(name, **sizes)
     timm.models.save_for_hf(model, folder, safe_serialization=False)

@@ -1,4 +1,4 @@
-"""What tests of evaluations share: the surroundings of a task, small sets of images, processes played by threads."""
+"""Helpers for evaluation tests: the `Run` of a task, small image sets, processes simulated by threads."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ ALONE = Processes(0, 1, CPU)
 
 @contextmanager
 def surroundings(folder: Path) -> Iterator[Run]:
-    """What a task runs in, on one process; signals are heard, and their handlers put back afterwards."""
+    """A `Run` for one process; signal handlers are installed and restored at exit."""
     previous = {number: signal.getsignal(number) for number in SIGNALS}
     stop = StopRequest()
     try:
@@ -47,21 +47,21 @@ def image_data(
     val_fraction: float | None = None,
     val_seed: int = 0,
 ) -> ImageData:
-    """Images of 8x8 pixels in patches of 4x4."""
+    """Images of 8x8 pixels with 4x4 patches."""
     transform = transform or evaluation(8, crop_ratio=1.0)
     train = pretraining(8)
     return ImageData(lambda: splits, None, 8, 4, train, transform, workers, max_unreadable, val_fraction, val_seed)
 
 
 def noise(count: int = 30, seed: int = 0) -> ArrayImages:
-    """Images of noise, of three classes in turn."""
+    """Noise images of three alternating classes."""
     pixels_NHWC = np.random.default_rng(seed).integers(0, 256, (count, 8, 8, 3))
     return ArrayImages(pixels_NHWC, [i % 3 for i in range(count)], "noise")
 
 
 @dataclass(frozen=True)
 class Thread(Processes):
-    """A process played by a thread; what it sends the others is pickled, as between real ones."""
+    """A process simulated by a thread; exchanged values are pickled, as between real processes."""
 
     sent: list[bytes] = field(default_factory=list)
     all_here: threading.Barrier = field(default_factory=lambda: threading.Barrier(1))
@@ -81,7 +81,7 @@ class Thread(Processes):
 
 
 def together(world_size: int, work: Callable[[Processes], Any]) -> list[Any]:
-    """Let several processes do the same work at once; what each returns, by rank. The first error ends all."""
+    """Run the same work in several simulated processes; return results by rank. The first error stops all."""
     sent, all_here = [b""] * world_size, threading.Barrier(world_size, timeout=60)
     results: list[Any] = [None] * world_size
     errors: list[BaseException] = []
@@ -89,7 +89,7 @@ def together(world_size: int, work: Callable[[Processes], Any]) -> list[Any]:
     def play(rank: int) -> None:
         try:
             results[rank] = work(Thread(rank, world_size, CPU, sent, all_here))
-        except threading.BrokenBarrierError:  # another one has failed
+        except threading.BrokenBarrierError:  # another thread has failed
             pass
         except BaseException as error:
             errors.append(error)
@@ -107,7 +107,7 @@ def together(world_size: int, work: Callable[[Processes], Any]) -> list[Any]:
 
 
 def assert_same_bits(one: Any, other: Any, where: str = "") -> None:
-    """Two states, however nested, hold equal numbers, to the last bit."""
+    """Two nested states hold bit-identical numbers."""
     if isinstance(one, dict):
         assert one.keys() == other.keys(), where
         for key in one:
@@ -123,7 +123,7 @@ def assert_same_bits(one: Any, other: Any, where: str = "") -> None:
 
 
 class Source:
-    """An encoder that comes from nowhere."""
+    """An encoder source without a file."""
 
     checkpoint = "somewhere"
 

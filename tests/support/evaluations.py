@@ -1,6 +1,6 @@
-"""An MLflow store of evaluations, made by MLflow's own client with the tags and metrics that they write.
+"""An MLflow store of evaluation runs, written by MLflow's own client with the tags and metrics of real evaluations.
 
-Also what reads the report of such a store.
+Also helpers to read the report of such a store.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ REPORT = (sys.executable, "-m", "semaim", "report")
 
 
 class Store:
-    """An MLflow store to put runs into; each starts a second after the one before, if nothing else is said."""
+    """An MLflow store; by default, each added run starts one second after the previous one."""
 
     def __init__(self, path: Path) -> None:
         from mlflow import MlflowClient
@@ -40,7 +40,7 @@ class Store:
         self, tags: dict[str, str], metrics: dict[str, float], *, seed: int = 0, status: str = "FINISHED",
         experiment: str = "small", seconds: int | None = None,
     ) -> str:  # fmt: skip
-        """A run; returns its id."""
+        """Add a run and return its id."""
         from mlflow.entities import Metric, Param
 
         self.seconds += 1
@@ -53,14 +53,14 @@ class Store:
         return str(run.info.run_id)
 
     def contents(self) -> list[Any]:
-        """How many rows each table has."""
+        """Number of rows of each table."""
         with sqlite3.connect(self.path) as database:
             tables = database.execute("SELECT name FROM sqlite_master WHERE type = 'table' ORDER BY name").fetchall()
             return [(name, database.execute(f"SELECT COUNT(*) FROM {name}").fetchone()) for (name,) in tables]
 
 
 def tags(task: str, run: str, order: str = "attention_center", seed: int = 0, **others: str) -> dict[str, str]:
-    """Tags of an evaluation of a small encoder on digits; those with a dot are written with two underscores."""
+    """Tags of an evaluation of a small encoder on digits; double underscores in keys stand for dots."""
     usual = {"pretrained.model": "aim_tiny", "pretrained.permutation": order, "pretrained.target": "pixels"}
     more = {"pretrained.data": "digits", "pretrained.device": "cpu", "pretrained.seed": str(seed)}
     changed = {key.replace("__", "."): value for key, value in others.items()}
@@ -68,19 +68,19 @@ def tags(task: str, run: str, order: str = "attention_center", seed: int = 0, **
 
 
 def after(epochs: float, images: float, hours: float, **accuracies: float) -> dict[str, float]:
-    """Metrics of an evaluation: what pretraining cost, and accuracies in percent."""
+    """Metrics of an evaluation: pretraining cost, and accuracies in percent."""
     cost = {"pretrained/epochs": epochs, "pretrained/images_seen": images, "pretrained/device_hours": hours}
     return cost | {f"eval/{name}": value for name, value in accuracies.items()}
 
 
 def fill_with_digits(store: Store) -> None:
-    """Three seeds of one method, two lengths of another, a random encoder."""
+    """Three seeds of one method, two lengths of another, one random encoder."""
     for seed, accuracy in enumerate([93.0, 94.0, 95.5]):
         knn = {"knn_10_cls": 90.0 + seed, "knn_10_mean": accuracy, "knn_20_mean": 92.0, "knn_30_mean": 91.0}
         metrics = after(10, 14370, (seed + 2) / 100, **knn, knn_20_cls=89.0, knn_30_cls=88.0)
         store.add(tags("knn", f"centre-{seed}", seed=seed, sweep="orders"), metrics)
     again = tags("knn", "centre-0")
-    store.add(again, after(10, 14370, 0.02, knn_10_mean=10.0), seconds=50)  # made before, so the newer one counts
+    store.add(again, after(10, 14370, 0.02, knn_10_mean=10.0), seconds=50)  # older, so the newer run counts
     for status in ("RUNNING", "FAILED", "KILLED"):
         store.add(again, after(10, 14370, 0.02, knn_10_mean=1.0), status=status)
     deleted = store.add(again, after(10, 14370, 0.02, knn_10_mean=2.0))
@@ -102,7 +102,7 @@ def fill_with_digits(store: Store) -> None:
 
 
 def fill_with_imagenet(store: Store) -> None:
-    """A large encoder on GPUs, and somebody else's."""
+    """A large encoder on GPUs, and an encoder of another project."""
     large = {"data": "imagenet", "pretrained__data": "imagenet", "pretrained__device": "cuda"}
     accuracies = {"finetune": 84.0, "finetune_best": 84.2, "finetune_ema": 84.3}
     base = tags("finetune", "base", pretrained__model="aim_base", **large)
@@ -122,7 +122,7 @@ def machine_lines(folder: Path) -> list[dict[str, str]]:
 
 
 def tables(text: str) -> list[list[dict[str, str]]]:
-    """The Markdown tables of a text: for each its rows, cells by column."""
+    """The Markdown tables of a text, each a list of rows (cells by column)."""
     found: list[list[list[str]]] = [[]]
     for line in text.splitlines():
         if line.startswith("|"):
@@ -138,7 +138,7 @@ def named(table: list[dict[str, str]], method: str, epochs: str) -> dict[str, st
 
 
 def fails(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """The message of a command that ends with exit code 2 and says nothing else."""
+    """Run a command that must fail with exit code 2 and one message; return the message."""
     assert main(["report", *arguments]) == 2
     said = capsys.readouterr()
     assert said.out == ""

@@ -1,4 +1,4 @@
-"""Exported encoders, and what shows that they are the same elsewhere."""
+"""Exported encoders, and helpers to compare them in other libraries."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ def images(count: int = 2, height: int = 32, width: int = 32) -> Tensor:
 
 
 def photograph(width: int = 50, height: int = 41) -> Image.Image:
-    """A smooth picture with some noise."""
+    """A smooth picture with a little noise."""
     rng = np.random.default_rng(0)
     ramp = np.linspace(0, 200, width)[None, :, None] + rng.integers(0, 50, (height, width, 3))
     return Image.fromarray(ramp.astype(np.uint8))
 
 
 def stored(path: Path, ema: bool = False) -> VisionTransformer:
-    """The encoder or classifier in a checkpoint, as it is used here."""
+    """The encoder or classifier of a checkpoint, loaded by semaim."""
     found = StoredEncoder(path, read_checkpoint(path), ema, None, None)
     return (found.trained_classifier() if found.num_classes else found.encoder()).eval()
 
 
 def exported(folder: Path, given: Path, *options: str) -> Path:
-    """Export by the command's own function."""
+    """Export with the function of the command."""
     output = folder / "exported"
     assert main(["export", str(given), "--output", str(output), *options]) == 0
     return output

@@ -1,7 +1,6 @@
-"""Tiny checkpoints of other projects, in the layout of each, beside what an implementation of the family computes.
+"""Tiny checkpoints in the layouts of other projects, each with the output of a reference implementation.
 
-The reference is transformers' implementation; its weights are renamed by hand to the names that the project's own files
-have.
+The reference is transformers' implementation; its weights are renamed by hand to the names in the project's files.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ from support.foreign_layouts import (
     zeros,
 )
 
-# Beginnings that the encoders of MAE, DINO, DINOv2 and BEiT share.
+# Prefixes shared by the encoders of MAE, DINO, DINOv2 and BEiT.
 STEM = (
     (r"^embeddings\.patch_embeddings\.projection", "patch_embed.proj"),
     (r"^embeddings\.position_embeddings", "pos_embed"),
@@ -47,7 +46,7 @@ STEM = (
 
 
 def _vit() -> tuple[dict[str, Tensor], Callable[[Tensor], Tensor]]:
-    """A plain vision transformer, by the names that MAE, DINO and timm use."""
+    """A plain vision transformer with the names that MAE, DINO and timm use."""
     config = transformers.ViTConfig(**SIZES, intermediate_size=128, layer_norm_eps=EPS)
     model = randomised(transformers.ViTModel(config, add_pooling_layer=False))
     weights = renamed(joined(written(model), "qkv."), *STEM)
@@ -55,7 +54,7 @@ def _vit() -> tuple[dict[str, Tensor], Callable[[Tensor], Tensor]]:
 
 
 def mae_pretrained() -> File:
-    """As MAE's pretraining saves it: the decoder and its mask token come along."""
+    """Layout of MAE's pretraining checkpoints, with decoder and mask token."""
     weights, tokens = _vit()
     decoder = zeros(
         "decoder_embed.weight", "decoder_blocks.0.attn.qkv.weight", "decoder_pred.weight", "decoder_norm.bias"
@@ -66,19 +65,19 @@ def mae_pretrained() -> File:
 
 
 def mae_encoder() -> File:
-    """As MAE publishes its pretrained encoders."""
+    """Layout of MAE's published pretrained encoders."""
     weights, tokens = _vit()
     return File({"model": weights}, tokens, "ViT")
 
 
 def dino_backbone() -> File:
-    """As DINO publishes its backbones."""
+    """Layout of DINO's published backbones."""
     weights, tokens = _vit()
     return File(weights, tokens, "ViT")
 
 
 def dino_whole() -> File:
-    """As DINO's training saves it: student and teacher, each with its projection head."""
+    """Layout of DINO's training checkpoints: student and teacher, each with projection head."""
     weights, tokens = _vit()
     heads = zeros("head.mlp.0.weight", "head.mlp.0.bias", "head.last_layer.weight_g", "head.last_layer.weight_v")
     teacher = {f"backbone.{name}": value for name, value in weights.items()} | heads
@@ -88,7 +87,7 @@ def dino_whole() -> File:
 
 
 def dinov2(registers: int = 0, swiglu: bool = False) -> File:
-    """As DINOv2 publishes its backbones."""
+    """Layout of DINOv2's published backbones."""
     common = {**SIZES, "mlp_ratio": 4, "layer_norm_eps": EPS, "use_swiglu_ffn": swiglu}
     if registers:
         config = transformers.Dinov2WithRegistersConfig(**common, num_register_tokens=registers)
@@ -119,7 +118,7 @@ def dinov2_registers_swiglu() -> File:
 
 
 def beit(shared: bool = False, absolute: bool = False) -> File:
-    """As BEiT's pretraining saves it: relative positions of each block or of all together, and the prediction head."""
+    """Layout of BEiT's pretraining checkpoints: relative positions per block or shared, and the prediction head."""
     config = transformers.BeitConfig(
         **SIZES,
         intermediate_size=64,
@@ -162,7 +161,7 @@ def beit_absolute() -> File:
 
 
 def _clip(activation: str) -> tuple[dict[str, Tensor], Callable[[Tensor], Tensor]]:
-    """CLIP's image tower, by its names there."""
+    """CLIP's image tower, with CLIP's names."""
     config = transformers.CLIPVisionConfig(**SIZES, intermediate_size=128, projection_dim=16, hidden_act=activation)
     model = randomised(transformers.CLIPVisionModelWithProjection(config))
     weights = written(model)
@@ -198,7 +197,7 @@ TEXT = ("token_embedding.weight", "positional_embedding", "text_projection", "ln
 
 
 def clip_openai() -> File:
-    """As OpenAI's archives hold it."""
+    """Layout of OpenAI's archives."""
     weights, tokens = _clip("quick_gelu")
     numbers = {name: torch.tensor(1) for name in ("input_resolution", "context_length", "vocab_size")}
     content = {f"visual.{name}": value for name, value in weights.items()} | zeros(*TEXT) | numbers
@@ -206,7 +205,7 @@ def clip_openai() -> File:
 
 
 def clip_open_clip() -> File:
-    """As open_clip's training saves it."""
+    """Layout of open_clip's training checkpoints."""
     weights, tokens = _clip("gelu")
     content = {f"module.visual.{name}": value for name, value in weights.items()}
     content |= {f"module.{name}": value for name, value in zeros(*TEXT).items()}
@@ -215,7 +214,7 @@ def clip_open_clip() -> File:
 
 
 def clip_open_clip_quick() -> File:
-    """An encoder of open_clip with QuickGELU, which its weights do not tell."""
+    """An open_clip encoder with QuickGELU, which cannot be inferred from its weights."""
     weights, tokens = _clip("quick_gelu")
     content = {f"visual.{name}": value for name, value in weights.items()}
     options = ("task.source.architecture=vit_base_patch16_clip_quickgelu_224",)
@@ -223,20 +222,20 @@ def clip_open_clip_quick() -> File:
 
 
 def clip_tower() -> File:
-    """The image tower by itself."""
+    """The image tower alone."""
     weights, tokens = _clip("gelu")
     return File(weights, tokens, "CLIP's image tower", {"projection": 1}, CLIP)
 
 
 def huggingface_vit() -> File:
-    """As transformers writes its ViT, with a classifier and thus under one more name."""
+    """Layout of transformers' ViT with a classifier, hence with an additional name prefix."""
     config = transformers.ViTConfig(**SIZES, intermediate_size=64, layer_norm_eps=EPS, num_labels=5)
     model = randomised(transformers.ViTForImageClassification(config))
     return File(written(model), lambda x: model.vit(x).last_hidden_state, "ViT (transformers)")
 
 
 def huggingface_mae() -> File:
-    """As transformers writes MAE, with the decoder."""
+    """Layout of transformers' MAE, with the decoder."""
     config = transformers.ViTMAEConfig(**SIZES, intermediate_size=64, layer_norm_eps=EPS, mask_ratio=0.0,
                                        decoder_hidden_size=16, decoder_num_hidden_layers=1,
                                        decoder_num_attention_heads=2, decoder_intermediate_size=32)  # fmt: skip
@@ -252,7 +251,7 @@ def huggingface_mae() -> File:
 
 
 def timm_file(name: str, family: str, mean: tuple[float, ...] | None = None, **parts: Any) -> File:
-    """The state dict of one of timm's models."""
+    """State dict of a timm model."""
     model = randomised(timm.create_model(name, **TIMM_SIZES | parts))
     return File(model.state_dict(), model.forward_features, family, {}, mean)
 
@@ -262,7 +261,7 @@ def timm_plain() -> File:
 
 
 def timm_parts() -> File:
-    """Layer scale, registers, no position for them, normed queries and keys, no bias of these."""
+    """Layer scale, registers without positions, normalised queries and keys, no bias for queries and keys."""
     parts = {"init_values": 1e-5, "reg_tokens": 2, "no_embed_class": True, "qk_norm": True, "qkv_bias": False}
     return timm_file("vit_tiny_patch16_224", "ViT", **parts, mlp_ratio=2.0, num_classes=0)
 

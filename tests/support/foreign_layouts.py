@@ -1,7 +1,7 @@
-"""What a checkpoint of another project is, and how the names of its weights are made from those of a reference.
+"""Checkpoints of other projects, and renaming of reference weights to their names.
 
-The reference is transformers' implementation, which shares no code with timm. All parameters are random, also biases,
-scales and norms.
+The reference is transformers' implementation, which shares no code with timm. All parameters are random, including
+biases, scales and norms.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ class File:
     """A checkpoint of another project.
 
     Attributes:
-        content: what its file holds.
-        tokens: of images, what an implementation of the family computes.
-        family: what it is to be called.
-        left_out: what else is in it, and in how many weights.
-        mean: normalisation of its images, if that can be told.
-        options: that it needs.
+        content: content of its file.
+        tokens: function from images to the tokens of the reference implementation.
+        family: expected name of the family.
+        left_out: expected unused parts, with their numbers of weights.
+        mean: image normalisation, if known from the file.
+        options: required options.
     """
 
     content: dict[str, Any]
@@ -45,7 +45,7 @@ class File:
 
 
 def randomised(model: nn.Module, seed: int = 0) -> nn.Module:
-    """Every parameter random, in eval mode."""
+    """Make every parameter random and set eval mode."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -55,14 +55,14 @@ def randomised(model: nn.Module, seed: int = 0) -> nn.Module:
 
 
 def written(model: nn.Module) -> dict[str, Tensor]:
-    """The weights of a model of transformers, by the names they have in files."""
+    """Weights of a transformers model, with the names used in its files."""
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
         return load_file(f"{folder}/model.safetensors")
 
 
 def renamed(weights: dict[str, Tensor], *rules: tuple[str, str]) -> dict[str, Tensor]:
-    """By other names: each rule is a pattern and what stands in its place."""
+    """Rename weights; each rule is a pattern and its replacement."""
     found = {}
     for name, value in weights.items():
         for pattern, new in rules:
@@ -72,7 +72,7 @@ def renamed(weights: dict[str, Tensor], *rules: tuple[str, str]) -> dict[str, Te
 
 
 def joined(weights: dict[str, Tensor], qkv: str) -> dict[str, Tensor]:
-    """With `<block>.query.weight`, `key` and `value` as one `<block>.<qkv>weight`; the same for biases."""
+    """Join `<block>.query.weight`, `key` and `value` into one `<block>.<qkv>weight`; the same for biases."""
     found = dict(weights)
     for name in weights:
         if match := re.fullmatch(r"(.*)\.query\.(weight|bias)", name):
@@ -83,7 +83,7 @@ def joined(weights: dict[str, Tensor], qkv: str) -> dict[str, Tensor]:
 
 
 def zeros(*names: str) -> dict[str, Tensor]:
-    """Weights that nothing should read."""
+    """Zero weights that must not be read."""
     return {name: torch.zeros(2, 2) for name in names}
 
 

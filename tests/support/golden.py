@@ -1,4 +1,4 @@
-"""The golden files: small models, crops of two photographs, and what the authors' code (float32, CPU) made of them."""
+"""The golden files: small models, crops of two photographs, and the output of the authors' code (float32, CPU)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MEAN, STD = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.2
 
 
 class Golden:
-    """One file: its arrays as tensors, our model with its weights, and the matching target."""
+    """One golden file: its arrays as tensors, our model with its weights, and the matching target."""
 
     def __init__(self, path: Path) -> None:
         with np.load(path) as arrays:
@@ -50,7 +50,7 @@ class Golden:
         return self[f"{name}/order"].long()
 
     def targets(self) -> Tensor:
-        """What is predicted, (B, L, P); a teacher says what is stored."""
+        """Prediction targets, (B, L, P); those of a teacher are read from the file."""
         return self.target(self.images_BCHW, TokenCache({"teacher": self}, self.images_BCHW))
 
     def encode(self, images_BCHW: Tensor) -> Tensor:
@@ -64,6 +64,6 @@ golden = functools.cache(Golden)
 
 
 def relative(ours: Tensor, theirs: Tensor) -> float:
-    """Largest relative difference of any element."""
+    """Largest relative difference over all elements."""
     assert ours.shape == theirs.shape
     return ((ours - theirs).abs() / theirs.abs()).max().item()

@@ -1,4 +1,4 @@
-"""Runs inside the test's own process: no imports to wait for, and objects to look at."""
+"""Runs in the test process: no import time, and objects can be inspected."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from support.commands import SMALL
 
 
 def composed(*overrides: str) -> DictConfig:
-    """The configuration of a command line."""
+    """Configuration of a command line."""
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return compose("config", overrides=list(overrides))
 
 
 def job(*overrides: str) -> RunSpec:
-    """What a command line asks for."""
+    """RunSpec of a command line."""
     return compose_run_spec(overrides)
 
 
 @contextmanager
 def logging_left_as_found() -> Iterator[None]:
-    """A run sends its messages to the screen alone; afterwards they are for the next test to catch."""
+    """Restore logging: a run logs only to the screen, and the next test must be able to capture messages."""
     logger = logging.getLogger("semaim")
     before = logger.handlers[:], logger.level, logger.propagate
     try:
@@ -45,12 +45,12 @@ def logging_left_as_found() -> Iterator[None]:
 
 
 def run(folder: Path, *overrides: str) -> Path:
-    """Run a pretraining command line, as small as it goes; its run folder."""
+    """Run a minimal pretraining command line; return its run folder."""
     return go(folder, *SMALL, "run_name=run", *overrides)
 
 
 def go(folder: Path, *overrides: str) -> Path:
-    """Run any command line that names its run; its run folder."""
+    """Run any command line that sets its run folder; return the folder."""
     asked = job(f"runs_dir={folder}", *overrides)
     with logging_left_as_found(), session(asked.config["device"]) as (processes, stop):
         execute(asked, processes, stop)
@@ -58,7 +58,7 @@ def go(folder: Path, *overrides: str) -> Path:
 
 
 def run_here(folder: Path, *overrides: str) -> int:
-    """Run a command inside this process; its exit code. Logging is left as it was found."""
+    """Run a command in this process and return its exit code. Logging is restored."""
     GlobalHydra.instance().clear()
     try:
         with (

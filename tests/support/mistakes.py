@@ -1,4 +1,4 @@
-"""Command lines with a mistake in them, and what the message about each must say."""
+"""Command lines with a mistake, and the expected words of each message."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from semaim.models.aim import AIM
 
 MODELS = ("aim_base", "aim_huge", "aim_large", "aim_small", "aim_tiny")
 EXPERIMENTS = tuple(sorted(path.stem for path in (CONF / "experiment").glob("*.yaml")))
-# What is typed, and what the message must contain.
+# The command-line overrides, and the words that the message must contain.
 MISTAKES = {
     "group choice": ("model=aim_huhe", ("aim_huhe", *MODELS)),
     "group choice of tracking": ("tracking=mlfow", ("mlfow", "mlflow", "none")),
@@ -108,7 +108,7 @@ MISTAKES = {
 
 
 class Malice:
-    """Its unpickling makes a folder."""
+    """Unpickling an instance creates a folder."""
 
     def __reduce__(self) -> tuple[object, ...]:
         return os.mkdir, ("pwned",)
@@ -116,7 +116,7 @@ class Malice:
 
 @contextmanager
 def place_of_mistakes(folder: Path) -> Iterator[Path]:
-    """A working directory with everything that the mistakes name; afterwards nothing more may be in it."""
+    """A working directory with all files named by the mistakes; asserts at exit that no new file was written."""
     (folder / "empty").mkdir()
     (folder / "text.txt").write_text("hello\n")
     torch.save({"weight": torch.ones(2)}, folder / "foreign.pt")
@@ -130,7 +130,7 @@ def place_of_mistakes(folder: Path) -> Iterator[Path]:
 
 
 def assert_one_message(capsys: pytest.CaptureFixture[str], words: tuple[str, ...]) -> None:
-    """The screen shows one error message, with these words, and nothing else but what was being done before it."""
+    """The output holds one error message with these words, and otherwise only progress output before it."""
     out, err = capsys.readouterr()
     assert out == ""
     assert re.match(r"(\d\d:\d\d:\d\d [^\n]*\n)*error: ", err), err

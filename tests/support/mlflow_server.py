@@ -1,4 +1,4 @@
-"""A real `mlflow server` on a free port of this machine, and a real PostgreSQL for it to keep its runs in."""
+"""A real `mlflow server` on a free port of this machine, and a real PostgreSQL server as its store."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from support.commands import ENVIRONMENT, wait_for
 
 
 def free_port() -> int:
-    """A port that nothing listens on."""
+    """A port without a listener."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return free.getsockname()[1]
 
 
 class Server:
-    """An `mlflow server` that can be stopped and started again on the same port and store.
+    """An `mlflow server` that can be stopped and restarted on the same port and store.
 
-    The store is a database URI, by default of a SQLite file in `place`; `options` are further ones of `mlflow server`.
+    The store is a database URI, by default a SQLite file in `place`; `options` are further ones of `mlflow server`.
     """
 
     def __init__(self, place: Path, store: str | None = None, options: tuple[str, ...] = ()) -> None:
@@ -68,9 +68,9 @@ class Server:
 
 
 class PostgreSQL:
-    """A private PostgreSQL on 127.0.0.1 that asks for no password."""
+    """A private PostgreSQL server on 127.0.0.1 without a password."""
 
-    # The shell that starts it ends it when its input ends, hence also when the tests are killed.
+    # A shell starts the server and stops it at the end of its input, hence also when the tests are killed.
     KEEPER = """
         if "$0/initdb" -D "$1/data" -U postgres -A trust -E UTF8 --locale=C.UTF-8 --no-sync >"$1/log" 2>&1; then
             "$0/postgres" -D "$1/data" -h 127.0.0.1 -p "$2" -k "" -F >>"$1/log" 2>&1 &
@@ -89,13 +89,13 @@ class PostgreSQL:
 
     @staticmethod
     def programs() -> Path | None:
-        """The folder with the newest PostgreSQL's programs."""
+        """Folder with the programs of the newest PostgreSQL version."""
         found = Path("/usr/lib/postgresql").glob("*/bin/postgres")
         return max((path.parent for path in found), key=lambda folder: int(folder.parent.name), default=None)
 
     @classmethod
     def missing(cls) -> str | None:
-        """Why none can be started here, if so."""
+        """Reason why no server can be started, or None."""
         if cls.programs() is None:
             return "needs PostgreSQL: apt-get install -y --no-install-recommends postgresql"
         return None if importlib.util.find_spec("psycopg") else "needs psycopg: pip install 'psycopg[binary]'"
@@ -103,7 +103,7 @@ class PostgreSQL:
     def start(self) -> None:
         folder = tempfile.mkdtemp(prefix="semaim-postgres-")
         account: dict[str, Any] = {}
-        if os.geteuid() == 0:  # which PostgreSQL refuses to run as
+        if os.geteuid() == 0:  # PostgreSQL refuses to run as root
             account = {"user": "postgres", "group": "postgres", "extra_groups": ()}
             shutil.chown(folder, "postgres")
         self.keeper = keeper = subprocess.Popen(
@@ -124,12 +124,12 @@ class PostgreSQL:
             self.keeper = None
 
     def database(self) -> str:
-        """The URI of a new, empty database."""
+        """Create an empty database and return its URI."""
         name = next(self.names)
         self.client("createdb", name)
         return f"postgresql+psycopg://postgres@127.0.0.1:{self.port}/{name}"
 
     def client(self, program: str, *arguments: str, check: bool = True) -> int:
-        """Run one of PostgreSQL's programs, such as pg_isready; its exit code."""
+        """Run a PostgreSQL program, such as pg_isready, and return its exit code."""
         words = [f"{self.programs()}/{program}", "-h", "127.0.0.1", "-p", str(self.port), "-U", "postgres", *arguments]
         return subprocess.run(words, stdout=subprocess.DEVNULL, timeout=60, check=check).returncode

@@ -1,17 +1,17 @@
 #!/usr/bin/env bash
-# A real SLURM cluster on one machine, to try things out: two nodes of 4 CPUs and two pretended GPUs each, with accounting.
+# A real SLURM cluster on one machine, for experiments: two nodes with 4 CPUs and two simulated GPUs each, with accounting.
 #
 #   tests/support/one_machine_slurm.sh start | stop | status
 #
-# As root, on Debian or Ubuntu, without systemd. Everything lives in one folder and no daemon is shared, so several clusters
-# can stand side by side. `stop` ends every process and leaves the folder; `start` takes up what is there, accounts and queue,
-# in which the jobs that ran are again. It does nothing to a cluster that runs.
+# Requires root on Debian or Ubuntu, without systemd. All files are in one folder and no daemon is shared, so several
+# clusters can run in parallel. `stop` ends every process and keeps the folder; `start` restores accounts and queue from it,
+# including the jobs that were running. It does nothing if the cluster is running.
 #
 #   SEMAIM_SLURM_DIR=/tmp/semaim-slurm   the folder
 #   SEMAIM_SLURM_PORT=17817              the first of five ports: slurmctld, two slurmd, slurmdbd, MariaDB
-#   SEMAIM_SLURM_ACCOUNTING=1            0 leaves out slurmdbd and MariaDB: `sacct` then knows nothing
+#   SEMAIM_SLURM_ACCOUNTING=1            0 omits slurmdbd and MariaDB: `sacct` then has no data
 #
-# Partitions: main, the default; urgent, whose jobs push those of main back into the queue; short, at most five minutes.
+# Partitions: main, the default; urgent, whose jobs preempt (requeue) those of main; short, at most five minutes.
 set -euo pipefail
 
 D=$(realpath -m "${SEMAIM_SLURM_DIR:-/tmp/semaim-slurm}")
@@ -20,7 +20,7 @@ ACCOUNTING=${SEMAIM_SLURM_ACCOUNTING:-1}
 HOST=$(hostname -s)
 PATH=$PATH:/usr/sbin:/sbin
 unset "${!SLURM@}" "${!SBATCH@}"
-export SLURM_CONF=$D/slurm.conf # all daemons and jobs inherit it, by which they are told from those of other clusters
+export SLURM_CONF=$D/slurm.conf # all daemons and jobs inherit it; it distinguishes them from those of other clusters
 
 start() {
     check
@@ -39,11 +39,11 @@ start() {
 
 stop() {
     [ "$(id -u)" = 0 ] || fail "only root can stop a cluster"
-    if [ -n "$(daemons 'slurmctld *')" ]; then # what runs gets SIGTERM, time to save, and a place in the queue
+    if [ -n "$(daemons 'slurmctld *')" ]; then # running jobs get SIGTERM, time to save, and are requeued
         {
             printf 'partitionname=%s state=down\n' main urgent short | xargs -L 1 scontrol update
             squeue -h -r -t running -o %A | xargs -r -n 1 scontrol requeue
-            scancel -t running # what cannot be requeued
+            scancel -t running # jobs that cannot be requeued
             until_it 30 no_job_runs
         } >/dev/null 2>&1 || true
     fi
@@ -80,7 +80,7 @@ check() {
     done
 }
 
-# torch.distributed finds the first node of a job by its name, and slurmctld finds this machine by its own.
+# torch.distributed resolves the name of a job's first node, and slurmctld the name of this machine.
 names_resolve() {
     local name
     for name in "$HOST" n1 n2; do
@@ -91,7 +91,7 @@ names_resolve() {
 
 configure() {
     mkdir -p "$D"/{log,state,spool-n1,spool-n2}
-    touch "$D/gpu0" "$D/gpu1" # without cgroups any file will do as the device of a GPU
+    touch "$D/gpu0" "$D/gpu1" # without cgroups any file can be the device of a GPU
     echo "NodeName=n[1-2] Name=gpu File=$D/gpu[0-1]" >"$D/gres.conf"
     cat >"$D/slurm.conf" <<END
 ClusterName=semaim
@@ -106,14 +106,14 @@ SlurmdSpoolDir=$D/spool-%n
 StateSaveLocation=$D/state
 CommunicationParameters=NoInAddrAny,NoCtldInAddrAny
 AuthType=auth/munge
-# A requeued job waits until the credential of its last start has expired, which is 120 s unless told.
+# A requeued job waits until the credential of its last start has expired, by default 120 s.
 AuthInfo=socket=$D/munged.socket,cred_expire=10
 MpiDefault=none
 SwitchType=switch/none
 TaskPlugin=task/none
 ProctrackType=proctrack/linuxproc
 ReturnToService=2
-# Quick decisions; there are few jobs.
+# Short scheduling intervals; there are few jobs.
 SchedulerType=sched/backfill
 SchedulerParameters=sched_interval=2,bf_interval=2,batch_sched_delay=1
 SelectType=select/cons_tres
@@ -122,7 +122,7 @@ DefMemPerCPU=1000
 MinJobAge=300
 OverTimeLimit=0
 # Seconds from SIGTERM to SIGKILL for a job that is requeued, preempted, cancelled or out of time. (A GraceTime would only
-# put another SIGTERM before, at the tasks alone.)
+# add an earlier SIGTERM, to the tasks alone.)
 KillWait=15
 JobRequeue=1
 PreemptType=preempt/partition_prio
@@ -190,13 +190,13 @@ start_accounting() {
 
 nodes_ready() {
     local node
-    for node in $(sinfo -h -N -t drain,down -o %N | sort -u); do # what an earlier start has left in state/
+    for node in $(sinfo -h -N -t drain,down -o %N | sort -u); do # left in state/ by an earlier start
         scontrol update nodename="$node" state=resume
     done
     [ "$(sinfo -h -N -t idle,mix,alloc -o %N | sort -u | wc -l)" = 2 ]
 }
 
-# Process ids of everything that has this cluster's SLURM_CONF in its environment, such as the shells of its users.
+# Process ids of all processes with this cluster's SLURM_CONF in their environment, such as its users' shells.
 processes() {
     grep -slzxF "SLURM_CONF=$SLURM_CONF" /proc/[0-9]*/environ | cut -d/ -f3
 }
@@ -213,7 +213,7 @@ daemons() {
     done
 }
 
-# Ids of what jobs have started, and of the slurmstepd that watch over it.
+# Ids of processes started by jobs, and of their slurmstepd.
 job_processes() {
     local pid
     for pid in $(processes); do
@@ -227,13 +227,13 @@ no_job_runs() {
     [ -z "$(squeue -h -t running,completing)" ]
 }
 
-# daemon NAME OPTION...: start it unless it runs.
+# daemon NAME OPTION...: start the daemon unless it is running.
 daemon() {
     [ -z "$(daemons "$1 *${*:2}*")" ] || return 0
     "$@" </dev/null >"$D/log/$1.out" 2>&1 || fail "$1 does not start: $(tail -n 3 "$D/log/$1.out")"
 }
 
-# end PATTERN: end daemons, by force when they take more than 20 s.
+# end PATTERN: end daemons, with SIGKILL after 20 s.
 end() {
     local pids
     pids=$(daemons "$1")
@@ -246,7 +246,7 @@ gone() {
     [ -z "$(daemons "$1")" ]
 }
 
-# until_it SECONDS COMMAND...: until the command succeeds.
+# until_it SECONDS COMMAND...: repeat until the command succeeds.
 until_it() {
     local deadline=$((SECONDS + $1))
     until "${@:2}" >/dev/null 2>&1; do

@@ -1,8 +1,8 @@
-"""The model's prediction in its plain masked form, written from the definition of the method as directly as can be.
+"""Reference prediction of the model in plain masked form, written directly from the definition of the method.
 
-All 1 + L tokens stay in raster order and two boolean masks, made from the ranks, say who sees whom. It shares no
-forward code with `semaim.models`: it reads the weights of an `AIM` and nothing else, so that it can judge the
-sorted-causal form. Benchmarks import it as the form that the sorted one is compared with.
+All 1 + L tokens stay in raster order. Two boolean masks, computed from the ranks, define the visible tokens. The module
+shares no forward code with `semaim.models`: it reads only the weights of an `AIM`, so it is an independent check of the
+sorted-causal form. Benchmarks compare the sorted form with it.
 
 Shapes: B images, L patches, N = 1 + L tokens (cls first), D width, H heads, K = D / H, P target channels.
 """
@@ -29,24 +29,24 @@ def masks_from_order(order_BL: Tensor) -> tuple[Tensor, Tensor]:
     rank_BL = torch.empty_like(order_BL).scatter_(1, order_BL, steps_BL)
     masks = []
     for sees_BLL in (
-        rank_BL[:, None, :] <= rank_BL[:, :, None],  # content: earlier patches and itself
+        rank_BL[:, None, :] <= rank_BL[:, :, None],  # content: earlier patches and the patch itself
         rank_BL[:, None, :] < rank_BL[:, :, None],  # query: earlier patches only
     ):
         mask_BNN = torch.zeros(batch, 1 + patches, 1 + patches, dtype=torch.bool, device=order_BL.device)
-        mask_BNN[:, :, 0] = True  # everyone sees cls, and cls sees itself alone
+        mask_BNN[:, :, 0] = True  # every token sees cls; cls sees only itself
         mask_BNN[:, 1:, 1:] = sees_BLL
         masks.append(mask_BNN[:, None])
     return masks[0], masks[1]
 
 
 def masked_predict(model: AIM, images_BCHW: Tensor, order_BL: Tensor, attention: Attention = "explicit") -> Tensor:
-    """Predictions (B, L, P), raster-indexed, by the weights of `model`, without drop path.
+    """Predictions (B, L, P), raster-indexed, from the weights of `model`, without drop path.
 
     Args:
-        model: gives the weights and sizes; its forward is not used.
+        model: provides weights and sizes; its forward is not used.
         images_BCHW: normalised images.
         order_BL: long, each row a permutation of 0..L-1.
-        attention: "explicit" writes softmax(q k^T / sqrt(K) + mask) v out; "sdpa" gives the same mask to
+        attention: "explicit" computes softmax(q k^T / sqrt(K) + mask) v; "sdpa" passes the same mask to
             `scaled_dot_product_attention`.
     """
     weights = {**dict(model.named_parameters()), **dict(model.named_buffers())}
@@ -78,7 +78,7 @@ def masked_predict(model: AIM, images_BCHW: Tensor, order_BL: Tensor, attention:
 
     query_BND = _norm(weights, "norm", query_BND)
     head = _mlp if "prediction_head.fc1.weight" in weights else _linear
-    return head(weights, "prediction_head", query_BND)[:, 1:]  # the query at the cls slot predicts nothing
+    return head(weights, "prediction_head", query_BND)[:, 1:]  # the query in the cls slot predicts nothing
 
 
 def _linear(weights: Weights, name: str, x_BND: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
-"""Images that are read slowly, so that a run takes its time while a test wants to meet it in the middle.
+"""Images with a read delay, so that a test can observe a run in progress.
 
-`digits` is also imported inside jobs: it is their data source.
+Jobs also import `digits`, as their data source.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from semaim.data import sources
 from semaim.data.image_sets import ImageSet, Splits
 from support.paths import TESTS
 
-PACE = "SEMAIM_TEST_PACE"  # names a file with the seconds that reading an image takes; without it none
+PACE = "SEMAIM_TEST_PACE"  # names a file with the seconds per image read; no delay if unset
 PACED = ("data.source._target_=support.paced.digits",)
 
 
 class Slow:
-    """Images that take their time."""
+    """Images with a read delay."""
 
     def __init__(self, images: ImageSet) -> None:
         self.images = images
@@ -39,11 +39,11 @@ class Slow:
 
 
 def digits(side: int = 32, val_fraction: float = 0.2) -> Splits:
-    """The usual digits, read slowly in training."""
+    """The usual digits; training images are read with a delay."""
     splits = sources.digits(side, val_fraction)
     return replace(splits, train=Slow(splits.train))
 
 
 def import_path() -> dict[str, str]:
-    """What lets the processes of a run import this file."""
+    """Environment that lets the processes of a run import this file."""
     return {"PYTHONPATH": os.pathsep.join(filter(None, [str(TESTS), os.environ.get("PYTHONPATH")]))}

@@ -1,4 +1,4 @@
-"""Linear probes of a small pretrained encoder: six steps take a second."""
+"""Linear probes of a small pretrained encoder; six steps take a second."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from semaim.tasks.linprobe import LinearProbe
 from support.commands import journal
 from support.in_process import job
 
-# One pretrained encoder of 16 patches for the whole file; a probe of six steps of it takes a second.
+# One pretrained encoder of 16 patches for the whole file; six steps of its probe take a second.
 ENCODER = ("data.patch_size=8", "trainer.max_steps=2")
 PROBE = (
     "tracking=none",
@@ -26,12 +26,12 @@ SIX = ("trainer.max_steps=6", "run_name=probe")
 
 
 def probe(pretrained: Path, *overrides: str) -> LinearProbe:
-    """The task of a command line, not yet run."""
+    """Linear-probe task of a command line, not yet run."""
     return instantiate(job(*PROBE, "run_name=x", f"checkpoint={pretrained}", *overrides).cfg.task, _convert_="all")
 
 
 def measured(folder: Path) -> dict[tuple[int, str], float]:
-    """Every metric of the journal that is not a matter of time."""
+    """All metrics of the journal except timings."""
     timed = {"train/images_per_second", "data/wait", "train/device_hours"}
     return {
         (line["step"], key): value

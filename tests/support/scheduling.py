@@ -1,15 +1,15 @@
-"""Which tests run in one process, when pytest-xdist starts several."""
+"""Assignment of tests to processes under pytest-xdist."""
 
 from __future__ import annotations
 
 from xdist.scheduler import LoadScopeScheduling
 
-# The tests of these folders share what takes long to make: a cluster, a PostgreSQL, runs to export, a store.
+# Tests in these folders share slow fixtures: a cluster, a PostgreSQL server, runs to export, a store.
 TOGETHER = ("tests/cluster", "tests/tracking", "tests/export", "tests/report")
 
 
 class ByFile(LoadScopeScheduling):
-    """The tests of a file run in one process, since they may share a fixture; those of some folders as well.
+    """Run the tests of a file in one process, since they may share a fixture; likewise those of some folders.
 
     The marker `xdist_group` has no effect: pytest-xdist 3.8 sets a private attribute that pytest 9.2 does not read.
     """

@@ -1,4 +1,4 @@
-"""A real SLURM cluster of two nodes on this machine, brought up by one_machine_slurm.sh, and what one says to it."""
+"""A real SLURM cluster of two nodes on this machine, started by one_machine_slurm.sh, and its commands."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from support.commands import ENVIRONMENT, wait_for
 
 SCRIPT = Path(__file__).with_name("one_machine_slurm.sh")
 PROGRAMS = ("slurmctld", "slurmd", "slurmdbd", "mariadbd", "munged")
-# The shell that starts the cluster stops it when its input ends, hence also when the tests are killed.
+# A shell starts the cluster and stops it at the end of its input, hence also when the tests are killed.
 KEEPER = '"$0" start >start.log 2>&1; echo $?; read -r; "$0" stop >stop.log 2>&1'
 
 
 def missing() -> str | None:
-    """Why no cluster can be started here, if so."""
+    """Reason why no cluster can be started, or None."""
     absent = [program for program in PROGRAMS if not shutil.which(program, path=f"{os.environ['PATH']}:/usr/sbin")]
     if absent:
         return f"needs SLURM, which {SCRIPT.name} says how to install; there is no {', '.join(absent)}"
@@ -31,7 +31,7 @@ def missing() -> str | None:
 
 
 def free_ports(count: int) -> int:
-    """The first of so many free ports in a row, below those that outgoing connections and submitit take."""
+    """First of `count` consecutive free ports, below the ports of outgoing connections and submitit."""
     while True:
         first = random.randrange(10_000, 20_000 - count)
         try:
@@ -44,9 +44,9 @@ def free_ports(count: int) -> int:
 
 
 class Cluster:
-    """Two nodes, n1 and n2, of 4 CPUs, 8000 MB and two pretended GPUs; partitions main, urgent and short.
+    """Two nodes, n1 and n2, with 4 CPUs, 8000 MB and two simulated GPUs each; partitions main, urgent and short.
 
-    Jobs are known by the number that sbatch prints, those of an array also by "<number>_<task>".
+    A job id is the number that sbatch prints; an array task has the id "<number>_<task>".
     """
 
     def __init__(self, folder: Path, accounting: bool = True) -> None:
@@ -57,12 +57,12 @@ class Cluster:
 
     @property
     def environment(self) -> dict[str, str]:
-        """For commands that shall use this cluster."""
+        """Environment for commands that use this cluster."""
         others = {name: value for name, value in ENVIRONMENT.items() if not name.startswith(("SLURM", "SBATCH"))}
         return others | {"SLURM_CONF": str(self.folder / "slurm.conf")}
 
     def start(self) -> None:
-        """Come up with the queue and the accounts that the folder holds."""
+        """Start with the queue and the accounts stored in the folder."""
         settings = {"DIR": self.folder, "PORT": self.port, "ACCOUNTING": int(self.accounting)}
         self.keeper = subprocess.Popen(
             ["bash", "-c", KEEPER, str(SCRIPT)],
@@ -77,13 +77,13 @@ class Cluster:
         assert self.keeper.stdout.readline() == "0\n", (self.folder / "start.log").read_text()
 
     def stop(self) -> None:
-        """End every process; jobs that run have 15 s to finish and go back to the queue."""
+        """End every process; running jobs have 15 s to finish and return to the queue."""
         if self.keeper is not None:
             self.keeper.communicate(timeout=120)
             self.keeper = None
 
     def run(self, *command: str | Path | int, cwd: Path | None = None) -> str:
-        """What a command prints, such as sinfo; it must succeed."""
+        """Output of a command, such as sinfo; the command must succeed."""
         words = [str(word) for word in command]
         done = subprocess.run(
             words, cwd=cwd or self.folder, env=self.environment, capture_output=True, text=True, timeout=60, check=False
@@ -92,7 +92,7 @@ class Cluster:
         return done.stdout
 
     def sbatch(self, *arguments: str | Path, cwd: Path | None = None) -> int:
-        """Submit, with the options and script or --wrap of sbatch; the job's number."""
+        """Submit with the options and script or --wrap of sbatch; return the job number."""
         return int(self.run("sbatch", "--parsable", *arguments, cwd=cwd))
 
     def nodes(self) -> dict[str, str]:
@@ -104,7 +104,7 @@ class Cluster:
         return dict(line.split() for line in self.run("squeue", "-h", "-r", "-o", "%i %T").splitlines())
 
     def jobs(self) -> dict[str, dict[str, str]]:
-        """What scontrol says of each job until five minutes after its end: JobState, Reason, Restarts, NodeList..."""
+        """scontrol's fields of each job until five minutes after its end: JobState, Reason, Restarts, NodeList..."""
         jobs = {}
         for line in self.run("scontrol", "-o", "show", "jobs").splitlines():
             job = dict(re.findall(r"(?:^|\s)([A-Za-z:/]+)=(\S*)", line))
@@ -114,38 +114,38 @@ class Cluster:
         return jobs
 
     def job(self, job_id: int | str) -> dict[str, str]:
-        """What scontrol says of a job."""
+        """scontrol's fields of a job."""
         return self.jobs()[str(job_id)]
 
     def wait_for_state(self, job_id: int | str, *states: str, seconds: float = 120) -> None:
-        """Wait until a job's state is one of these, such as RUNNING or COMPLETED."""
+        """Wait until the state of a job is one of these, such as RUNNING or COMPLETED."""
         what = f"job {job_id} to be {' or '.join(states)}"
         wait_for(lambda: self.job(job_id)["JobState"] in states, what, seconds)
 
     def sacct(self, job_id: int | str) -> list[dict[str, str]]:
-        """What the accounts say of each start of a job, oldest first; state, nodes and partition are seconds late."""
+        """Accounting record of each start of a job, oldest first; state, nodes and partition lag by seconds."""
         fields = ("State", "ExitCode", "Start", "End", "Partition", "NodeList")
         lines = self.run("sacct", "-D", "-X", "-n", "-P", "-j", job_id, "-o", ",".join(fields)).splitlines()
         starts = [dict(zip(fields, line.split("|"), strict=True)) for line in lines]
         return sorted(starts, key=lambda start: start["Start"])
 
     def requeue(self, job_id: int | str) -> None:
-        """SIGTERM, 15 s later SIGKILL, then back into the queue, where it waits for ten seconds."""
+        """SIGTERM, after 15 s SIGKILL, then return to the queue, with a delay of ten seconds."""
         self.run("scontrol", "requeue", job_id)
 
-    def hurry(self, job_id: int | str) -> None:
-        """Start a job now that waits for a time, as a requeued one does."""
+    def start_now(self, job_id: int | str) -> None:
+        """Start a delayed job now, such as a requeued one."""
         self.run("scontrol", "update", f"jobid={job_id}", "starttime=now")
 
     def cancel_all(self) -> None:
-        """Empty the queue, without mercy for jobs that ignore SIGTERM."""
+        """Empty the queue; jobs that ignore SIGTERM are killed."""
         for options in (("--state=PENDING",), ("--state=RUNNING", "--full", "--signal=KILL"), ("--state=RUNNING",)):
             subprocess.run(
                 ["scancel", *options], env=self.environment, stderr=subprocess.DEVNULL, timeout=60, check=False
             )
 
     def wait_idle(self, seconds: float = 60) -> None:
-        """Wait until the queue is empty and no node has anything to do."""
+        """Wait until the queue is empty and all nodes are idle."""
 
         def idle() -> bool:
             return not self.squeue() and set(self.nodes().values()) == {"idle"}
@@ -155,7 +155,7 @@ class Cluster:
 
 @contextmanager
 def used(cluster: Cluster) -> Iterator[None]:
-    """This process and those of commands.py use a cluster, whose queue is empty afterwards."""
+    """This process and the processes of commands.py use a cluster; its queue is emptied at exit."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SLURM_CONF", cluster.environment["SLURM_CONF"])
         patch.setitem(ENVIRONMENT, "SLURM_CONF", cluster.environment["SLURM_CONF"])

@@ -1,4 +1,4 @@
-"""Runs as jobs of the one-machine cluster: submitted, met on their way, and disturbed."""
+"""Runs as jobs of the one-machine cluster: submitting, observing and disturbing them."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ LEFT_ALONE = (*SMALL_ANYHOW, *ON_CPU, "trainer.save_every_steps=20", "tracking=m
 
 
 def on_node(name: str) -> tuple[str, ...]:
-    """The launcher's option for one node."""
+    """Launcher option for one node."""
     return (f"+hydra.launcher.additional_parameters.nodelist={name}",)
 
 
 def until(
     condition: Callable[[], Any], what: str | Callable[[], str], seconds: float = 120, every: float = 0.05
 ) -> Any:
-    """Wait until something holds; it."""
+    """Wait until the condition is true and return its value."""
     deadline = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < deadline, (
@@ -51,10 +51,10 @@ class JobRun:
 
     Attributes:
         cluster: the cluster.
-        home: where its command is typed.
+        home: working directory of its command.
         name: of the run.
-        overrides: its command line, launcher included.
-        processes: how many work on a step.
+        overrides: its command line, including the launcher.
+        processes: number of processes per step.
     """
 
     cluster: Any
@@ -81,28 +81,28 @@ class JobRun:
 
     @property
     def job(self) -> str:
-        """Id of the job that was submitted last."""
+        """Id of the last submitted job."""
         return json.loads((self.sweep / "sweep.json").read_text())["points"][0]["job"]
 
     @property
     def job_folder(self) -> Path:
-        """Where its job prints."""
+        """Output folder of its job."""
         return self.sweep / "jobs" / self.job
 
-    def say(self, *command: str, expect: int | None = 0) -> str:
-        """Run a command of semaim's where the run was started; what it prints."""
+    def run_semaim(self, *command: str, expect: int | None = 0) -> str:
+        """Run a semaim command in the run's working directory and return its output."""
         done = subprocess_run([sys.executable, "-m", *command], self.home, self.environment)
         assert expect is None or done.returncode == expect, done.stdout
         return done.stdout
 
     def submit(self, seconds_per_step: float = 0.0, *more: str) -> str:
-        """Submit it, to train at this pace; the job's id."""
+        """Submit the run with this pace and return the job id."""
         self.pace(seconds_per_step)
-        self.say(RUN[-1], *self.overrides, *SUBMIT, f"run_name={self.name}", *more)
+        self.run_semaim(RUN[-1], *self.overrides, *SUBMIT, f"run_name={self.name}", *more)
         return self.job
 
     def pace(self, seconds_per_step: float) -> None:
-        """From now on a step takes this time at least."""
+        """Set the minimum time per step from now on."""
         if seconds_per_step:
             written = self.pace_file.with_suffix(".new")
             written.write_text(str(seconds_per_step * self.processes / BATCH_SIZE))
@@ -111,23 +111,23 @@ class JobRun:
             self.pace_file.unlink(missing_ok=True)
 
     def at_full_speed(self) -> None:
-        """From now on nothing holds it up."""
+        """Remove the delay from now on."""
         self.pace(0)
 
     def step(self) -> int:
-        """The last step in its journal."""
+        """Last step in its journal."""
         steps = [line["step"] for line in journal(self.folder) if "train/loss" in line.get("metrics", ())]
         return steps[-1] if steps else 0
 
     def wait_for_step(self, step: int, seconds: float = 90) -> None:
-        """Wait until a step stands in the journal, as long as its job is under way."""
+        """Wait until the journal contains a step; fail if the job ends before."""
         looked = time.monotonic()
 
         def there() -> bool:
             nonlocal looked
             if self.step() >= step:
                 return True
-            if time.monotonic() > looked + 1:  # SLURM need not be asked as often as a file
+            if time.monotonic() > looked + 1:  # SLURM is polled less often than a file
                 assert self.under_way() or self.step() >= step, f"its job ended before step {step}: {self}"
                 looked = time.monotonic()
             return False
@@ -135,15 +135,15 @@ class JobRun:
         until(there, lambda: f"step {step}: {self}", seconds)
 
     def under_way(self) -> bool:
-        """Whether its job waits or works."""
+        """Whether its job is queued or running."""
         return self.state() in ("PENDING", "RUNNING", "COMPLETING", "REQUEUED")
 
     def state(self) -> str:
-        """SLURM's word for its job."""
+        """SLURM state of its job."""
         return self.cluster.job(self.job)["JobState"]
 
     def starts(self) -> int:
-        """How often its job was started again."""
+        """Number of restarts of its job."""
         return int(self.cluster.job(self.job)["Restarts"])
 
     def wait_for_requeue(self, number: int, seconds: float = 60) -> None:
@@ -156,15 +156,15 @@ class JobRun:
         until(waits, lambda: f"requeue {number}: {self}", seconds, every=0.3)
 
     def continue_now(self, number: int, seconds: float = 60) -> None:
-        """Start its job, requeued for the n-th time, now."""
+        """Start its job immediately after its n-th requeue."""
         self.wait_for_requeue(number, seconds)
-        time.sleep(1.5)  # in the second in which its last start ended, a node takes it for that one and refuses it
+        time.sleep(1.5)  # within one second of its last start's end, a node confuses the two starts and refuses the job
 
         def runs() -> bool:
             job = self.cluster.job(self.job)
             if job["JobState"] == "PENDING":
-                with suppress(AssertionError):  # it may have started in between
-                    self.cluster.hurry(self.job)
+                with suppress(AssertionError):  # it may have started in the meantime
+                    self.cluster.start_now(self.job)
             return job["JobState"] != "PENDING"
 
         until(runs, lambda: f"start {number}: {self}", seconds, every=0.5)
@@ -178,23 +178,23 @@ class JobRun:
         self.cluster.run("scancel", f"--signal={number.name.removeprefix('SIG')}", self.job)
 
     def printed(self) -> str:
-        """What the first process of its job has printed in all its starts."""
+        """Output of the first process of its job, over all starts."""
         return "".join(path.read_text(errors="replace") for path in sorted(self.job_folder.glob("*_0_log.*")))
 
     def finish(self, seconds: float = 120) -> None:
-        """Wait for the end of its job, which must be a good one."""
+        """Wait for the end of its job and require success."""
         self.at_full_speed()
         self.wait_until_over(seconds)
         assert self.state() == "COMPLETED", self
         assert status(self.folder)["state"] == "finished", self
 
     def wait_until_over(self, seconds: float = 120) -> None:
-        """Wait until its job is neither in the queue nor at work."""
+        """Wait until its job is neither queued nor running."""
         until(lambda: not self.under_way(), lambda: f"the end: {self}", seconds, every=0.3)
 
     def process(self, rank: int = 0) -> int:
-        """Id of one of the processes that its job started (not of what these started)."""
-        raw = self.cluster.job(self.job)["JobId"]  # of a job of an array another one
+        """Id of one process that its job started (not of child processes of these)."""
+        raw = self.cluster.job(self.job)["JobId"]  # an array job has another raw id
         wanted = {f"SLURM_JOB_ID={raw}", f"SLURM_PROCID={rank}"}
         for folder in Path("/proc").glob("[0-9]*"):
             with suppress(OSError):
@@ -208,18 +208,18 @@ class JobRun:
         raise AssertionError(f"no process {rank} of job {self.job}")
 
     def stops(self) -> list[int]:
-        """The steps after which it stopped in good order."""
-        return self._said(r"the run ends as \w+: stopped by \w+ after step (\d+)")
+        """Steps after which it stopped cleanly."""
+        return self._steps_printed(r"the run ends as \w+: stopped by \w+ after step (\d+)")
 
     def continuations(self) -> list[int]:
-        """The steps after which it continued."""
-        return self._said(r"continuing after step (\d+)")
+        """Steps after which it continued."""
+        return self._steps_printed(r"continuing after step (\d+)")
 
-    def _said(self, pattern: str) -> list[int]:
+    def _steps_printed(self, pattern: str) -> list[int]:
         return [int(found) for found in re.findall(pattern, (self.folder / "run.log").read_text())]
 
     def __str__(self) -> str:
-        """What one wants to know when something went wrong."""
+        """Diagnostic information for a failure."""
         job = self.cluster.job(self.job)
         said = [f"{self.name}: job {self.job} is {job['JobState']} ({job['Reason']}), restarts {job['Restarts']}"]
         for path in [self.folder / "status.json", self.folder / "run.log", *sorted(self.job_folder.glob("*_0_log.*"))]:
@@ -229,14 +229,14 @@ class JobRun:
 
 
 def run_here(home: Path, *overrides: str) -> str:
-    """Run to the end without SLURM; what it printed."""
+    """Run to the end without SLURM and return the output."""
     done = subprocess_run([*RUN, *overrides], home, ENVIRONMENT | import_path())
     assert done.returncode == 0, done.stdout
     return done.stdout
 
 
 def subprocess_run(command: Sequence[str], cwd: Path, environment: dict[str, str]) -> Any:
-    """A command, run to its end, with everything that it says in `stdout`."""
+    """Run a command to the end; `stdout` holds all its output."""
     import subprocess
 
     return subprocess.run(
@@ -257,8 +257,8 @@ def two_by_two(cluster: Any, home: Path, name: str, *more: str) -> JobRun:
     return JobRun(cluster, home, name, (*SIXTY, *TWO_BY_TWO, *more), processes=4)
 
 
-def say(cluster: Any, home: Path, *command: str, expect: int = 0) -> str:
-    """Run a command of semaim's; what it printed."""
+def run_semaim(cluster: Any, home: Path, *command: str, expect: int = 0) -> str:
+    """Run a semaim command and return its output."""
     done = subprocess_run([sys.executable, "-m", *command], home, cluster.environment)
     assert done.returncode == expect, done.stdout
     return done.stdout

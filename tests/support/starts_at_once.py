@@ -1,7 +1,7 @@
-"""Runs that start at the same moment: `python starts_at_once.py <uri> <experiment> <run folder> [...]`.
+"""Runs that start simultaneously: `python starts_at_once.py <uri> <experiment> <run folder> [...]`.
 
-Each run folder gets a process of its own, which has imported everything before all of them begin, and delivers as a
-run does: a background thread sends what is in the journal.
+Each run folder gets its own process. All processes finish their imports before any run begins. Each delivers as a run
+does: a background thread sends the content of the journal.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from threading import Barrier
 
-import mlflow  # noqa: F401 - once, before the processes part
+import mlflow  # noqa: F401 - once, before the processes fork
 
 from semaim.runs.folder import RunFolder
 from semaim.runs.journal import Journal

@@ -24,13 +24,13 @@ def weights(folder: Path) -> dict[str, Any]:
 
 
 def task_of(*overrides: str) -> Pretraining:
-    """The task of a command line, with small weights of a fixed seed."""
+    """Pretraining task of a command line, with small weights from a fixed seed."""
     torch.manual_seed(0)
     return instantiate(composed(*SMALL, *overrides).task, _convert_="all")
 
 
 def with_small_teachers(folder: Path) -> dict[str, tuple[str, ...]]:
-    """Options of each target, with a small teacher where it has one, whose weights are written into a folder."""
+    """Options of each target. A target with a teacher gets a small one, with its weights written into a folder."""
     dino = write(folder / "dino.pth", network(tiny_dino).state_dict())
     clip = write(folder / "clip.pth", visual(network(tiny_clip)))
     return {

@@ -1,4 +1,4 @@
-"""Teachers small enough for tests, and files of their weights in the layouts that people have them in.
+"""Small teachers for tests, and files of their weights in the common layouts.
 
 Shapes: B images, N tokens (cls first), D width, P channels after CLIP's projection.
 """
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from semaim.teachers import Teacher
 
 GREY = {"mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)}  # the normalisation of images in tests
-COLOURS = {"mean": (0.4, 0.5, 0.6), "std": (0.2, 0.25, 0.5)}  # that of the teachers
+COLOURS = {"mean": (0.4, 0.5, 0.6), "std": (0.2, 0.25, 0.5)}  # the normalisation of the teachers
 default_cfgs = generate_default_cfgs(
     {
         "tiny_dino.here": {"hf_hub_id": "nobody/tiny_dino", "url": "https://example.org/dino.pth", "num_classes": 0}
@@ -34,27 +34,27 @@ default_cfgs = generate_default_cfgs(
 
 @register_model
 def tiny_dino(pretrained: bool = False, **options: Any) -> VisionTransformer:
-    """Three blocks of width 24, and patches of 8 pixels."""
+    """Three blocks of width 24, with patches of 8 pixels."""
     sizes: dict[str, Any] = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 3, "num_heads": 2}
     return _create_vision_transformer("tiny_dino", pretrained=pretrained, **{**sizes, **options})
 
 
 @register_model
 def tiny_clip(pretrained: bool = False, **options: Any) -> VisionTransformer:
-    """As CLIP's: a norm before the blocks, QuickGELU, a projection."""
+    """CLIP structure: a norm before the blocks, QuickGELU, a projection."""
     sizes: dict[str, Any] = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 2}
     kind = {"pre_norm": True, "norm_layer": partial(nn.LayerNorm, eps=1e-5), "act_layer": "quick_gelu"}
     return _create_vision_transformer("tiny_clip", pretrained=pretrained, **{**sizes, **kind, **options})
 
 
 def teacher(model: str = "tiny_dino.here", **options: Any) -> Teacher:
-    """A teacher that has not been loaded, for images in patches of 4 pixels normalised by GREY."""
+    """A teacher, not yet loaded, for images with 4-pixel patches normalised by GREY."""
     usual: dict[str, Any] = {"weights": None, "pretrained": True, "normalization": "teacher", "patch_size": 4}
     return Teacher(**{"model": model, "projection": "clip" in model, **usual, **GREY, **options})
 
 
 def network(model: Callable[..., VisionTransformer], seed: int = 0, **options: Any) -> VisionTransformer:
-    """A network with random weights everywhere: zero biases and unit scales would hide one that is put wrongly."""
+    """A network with all weights random: zero biases and unit scales would hide misplaced ones."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         made = model(dynamic_img_size=True, **options).eval()
@@ -62,11 +62,11 @@ def network(model: Callable[..., VisionTransformer], seed: int = 0, **options: A
             for parameter in made.parameters():
                 parameter += 0.2 * torch.randn_like(parameter)
             if isinstance(made.head, nn.Linear):
-                made.head.bias.zero_()  # CLIP's projection has none
+                made.head.bias.zero_()  # CLIP's projection has no bias
     return made
 
 
-# timm's names and CLIP's, longest first
+# timm's names and CLIP's names, longest first
 NAMES = (
     ("patch_embed.proj.", "conv1."),
     ("norm_pre.", "ln_pre."),
@@ -82,7 +82,7 @@ NAMES = (
 
 
 def visual(made: VisionTransformer) -> dict[str, Tensor]:
-    """Weights under the names of CLIP's image tower."""
+    """Weights with the names of CLIP's image tower."""
     found = {}
     for name, value in made.state_dict().items():
         if name == "cls_token":
@@ -99,7 +99,7 @@ def visual(made: VisionTransformer) -> dict[str, Tensor]:
 
 
 def text_tower(width: int = 16) -> dict[str, Tensor]:
-    """What CLIP's files hold besides."""
+    """The remaining weights of CLIP's files."""
     return {
         "positional_embedding": torch.randn(7, width),
         "token_embedding.weight": torch.randn(30, width),
@@ -117,7 +117,7 @@ def prefixed(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def write(path: Path, state: dict[str, Any]) -> Path:
-    """Save a file of weights in the format of its suffix."""
+    """Save a weight file in the format of its suffix."""
     if path.suffix == ".safetensors":
         save_file(state, path)
     else:
@@ -126,7 +126,7 @@ def write(path: Path, state: dict[str, Any]) -> Path:
 
 
 def dino_training(made: VisionTransformer) -> dict[str, Any]:
-    """A checkpoint of DINO's training: what it keeps of the teacher counts, not of the student."""
+    """A checkpoint of DINO's training; the teacher's weights are the relevant ones, not the student's."""
     head = {"head.mlp.0.weight": torch.randn(8, 24), "head.last_layer.weight_v": torch.randn(5, 8)}
     student = prefixed("module.backbone.", {name: value + 1 for name, value in made.state_dict().items()})
     return {
@@ -140,7 +140,7 @@ def dino_training(made: VisionTransformer) -> dict[str, Any]:
 
 
 def clip_by_hand(state: dict[str, Tensor], images_BCHW: Tensor, heads: int = 2) -> Tensor:
-    """CLIP's image tower written out from its file: tokens (B, N, P), each after ln_post and the projection."""
+    """CLIP's image tower computed by hand from its file: tokens (B, N, P), each after ln_post and the projection."""
     weight = {name.removeprefix("visual."): value for name, value in state.items()}
     kernel = weight["conv1.weight"]
     x_BND = F.conv2d(images_BCHW, kernel, stride=kernel.shape[-1]).flatten(2).transpose(1, 2)

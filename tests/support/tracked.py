@@ -1,4 +1,4 @@
-"""What MLflow shows of a run, by MLflow's own client, beside what the run's folder holds."""
+"""Content of a run in MLflow, read with MLflow's own client, for comparison with the run folder."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ def mlflow_client(uri: str) -> Any:
 
 
 def delivery_state(run_folder: Path) -> dict[str, Any]:
-    """What mlflow.json says: run_id, uid, bytes of the journal that were sent."""
+    """Content of mlflow.json: run_id, uid, number of journal bytes sent."""
     path = run_folder / "mlflow.json"
     return json.loads(path.read_text()) if path.exists() else {"sent": 0}
 
 
 def points_written(run_folder: Path) -> Points:
-    """Step, value and time of each metric, by the journal."""
+    """Step, value and time of each metric in the journal."""
     points: Points = {}
     for line in journal(run_folder):
         for key, value in line.get("metrics", {}).items():
@@ -36,13 +36,13 @@ def points_written(run_folder: Path) -> Points:
 
 
 def points_shown(client: Any, run_id: str) -> Points:
-    """The same, by MLflow."""
+    """Step, value and time of each metric in MLflow."""
     keys = client.get_run(run_id).data.metrics
     return {key: sorted((m.step, m.value, m.timestamp) for m in client.get_metric_history(run_id, key)) for key in keys}
 
 
 def assert_shows_all(client: Any, run_folder: Path, status: str) -> None:
-    """The run stands in MLflow with this status and exactly the points of its journal, no step twice."""
+    """The MLflow run has this status and exactly the points of its journal; no step occurs twice."""
     run_id = delivery_state(run_folder)["run_id"]
     shown = points_shown(client, run_id)
     assert shown == points_written(run_folder)
@@ -57,6 +57,6 @@ def assert_shows_all(client: Any, run_folder: Path, status: str) -> None:
 
 
 def only_run(client: Any, experiment: str) -> Any:
-    """The one run of an experiment."""
+    """The only run of an experiment."""
     (found,) = client.search_runs([client.get_experiment_by_name(experiment).experiment_id])
     return found

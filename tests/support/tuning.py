@@ -23,6 +23,6 @@ TUNE = (
 
 
 def task(pretrained: Path | str, *overrides: str) -> FineTuning:
-    """The task of a command line, not yet run."""
+    """Fine-tuning task of a command line, not yet run."""
     torch.manual_seed(0)
     return instantiate(job(*TUNE, "run_name=x", f"checkpoint={pretrained}", *overrides).cfg.task, _convert_="all")

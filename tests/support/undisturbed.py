@@ -1,4 +1,4 @@
-"""A run that was disturbed, beside an undisturbed one: in its folder and in MLflow."""
+"""Comparison of a disturbed run with an undisturbed one, in the run folder and in MLflow."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ SAME = ("architecture", "model", "ema", "optimizer", "scaler", "rng", "step", "l
 
 
 def final_state(run_folder: Path) -> dict[str, Any]:
-    """The newest checkpoint."""
+    """State of the newest checkpoint."""
     import torch
 
     return torch.load(sorted((run_folder / "checkpoints").glob("step_*.pt"))[-1], weights_only=True)
 
 
 def assert_nothing_lost(run_folder: Path, undisturbed: Path) -> None:
-    """Same weights, moving average, optimizer, randomness and losses, to the last bit, and each step once."""
+    """Weights, moving average, optimizer, random state and losses are bit-identical, and each step occurs once."""
     from support.evaluating import assert_same_bits
 
     one, other = final_state(run_folder), final_state(undisturbed)
@@ -32,7 +32,7 @@ def assert_nothing_lost(run_folder: Path, undisturbed: Path) -> None:
 
 
 def shown(home: Path) -> dict[str, tuple[str, str]]:
-    """MLflow's run id and status of every run in the store of a folder, by name; asserts that no name stands twice."""
+    """MLflow run id and status of every run in the store of a folder, by name; asserts that names are unique."""
     with sqlite3.connect(f"file:{home / 'mlflow.db'}?mode=ro", uri=True, timeout=30) as store:
         rows = store.execute("SELECT name, run_uuid, status FROM runs").fetchall()
     assert len({name for name, _, _ in rows}) == len(rows), rows
@@ -40,7 +40,7 @@ def shown(home: Path) -> dict[str, tuple[str, str]]:
 
 
 def assert_shown_once(run_folder: Path, home: Path, state: str) -> str:
-    """MLflow shows the losses of a run once each, under one run of this status; its id."""
+    """MLflow contains the losses of a run once each, in one run with this status; returns its id."""
     run_id, found = shown(home)[run_folder.name]
     assert found == state
     assert json.loads((run_folder / "mlflow.json").read_text())["run_id"] == run_id

@@ -1,7 +1,7 @@
-"""What MLflow shows of a run is what its folder holds: everything, once, and with the right status.
+"""MLflow contains exactly the content of the run folder: everything, once, with the correct status.
 
-Real runs against real MLflow stores (SQLite files), looked at with MLflow's own client: finished, failed, killed,
-stopped and continued runs, deliveries repeated or interrupted, four runs at once.
+Real runs with real MLflow stores (SQLite files), read with MLflow's own client: finished, failed, killed, stopped and
+continued runs, repeated or interrupted deliveries, four runs at once.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
 
 @pytest.fixture
 def store(tmp_path: Path, finished: tuple[Path, Any]) -> Any:
-    """A client of a store in this test's folder: a copy of that of the finished run, since making one takes seconds."""
+    """A client of a store in this test's folder, copied from the finished run's, since creating one takes seconds."""
     shutil.copy(finished[0].parents[1] / "mlflow.db", tmp_path / "mlflow.db")
     return mlflow_client(f"{SQLITE}{tmp_path}/mlflow.db")
 
@@ -170,7 +170,7 @@ def test_killed_stopped_and_continued_is_one_run(store: Any, tmp_path: Path) -> 
 
     with started(tmp_path, *command) as process:
         wait_for(lambda: delivery_state(run_folder)["sent"] > 500 and status(run_folder).get("step"), "a delivery")
-        sync(run_folder, None)  # of a live run: delivers, and takes it for what it is
+        sync(run_folder, None)  # of a live run: delivers, and keeps its status
         run_id = delivery_state(run_folder)["run_id"]
         assert store.get_run(run_id).info.status == "RUNNING"
         process.kill()
@@ -223,8 +223,8 @@ def test_four_runs_at_once_on_a_new_store_all_arrive(tmp_path: Path) -> None:
         assert_shows_all(client, tmp_path / "runs" / f"run{number}", "FINISHED")
 
 
-def test_sync_marks_only_what_is_dead(tmp_path: Path, store: Any) -> None:
-    """A folder whose process is gone is marked KILLED once, however often it is sent."""
+def test_sync_marks_only_dead_runs(tmp_path: Path, store: Any) -> None:
+    """A folder whose process is dead is marked KILLED once, however often it is sent."""
     run_folder = RunFolder(tmp_path / "runs" / "dead")
     run_folder.path.mkdir(parents=True)
     run_folder.store_or_check_config({f"option{number}": number for number in range(250)})  # MLflow takes 100 at a time
@@ -254,7 +254,7 @@ def test_tags_artifacts_and_the_parent_arrive_in_order(finished: tuple[Path, Any
             (child / "pictures").mkdir()
             (child / "pictures" / "one.txt").write_text("1\n")
             journal.artifact("pictures/one.txt")
-            journal.artifact("gone.csv")  # as after a person tidied up
+            journal.artifact("gone.csv")  # a deleted file
             journal.tags({"pretrained.seed": "4"})
         journal.log(2, {"a": 2.0})
         journal.status("FINISHED")
@@ -263,8 +263,8 @@ def test_tags_artifacts_and_the_parent_arrive_in_order(finished: tuple[Path, Any
     config.parent_run = str(parent)
     OmegaConf.save(config, child / "config.yaml")
     uri = f"{SQLITE}{tmp_path}/mlflow.db"
-    Delivery(RunFolder(parent), uri, "family")  # begun, and nothing delivered yet
-    for _ in range(2):  # the second time from the start, as after a crash before it was noted
+    Delivery(RunFolder(parent), uri, "family")  # started, nothing delivered yet
+    for _ in range(2):  # the second time from the start, as after a crash before the position was saved
         assert Delivery(RunFolder(child), uri, "family").deliver() == 2
         (child / "mlflow.json").write_text(json.dumps(delivery_state(child) | {"sent": 0}))
     shown = store.get_run(delivery_state(child)["run_id"])
@@ -277,10 +277,10 @@ def test_tags_artifacts_and_the_parent_arrive_in_order(finished: tuple[Path, Any
         assert_shows_all(store, folder, "FINISHED")
 
 
-def test_images_over_steps_lie_where_mlflow_looks_for_them(
+def test_images_over_steps_have_the_paths_that_mlflow_expects(
     finished: tuple[Path, Any], store: Any, tmp_path: Path
 ) -> None:
-    """The same files as MLflow's own `log_image` makes, but for a random word in their names, and none twice."""
+    """Same files as MLflow's own `log_image`, except for a random part of their names; none occurs twice."""
     folder = tmp_path / "runs" / "pictured"
     shutil.copytree(finished[0], folder, ignore=shutil.ignore_patterns("mlflow.json", "metrics.jsonl", "pictures"))
     (folder / "pictures").mkdir()
@@ -288,12 +288,12 @@ def test_images_over_steps_lie_where_mlflow_looks_for_them(
     for step in (0, 20):
         Image.new("RGBA", (2000, 1000), (step, 100, 200, 128)).save(folder / "pictures" / f"{step}.png")
         lines.image("pictures/one row", step, f"pictures/{step}.png")
-    lines.image("gone", 1, "pictures/1.png")  # as after a person tidied up
+    lines.image("gone", 1, "pictures/1.png")  # a deleted file
     lines.log(20, {"a": 1.0})
     lines.status("FINISHED")
     lines.close()
     uri = f"{SQLITE}{tmp_path}/mlflow.db"
-    for _ in range(2):  # the second time from the start, as after a crash before it was noted
+    for _ in range(2):  # the second time from the start, as after a crash before the position was saved
         assert Delivery(RunFolder(folder), uri, "pictured").deliver() == 1
         run_id = delivery_state(folder)["run_id"]
         (folder / "mlflow.json").write_text(json.dumps(delivery_state(folder) | {"sent": 0}))

@@ -1,6 +1,6 @@
-"""A run loses nothing when MLflow is away: not installed, its server down, or gone in the middle.
+"""A run loses no data when MLflow is unavailable: not installed, server down, or lost during the run.
 
-The server is a real `mlflow server` on a free port of this machine, over PostgreSQL where that is installed.
+The server is a real `mlflow server` on a free port of this machine, with PostgreSQL where installed.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from support.tracked import SYNC, TINY, assert_shows_all, delivery_state, mlflow
 
 @pytest.fixture(scope="module")
 def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server that tests start and stop as they need it."""
+    """A server that tests start and stop."""
     store = None if PostgreSQL.missing() else request.getfixturevalue("postgres").database()
     server = Server(tmp_path_factory.mktemp("server"), store)
     try:
@@ -74,7 +74,7 @@ def test_run_without_its_server_finishes_and_is_sent_later(
     assert "Traceback" not in err + out
 
     server.start()
-    for points in (2 * 8, 0):  # two entries of eight metrics, then nothing left
+    for points in (2 * 8, 0):  # two entries of eight metrics, then none
         done = run(tmp_path, "runs/late", launcher=SYNC)
         assert done.returncode == 0, done.stdout
         assert f"runs/late: {points} metric points sent" in done.stdout
@@ -85,35 +85,35 @@ def test_run_without_its_server_finishes_and_is_sent_later(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["killed", "silent"])
-def test_server_away_in_the_middle_of_a_run(
+def test_server_unavailable_during_a_run(
     how: str, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Killed: connections are refused, until it is back. Silent (SIGSTOP): they are taken and not answered, to the end.
+    """Killed: connections are refused until the restart. Silent (SIGSTOP): connections get no response, to the end.
 
-    The run takes its time until the test has seen enough.
+    Reading images is delayed until the test has made its observations.
     """
     pace, steps = tmp_path / "pace", 400
     for variable, value in {"MLFLOW_HTTP_REQUEST_TIMEOUT": "3", PACE: str(pace), **import_path()}.items():
         monkeypatch.setitem(ENVIRONMENT, variable, value)
-    pace.write_text(str(0.25 / 16))  # seconds for an image, of which a step has 16
+    pace.write_text(str(0.25 / 16))  # seconds per image; a step has 16 images
     server.start()
     assert server.process is not None
     run_folder = tmp_path / "runs" / how
     options = (f"tracking.uri={server.uri}", f"tracking.experiment={how}", f"run_name={how}")
 
-    def log_says(words: str) -> bool:
+    def log_contains(words: str) -> bool:
         return words in (run_folder / "run.log").read_text()
 
     with started(tmp_path, *SMALL_ANYHOW, *PACED, *options, f"trainer.max_steps={steps}") as process:
         wait_for(lambda: delivery_state(run_folder)["sent"] > 5000, "a delivery of metrics")
         server.stop() if how == "killed" else os.killpg(server.process.pid, signal.SIGSTOP)
-        wait_for(lambda: log_says("does not accept the metrics"), "the run to notice")
+        wait_for(lambda: log_contains("does not accept the metrics"), "the run to notice")
         sent, last = delivery_state(run_folder)["sent"], max(losses(run_folder))
         wait_for(lambda: last + 40 in losses(run_folder), "ten seconds of training")
         assert delivery_state(run_folder)["sent"] == sent
         if how == "killed":
             server.start()
-            wait_for(lambda: log_says("is reachable again"), "the run to deliver again")
+            wait_for(lambda: log_contains("is reachable again"), "the run to deliver again")
             assert delivery_state(run_folder)["sent"] > sent
         pace.unlink()
         wait_for(lambda: steps in losses(run_folder), "the last step")
@@ -121,7 +121,7 @@ def test_server_away_in_the_middle_of_a_run(
     assert process.returncode == 0, said
     assert list(losses(run_folder)) == list(range(1, steps + 1))
     assert ("not yet sent" in said) == (how == "silent")
-    if how == "silent":  # it also gets what was sent to it meanwhile
+    if how == "silent":  # after SIGCONT it also receives the data sent in the meantime
         os.killpg(server.process.pid, signal.SIGCONT)
         assert "metric points sent" in succeed(tmp_path, str(run_folder), launcher=SYNC)
     client = mlflow_client(server.uri)
@@ -139,7 +139,7 @@ def test_untracked_run_needs_no_mlflow(tmp_path: Path) -> None:
     assert not (tmp_path / "mlflow.db").exists()
 
 
-def test_tracked_run_without_mlflow_says_so(
+def test_tracked_run_without_mlflow_reports_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "mlflow", None)  # importing it raises ImportError

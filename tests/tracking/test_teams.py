@@ -1,4 +1,4 @@
-"""A team's tracking: one `mlflow server` over PostgreSQL, as docs/cluster.md sets it up, for many runs at once."""
+"""Team tracking: one `mlflow server` over PostgreSQL, set up as in docs/cluster.md, for many runs at once."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_mlflow_keeps_a_run_in_postgresql(postgres: PostgreSQL, tmp_path: Path) 
 
 @pytest.fixture(scope="module")
 def server(postgres: PostgreSQL, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """The team's server, which goes by the name localhost alone."""
+    """The team's server, which accepts only the host name localhost."""
     place = tmp_path_factory.mktemp("team")
     artifacts = ("--artifacts-destination", str(place / "artifacts"), "--serve-artifacts")
     server = Server(place, postgres.database(), (*artifacts, "--allowed-hosts", "localhost:*"))
@@ -54,12 +54,12 @@ def server(postgres: PostgreSQL, tmp_path_factory: pytest.TempPathFactory) -> It
 
 @pytest.fixture
 def uri(server: Server) -> str:
-    """Its address."""
+    """URI of the server."""
     return f"http://localhost:{server.port}"
 
 
 def run_folders(place: Path, names: Iterable[str], parent: Path | None) -> list[Path]:
-    """Folders of runs that are about to start, to be shown under another one."""
+    """Folders of runs that are about to start, as children of another run."""
     folders = [RunFolder(place / name) for name in names]
     for folder in folders:
         folder.path.mkdir(parents=True)
@@ -77,22 +77,22 @@ def sweep_of(place: Path, tracking: MLflow | NoTracking) -> Path:
 
 
 def shown(client: Any, experiment: str) -> dict[str, tuple[str, str | None]]:
-    """Id and parent of every run of an experiment, by name; no name stands twice."""
+    """Id and parent of every run of an experiment, by name; asserts that names are unique."""
     found = client.search_runs([client.get_experiment_by_name(experiment).experiment_id])
     runs = {each.info.run_name: (each.info.run_id, each.data.tags.get("mlflow.parentRunId")) for each in found}
     assert len(runs) == len(found)
     return runs
 
 
-def test_eight_start_at_once_and_each_is_where_it_belongs(uri: str, tmp_path: Path) -> None:
-    """The runs of a sweep under its own, which the launching process made; single ones in a new experiment."""
+def test_eight_simultaneous_starts_have_correct_parents(uri: str, tmp_path: Path) -> None:
+    """Sweep runs are children of the sweep's run, made by the launching process; single runs use a new experiment."""
     client = mlflow_client(uri)
     sweep = sweep_of(tmp_path, MLflow(uri, "swept", flush_seconds=60, system_metrics_seconds=0))
     names = [f"run{i}" for i in range(8)]
     for experiment, parent in (("swept", sweep), ("single", None)):
         folders = run_folders(tmp_path / experiment, names, parent)
         said = succeed(tmp_path, uri, experiment, *map(str, folders), launcher=AT_ONCE)
-        assert "MLflow at" not in said, said  # each was taken at its first attempt
+        assert "MLflow at" not in said, said  # each request succeeded at its first attempt
         found = shown(client, experiment)
         above, _ = found.pop("sweep", (None, None))
         assert above == (delivery_state(sweep)["run_id"] if parent else None)
@@ -104,7 +104,7 @@ def test_eight_start_at_once_and_each_is_where_it_belongs(uri: str, tmp_path: Pa
 
 
 def test_runs_without_tracking_are_sent_later_under_their_sweep(uri: str, tmp_path: Path) -> None:
-    """As from nodes that reach no server; also when the sweep's own folder is the last one to be sent."""
+    """Simulates nodes without access to the server; also with the sweep's own folder sent last."""
     sweep = sweep_of(tmp_path, NoTracking())
     (run_folder,) = run_folders(tmp_path, ["run"], sweep)
     journal = Journal(run_folder / "metrics.jsonl")
@@ -119,7 +119,7 @@ def test_runs_without_tracking_are_sent_later_under_their_sweep(uri: str, tmp_pa
     assert_shows_all(client, run_folder, "FINISHED")
 
 
-def test_a_name_that_the_server_does_not_go_by(server: Server, tmp_path: Path) -> None:
+def test_a_host_name_that_the_server_does_not_accept(server: Server, tmp_path: Path) -> None:
     (run_folder,) = run_folders(tmp_path, ["run"], None)
     name = f"127.0.0.1:{server.port}"
     why = f"the server rejects the host name {name}: start it with --allowed-hosts {name}, or use its own name"
