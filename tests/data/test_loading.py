@@ -181,7 +181,7 @@ class SignalReport(TrainingImages):
         return *super().__getitem__(item)[:4], [*handlers, ("threads", str(torch.get_num_threads()))]
 
 
-def test_signals_are_handled_by_the_parent_of_workers():
+def test_workers_ignore_signals():
     numbers = (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
     previous = {number: signal.signal(number, lambda *_: None) for number in numbers}  # as in a run
     try:
@@ -200,7 +200,7 @@ def test_signals_are_handled_by_the_parent_of_workers():
         }
 
 
-def test_workers_end_at_their_parents_sigterm_but_not_at_anothers():
+def test_workers_exit_on_sigterm_from_their_parent_only():
     """SLURM sends SIGTERM to every process of a job; the current step still needs the workers."""
     dataset, plan = training(), StepPlan(40, 8, 3)
     expected = list(training_batches(dataset, plan, range(12), 0, False))

@@ -190,9 +190,7 @@ def test_rand_augment_fills_with_the_mean_colour():
     transform = finetuning(16, (1.0, 1.0), 0.0, "rand-m9-n1-p1", 0.0, mean, (1, 1, 1))
     tensors = draws(transform, image, 200)
     corners = [tensor[:, 0, 0] for tensor in tensors]
-    assert (
-        sum(bool(corner.abs().max() < 0.003) for corner in corners) > 10
-    )  # the mean, within 1/255, is normalised to 0
+    assert sum(bool(corner.abs().max() < 0.003) for corner in corners) > 10  # the mean, to 1/255, is normalised to 0
 
 
 def test_a_thousand_draws_of_the_default_recipe():

@@ -1,4 +1,4 @@
-"""The command that exports: where it writes, what it says, and what it refuses."""
+"""The export command: its output folder, its messages, and its refusals."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from support.in_process import go
 
 
 @pytest.mark.parametrize("form", ["timm", "huggingface"])
-def test_what_is_printed_can_be_typed(form: str, tuned: dict[str, Path], square: Path, tmp_path: Path, capsys) -> None:
+def test_printed_commands_can_be_run(form: str, tuned: dict[str, Path], square: Path, tmp_path: Path, capsys) -> None:
     for run in (square, tuned["cls"]):
         exported(tmp_path / run.name, run, "--format", form)
         printed = capsys.readouterr().out
@@ -37,7 +37,7 @@ def test_what_is_printed_can_be_typed(form: str, tuned: dict[str, Path], square:
         assert torch.allclose(found, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_where_it_goes_by_itself(square: Path, tmp_path: Path, capsys) -> None:
+def test_default_output_folder(square: Path, tmp_path: Path, capsys) -> None:
     assert main(["export", str(square), "--format", "huggingface"]) == 0
     assert (square / "huggingface" / "model.safetensors").is_file()
     file = tmp_path / "theirs.pth"
@@ -48,7 +48,7 @@ def test_where_it_goes_by_itself(square: Path, tmp_path: Path, capsys) -> None:
     assert "(assumed: the checkpoint does not say)" in (tmp_path / "theirs-timm" / "README.md").read_text()
 
 
-def test_the_model_card_says_how_it_was_trained(pretrained: Path, tuned: dict[str, Path], tmp_path: Path) -> None:
+def test_the_model_card_describes_the_training(pretrained: Path, tuned: dict[str, Path], tmp_path: Path) -> None:
     newest = sorted((pretrained / "checkpoints").glob("*.pt"))[-1]
     start = json.loads((pretrained / "environment.json").read_text())["starts"][0]
     for given in (pretrained, newest):
@@ -74,7 +74,7 @@ def test_the_model_card_says_how_it_was_trained(pretrained: Path, tuned: dict[st
     assert "| result: finetune | " in card
 
 
-def test_nothing_is_replaced_unasked(square: Path, pretrained: Path, tmp_path: Path, capsys) -> None:
+def test_nothing_is_replaced_by_default(square: Path, pretrained: Path, tmp_path: Path, capsys) -> None:
     folder = exported(tmp_path, square)
     before = {file.name: file.read_bytes() for file in folder.iterdir()}
     words = [str(pretrained), "--output", str(folder)]
@@ -88,15 +88,13 @@ def test_nothing_is_replaced_unasked(square: Path, pretrained: Path, tmp_path: P
     (folder / "thesis.txt").unlink()
     assert main(["export", *words, "--overwrite"]) == 0
     assert (folder / "model.safetensors").read_bytes() != before["model.safetensors"]
-    assert (
-        main(["export", *words, "--overwrite", "--format", "huggingface"]) == 0
-    )  # the other format may take its place
+    assert main(["export", *words, "--overwrite", "--format", "huggingface"]) == 0  # the other format may replace it
     assert [file.name for file in tmp_path.iterdir()] == ["exported"]
     (tmp_path / "file").write_text("")
     assert main(["export", words[0], "--output", str(tmp_path / "file"), "--overwrite"]) == 2
 
 
-def test_a_folder_is_there_complete_or_not_at_all(square: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+def test_a_folder_is_written_completely_or_not_at_all(square: Path, tmp_path: Path, monkeypatch, capsys) -> None:
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
@@ -110,7 +108,7 @@ def test_a_folder_is_there_complete_or_not_at_all(square: Path, tmp_path: Path, 
     assert [file.name for file in tmp_path.iterdir()] == ["exported"]
 
 
-def test_others_may_read_it(square: Path, tmp_path: Path) -> None:
+def test_other_users_may_read_it(square: Path, tmp_path: Path) -> None:
     folder = exported(tmp_path, square)
     assert {file.stat().st_mode & 0o777 for file in folder.iterdir()} == {(folder / "README.md").stat().st_mode & 0o777}
 
@@ -136,12 +134,12 @@ def test_mistakes_in_the_options(words: list[str], message: str, tmp_path: Path)
     assert not list(tmp_path.iterdir())
 
 
-def test_the_command_says_what_is_wrong(tmp_path: Path) -> None:
+def test_the_command_reports_mistakes(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-m", "semaim", "export", "no"], cwd=tmp_path, **PIPED, check=False)
     assert (done.returncode, done.stdout) == (2, "error: checkpoint=no does not exist\n")
 
 
-def test_what_evaluates_nothing_is_not_exported(square: Path, tmp_path: Path, capsys) -> None:
+def test_checkpoints_without_an_encoder_are_not_exported(square: Path, tmp_path: Path, capsys) -> None:
     probe = go(tmp_path, *SMALL, "task=linprobe", "trainer.max_steps=1", "run_name=probe", f"checkpoint={square}")
     assert main(["export", str(probe)]) == 2
     assert "is of an evaluation, it holds no pretrained two-stream model" in capsys.readouterr().err

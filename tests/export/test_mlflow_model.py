@@ -1,4 +1,4 @@
-"""A logged MLflow model of an encoder loads where semaim is not installed."""
+"""A logged MLflow model of an encoder loads without semaim installed."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ print(json.dumps({{"type": type(model).__name__, "features": features.tolist(), 
 
 @pytest.fixture(scope="module")
 def tracked(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Run folder of a pretraining that a real store knows."""
+    """Run folder of a pretraining that is tracked in a real store."""
     place = tmp_path_factory.mktemp("tracked")
     tracking = ("tracking=mlflow", f"tracking.uri={SQLITE}{place}/mlflow.db", "tracking.system_metrics_seconds=0")
     return go(place, *TWO_STEPS[1:], *tracking, "run_name=tracked")
 
 
 def test_a_logged_model_loads_without_semaim(tracked: Path, tmp_path: Path) -> None:
-    """By the printed lines and by the run's own address; the run stays as it was."""
+    """With the printed lines and with the run's own URI; the run is unchanged."""
     from mlflow import MlflowClient
 
     noted = json.loads((tracked / "mlflow.json").read_text())

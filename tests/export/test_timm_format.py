@@ -1,4 +1,4 @@
-"""Exported for timm, encoders compute there what they compute here, and come back as they were."""
+"""Encoders exported for timm give the same outputs there, and are identical after import."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_timm_prepares_images_the_same_way(square: Path, tmp_path: Path) -> None
 @pytest.mark.parametrize("ratio", [0.875, 0.9, 1.0, 0.73, 0.99])
 @pytest.mark.parametrize("side", [24, 32, 224, 384])
 def test_the_side_before_the_crop_is_the_same(side: int, ratio: float, square: Path) -> None:
-    """timm rounds it down, where we round to the nearest."""
+    """timm rounds it down; semaim rounds to the nearest."""
     found = StoredEncoder(square, read_checkpoint(square), False, None, None)
     found.state["config"]["data"]["eval_transform"]["crop_ratio"] = ratio
     model = formats.Model.of(found)
@@ -70,8 +70,8 @@ def test_the_side_before_the_crop_is_the_same(side: int, ratio: float, square: P
         assert card["crop_pct"] == ratio
 
 
-def test_there_and_back_again(pretrained: Path, tmp_path: Path) -> None:
-    """Bit for bit, from the folder or its file: the same encoder to whoever asks."""
+def test_export_and_import(pretrained: Path, tmp_path: Path) -> None:
+    """Bit-identical, from the folder or its file: the same encoder for every command."""
     before = source(pretrained, "data.image_size=[32,24]")
     folder = exported(tmp_path, pretrained)
     for given in (folder, folder / "model.safetensors"):
@@ -103,7 +103,7 @@ def test_the_evaluation_of_an_exported_folder(square: Path, tmp_path: Path, caps
     assert results[0]["knn_10_mean"] > 30
 
 
-def test_a_finished_evaluation_hears_of_another_export(square: Path, pretrained: Path, tmp_path: Path) -> None:
+def test_a_finished_evaluation_detects_another_export(square: Path, pretrained: Path, tmp_path: Path) -> None:
     folder = exported(tmp_path, square)
     before = store.fingerprint(folder)
     exported(tmp_path, pretrained, "--overwrite")
@@ -133,7 +133,7 @@ def test_an_official_checkpoint(tmp_path: Path) -> None:
 )  # fmt: skip
 @torch.no_grad()
 def test_encoders_of_other_projects(make: Any, tmp_path: Path) -> None:
-    """Out again for timm, and back: bit for bit."""
+    """Export for timm and import: bit-identical."""
     torch.save(make().content, tmp_path / "theirs.pth")
     folder = exported(tmp_path, tmp_path / "theirs.pth")
     before, theirs = source(tmp_path / "theirs.pth").encoder(), by_timm(folder)

@@ -1,4 +1,4 @@
-"""Exported for transformers, encoders compute there what they compute here, and come back as they were."""
+"""Encoders exported for transformers give the same outputs there, and are identical after import."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_transformers_classifies_the_same(tuned: dict[str, Path], tmp_path: Path
 
 
 def test_transformers_prepares_images(square: Path, tmp_path: Path) -> None:
-    """Exactly where nothing is resized; elsewhere resizing rounds a little otherwise."""
+    """Exact without resizing; with resizing, rounding differs slightly."""
     processor = transformers.AutoImageProcessor.from_pretrained(exported(tmp_path, square, "--format", "huggingface"))
     ours = evaluation(32, crop_ratio=1.0, mean=[0.3] * 3, std=[0.36] * 3)
     for picture, tolerance in ((photograph(40, 32), 1e-6), (photograph(90, 64), 3 / 255 / 0.36)):
@@ -50,14 +50,14 @@ def test_transformers_prepares_images(square: Path, tmp_path: Path) -> None:
         assert torch.allclose(theirs, ours(picture), rtol=0, atol=tolerance)
 
 
-def test_there_and_back_again_by_transformers(square: Path, tmp_path: Path) -> None:
+def test_export_and_import_by_transformers(square: Path, tmp_path: Path) -> None:
     folder = exported(tmp_path, square, "--format", "huggingface")
     assert fingerprint(source(folder).encoder()) == fingerprint(source(square).encoder())
     assert source(folder).origin(0, {}).tags == source(square).origin(0, {}).tags
     assert StoredEncoder(folder, read_checkpoint(folder), False, None, None).normalisation == ((0.3,) * 3, (0.36,) * 3)
 
 
-def test_what_transformers_does_not_have_is_refused(tuned: dict[str, Path], tmp_path: Path, capsys) -> None:
+def test_encoders_unsupported_by_transformers_are_refused(tuned: dict[str, Path], tmp_path: Path, capsys) -> None:
     torch.save(foreign_files.dinov2().content, tmp_path / "dinov2.pth")
     for given, message in (
         (

@@ -1,4 +1,4 @@
-"""Feature targets: what is predicted, and who makes a pass for it.
+"""Feature targets: what is predicted, and which network runs a pass for it.
 
 Shapes: B images, L patches, N = 1 + L tokens (cls first), D width, P channels.
 """
@@ -45,13 +45,13 @@ SOURCES = {"pixels": None, "online": "online", "ema": "ema", "dino": "teacher", 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, ...]]:
-    """Options of each target, with a small teacher where it has one."""
+    """Options of each target, with a small teacher if it has one."""
     return with_small_teachers(tmp_path_factory.mktemp("weights"))
 
 
 @pytest.fixture
 def passes(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """How many passes each network makes: "online", "ema" (which is never in training mode) and "teacher"."""
+    """Number of passes of each network: "online", "ema" (never in training mode) and "teacher"."""
     made: Counter[str] = Counter()
 
     def counting(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -62,13 +62,13 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 
         return counted
 
-    # A teacher's pass with attention makes that without.
+    # A teacher's pass with attention calls the pass without.
     for kind, name in ((AIM, "encode"), (AIM, "encode_with_attention"), (Teacher, "encode")):
         monkeypatch.setattr(kind, name, counting(getattr(kind, name)))
     return made
 
 
-# What is predicted
+# Predicted values
 
 
 def one_batch(task: Pretraining, images_BCHW: Tensor) -> tuple[Batch, TrainingState, StepNoise]:
@@ -111,14 +111,14 @@ def test_no_gradient_flows_through_the_encoders_own_tokens(target: str, images: 
     for name, value in expected.items():
         assert (found[name] - value).norm() <= 1e-4 * value.norm() + 1e-7, name
     assert all(p.grad is None for p in teacher.parameters()) or target == "online"
-    if target == "online":  # what it would be if it did flow: not the same
+    if target == "online":  # with gradient flow the result differs
         by_cosine(task.model.predict(batch.images_BCHW, order_BL), tokens_BLD).mean().backward()
         name = "blocks.3.mlp.fc2.weight"
         assert (gradients(task.model)[name] - expected[name]).norm() > 0.1 * expected[name].norm()
 
 
 class Given(Attention):
-    """An order that is given, and keeps the map that it was to follow."""
+    """A fixed order that records the map passed to it."""
 
     def __init__(self, order_BL: Tensor) -> None:
         self.order_BL = order_BL
@@ -129,7 +129,7 @@ class Given(Attention):
 
 
 class Stored(Teacher):
-    """A teacher whose tokens are given."""
+    """A teacher with fixed tokens."""
 
     def __init__(self, tokens_BNP: Tensor) -> None:
         Features.__init__(self, tokens_BNP.shape[-1])
@@ -143,8 +143,8 @@ class Stored(Teacher):
     "path", [path for path in GOLDEN_FILES if path.stem.startswith("features")], ids=lambda p: p.stem
 )
 @pytest.mark.parametrize("source", ["auto", "online"])
-def test_golden_losses_come_out_of_the_task(path: Path, source: Any) -> None:
-    """The authors' numbers through all that a training step does. Their order follows the encoder's map."""
+def test_the_task_gives_the_golden_losses(path: Path, source: Any) -> None:
+    """The authors' numbers through a whole training step. Their order follows the encoder's map."""
     file = golden(path)
     splits = Splits(noise(), None, None, [])
     data = ImageData(lambda: splits, None, 224, 16, pretraining(224), evaluation(224, 1.0), 0, 0, None, 0)
@@ -210,7 +210,7 @@ def test_each_network_makes_one_pass_a_batch_at_most_in_any_order(
         config.semantic_map.update(kind=kind, source=source)
         needs_map = order.startswith("attention")
         if source == "teacher" and SOURCES[target] != "teacher" and needs_map:
-            continue  # which is refused
+            continue  # this combination is refused
         task = instantiate(config.task, _convert_="all")
         if task.teacher is not None:
             task.teacher.load()
@@ -226,7 +226,7 @@ def test_each_network_makes_one_pass_a_batch_at_most_in_any_order(
         assert task.networks == expected
 
 
-def test_costs_are_those_of_the_passes(files: dict[str, Any]) -> None:
+def test_costs_match_the_passes(files: dict[str, Any]) -> None:
     for target, source in SOURCES.items():
         task = task_of(*files[target], "semantic_map.source=online", "permutation=attention")
         teacher = 0 if task.teacher is None else task.teacher.flops(64)

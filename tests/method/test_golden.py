@@ -1,7 +1,7 @@
-"""Agreement with the authors' code: every number of tests/golden/*.npz, and their orders where those are determined.
+"""Agreement with the authors' code: every number of tests/golden/*.npz, and their orders where these are determined.
 
-The files hold small models, crops of two photographs, and what the authors' code (float32, CPU) made of them. Loading
-of checkpoint files is tested elsewhere; here the weights go straight into an `AIM`.
+The files hold small models, crops of two photographs, and the output of the authors' code (float32, CPU). Other tests
+cover the loading of checkpoint files; here the weights go straight into an `AIM`.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def test_no_golden_file_is_missing():
 @torch.no_grad()
 def test_encoder_and_semantic_maps(path):
     file = golden(path)
-    assert torch.equal(file.own_positions, file.state["pos_embed"])  # bit for bit
+    assert torch.equal(file.own_positions, file.state["pos_embed"])  # bit-identical
     tokens_BND, attention_BL = file.model.encode_with_attention(file.images_BCHW)
     theirs_BND = file["encoder_tokens"]
     assert (tokens_BND - theirs_BND).abs().max() <= 1e-5 * theirs_BND.abs().max()
@@ -72,7 +72,7 @@ def test_predictions_losses_and_gradients(path, name):
     for key, norm in norms.items():
         # A key bias adds the same number to all scores of a query, which softmax ignores: its gradient is zero in exact
         # arithmetic, and both sides hold rounding errors. (In the content stream it is a third of attn.qkv.bias, whose
-        # norm the other two thirds decide.)
+        # norm is determined by the other two thirds.)
         if not key.startswith("query_blocks.") or not key.endswith("attn.k.bias"):
             assert relative(norm, file[prefix + key]) <= 1e-4, key
 
@@ -122,13 +122,13 @@ def window_start(centre: int, size: int, last: int) -> int:
 
 
 def authors_window_start(centre: int, size: int) -> int:
-    """As the authors' table: row 13 lies in no window, the innermost windows of 2 and 11 are one row further out."""
+    """The authors' table: row 13 is in no window, the innermost windows of 2 and 11 are shifted outwards by one row."""
     off_by_one = {2: 0, 11: 11}
     return off_by_one[centre] if size == 2 and centre in off_by_one else window_start(centre, size, last=12)
 
 
 def authors_rings(centre: int) -> Tensor:
-    """Ring of each patch (L,) around the patch with raster index `centre`, by the authors' table."""
+    """Ring of each patch (L,) around the patch with raster index `centre`, from the authors' table."""
     ring_hw = torch.full(GRID, 3)
     for ring, size in ((2, 10), (1, 6), (0, 2)):
         row, column = (authors_window_start(c, size) for c in divmod(centre, 14))
@@ -137,7 +137,7 @@ def authors_rings(centre: int) -> Tensor:
 
 
 def stored_rings(file: Golden, name: str) -> Tensor:
-    """Rings (B, L) in the authors' priorities, uniform noise minus the number of windows that hold the patch."""
+    """Rings (B, L) from the authors' priorities: uniform noise minus the number of windows that contain the patch."""
     return file[f"{name}/priority"].floor().long() + 3
 
 
@@ -150,7 +150,7 @@ def test_center2out_rings():
 
 @torch.no_grad()
 def test_rings_around_a_patch_are_the_authors_table():
-    """The stored rings are `authors_rings` exactly; the next test says where ours differ from those."""
+    """The stored rings equal `authors_rings`; the next test states their differences from ours."""
     file = golden(GOLDEN_PIXELS)
     centre_B = semantic_map(file.model.encode(file.images_BCHW), "cls").argmax(1)
     rings_BL = torch.stack([authors_rings(int(centre)) for centre in centre_B])
@@ -168,7 +168,7 @@ def test_our_rings_differ_from_the_authors_only_as_documented():
     ours_LL = square_rings(GRID, 2 * (index_L // 14)[:, None], 2 * (index_L % 14)[:, None])
     theirs_LL = torch.stack([authors_rings(centre) for centre in range(196)])
     for centre in range(14):
-        # Around patch (centre, centre) the diagonal tells the window along one axis.
+        # Around patch (centre, centre) the diagonal gives the window along one axis.
         diagonal = ours_LL[15 * centre].view(GRID).diagonal()
         for ring, size in ((0, 2), (1, 6), (2, 10)):
             inside = (diagonal <= ring).nonzero().flatten().tolist()
@@ -178,7 +178,7 @@ def test_our_rings_differ_from_the_authors_only_as_documented():
             crosses_13 = centre + size // 2 > 13
             expected = {2: 1, 11: -1}.get(centre, int(crosses_13)) if size == 2 else int(crosses_13)
             assert shift == expected, (centre, size)
-    # So wherever no window of either axis reaches row or column 13 and neither is 2 or 11, the rings are the same.
+    # So the rings are equal if no window of either axis reaches row or column 13 and neither is 2 or 11.
     same = torch.tensor([c <= 8 and c != 2 for c in range(14)])
     same_L = same[index_L // 14] & same[index_L % 14]
     assert same_L.sum() == 64

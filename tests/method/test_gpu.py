@@ -1,6 +1,6 @@
-"""On a CUDA device: the same orders, losses and neighbours as on the CPU, and bf16 by default.
+"""On a CUDA device: orders, losses and neighbours equal those of the CPU, and bf16 is the default.
 
-Skipped where there is none.
+Skipped without a CUDA device.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def test_automatic_precision_is_bf16_where_the_device_has_it() -> None:
 
 def test_nearest_neighbours_are_those_of_the_cpu() -> None:
     generator = torch.Generator().manual_seed(0)
-    common = 100 * torch.randn(1, 32, generator=generator)  # so alike that float32 could not tell them apart
+    common = 100 * torch.randn(1, 32, generator=generator)  # too similar for float32 to distinguish
     bank, queries = ((common + torch.randn(n, 32, generator=generator)).numpy() for n in (500, 300))
     labels = torch.randint(7, (500,), generator=generator)
     on_cpu, on_gpu = (

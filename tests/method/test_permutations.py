@@ -1,4 +1,4 @@
-"""The nine orders: always strict permutations, reproducible, equal to hand-computed answers, and fair where random."""
+"""The nine orders: always strict permutations, reproducible, equal to results by hand, and uniform where random."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def draw(order_class: type[Permutation], grid: tuple[int, int], batch: int, seed
 
 
 def peaked_map(grid: tuple[int, int], *peaks: tuple[int, int]) -> Tensor:
-    """One map per peak (row, column), with its highest value there."""
+    """One map per peak (row, column), with its maximum there."""
     map_BL = torch.zeros(len(peaks), grid[0] * grid[1])
     for row_L, (row, column) in zip(map_BL, peaks, strict=True):
         row_L[row * grid[1] + column] = 1
@@ -67,7 +67,7 @@ def chi_square_limit(cells: int) -> float:
     return (cells - 1) + 4 * (2 * (cells - 1)) ** 0.5
 
 
-def test_the_nine_orders_are_all_there_is():
+def test_there_are_exactly_nine_orders():
     defined = {
         value
         for value in vars(permutations).values()
@@ -88,7 +88,7 @@ def test_a_true_permutation(order_class, grid):
 
 
 @every_order
-def test_the_seed_decides(order_class):
+def test_the_seed_determines_the_order(order_class):
     first, again, other = (draw(order_class, (8, 8), batch=3, seed=seed) for seed in (5, 5, 6))
     assert torch.equal(first, again)
     assert torch.equal(first, other) == (order_class not in RANDOM)
@@ -116,7 +116,7 @@ def test_a_pure_function_of_noise_and_map_image_by_image(order_class):
     halves = [order_class().order(grid, noise, half) for noise, half in zip(noise_BK.split(4), maps, strict=True)]
     assert torch.equal(torch.cat(halves), whole)
 
-    # Image 0 does not notice that all its neighbours change.
+    # Changing all other images does not affect image 0.
     other_noise, other_map = torch.rand(8, noise_columns(grid), generator=seeded(2)), random_map(grid, 8, seed=2)
     other_noise[0] = noise_BK[0]
     if map_BL is not None:
@@ -124,7 +124,7 @@ def test_a_pure_function_of_noise_and_map_image_by_image(order_class):
     changed = order_class().order(grid, other_noise, other_map if map_BL is not None else None)
     assert torch.equal(changed[0], whole[0])
 
-    # And the call is that function of one draw of uniform noise.
+    # The call equals that function of one draw of uniform noise.
     drawn = torch.rand(8, noise_columns(grid), generator=seeded(9))
     called = order_class()(grid, 8, map_BL, seeded(9))
     assert torch.equal(called, order_class().order(grid, drawn, map_BL))
@@ -158,7 +158,7 @@ def test_attention_center_by_hand():
 
 
 def windows(grid: tuple[int, int], *spans: tuple[range, range]) -> Tensor:
-    """Rings (L,) written out as the rows and columns of the windows, innermost first; 3 outside all."""
+    """Rings (L,) from the rows and columns of the windows, innermost first; 3 outside all."""
     ring_hw = torch.full(grid, 3)
     for ring, (rows, columns) in reversed(list(enumerate(spans))):
         ring_hw[rows.start : rows.stop, columns.start : columns.stop] = ring
@@ -230,7 +230,7 @@ def test_stochastic_center_is_uniform_over_patches():
     assert chi_square(counts) < chi_square_limit(49)
 
 
-def test_stochastic_center_survives_noise_that_rounds_up_to_one():
+def test_stochastic_center_accepts_noise_that_rounds_up_to_one():
     noise_BK = torch.rand(1, 50, generator=seeded(0))
     noise_BK[0, 49] = 1.0
     assert StochasticCenter().order((7, 7), noise_BK)[0, 0] == 48

@@ -1,4 +1,4 @@
-"""Semantic maps: the similarities by hand, and an encoder pass without gradient, drop path or lost precision."""
+"""Semantic maps: similarities by hand, and an encoder pass without gradient, drop path or loss of precision."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ KINDS = ("cls", "gap", "self")
 
 
 def made(encoder: Encoder, images_BCHW: torch.Tensor, kind: str, full_precision: bool = False) -> torch.Tensor:
-    """The map of a pass of its own."""
+    """Map from a separate pass."""
     passes = TokenCache({"online": encoder}, images_BCHW)
     return SemanticMap(kind, full_precision=full_precision)(passes, "online")  # type: ignore[arg-type]
 
@@ -34,7 +34,7 @@ def test_cls_map_by_hand():
 
 
 def test_gap_map_by_hand():
-    # The mean patch is (3, 3) whatever cls is; cosines with (4, 0), (5, 5), (0, 4) are 1/sqrt 2, 1, 1/sqrt 2.
+    # The mean patch is (3, 3) for any cls; cosines with (4, 0), (5, 5), (0, 4) are 1/sqrt 2, 1, 1/sqrt 2.
     tokens_BND = torch.tensor([[[-9.0, 1.0], [4.0, 0.0], [5.0, 5.0], [0.0, 4.0]]])
     expected = by_softmax([0.5**0.5, 1.0, 0.5**0.5])
     assert semantic_map(tokens_BND, "gap")[0].tolist() == pytest.approx(expected, rel=1e-6)
@@ -59,7 +59,7 @@ def test_maps_are_float32_distributions(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_pass_leaves_no_trace_on_the_model(tiny_model, images, kind):
+def test_the_pass_does_not_change_the_model(tiny_model, images, kind):
     images_BCHW = images().requires_grad_()
     for training in (True, False):
         model = tiny_model(drop_path=0.9).train(training)
@@ -67,7 +67,7 @@ def test_the_pass_leaves_no_trace_on_the_model(tiny_model, images, kind):
         assert not map_BL.requires_grad
         assert [module.training for module in model.modules()] == [training] * len(list(model.modules()))
         assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
-        # Drop path plays no part: in training, twice the same map, and that of a model that has none.
+        # Drop path has no effect: in training mode, the map is repeatable and equals that of a model without drop path.
         assert torch.equal(made(model, images_BCHW, kind), map_BL)
         assert torch.equal(made(tiny_model(), images_BCHW, kind), map_BL)
     assert torch.is_grad_enabled()
@@ -90,7 +90,7 @@ def test_precision_under_autocast(tiny_model, images, kind):
     with torch.autocast("cpu", torch.bfloat16):
         full_BL = made(model, images_BCHW, kind, full_precision=True)
         low_BL = made(model, images_BCHW, kind)
-        assert torch.is_autocast_enabled("cpu")  # and the caller's precision is restored
+        assert torch.is_autocast_enabled("cpu")  # the caller's precision is restored
     assert torch.equal(full_BL, exact_BL)
     assert low_BL.dtype == torch.float32
     assert not torch.equal(low_BL, exact_BL)
@@ -127,7 +127,7 @@ def test_unknown_kinds_are_refused():
         SemanticMap("cls", source="dino")  # type: ignore[arg-type]
 
 
-def test_the_map_is_made_of_what_the_target_is_made_of_unless_told_otherwise():
+def test_the_map_uses_the_network_of_the_target_by_default():
     for of_target, expected in ((None, "online"), ("online", "online"), ("ema", "ema"), ("teacher", "teacher")):
         assert SemanticMap().network_beside(of_target) == expected
         for source in ("online", "ema", "teacher"):

@@ -1,4 +1,4 @@
-"""Targets and losses against answers worked out by hand: patches, blur, normalisation, pixel and feature losses."""
+"""Targets and losses against hand-computed results: patches, blur, normalisation, pixel and feature losses."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from semaim.targets import Features, Pixels, patchify
 
 
 def coded_image() -> Tensor:
-    """(1, 3, 4, 4) whose values tell their place: 100 * colour + 10 * row + column."""
+    """(1, 3, 4, 4) whose values encode their position: 100 * colour + 10 * row + column."""
     colour, row, column = torch.meshgrid(torch.arange(3), torch.arange(4), torch.arange(4), indexing="ij")
     return (100 * colour + 10 * row + column)[None].float()
 
@@ -91,7 +91,7 @@ def test_blur_keeps_a_constant_image_inside_and_darkens_the_border():
     blurred_BCHW = Pixels(patch_size=4).blur(torch.ones(1, 3, 16, 16))
     assert (blurred_BCHW[:, :, 4:12, 4:12] - 1).abs().max() <= 1e-6
     line = [math.exp(-(x**2) / 2) for x in range(-4, 5)]
-    half = sum(line[4:]) / sum(line)  # at the edge the kernel's other side falls on zeros
+    half = sum(line[4:]) / sum(line)  # at the edge half of the kernel covers zeros
     assert blurred_BCHW[0, :, 0, 8].tolist() == pytest.approx([half] * 3, rel=1e-6)
     assert blurred_BCHW[0, :, 15, 0].tolist() == pytest.approx([half**2] * 3, rel=1e-6)
 
@@ -164,10 +164,10 @@ def test_full_precision_under_autocast(loss):
     for under_autocast, in_float32 in zip(losses, expected, strict=True):
         assert under_autocast.dtype == torch.float32
         assert torch.equal(under_autocast, in_float32)
-    # So are two low-precision sides, as when the teacher ran under autocast.
+    # The same holds for two low-precision inputs, as with a teacher under autocast.
     low_BLP = target_BLP.bfloat16()
     for target in (pixels, features):
         assert torch.equal(target.loss(prediction_BLP, low_BLP), target.loss(prediction_BLP.float(), low_BLP.float()))
-    # Half-precision images are blurred and normalised in float32 too.
+    # Half-precision images are also blurred and normalised in float32.
     low_BCHW = images_BCHW.bfloat16()
     assert torch.equal(pixels(low_BCHW), pixels(low_BCHW.float()))

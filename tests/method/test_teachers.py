@@ -1,4 +1,4 @@
-"""Frozen teachers: what they see, what they say, and which teacher it is.
+"""Frozen teachers: their inputs, their outputs, and their identity.
 
 Shapes: B images, C colours, L patches, N = 1 + L tokens (cls first), P channels.
 """
@@ -53,7 +53,7 @@ def test_without_projection_tokens_are_those_after_the_norm(clip_file: Path, ima
     assert (tokens_BNP - expected_BNP).abs().max() <= 1e-5 * expected_BNP.abs().max()
 
 
-def test_colours_are_those_that_the_teacher_was_made_for(dino_file: Path) -> None:
+def test_colours_use_the_normalisation_of_the_teacher(dino_file: Path) -> None:
     found = loaded("tiny_dino.here", dino_file)
     as_in_files_C = torch.tensor([0.25, 0.5, 0.75])
     normalised_C = (as_in_files_C - torch.tensor(GREY["mean"])) / torch.tensor(GREY["std"])
@@ -67,7 +67,7 @@ def test_colours_are_those_that_the_teacher_was_made_for(dino_file: Path) -> Non
     assert as_they_come[0, :, 5, 5].tolist() == pytest.approx(normalised_C.tolist(), abs=1e-6)
 
 
-def test_nothing_is_done_to_images_that_fit(dino_file: Path, images: Callable[..., Tensor]) -> None:
+def test_matching_images_are_unchanged(dino_file: Path, images: Callable[..., Tensor]) -> None:
     images_BCHW = images(2, 24, 40)
     for options in (COLOURS, {"normalization": "data"}):
         found = loaded("tiny_dino.here", dino_file, patch_size=8, **options)
@@ -110,7 +110,7 @@ def test_attention_is_that_of_the_last_block(images: Callable[..., Tensor], regi
     assert (tokens_BNP - expected_BNP).abs().max() <= 1e-5
 
 
-def test_a_norm_that_timm_puts_behind_pooling_is_applied_to_every_token(images: Callable[..., Tensor]) -> None:
+def test_a_norm_after_pooling_in_timm_is_applied_to_every_token(images: Callable[..., Tensor]) -> None:
     made = network(tiny_dino, global_pool="avg")
     assert isinstance(made.norm, nn.Identity)
     found = teacher(patch_size=8, normalization="data")
@@ -121,7 +121,7 @@ def test_a_norm_that_timm_puts_behind_pooling_is_applied_to_every_token(images: 
     assert torch.equal(tokens_BNP, expected_BNP)
 
 
-def test_a_teacher_is_frozen_and_says_the_same_twice(dino_file: Path, images: Callable[..., Tensor]) -> None:
+def test_a_teacher_is_frozen_and_deterministic(dino_file: Path, images: Callable[..., Tensor]) -> None:
     found = loaded("tiny_dino.here", dino_file)
     assert not any(parameter.requires_grad for parameter in found.network.parameters())
     assert not any(module.training for module in found.network.modules())
@@ -159,7 +159,7 @@ def test_operations_are_what_torch_counts(clip_file: Path, images: Callable[...,
     assert (counter.get_total_flops(), sum(p.numel() for p in found.network.parameters())) == before
 
 
-def test_checksums_tell_teachers_apart(tmp_path: Path) -> None:
+def test_checksums_distinguish_teachers(tmp_path: Path) -> None:
     made = network(tiny_dino)
     one = loaded("tiny_dino.here", write(tmp_path / "one.pth", made.state_dict()))
     with torch.no_grad():

@@ -1,6 +1,6 @@
-"""The two-stream model: equal to the masked form it replaces, blind to the future, and as expensive as it says.
+"""The two-stream model: equal to the masked form, without access to later patches, and with the stated cost.
 
-The oracle (tests/support/oracle.py) is the plain masked model over the same weights.
+The reference (tests/support/oracle.py) is the plain masked model with the same weights.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def gradients(model: AIM, predictions_BLP: Tensor, weight_BLP: Tensor) -> dict[s
 
 
 def without_key_bias(name: str, gradient: Tensor) -> Tensor:
-    """Key biases shift all scores of a query alike: their gradient is zero but for rounding, so it is left out."""
+    """Key biases shift all scores of a query equally: their gradient is zero except for rounding, so it is excluded."""
     if name.endswith("attn.k.bias"):
         return gradient[:0]
     if name.endswith("attn.qkv.bias"):
@@ -84,11 +84,11 @@ def test_sorted_causal_form_is_the_masked_form(tiny_model, images, sizes, order_
     for name, gradient in theirs.items():
         expected, got = without_key_bias(name, gradient), without_key_bias(name, ours[name])
         assert (got - expected).norm() <= 1e-4 * expected.norm(), name
-        assert expected.numel() == 0 or expected.norm() > 0, name  # every parameter takes part
+        assert expected.numel() == 0 or expected.norm() > 0, name  # every parameter is used
 
 
 @pytest.mark.parametrize("order_class", ORDERS, ids=lambda c: c.__name__)
-def test_no_patch_sees_itself_or_a_later_one(tiny_model, images, order_class):
+def test_no_prediction_depends_on_its_own_or_later_patches(tiny_model, images, order_class):
     """The gradient of a prediction is exactly zero at the pixels of its own and later patches, and at other images."""
     model = tiny_model(image_size=16, depth=2)  # 4 x 4 patches
     images_BCHW = images(2, 16, 16).requires_grad_()
@@ -103,7 +103,7 @@ def test_no_patch_sees_itself_or_a_later_one(tiny_model, images, order_class):
         patches_L = gradient_BCHW[0].unfold(1, 4, 4).unfold(2, 4, 4).permute(1, 2, 0, 3, 4).reshape(16, 48)
         earlier_L = rank_BL[0] < rank_BL[0, i]
         assert torch.equal(patches_L[~earlier_L], torch.zeros(16 - int(earlier_L.sum()), 48))
-        assert (patches_L[earlier_L] != 0).any(1).all()  # and every earlier patch is seen
+        assert (patches_L[earlier_L] != 0).any(1).all()  # every earlier patch has a gradient
 
 
 def test_first_patch_is_predicted_from_the_class_token_alone(tiny_model, images):
@@ -158,7 +158,7 @@ def test_attention_of_the_last_block(tiny_model, images):
     q, k, _ = inputs[0].view(2, 16, 3, 2, 16).permute(2, 0, 3, 1, 4)  # (qkv, B, H, N, K)
     weights_BHNN = torch.softmax(q @ k.transpose(-1, -2) / 4.0, dim=-1)
     assert (attention_BL - weights_BHNN.mean(1)[:, 0, 1:]).abs().max() <= 1e-6
-    assert (attention_BL.sum(1) < 1).all()  # the rest is cls looking at itself
+    assert (attention_BL.sum(1) < 1).all()  # the rest is the attention of cls to itself
 
 
 def test_positions_by_hand():
@@ -180,7 +180,7 @@ def test_initialisation():
         elif parameter.ndim == 1:
             constant = 1.0 if "norm" in name and name.endswith("weight") else 0.0
             assert (parameter == constant).all(), name
-        else:  # Xavier uniform; the patch embedding counts as the linear layer that it is on a patch
+        else:  # Xavier uniform; the patch embedding is a linear layer on a patch
             matrix = parameter.flatten(1)
             bound = (6 / sum(matrix.shape)) ** 0.5
             assert 0.99 * bound < matrix.abs().max() <= bound, name
@@ -216,7 +216,7 @@ def vit_b() -> Iterator[AIM]:
 def test_vit_b_parameters_and_operations(vit_b):
     width, per_block = 768, 12 * 768**2 + 13 * 768  # qkv, proj and the MLP; their biases and two norms
     encoder = width + (16 * 16 * 3 + 1) * width + 12 * per_block + 2 * width
-    assert encoder == 85_647_360  # timm's 85,798,656 counts the 197 * 768 positions, which are no parameters here
+    assert encoder == 85_647_360  # timm's 85,798,656 include 197 * 768 positions, no parameters here
     head = (width + 1) * 4 * width + (4 * width + 1) * width
     found = cost(vit_b, encoder_passes=1)
     assert found.encoder_parameters == encoder
@@ -245,8 +245,8 @@ def test_cost_is_what_torch_counts(tiny_model, images, sizes, passes):
                 model.encode(images_BCHW)
         model.predict(images_BCHW, order_BL).sum().backward()
 
-    # Written out as matrix products, attention is counted by every torch, and its backward is four products, twice its
-    # forward: the convention of `cost`. (Of fused kernels some versions count none, others a recomputation as well.)
+    # Every torch version counts attention written as matrix products; its backward has four products, twice its
+    # forward: the convention of `cost`. (For fused kernels some versions count none, others also a recomputation.)
     with sdpa_kernel(SDPBackend.MATH):
         assert flops(lambda: model.encode(images_BCHW)) == expected.encode
         assert flops(lambda: model.predict(images_BCHW, order_BL)) == expected.predict

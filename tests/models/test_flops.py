@@ -1,4 +1,4 @@
-"""The memory and operations that models are said to take, against what torch keeps and does."""
+"""The stated memory and operations of models, compared with what torch saves and counts."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_activations_are_what_autograd_saves(
         return sum(kept.untyped_storage().nbytes() for where, kept in found.items() if where not in given)
 
     assert activations(model, dtype.itemsize) == pytest.approx((saved(6) - saved(2)) / 4, rel=0.05)
-    copies = (3 * saved(2) - saved(6)) / 2  # which do not grow with the batch: weights in bf16
+    copies = (3 * saved(2) - saved(6)) / 2  # independent of the batch: weights in bf16
     assert copies == pytest.approx(2 * sum(p.numel() for p in model.parameters()) * (dtype != torch.float32), rel=0.1)
 
 

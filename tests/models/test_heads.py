@@ -1,4 +1,4 @@
-"""Linear heads that share a pass of the encoder but not their learning."""
+"""Linear heads that share an encoder pass but train independently."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def randn(*shape: int, seed: int = 0) -> Tensor:
 
 
 def heads_with(width: int, classes: int, kinds: int, lr_scales: list[float], seed: int = 3) -> LinearHeads:
-    """Heads whose weights and biases are not those of a start."""
+    """Heads with weights and biases that differ from their initial values."""
     heads = LinearHeads(width, classes, kinds, lr_scales)
     with torch.no_grad():
         for place, parameter in enumerate(heads.parameters()):
@@ -41,7 +41,7 @@ def heads_with(width: int, classes: int, kinds: int, lr_scales: list[float], see
 
 @torch.no_grad()
 def test_batch_norm_by_hand() -> None:
-    # The second column's variance is about that of the epsilon, so that 1e-5 in its place would show.
+    # The second column's variance is close to the epsilon, so that 1e-5 instead would be detected.
     features_KBD = randn(2, 16, 3) * torch.tensor([2.0, 1e-3, 0.5]) + torch.tensor([5.0, 2e-3, 0.0])
     heads = heads_with(3, 4, 2, [1.0, 10.0])
     expected = []
@@ -77,7 +77,7 @@ def test_heads_start_small() -> None:
 
 
 def fit(heads: LinearHeads, features_MKD: Tensor, labels_M: Tensor, folder: Path, *overrides: str) -> None:
-    """Train heads on fixed features with the optimizer of the linear probe and the one training loop."""
+    """Train heads on fixed features with the linear probe's optimizer and the common training loop."""
     cfg = composed("optimizer=sgd_linprobe", "trainer=fewshot", "trainer.log_every_steps=100000", *overrides)
     rows: Any = FeatureRows(features_MKD, labels_M)
     training = TrainingData(rows, lambda x: x, num_workers=0, max_unreadable=0)
@@ -88,11 +88,11 @@ def fit(heads: LinearHeads, features_MKD: Tensor, labels_M: Tensor, folder: Path
         loop.fit(task, instantiate(cfg.trainer, _convert_="all"), surroundings)
 
 
-def test_heads_learn_as_if_alone(tmp_path: Path) -> None:
+def test_heads_train_independently(tmp_path: Path) -> None:
     """Three learning rates on two kinds of features in one pass, against six passes."""
     scales = [1.0, 0.1, 8.0]
     features_MKD, labels_M = randn(64, 2, 5), torch.arange(64) % 3
-    features_MKD[:, 1, :3] += 2 * F.one_hot(labels_M)  # one kind tells more than the other
+    features_MKD[:, 1, :3] += 2 * F.one_hot(labels_M)  # one kind is more informative
     settings = ("trainer.batch_size=16", "trainer.epochs=6", "optimizer.weight_decay=0.05")
     together = heads_with(5, 3, 2, scales)
     alone = [LinearHeads(5, 3, 1, [scale]) for _ in range(2) for scale in scales]
@@ -116,7 +116,7 @@ def test_a_converged_head_is_scikit_learns_logistic_regression(tmp_path: Path) -
 
     The loss is strongly convex with modulus wd in the weights, so weights are within (gradient's norm) / wd of the
     optimum. In float32 the gradient, a mean of terms below 1, is known to about 1e-7, which makes 1e-6 here; the
-    tolerance leaves a factor of ten for another machine's rounding.
+    tolerance allows a factor of ten for rounding on other machines.
     """
     n, wd = 40, 0.1
     labels_M = torch.tensor([0] * 24 + [1] * 10 + [2] * 6)  # of different sizes: the biases matter
@@ -130,7 +130,7 @@ def test_a_converged_head_is_scikit_learns_logistic_regression(tmp_path: Path) -
     x_MD = (features_MD - features_MD.mean(0)) / (features_MD.var(0, correction=0) + 1e-6).sqrt()
     theirs = LogisticRegression(C=1 / (n * wd), tol=1e-10, max_iter=10000).fit(x_MD.double().numpy(), labels_M.numpy())
     ours = [value.detach().double().numpy() for value in heads.heads[0].parameters()]
-    centred = theirs.intercept_ - theirs.intercept_.mean()  # adding a number to all biases changes nothing
+    centred = theirs.intercept_ - theirs.intercept_.mean()  # a constant added to all biases has no effect
     assert np.abs(ours[0] - theirs.coef_).max() < 1e-5
     assert np.abs(ours[1] - ours[1].mean() - centred).max() < 1e-5
     assert np.abs(centred).max() > 0.3, "the biases matter"

@@ -1,4 +1,4 @@
-"""The encoder by itself: timm's vision transformer computes what the content stream of the two-stream model does."""
+"""The encoder alone: timm's vision transformer computes the content stream of the two-stream model."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def normed(x, norm):
 
 
 def differ(vit, seed=7):
-    """Give the norm before the head and the head weights that are not those of a start."""
+    """Give the norm before the head and the head weights that differ from the initial ones."""
     with torch.no_grad():
         for parameter in [*vit.fc_norm.parameters(), *vit.head.parameters()]:
             parameter += torch.randn(parameter.shape, generator=torch.Generator().manual_seed(seed))
@@ -78,8 +78,8 @@ def test_all_norms_have_the_epsilon_of_the_model(tiny_model, pool):
 
 
 @torch.no_grad()
-def test_small_tokens_feel_the_same_epsilon(tiny_model, images):
-    """The norm of nearly constant tokens, where an epsilon of 1e-5 would give another result by far."""
+def test_small_tokens_use_the_same_epsilon(tiny_model, images):
+    """The norm of nearly constant tokens, where an epsilon of 1e-5 would give a very different result."""
     model = tiny_model()
     for parameter in model.parameters():
         parameter *= 1e-2
@@ -150,7 +150,7 @@ def test_drop_path_grows_linearly_to_its_rate(tiny_model, depth, rate, expected)
 
 
 @torch.no_grad()
-def test_drop_path_acts_in_training_alone(tiny_model, images):
+def test_drop_path_is_active_only_in_training(tiny_model, images):
     vit, plain = vit_of(tiny_model(), 5, "cls", 0.9), vit_of(tiny_model(), 5, "cls")
     plain.load_state_dict(vit.state_dict())
     expected = plain.eval()(images())
@@ -159,7 +159,7 @@ def test_drop_path_acts_in_training_alone(tiny_model, images):
     assert not torch.allclose(vit.train()(images()), expected, atol=1e-3)
 
 
-# What a checkpoint keeps
+# Content of a checkpoint
 
 
 @pytest.mark.parametrize("pool", ["cls", "mean"])

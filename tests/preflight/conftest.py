@@ -1,4 +1,4 @@
-"""The commands of this folder are typed in an empty working directory."""
+"""The tests of this folder run in an empty working directory."""
 
 from __future__ import annotations
 

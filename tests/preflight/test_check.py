@@ -1,4 +1,4 @@
-"""Mistakes in options and data that `semaim check` finds before anything is queued, at each point."""
+"""Mistakes in options and data that `semaim check` finds at each point before submission."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from support.mistakes import MISTAKES, place_of_mistakes
 
 @pytest.fixture
 def place(tmp_path: Path) -> Iterator[Path]:
-    """A working directory with everything that the mistakes name."""
+    """A working directory with all files named by the mistakes."""
     with place_of_mistakes(tmp_path) as place:
         yield place
 
 
 @pytest.mark.slow
-def test_every_mistake_that_a_run_would_tell_of_is_found(place: Path) -> None:
+def test_every_mistake_reported_by_a_run_is_found(place: Path) -> None:
     for name, (typed, words) in MISTAKES.items():
         if name == "no GPU" and torch.cuda.is_available():
             continue
@@ -40,7 +40,7 @@ def test_every_mistake_that_a_run_would_tell_of_is_found(place: Path) -> None:
     assert not (place / "pwned").exists()
 
 
-def test_a_mistake_at_one_point_leaves_the_others(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_mistake_at_one_point_does_not_affect_the_others(capsys: pytest.CaptureFixture[str]) -> None:
     assert command("-m", "model.num_heads=3,5,7", "trainer.batch_size=32,33", "trainer.accumulate=2", "then=[knn]") == 2
     out = capsys.readouterr().out.splitlines()
     assert out[-4:] == [
@@ -57,10 +57,10 @@ def test_a_mistake_at_one_point_leaves_the_others(capsys: pytest.CaptureFixture[
     nothing = [*["-"] * 4, "1437", "360", "10", "-", "-", "new"]
     assert [cells[point] for point in (0, 2, 4, 6)] == [fine, nothing, nothing, nothing]
     assert cells[3] == cells[1] == ["452 k", "452 k", "64.6 M", "-", "1437", "360", "10", "-", "0.0", "new"]
-    assert cells[5] == nothing  # of a model that cannot be built nothing can be said
+    assert cells[5] == nothing  # a model that cannot be built has no values
 
 
-def test_what_all_points_share_is_said_once() -> None:
+def test_problems_common_to_all_points_are_reported_once() -> None:
     points = [[f"permutation={order}", "data=folder", "data.root=nope", "then=[knn]"] for order in ("raster", "zigzag")]
     assert check_sweep(points).problems == [
         "data.root=nope is not a folder: set data.root to the folder that holds the images"
@@ -97,12 +97,12 @@ def test_a_sweep_needs_to_be_one(capsys: pytest.CaptureFixture[str]) -> None:
         (["--tflops", "0"], "error: --tflops 0 must be positive"),
     ],
 )
-def test_what_cannot_be_read(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unreadable_arguments(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert command(*words) == 2
     assert capsys.readouterr().err.startswith(message)
 
 
-def test_a_configuration_folder_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_user_configuration_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "own" / "model").mkdir(parents=True)
     (tmp_path / "own" / "model" / "mine.yaml").write_text("defaults: [aim_tiny, _self_]\nembed_dim: 48\n")
     assert command("--config-dir", "own", "-m", "model=mine,aim_tiny") == 0
@@ -112,7 +112,7 @@ def test_a_configuration_folder_of_ones_own(tmp_path: Path, capsys: pytest.Captu
     assert out[2].startswith("pretrain_digits_aim_tiny_")
 
 
-def test_options_of_the_launcher_are_told_with_the_rest(capsys: pytest.CaptureFixture[str]) -> None:
+def test_problems_of_launcher_options_are_reported_with_the_others(capsys: pytest.CaptureFixture[str]) -> None:
     assert command("-m", "seed=0,1", "hydra/launcher=submitit_local", "hydra.launcher.tasks=3", "model=nope") == 2
     problems = [line for line in capsys.readouterr().out.splitlines() if line.startswith("problem: ")]
     assert problems[0].startswith("problem: there is no option hydra.launcher.tasks.")
@@ -125,7 +125,7 @@ def test_options_of_the_launcher_are_told_with_the_rest(capsys: pytest.CaptureFi
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Images of two classes, of which the first of each part cannot be read."""
+    """Images of two classes; the first image of each part is unreadable."""
     for part, count in (("train", 6), ("val", 3)):
         for kind in ("cat", "dog"):
             where = tmp_path / "data" / part / kind
@@ -151,7 +151,7 @@ def test_data_are_counted_and_read(folder: Path) -> None:
     assert row.cells(120.0)[5:8] == ["12", "6", "2"]
 
 
-def test_what_follows_is_checked_before_anything_is_trained(folder: Path) -> None:
+def test_followers_are_checked_before_training(folder: Path) -> None:
     assert one(*FOLDER, "then=[knn,linprobe,finetune]", "seed=1").problems == [
         "ks=[10, 20, 30], but there are 12 labelled training images: lower task.ks [then knn]",
         "trainer.batch_size=4096 images per step, but the data set has 12: choose a batch between 1 and that "
@@ -166,7 +166,7 @@ def test_what_follows_is_checked_before_anything_is_trained(folder: Path) -> Non
 
 
 def broken(**_: Any) -> Callable[[Image.Image], Tensor]:
-    """A transform whose fault shows when it is used."""
+    """A transform that fails only when it is called."""
 
     def transform(image: Image.Image) -> Tensor:
         raise ValueError(f"no {image.size}")

@@ -1,4 +1,4 @@
-"""Run folders and checkpoints, as `semaim check` finds them: read, and left as they were."""
+"""`semaim check` reads run folders and checkpoints without changing them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def contents(path: Path) -> dict[Path, bytes]:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which a short pretraining was made: runs/run."""
+    """Working directory of a short pretraining: runs/run."""
     place = tmp_path_factory.mktemp("made")
     short = ("tracking=none", "task.online_knn=null", "trainer.max_steps=2")
     with contextlib.chdir(place):
@@ -35,7 +35,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 SAME = ("run_name=run", "model.embed_dim=48", "tracking=none", "task.online_knn=null")
 
 
-def test_how_far_a_run_is(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_of_a_run(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(made)
     before = contents(made)
     finished, more = one(*SAME, "trainer.max_steps=2"), one(*SAME)
@@ -57,14 +57,14 @@ def test_a_run_of_another_configuration_cannot_continue(made: Path, monkeypatch:
     assert "log_every_steps" not in problem
     (row,) = checked.rows
     assert row.state == "of another configuration"
-    assert row.cost is not None  # the rest is looked at all the same
+    assert row.cost is not None  # the other checks still run
     assert row.cost.steps == 20 * 89
 
 
 HOLD = "import fcntl, sys; file = open(sys.argv[1], 'a'); fcntl.lockf(file, fcntl.LOCK_EX); print(flush=True); input()"
 
 
-def test_a_run_that_is_running_is_left_alone(made: Path, tmp_path: Path) -> None:
+def test_a_running_run_is_not_changed(made: Path, tmp_path: Path) -> None:
     shutil.copytree(made, tmp_path, dirs_exist_ok=True)
     lock = tmp_path / "runs" / "run" / ".lock"
     with subprocess.Popen([sys.executable, "-c", HOLD, lock], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
@@ -75,7 +75,7 @@ def test_a_run_that_is_running_is_left_alone(made: Path, tmp_path: Path) -> None
     assert one(*SAME).problems == []
 
 
-def test_an_encoder_is_known_by_its_checkpoint(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_encoder_is_identified_by_its_checkpoint(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(made)
     before = contents(made)
     real = AIM(48, 32, 4, embed_dim=48, depth=4, num_heads=3, query_depth=2)
@@ -87,10 +87,10 @@ def test_an_encoder_is_known_by_its_checkpoint(made: Path, monkeypatch: pytest.M
     assert one("task=knn", "checkpoint=runs/run", "task.source.ema=true").problems == [
         "checkpoint=runs/run holds no moving average: its run had trainer.ema=false"
     ]
-    assert one("model.embed_dim=48", "checkpoint=runs/run").problems == []  # pretraining from there
+    assert one("model.embed_dim=48", "checkpoint=runs/run").problems == []  # pretraining from that checkpoint
     saved = made / "runs" / "run" / "checkpoints" / "step_00000002.pt"
     assert contents(made) == before
-    with mock.patch.object(Path, "read_bytes", return_value=b"0 other"):  # another checksum is written beside it
+    with mock.patch.object(Path, "read_bytes", return_value=b"0 other"):  # the stored checksum differs
         (problem,) = one("task=knn", f"checkpoint={saved.parent}").problems
     assert problem.startswith(f"every checkpoint in {saved.parent} is damaged")
 

@@ -1,4 +1,4 @@
-"""The tracking server and the disk, as `semaim check` finds them."""
+"""Checks of the tracking server and the disk by `semaim check`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from support.checking import one
 
 
 class Health(http.server.BaseHTTPRequestHandler):
-    """A server that says how it is."""
+    """A server with a health endpoint."""
 
     status = 200
     asked: ClassVar[list[str]] = []
@@ -37,7 +37,7 @@ class Health(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server() -> Iterator[str]:
-    """Its address."""
+    """URI of the server."""
     Health.asked.clear()
     with http.server.HTTPServer(("127.0.0.1", 0), Health) as serving:
         thread = threading.Thread(target=serving.serve_forever)
@@ -47,7 +47,7 @@ def server() -> Iterator[str]:
         thread.join()
 
 
-def test_a_tracking_server_is_asked_once(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tracking_server_is_queried_once(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
     points = [[f"seed={seed}", f"tracking.uri={server}/"] for seed in (0, 1)]
     assert check_sweep(points).problems == []
     assert Health.asked == ["/health", "/api/2.0/mlflow/experiments/search"]
@@ -57,8 +57,8 @@ def test_a_tracking_server_is_asked_once(server: str, monkeypatch: pytest.Monkey
     ]
 
 
-def test_a_tracking_server_that_wants_to_know_who_asks(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What MLflow's basic-auth app answers; to its /health it answers everybody."""
+def test_a_tracking_server_with_authentication(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Responses of MLflow's basic-auth app; its /health needs no authentication."""
     mend = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or write ~/.mlflow/credentials"
     monkeypatch.setattr(Health, "status", 401)
     assert store.unreachable(server) == f"the server requires a password: {mend}"
@@ -71,7 +71,7 @@ def test_a_tracking_server_that_wants_to_know_who_asks(server: str, monkeypatch:
     )
 
 
-def test_a_tracking_server_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_tracking_server(monkeypatch: pytest.MonkeyPatch) -> None:
     assert one("tracking.uri=http://127.0.0.1:9").problems == [
         "tracking.uri=http://127.0.0.1:9: no server answers ([Errno 111] Connection refused); start it, or set "
         "tracking=none"

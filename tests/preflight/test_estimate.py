@@ -1,4 +1,4 @@
-"""What runs cost, as `semaim check` says before anything is queued."""
+"""Cost of runs, as estimated by `semaim check` before submission."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_numbers_are_those_of_the_real_model() -> None:
         assert row.cost.parameters == sum(p.numel() for p in real.parameters()) == 731_760
         assert row.cost.flops == expected.training_step
         assert (row.cost.steps, row.cost.images) == (40 * 44, 40 * 44 * 32)
-        weights, moments, kept = 4 * 731_760, 2, 2 + 1  # one more while the oldest is still there
+        weights, moments, kept = 4 * 731_760, 2, 2 + 1  # one more while the oldest still exists
         assert row.cost.checkpoints == weights * (1 + moments) * kept
         assert row.cost.memory == weights * (2 + moments) + 32 * activations(real, 4)
 
@@ -67,14 +67,14 @@ def test_hours_follow_from_operations_and_speed(capsys: pytest.CaptureFixture[st
     assert hours > 3
 
 
-def test_a_sweep_and_what_follows_have_a_row_each() -> None:
+def test_a_sweep_and_its_followers_have_a_row_each() -> None:
     points = [["then=[knn,linprobe]", f"seed={seed}", "model=aim_small"] for seed in (1, 2)]
     GlobalHydra.instance().hydra = under_way = mock.Mock()
     with mock.patch.object(check, "open_data", wraps=check.open_data) as opened:
         checked = check_sweep(points)
-    assert GlobalHydra.instance().hydra is under_way  # a sweep may check itself before it begins
+    assert GlobalHydra.instance().hydra is under_way  # a sweep may check itself before it starts
     GlobalHydra.instance().clear()
-    assert opened.call_count == 1  # of six runs on the same data
+    assert opened.call_count == 1  # for six runs on the same data
     jobs = [each for point in points for each in (job(*point), *follow_ups(job(*point)))]
     assert [row.name for row in checked.rows] == [each.cfg.run_name for each in jobs]
     assert (checked.problems, checked.runs) == ([], 2)
@@ -92,7 +92,7 @@ def adamw(**options: Any) -> Optimization:
     return Optimization(lambda groups: torch.optim.AdamW(groups, lr=1.0, **options), parameter_groups, 1.0, 0.0, 0.05)
 
 
-def test_the_state_of_an_optimizer_is_what_it_is_said_to_be(tiny_model: Callable[..., AIM]) -> None:
+def test_the_state_of_an_optimizer_has_the_estimated_size(tiny_model: Callable[..., AIM]) -> None:
     model = tiny_model()
     optimization = adamw()
     optimizer = optimization.build(model)

@@ -1,4 +1,4 @@
-"""What a launcher asks of a cluster, beside what its nodes have."""
+"""A launcher's request, compared with the resources of the cluster's nodes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from semaim.preflight.memory import activations
 from semaim.preflight.slurm_nodes import Node, SlurmRequest, gpus_in, minutes_in, nodes_of, not_granted
 from support.checking import one
 
-# What sinfo said of a cluster of two nodes with two GPUs each.
+# Recorded sinfo output of a cluster of two nodes with two GPUs each.
 SINFO = """\
 main*|n1|gpu:2|4|8000|infinite|idle
 main*|n2|gpu:2|4|8000|infinite|idle
@@ -29,7 +29,7 @@ def asked(**options: Any) -> SlurmRequest:
 
 @pytest.fixture
 def two_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """SLURM says what it said when it was recorded."""
+    """sinfo returns the recorded output."""
     monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
     monkeypatch.setattr(slurm_nodes, "slurm_output", lambda *words: {slurm_nodes.SINFO: SINFO}[words])
 
@@ -72,7 +72,7 @@ def test_a_time_limit_that_is_too_short_is_noted() -> None:
     assert one(*long, launcher=SLURM | {"timeout_min": 60, "max_num_timeout": 20}).notes == []
 
 
-def test_there_must_be_a_slurm_to_ask(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slurm_must_be_available(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     assert one(launcher=SLURM).problems == [
         "the launcher submits to SLURM, but there is no SLURM here (no sinfo): do this on a login node"
@@ -108,7 +108,7 @@ def test_time_limits(limit: str, minutes: int | None) -> None:
     assert minutes_in(limit) == minutes
 
 
-def test_nodes_that_sinfo_tells_of() -> None:
+def test_nodes_listed_by_sinfo() -> None:
     node = Node("main", True, 2, 4, 8000, None, True)
     assert nodes_of(SINFO) == [node, node]
     states = (
@@ -156,7 +156,7 @@ def test_nodes_that_sinfo_tells_of() -> None:
         ),
     ],
 )
-def test_what_a_cluster_does_not_grant(options: dict[str, Any], problems: list[str]) -> None:
+def test_requests_that_a_cluster_does_not_grant(options: dict[str, Any], problems: list[str]) -> None:
     assert not_granted(asked(**options), nodes_of(SINFO)) == problems
 
 
@@ -177,7 +177,7 @@ def test_nodes_out_of_service_time_limits_and_several_partitions() -> None:
     assert not_granted(asked(partition="main,short", timeout_min=90), nodes) == []  # short grants it
 
 
-def test_nodes_must_have_everything_together() -> None:
+def test_one_node_must_satisfy_the_whole_request() -> None:
     gpus, cpus = Node("main", True, 4, 8, 8000, None, True), Node("main", True, 0, 64, 8000, None, True)
     assert not_granted(asked(gpus_per_node=4, cpus_per_task=8), [gpus, cpus]) == []
     assert not_granted(asked(gpus_per_node=4, cpus_per_task=16), [gpus, cpus]) == [

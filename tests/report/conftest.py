@@ -1,4 +1,4 @@
-"""A store of evaluations and a report of it, for all tests of this folder."""
+"""A store of evaluations and a report of it, for all tests in this folder."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 @pytest.fixture
 def empty_copy(store: Store, tmp_path: Path) -> Store:
-    """A store without runs: making a new one takes seconds."""
+    """A store without runs, copied because creating one takes seconds."""
     with sqlite3.connect(shutil.copy(store.path, tmp_path / "mlflow.db")) as database:
         for table in ("metrics", "latest_metrics", "params", "tags", "runs"):
             database.execute(f"DELETE FROM {table}")
@@ -34,7 +34,7 @@ def empty_copy(store: Store, tmp_path: Path) -> Store:
 
 @pytest.fixture(scope="session")
 def written(store: Store, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """Folder of a report of everything, and what the screen said."""
+    """Folder of a full report, and the output of its command."""
     folder = tmp_path_factory.mktemp("written") / "a" / "report"
     with redirect_stdout(StringIO()) as said:
         assert main(["report", "--uri", store.uri, "--output", str(folder)]) == 0

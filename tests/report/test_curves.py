@@ -1,4 +1,4 @@
-"""The plots of the report: their points, and what is drawn of them."""
+"""The plots of the report: their points, and the drawn content."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ def test_points_of_the_plots(store: Store) -> None:
         "fine-tune best, imagenet": 1, "fine-tune ema, imagenet": 1, "1-shot linear probe cls, digits": 1,
         "5-shot k-NN 20 mean, digits": 2,
     }  # fmt: skip
-    on_gpu = points(rows(store), by_gpu_hours)  # not the hours of CPUs
+    on_gpu = points(rows(store), by_gpu_hours)  # without hours of CPUs
     assert [(p.panel, p.label, p.x, p.y) for p in on_gpu] == [
         (f"fine-tune{which}, imagenet", "aim_base attention_center pixels imagenet", 1234.5, accuracy)
         for which, accuracy in (("", 84.0), (" best", 84.2), (" ema", 84.3))
     ]
 
 
-def test_plots_are_written_and_say_what_they_show(written: tuple[Path, str]) -> None:
+def test_plots_are_written_with_their_text(written: tuple[Path, str]) -> None:
     for name in ("accuracy_by_epochs", "accuracy_by_gpu_hours"):
         assert (written[0] / f"{name}.png").read_bytes().startswith(b"\x89PNG")
         drawing = (written[0] / f"{name}.svg").read_text()
-        # matplotlib draws text as outlines and notes it in comments
+        # matplotlib draws text as outlines and adds it as comments
         assert "<!-- aim_base attention_center pixels imagenet -->" in drawing
         assert ("<!-- aim_tiny raster pixels digits -->" in drawing) == (name == "accuracy_by_epochs")
         assert f"written: {written[0] / name}.png" in written[1]
@@ -54,7 +54,7 @@ def test_without_points_there_is_no_plot(store: Store, tmp_path: Path, capsys: p
     said = capsys.readouterr().out
     assert "no plot accuracy_by_epochs: no encoder evaluated here says after how many epochs" in said
     assert "no plot accuracy_by_gpu_hours: no encoder evaluated here was pretrained on a GPU" in said
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["report.csv", "report.md"]  # nor one from before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["report.csv", "report.md"]  # nor an earlier one
 
 
 def test_hours_of_different_devices_are_not_mixed(empty_copy: Store) -> None:
@@ -67,7 +67,7 @@ def test_hours_of_different_devices_are_not_mixed(empty_copy: Store) -> None:
 
 
 def test_accuracy_during_pretraining_is_drawn_by_order(empty_copy: Store, tmp_path: Path) -> None:
-    """Two seeds of one order become their mean; a pretraining made anew counts in place of the one before it."""
+    """Two seeds of one order are averaged; a repeated pretraining replaces the earlier one."""
     from mlflow.entities import Metric
 
     store, knn = empty_copy, {"online/knn_10_mean": [60.0, 70.0, 80.0], "online/linear_cls": [10.0, 20.0, 30.0]}

@@ -1,4 +1,4 @@
-"""The command that writes a report, and what it says of mistakes."""
+"""The report command and its error messages."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_mistakes_are_named(store: Store, tmp_path: Path, capsys: pytest.Capture
     assert f"error: --output={tmp_path / 'file'} cannot be written: " in capsys.readouterr().err
 
 
-def test_without_evaluations_it_says_how_to_make_one(empty_copy: Store, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_evaluations_it_shows_how_to_make_one(empty_copy: Store, capsys: pytest.CaptureFixture[str]) -> None:
     how = "semaim run task=knn checkpoint=runs/<name>"
     assert f"there is no evaluation here yet; make one with: {how}" in fails(capsys, "--uri", empty_copy.uri)
     empty_copy.add({"task": "pretrain"}, {"train/loss": 1.0, "eval/knn_10_cls": 50.0})

@@ -1,4 +1,4 @@
-"""The report reads a store without touching it, and says of a store that it cannot read why."""
+"""The report reads a store without changing it, and reports why a store cannot be read."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_many_runs_are_read_page_by_page(store: Store, monkeypatch: pytest.Monke
     assert set(paged) == everything
 
 
-def test_store_is_not_touched(store: Store, tmp_path: Path) -> None:
+def test_store_is_not_changed(store: Store, tmp_path: Path) -> None:
     before = store.path.read_bytes(), store.contents(), sorted(store.path.parent.iterdir())
     assert main(["report", "--uri", store.uri, "--output", str(tmp_path)]) == 0
     assert (store.path.read_bytes(), store.contents(), sorted(store.path.parent.iterdir())) == before
@@ -44,7 +44,7 @@ def test_missing_file_is_not_created(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_other_files_are_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_other_files_are_not_changed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "empty.db").touch()
     (tmp_path / "text.db").write_text("no database" * 1000)
     with sqlite3.connect(tmp_path / "other.db") as database:
@@ -61,7 +61,7 @@ def test_other_files_are_left_alone(tmp_path: Path, capsys: pytest.CaptureFixtur
     "change",
     [
         "UPDATE alembic_version SET version_num = '0a8213491aaa'",
-        "DELETE FROM experiments WHERE name = 'Default'",  # which MLflow puts into every store that it opens
+        "DELETE FROM experiments WHERE name = 'Default'",  # MLflow adds it to every store that it opens
     ],
 )
 def test_store_that_needs_changing_is_not_changed(

@@ -1,4 +1,4 @@
-"""The tables of the report: pooled as it says, beside what papers published."""
+"""The tables of the report: seeds are pooled as documented, and published results are included."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_metrics_and_their_titles(metric: str, title: str | None) -> None:
     assert what is None or f"eval/{what.name}" == metric
 
 
-def test_columns_stand_in_the_order_of_the_protocols() -> None:
+def test_columns_follow_the_order_of_the_protocols() -> None:
     names = ["knn_5_cls_1shot", "finetune_best", "linprobe_cls_1shot", "finetune", "linprobe_mean", "knn_20_cls",
              "knn_5_cls_5shot", "knn_5_mean"]  # fmt: skip
     titles = [what.title for what in sorted(filter(None, (report.evaluation(f"eval/{name}") for name in names)))]
@@ -70,8 +70,8 @@ def test_columns_stand_in_the_order_of_the_protocols() -> None:
 def test_seeds_are_pooled(written: tuple[Path, str]) -> None:
     lines = {(line["method"], line["epochs"], line["evaluation"]): line for line in machine_lines(written[0])}
     centre = lines["attention_center pixels", "10", "knn_10_mean"]
-    # Mean of 93, 94 and 95.5, and the square root of (1.1667^2 + 0.1667^2 + 1.3333^2) / 2; no trace of the run made
-    # again, of those that did not finish, of the deleted one and of pretraining's own.
+    # Mean of 93, 94 and 95.5, and the square root of (1.1667^2 + 0.1667^2 + 1.3333^2) / 2; the repeated run,
+    # unfinished runs, the deleted run and pretraining's own are excluded.
     assert float(centre["mean"]) == pytest.approx(94.1666667)
     assert float(centre["deviation"]) == pytest.approx(1.2583057)
     assert float(centre["device_hours"]) == pytest.approx(0.03)
@@ -146,7 +146,7 @@ def test_markdown_rows(written: tuple[Path, str]) -> None:
 
 
 def test_many_knn_columns_are_cut_in_markdown_only(store: Store, written: tuple[Path, str]) -> None:
-    # k = 10 stands in seven figures of rows (cls and mean), 20 and 30 in two each.
+    # k = 10 occurs in seven figures of rows (cls and mean), 20 and 30 in two each.
     assert {line["evaluation"] for line in machine_lines(written[0]) if line["evaluation"].startswith("knn")} == {
         "knn_10_cls", "knn_10_mean", "knn_20_cls", "knn_20_mean", "knn_30_cls", "knn_30_mean", "knn_20_mean_5shot",
     }  # fmt: skip
@@ -181,7 +181,7 @@ def test_published_figures_are_exact(written: tuple[Path, str]) -> None:
     assert places == sorted(places, reverse=True)  # ours first
 
 
-def test_nothing_but_known_values_stands_in_a_cell(written: tuple[Path, str]) -> None:
+def test_cells_contain_only_known_values(written: tuple[Path, str]) -> None:
     assert tuple(machine_lines(written[0])[0]) == CSV_COLUMNS
     cells = [cell for table in tables(written[1]) for row in table for cell in row.values()]
     assert "" in cells

@@ -1,4 +1,4 @@
-"""Run folders: a stable name, one process at a time, and a configuration that cannot change unnoticed."""
+"""Run folders: a stable name, one process at a time, and detection of configuration changes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CHOICES = {"task": "pretrain", "data": "digits", "model": "aim_tiny", "permutati
 NAMED_AFTER = ["task", "data", "model", "permutation"]
 FRONT = "pretrain_digits_aim_tiny_raster"
 
-# Holds the folder and forks a child that outlives it, as a loading worker might; lets go when told to.
+# Locks the folder and forks a child that outlives it, like a loader's worker; unlocks on request.
 HOLDER = """
 import os, sys, time
 from pathlib import Path
@@ -47,7 +47,7 @@ def test_name_of_a_run_is_readable_and_stable():
     assert name("trainer.epochs=20", "seed=1") == f"{FRONT}_seed-1_trainer.epochs-20"
     assert name("seed=1", "trainer.epochs=20") == name("trainer.epochs=20", "seed=1")
     assert name("trainer.epochs=21", "seed=1") != name("trainer.epochs=20", "seed=1")
-    # A group that stands in front is not repeated, another one is.
+    # A group at the front of the name is not repeated; another one is.
     assert name("model=aim_base", choices={**CHOICES, "model": "aim_base"}) == "pretrain_digits_aim_base_raster"
     assert name("trainer=imagenet") == f"{FRONT}_trainer-imagenet"
 
@@ -59,7 +59,7 @@ def test_name_without_the_plus_of_an_experiment():
 
 @pytest.mark.parametrize("key", MAY_DIFFER)
 def test_name_ignores_what_changes_no_result(key):
-    if key == "data.root":  # may move while a run goes on, but at first tells one data set from another
+    if key == "data.root":  # may move during a run, but initially distinguishes data sets
         assert name("data.root=photos", "seed=1") == f"{FRONT}_data.root-photos_seed-1"
         return
     assert name(f"{key}=1", "seed=1") == f"{FRONT}_seed-1"
@@ -67,7 +67,7 @@ def test_name_ignores_what_changes_no_result(key):
     assert name(f"+{key}=1") == FRONT
 
 
-def test_name_heeds_options_that_only_begin_alike():
+def test_name_includes_options_with_a_common_prefix():
     assert name("device_map=1") == f"{FRONT}_device_map-1"
     assert name("trainer.compile_all=1") == f"{FRONT}_trainer.compile_all-1"
     assert name("trainer.batch_size=64") == f"{FRONT}_trainer.batch_size-64"
@@ -78,7 +78,7 @@ def test_strange_characters_are_replaced_and_the_name_made_unique():
     for one in names:
         assert re.fullmatch(r"[A-Za-z0-9_.+-]+-[0-9a-f]{8}", one), one
     assert names[0].startswith(f"{FRONT}_checkpoint--data-a-b-x-")
-    assert names[0][:-9] == names[1][:-9]  # alike but for the hash
+    assert names[0][:-9] == names[1][:-9]  # equal except for the hash
     assert len(set(names)) == 3
     assert name("checkpoint=/data/a b/x") == names[0]
 
@@ -86,7 +86,7 @@ def test_strange_characters_are_replaced_and_the_name_made_unique():
 @pytest.mark.parametrize(
     "asked", ["seed=1", "optimizer.min_lr=-1e-6", "data.image_size=[32,48]", "a='b=c d'", "~x", "k="]
 )
-def test_names_can_be_typed_as_a_value(asked):
+def test_names_are_valid_option_values(asked):
     (override,) = OverridesParser.create().parse_overrides([f"checkpoint=runs/{name(asked)}"])
     assert override.value() == f"runs/{name(asked)}"
 
@@ -107,7 +107,7 @@ def test_flatten():
     assert flatten(nested) == {"a.b.c": 1, "a.d": [1, {"e": 2}], "f": {}, "g": None, "5": "x"}
 
 
-def test_differences_name_what_matters():
+def test_differences_name_the_relevant_options():
     old = {"a": {"b": 1, "c": [1, 2]}, "gone": None, "same": "x", "device": "cpu", "tracking": {"uri": 1}}
     new = {"a": {"b": 2, "c": [1, 3]}, "come": {"x": 0.5}, "same": "x", "device": "cuda", "tracking": {"other": 2}}
     assert differences(old, new) == [
@@ -142,7 +142,7 @@ def test_configuration_survives_the_file(tmp_path):
     for _ in range(2):
         RunFolder(tmp_path / "runs" / "a").store_or_check_config(CONFIG)
     assert (folder.path / "config.yaml").read_text() == stored
-    assert sorted(path.name for path in folder.path.iterdir()) == ["config.yaml"]  # no temporary file stays
+    assert sorted(path.name for path in folder.path.iterdir()) == ["config.yaml"]  # no temporary file remains
 
 
 def test_what_may_differ_may_differ(tmp_path):
@@ -158,7 +158,7 @@ def test_what_may_differ_may_differ(tmp_path):
         ("data.root", "/"),
     ]:
         folder.store_or_check_config(changed(key, value))
-    assert "device: auto" in (folder.path / "config.yaml").read_text()  # the first stays
+    assert "device: auto" in (folder.path / "config.yaml").read_text()  # the first one is kept
 
 
 @pytest.mark.parametrize(
@@ -178,7 +178,7 @@ def test_another_configuration_is_refused(tmp_path, key, value, message):
     with pytest.raises(UserError, match=message) as error:
         folder.store_or_check_config(changed(key, value))
     assert "run_name=" in str(error.value)
-    folder.store_or_check_config(CONFIG)  # what was stored is untouched
+    folder.store_or_check_config(CONFIG)  # the stored one is unchanged
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):
@@ -199,7 +199,7 @@ def test_status(tmp_path):
 
 @pytest.fixture
 def holder(tmp_path):
-    """A process that holds tmp_path, its pid, and its child's pid."""
+    """A process that locks tmp_path, its pid, and its child's pid."""
     process = subprocess.Popen([sys.executable, "-c", HOLDER, tmp_path], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                                text=True)  # fmt: skip
     pid, child = map(int, process.stdout.readline().split())
@@ -213,13 +213,13 @@ def holder(tmp_path):
         process.stdout.close()
 
 
-def test_a_second_process_is_refused_until_the_first_lets_go(tmp_path, holder):
+def test_a_second_process_is_refused_until_the_first_unlocks(tmp_path, holder):
     process, pid, _ = holder
     folder = RunFolder(tmp_path)
     assert folder.is_locked()
     with pytest.raises(UserError, match=rf"in use by process {pid} on .*run_name="):
         folder.lock()
-    with pytest.raises(UserError, match=f"process {pid} "):  # being refused changed nothing
+    with pytest.raises(UserError, match=f"process {pid} "):  # the refusal changed nothing
         folder.lock()
     process.stdin.write("\n")
     process.stdin.flush()
@@ -228,10 +228,10 @@ def test_a_second_process_is_refused_until_the_first_lets_go(tmp_path, holder):
     folder.lock()
     assert (tmp_path / ".lock").read_text().startswith(f"process {os.getpid()} on ")
     folder.unlock()
-    folder.unlock()  # twice does no harm
+    folder.unlock()  # a second call has no effect
 
 
-def test_the_lock_dies_with_its_process_even_if_a_child_lives(tmp_path, holder):
+def test_the_lock_ends_with_its_process_even_if_a_child_is_alive(tmp_path, holder):
     process, pid, child = holder
     folder = RunFolder(tmp_path)
     os.kill(pid, signal.SIGKILL)
@@ -242,13 +242,13 @@ def test_the_lock_dies_with_its_process_even_if_a_child_lives(tmp_path, holder):
     folder.unlock()
 
 
-def test_a_folder_that_nobody_ever_held_is_not_locked(tmp_path):
+def test_a_folder_never_locked_is_not_locked(tmp_path):
     assert not RunFolder(tmp_path).is_locked()
     assert not RunFolder(tmp_path / "none").is_locked()
-    assert list(tmp_path.iterdir()) == []  # asking leaves nothing behind
+    assert list(tmp_path.iterdir()) == []  # the query creates no file
 
 
-def test_asking_whether_a_folder_is_locked_does_not_let_go_of_it(tmp_path):
+def test_checking_a_lock_does_not_release_it(tmp_path):
     folder = RunFolder(tmp_path)
     folder.lock()
     assert not folder.is_locked(), "not by another process"

@@ -1,4 +1,4 @@
-"""The journal: complete lines in order, no step twice however often a run is killed and continued."""
+"""The journal: complete lines in order, no step twice in a run killed and continued any number of times."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def lines(path, offset=0):
 
 
 def points(path, key):
-    """(step, value) of a metric, in the order of the file."""
+    """(step, value) of a metric, in file order."""
     return [(line["step"], line["metrics"][key]) for line in lines(path) if key in line.get("metrics", {})]
 
 
@@ -75,7 +75,7 @@ def test_a_metric_goes_only_forward(path):
     journal.log(5, {"a": 7.0, "b": 1.0})
     assert points(path, "a") == [(0, 0.0), (5, 5.0), (6, 6.0)]
     assert points(path, "b") == [(5, 1.0)]  # another metric of the same step is new
-    assert len(lines(path)) == 4  # and a line with nothing new is not written
+    assert len(lines(path)) == 4  # a line without new values is not written
     assert (journal.next_step("a"), journal.next_step("b"), journal.next_step("c")) == (7, 6, 0)
     journal.close()
 
@@ -121,7 +121,7 @@ def test_a_journal_of_nothing_but_a_torn_line(path):
     assert points(path, "loss") == [(0, 1.0)]
 
 
-def test_not_finite_values_survive(path):
+def test_not_finite_values_are_kept(path):
     journal = Journal(path)
     journal.log(1, {"nan": math.nan, "up": math.inf, "down": -math.inf, "tiny": 5e-324, "third": 1 / 3})
     journal.close()
@@ -157,8 +157,8 @@ def test_a_line_appears_only_when_it_is_complete(path):
     assert [offset for offset, _ in read(path, len(whole))] == [2 * len(whole)]
 
 
-def test_a_reader_beside_a_writer_never_sees_part_of_a_line(path):
-    """Lines longer than the file's buffer reach the file in pieces."""
+def test_a_concurrent_reader_never_gets_part_of_a_line(path):
+    """Lines longer than the file buffer are written in pieces."""
     journal = Journal(path)
     metrics = {f"metric_{number:04d}": 1 / (number + 1) for number in range(1000)}  # about 30 kB a line
     total = 150
@@ -183,7 +183,7 @@ def test_a_reader_beside_a_writer_never_sees_part_of_a_line(path):
     journal.close()
     assert steps == list(range(total))
     assert offset == path.stat().st_size
-    assert len(sizes) > 2  # it did read while lines were being written
+    assert len(sizes) > 2  # reads occurred during writes
 
 
 def test_threads_do_not_mix_their_lines(path):
@@ -211,4 +211,4 @@ def test_tags_and_artifacts_are_lines_of_their_own(path):
         {"artifact": "confusion.csv"},
         {"step": 1, "metrics": {"a": 1.0}},
     ]
-    assert Journal(path).next_step("a") == 2  # reading it back passes over the others
+    assert Journal(path).next_step("a") == 2  # reading skips the other lines
