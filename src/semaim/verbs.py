@@ -10,7 +10,6 @@ from pathlib import Path
 
 from semaim.core.formatting import plural
 
-DEFAULT_STORE = "sqlite:///mlflow.db"
 HYDRA_FLAGS = ("--multirun", "--config-dir", "--cfg", "--resolve", "--help")  # offered by completion
 
 
@@ -149,7 +148,9 @@ def sync(arguments: Namespace) -> int:
 
 def report_arguments(parser: ArgumentParser) -> None:
     """Add the selection of evaluations, and the output folder."""
-    parser.add_argument("--uri", default=DEFAULT_STORE, help="MLflow store (default: %(default)s)")
+    from semaim.tracking.mlflow import DEFAULT_URI
+
+    parser.add_argument("--uri", default=DEFAULT_URI, help="MLflow store (default: %(default)s)")
     parser.add_argument("--experiment", action="append", default=[], help="only of this experiment; repeatable")
     parser.add_argument("--tag", action="append", default=[], metavar="KEY=VALUE",
                         help="only evaluations that have this MLflow tag; repeatable, all must hold")  # fmt: skip

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from support.at_once import AtOnce, chosen
+from support.at_once import AtOnce, chosen, on_cluster
 from support.commands import status
 from support.slurm import Cluster
 from support.slurm_runs import ON_CPU, SIXTY, JobRun, on_node, run_here
@@ -128,12 +128,9 @@ def at_once(
     """The selected scenarios, running concurrently."""
     home = tmp_path_factory.mktemp("disturbed")
     names = chosen(request, SCENARIOS)
-    scenarios = AtOnce({name: partial(SCENARIOS[name], cluster_of_file, home, sixty) for name in names})
-    try:
-        yield scenarios
-    finally:
-        cluster_of_file.cancel_all()  # running scenarios then fail
-        scenarios.wait()
+    scenarios = {name: partial(SCENARIOS[name], cluster_of_file, home, sixty) for name in names}
+    with on_cluster(cluster_of_file, scenarios) as running:
+        yield running
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from support.at_once import AtOnce, chosen
+from support.at_once import AtOnce, chosen, on_cluster
 from support.slurm import Cluster
 from support.slurm_runs import JobRun, two_by_two
 from support.undisturbed import assert_nothing_lost
@@ -75,12 +75,9 @@ def at_once(
     """The selected scenarios and an undisturbed run, running concurrently."""
     home = tmp_path_factory.mktemp("disturbed")
     all_of_them = {name: SCENARIOS[name] for name in chosen(request, SCENARIOS)} | {"undisturbed": _undisturbed_run}
-    scenarios = AtOnce({name: partial(scenario, cluster_of_file, home) for name, scenario in all_of_them.items()})
-    try:
-        yield scenarios
-    finally:
-        cluster_of_file.cancel_all()  # running scenarios then fail
-        scenarios.wait()
+    scenarios = {name: partial(scenario, cluster_of_file, home) for name, scenario in all_of_them.items()}
+    with on_cluster(cluster_of_file, scenarios) as running:
+        yield running
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)

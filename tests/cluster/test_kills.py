@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from support.at_once import AtOnce, chosen
+from support.at_once import AtOnce, chosen, on_cluster
 from support.commands import SMALL, started
 from support.slurm import Cluster
 from support.slurm_runs import ON_CPU, JobRun, run_here, until
@@ -93,12 +93,9 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def at_once(request: pytest.FixtureRequest, cluster_of_file: Cluster, home: Path) -> Iterator[AtOnce]:
     """The selected runs, running concurrently."""
     names = chosen(request, SCENARIOS)
-    scenarios = AtOnce({name: partial(SCENARIOS[name], cluster_of_file, home) for name in names})
-    try:
-        yield scenarios
-    finally:
-        cluster_of_file.cancel_all()  # running scenarios then fail
-        scenarios.wait()
+    scenarios = {name: partial(SCENARIOS[name], cluster_of_file, home) for name in names}
+    with on_cluster(cluster_of_file, scenarios) as running:
+        yield running
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)

@@ -7,15 +7,14 @@ machine that made them.
 
 from __future__ import annotations
 
-import tarfile
 from pathlib import Path
 
 import pytest
 
 from semaim.config.old_names import NEW_NAMES, with_current_names
 from support.commands import journal, losses, run, status, succeed
+from support.stored_runs import unpack
 
-STORED = Path(__file__).parents[1] / "golden" / "runs_0.1.0.tar.gz"
 COMMON = ("data=digits", "trainer.epochs=1", "trainer.batch_size=16", "trainer.log_every_steps=1")
 COMMON += ("trainer.keep_checkpoints=1", "tracking=none", "device=cpu", "trainer.max_steps=4")
 PRETRAINING = (*COMMON, "model=aim_tiny", "model.embed_dim=16", "model.depth=2", "model.num_heads=2")
@@ -38,9 +37,7 @@ NEIGHBOURS = {"knn_10_cls": 65.8333, "knn_20_cls": 64.1667, "knn_10_mean": 72.5,
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
     """A working directory with the stored runs."""
-    with tarfile.open(STORED) as archive:
-        archive.extractall(tmp_path, filter="data")
-    return tmp_path
+    return unpack(tmp_path)
 
 
 def test_the_stored_configurations_have_old_names(home: Path) -> None:

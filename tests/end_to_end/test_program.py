@@ -13,9 +13,8 @@ from pathlib import Path
 import pytest
 
 from semaim.cli import VERBS
-from support.commands import ENVIRONMENT, PIPED, SMALL, run, succeed
+from support.commands import ENVIRONMENT, PIPED, PROGRAM, SMALL, run, succeed
 
-PROGRAM = (sys.executable, "-m", "semaim")
 GONE = ("check", "status", "cancel", "retry", "sync", "report", "features", "export")
 # The console script is in the interpreter's folder.
 ON_PATH = ENVIRONMENT | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}

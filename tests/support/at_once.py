@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
+
+from support.slurm import Cluster
 
 
 class AtOnce:
@@ -27,6 +30,17 @@ class AtOnce:
     def wait(self) -> None:
         """Wait until all scenarios have ended, successfully or not."""
         self._pool.shutdown()
+
+
+@contextmanager
+def on_cluster(cluster: Cluster, scenarios: Mapping[str, Callable[[], Any]]) -> Iterator[AtOnce]:
+    """Scenarios that wait for jobs of a cluster. At the end the jobs are cancelled and all scenarios have ended."""
+    running = AtOnce(scenarios)
+    try:
+        yield running
+    finally:
+        cluster.cancel_all()  # running scenarios then fail
+        running.wait()
 
 
 def chosen(request: pytest.FixtureRequest, names: Mapping[str, Any], argument: str = "scenario") -> list[str]:

@@ -32,6 +32,7 @@ PIPED: dict[str, Any] = {
     "text": True,
 }
 RUN = (sys.executable, "-m", "semaim.run")
+PROGRAM = (sys.executable, "-m", "semaim")
 
 
 def run(folder: Path, *overrides: str, launcher: tuple[str, ...] = RUN) -> subprocess.CompletedProcess[str]:

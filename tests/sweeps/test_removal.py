@@ -6,7 +6,6 @@ import os
 import pty
 import subprocess
 import sys
-import tarfile
 from pathlib import Path
 
 import pytest
@@ -15,10 +14,9 @@ from mlflow import MlflowClient
 from semaim.core.files import read_json, write_json
 from semaim.sweeps.sweep import Point, Sweep
 from semaim.tracking.sync import sync
-from support.commands import ENVIRONMENT, run, succeed
+from support.commands import ENVIRONMENT, PROGRAM, run, succeed
+from support.stored_runs import unpack
 
-PROGRAM = (sys.executable, "-m", "semaim")
-STORED = Path(__file__).parents[1] / "golden" / "runs_0.1.0.tar.gz"
 HOLD = "import sys, time; from pathlib import Path; from semaim.runs.folder import RunFolder; \
 folder = RunFolder(Path(sys.argv[1])); folder.lock(); print('held', flush=True); time.sleep(60)"
 
@@ -26,9 +24,7 @@ folder = RunFolder(Path(sys.argv[1])); folder.lock(); print('held', flush=True);
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
     """A working directory with two finished runs, `pretraining` and `finetuning`."""
-    with tarfile.open(STORED) as archive:
-        archive.extractall(tmp_path, filter="data")
-    return tmp_path
+    return unpack(tmp_path)
 
 
 @pytest.fixture

@@ -105,6 +105,10 @@ class RunFolder:
             return True
         return False
 
+    def process_is_gone(self) -> bool:
+        """Whether the status says that the run is running although no process holds the folder."""
+        return self.status().get("state") == "running" and not self.is_locked()
+
     def store_or_check_config(self, config: dict[str, Any]) -> None:
         """Store the configuration at the first start; later, check that it gives the same result.
 

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from omegaconf import OmegaConf
 
@@ -17,10 +17,12 @@ from semaim.core.files import read_json
 from semaim.core.formatting import duration, plural, relative_to_cwd, size
 from semaim.errors import UserError
 from semaim.runs.folder import RunFolder
+from semaim.runs.status import RunState
 from semaim.sweeps.sweep import FILE, Sweep, swept
 
-STATES = ("running", "requeued", "finished", "failed", "interrupted", "vanished", "not begun")
+STATES = (*get_args(RunState), "not begun")
 ORDERS = ("age", "name", "size", "metric")
+_SHOWN_GROUPS = ("data", "model", "permutation", "target")
 
 
 @dataclass(frozen=True)
@@ -70,8 +72,7 @@ def list_entries(folder: Path) -> list[Entry]:
 
 def run_state(folder: RunFolder) -> str:
     """The state of a run; a run marked as running whose process is gone has vanished."""
-    state = folder.status().get("state", "not begun")
-    return "vanished" if state == "running" and not folder.is_locked() else str(state)
+    return "vanished" if folder.process_is_gone() else str(folder.status().get("state", "not begun"))
 
 
 def _run(path: Path) -> Entry:
@@ -86,24 +87,20 @@ def _run(path: Path) -> Entry:
     metric = status.get("metric") if result else None
     task = choices.get("task", "?")
     return Entry(path, state, (state,), task, ordered_choices, flatten(config), metric, result.get(metric),
-                  _changed(path), _bytes(path))  # fmt: skip
+                  _changed(path), folder_bytes(path))  # fmt: skip
 
 
 def _sweep(path: Path) -> Entry:
     sweep = Sweep.load(path)
-    run_dirs = [run_dir for point in sweep.points for run_dir in (point.run_dir, *point.then)]
-    states = Counter(run_state(RunFolder(Path(run_dir))) for run_dir in run_dirs)
+    states = Counter(run_state(RunFolder(run_dir)) for run_dir in sweep.run_dirs)
     text = ", ".join(f"{count} {state}" for state, count in states.most_common())
     axes = {option: ",".join(values) for option, values in swept(sweep).items()}
-    return Entry(path, text, tuple(states), "sweep", axes, {}, None, None, _changed(path), _bytes(path))
+    return Entry(path, text, tuple(states), "sweep", axes, {}, None, None, _changed(path), folder_bytes(path))
 
 
-def _files(path: Path) -> list[Path]:
-    return [file for file in path.rglob("*") if file.is_file() and not file.is_symlink()]
-
-
-def _bytes(path: Path) -> int:
-    return sum(file.stat().st_size for file in _files(path))
+def folder_bytes(path: Path) -> int:
+    """Size of all files below a folder."""
+    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file() and not file.is_symlink())
 
 
 def _changed(path: Path) -> float:
@@ -170,9 +167,6 @@ def table(entries: Sequence[Entry], folder: Path, total: int) -> str:
     )
     count = f"{len(entries)} of {total}" if len(entries) < total else str(total)
     return f"{text}\n{count} in {folder}, {size(sum(entry.bytes for entry in entries))}"
-
-
-_SHOWN_GROUPS = ("data", "model", "permutation", "target")
 
 
 def as_json(entries: Sequence[Entry]) -> str:

@@ -14,7 +14,7 @@ from semaim.core.formatting import plural, program, relative_to_cwd, size
 from semaim.errors import UserError
 from semaim.runs.folder import RunFolder
 from semaim.sweeps.commands import find
-from semaim.sweeps.listing import list_entries
+from semaim.sweeps.listing import folder_bytes
 from semaim.sweeps.states import states
 from semaim.sweeps.sweep import FILE, Sweep
 from semaim.tracking.store import failure_reason
@@ -43,22 +43,15 @@ def plan_removals(paths: Sequence[Path]) -> list[Removal]:
     """
     run_dirs: dict[Path, None] = {}
     for path in paths:
-        _refuse_live(path)
+        sweep, indices = find(path)
+        _refuse_live(path, sweep, indices)
         if (path / FILE).is_file():
-            points = Sweep.load(path).points
-            point_dirs = [Path(run_dir) for point in points for run_dir in (point.run_dir, *point.then)]
-            run_dirs |= dict.fromkeys(point_dir for point_dir in point_dirs if (point_dir / "config.yaml").is_file())
+            run_dirs |= dict.fromkeys(run_dir for run_dir in sweep.run_dirs if (run_dir / "config.yaml").is_file())
         run_dirs[path.absolute()] = None
-    sizes = {
-        entry.path.absolute(): entry.bytes
-        for parent in {run_dir.parent for run_dir in run_dirs}
-        for entry in list_entries(parent)
-    }
-    return [Removal(relative_to_cwd(run_dir), sizes.get(run_dir, 0), _tracked(run_dir)) for run_dir in run_dirs]
+    return [Removal(relative_to_cwd(run_dir), folder_bytes(run_dir), _tracked(run_dir)) for run_dir in run_dirs]
 
 
-def _refuse_live(path: Path) -> None:
-    sweep, indices = find(path)
+def _refuse_live(path: Path, sweep: Sweep, indices: Sequence[int]) -> None:
     point_states = states(sweep)
     unfinished = [sweep.points[index].name for index in indices if not point_states[index].over]
     locked = [point.name for point in (sweep.points[index] for index in indices) if point.folder.is_locked()]

@@ -89,6 +89,11 @@ class Sweep:
         return RunFolder(self.path)
 
     @property
+    def run_dirs(self) -> list[Path]:
+        """The run folders of its points, and of what follows them in the same job."""
+        return [Path(run_dir) for point in self.points for run_dir in (point.run_dir, *point.then)]
+
+    @property
     def jobs(self) -> Path:
         """Folder of the output of jobs."""
         return self.path / "jobs"

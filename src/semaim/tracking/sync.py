@@ -41,7 +41,7 @@ def sync(path: Path, uri: str | None, experiment: str | None = None) -> int:
     if not (path / "config.yaml").is_file():
         raise UserError(f"{path} is not a run folder: it has no config.yaml")
     folder = RunFolder(path)
-    if folder.status().get("state") == "running" and not folder.is_locked():
+    if folder.process_is_gone():
         mark_ended(folder, "vanished", "KILLED", "the process was killed")
     delivery = Delivery(folder, uri, experiment)
     try:
