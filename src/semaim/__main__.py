@@ -1,7 +1,5 @@
 """`python -m semaim <verb>`: the `semaim` program."""
 
-import sys
+from semaim.cli import program
 
-from semaim.cli import main
-
-sys.exit(main())
+program()

@@ -11,7 +11,9 @@ import os
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
+from typing import NoReturn
 
+from semaim.core import interpreter
 from semaim.verbs import VERBS
 
 
@@ -55,5 +57,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return print_error(error)
 
 
+def program() -> NoReturn:
+    """The console script."""
+    interpreter.run_program(main)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    program()

@@ -16,6 +16,7 @@ from semaim.config.compose import CONF
 from semaim.config.follow_ups import follow_ups
 from semaim.config.messages import print_error
 from semaim.config.run_spec import run_spec_of_this_process
+from semaim.core import interpreter
 
 
 @hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")
@@ -47,4 +48,4 @@ def command_line() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(command_line())
+    interpreter.run_program(command_line)

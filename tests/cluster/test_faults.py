@@ -14,7 +14,7 @@ import pytest
 
 from support.commands import SMALL, losses, status
 from support.slurm import Cluster
-from support.slurm_runs import TWO_BY_TWO, JobRun, run_here, two_by_two
+from support.slurm_runs import TWO_BY_TWO, JobRun, on_two_nodes, run_here
 from support.undisturbed import final_state, shown
 
 pytestmark = pytest.mark.slow
@@ -58,10 +58,10 @@ def _take(taken: ExitStack, port: int) -> None:
 
 
 def test_without_restarts_the_death_of_a_process_ends_the_run_with_its_reason(cluster: Cluster, tmp_path: Path) -> None:
-    run = two_by_two(cluster, tmp_path, "lost", "tracking=mlflow", "sweep.restarts=0")
+    run = on_two_nodes(cluster, tmp_path, "lost", "tracking=mlflow", "sweep.restarts=0")
     run.submit(seconds_per_step=0.3)
     run.wait_for_step(2, 120)
-    os.kill(run.process(3), signal.SIGKILL)
+    os.kill(run.process(1), signal.SIGKILL)
     killed = time.monotonic()
     run.wait_until_over()
     asked = time.monotonic()
@@ -72,7 +72,7 @@ def test_without_restarts_the_death_of_a_process_ends_the_run_with_its_reason(cl
         f"the job ended {asked - killed:.1f} s after the kill; MLflow said {state} {known - asked:.1f} s after asking"
     )
     assert "failed" in told
-    assert "task 3: Killed" in told
+    assert "task 1: Killed" in told
     assert state in ("FAILED", "KILLED")
     assert known - asked < MLFLOW_MUST_KNOW_WITHIN
     assert status(run.folder)["state"] in ("failed", "vanished")

@@ -16,14 +16,14 @@ import pytest
 
 from support.at_once import AtOnce, chosen, on_cluster
 from support.slurm import Cluster
-from support.slurm_runs import JobRun, two_by_two
+from support.slurm_runs import JobRun, on_two_nodes
 from support.undisturbed import assert_nothing_lost
 
 pytestmark = pytest.mark.slow
 
 
 def _five_time_limit_signals(cluster: Cluster, home: Path) -> JobRun:
-    run = two_by_two(cluster, home, "signalled", "tracking=none")
+    run = on_two_nodes(cluster, home, "signalled", "tracking=none")
     run.submit(seconds_per_step=0.3)
     dice = random.Random(1)
     for number in range(1, 6):
@@ -41,9 +41,9 @@ def _five_time_limit_signals(cluster: Cluster, home: Path) -> JobRun:
 
 def _one_killed_process(cluster: Cluster, home: Path) -> JobRun:
     dice = random.Random(2)
-    run = two_by_two(cluster, home, "bereaved", "tracking=none")
+    run = on_two_nodes(cluster, home, "bereaved", "tracking=none")
     run.submit(seconds_per_step=0.3)
-    rank, step = dice.randrange(4), dice.randint(6, 9)
+    rank, step = dice.randrange(2), dice.randint(6, 9)
     run.wait_for_step(step, 240)
     os.kill(run.process(rank), signal.SIGKILL)
     run.wait_for_requeue(1)
@@ -59,7 +59,7 @@ def _one_killed_process(cluster: Cluster, home: Path) -> JobRun:
 
 
 def _undisturbed_run(cluster: Cluster, home: Path) -> JobRun:
-    run = two_by_two(cluster, home, "undisturbed", "tracking=none")
+    run = on_two_nodes(cluster, home, "undisturbed", "tracking=none")
     run.submit()
     run.finish(240)
     return run

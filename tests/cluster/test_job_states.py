@@ -5,16 +5,15 @@ from __future__ import annotations
 import os
 import re
 import signal
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
 from semaim.core import slurm_job
-from support.commands import status, wait_for
+from support.commands import PROGRAM, finished, status, wait_for
 from support.slurm import Cluster
-from support.slurm_runs import LEFT_ALONE, JobRun, run_semaim, subprocess_run
+from support.slurm_runs import LEFT_ALONE, JobRun, run_semaim
 from support.undisturbed import shown
 
 pytestmark = pytest.mark.slow
@@ -33,11 +32,8 @@ def test_status_without_accounting_of_a_job_killed_for_good(cluster: Cluster, tm
         (path,) = [Path("/usr/bin") / name]
         (commands / name).symlink_to(path)
     asked = time.monotonic()
-    done = subprocess_run(
-        [sys.executable, "-m", "semaim", "status", "runs/sweep_lost"],
-        tmp_path,
-        cluster.environment | {"PATH": str(commands)},
-    )
+    environment = cluster.environment | {"PATH": str(commands)}
+    done = finished([*PROGRAM, "status", "runs/sweep_lost"], tmp_path, environment)
     assert time.monotonic() - asked < 60
     assert done.returncode == 1
     assert re.search(r"\nlost +\d+ +failed +n[12]: task 0: Killed", done.stdout), done.stdout
@@ -56,7 +52,7 @@ def test_unresponsive_controller_marks_no_run_as_dead(cluster: Cluster, tmp_path
     port = cluster.port
     nobody.write_text((cluster.folder / "slurm.conf").read_text().replace(f"SlurmctldPort={port}", "SlurmctldPort=9"))
     silent = cluster.environment | {"SLURM_CONF": str(nobody)}
-    done = subprocess_run([sys.executable, "-m", "semaim", "status", "runs/sweep_alive"], tmp_path, silent)
+    done = finished([*PROGRAM, "status", "runs/sweep_alive"], tmp_path, silent)
     assert re.search(r"\nalive +\d+ +unknown +SLURM does not answer; the run folder says: running", done.stdout)
     assert done.returncode == 0
     assert status(run.folder)["state"] == "running"

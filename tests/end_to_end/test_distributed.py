@@ -1,6 +1,6 @@
 """Several processes give the result of one: same images, same orders, same losses up to rounding.
 
-torchrun starts two processes on this machine; they exchange gradients by gloo.
+torchrun or the test itself starts them on this machine; they exchange gradients by gloo.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from semaim.core import distributed
-from support.commands import SMALL, losses, run, succeed
+from support.commands import SMALL, losses, run, succeed, together
 from support.evaluating import assert_same_bits
 
 TWO = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "semaim.run")
@@ -50,12 +50,12 @@ def test_two_processes_give_the_losses_of_one(tmp_path: Path, alone: Path) -> No
 
 
 def test_two_processes_with_two_micro_batches_give_the_losses_of_one(tmp_path: Path, alone: Path) -> None:
-    succeed(tmp_path, *SIX_STEPS, "trainer.accumulate=2", launcher=TWO)
+    together(tmp_path, *SIX_STEPS, "trainer.accumulate=2")
     assert_close(tmp_path, alone)
 
 
 def test_a_run_of_two_processes_continues_on_one(tmp_path: Path, alone: Path) -> None:
-    succeed(tmp_path, *SIX_STEPS, "trainer.max_steps=3", launcher=TWO)
+    together(tmp_path, *SIX_STEPS, "trainer.max_steps=3")
     out = succeed(tmp_path, *SIX_STEPS)
     assert "continuing after step 3" in out
     assert "the checkpoint is of 2 processes, now there are 1" in out
@@ -65,12 +65,11 @@ def test_a_run_of_two_processes_continues_on_one(tmp_path: Path, alone: Path) ->
 @pytest.mark.slow
 def test_a_run_of_four_processes_that_was_interrupted_equals_an_undisturbed_one_to_the_last_bit(tmp_path: Path) -> None:
     """The order of adding more than two terms must not depend on the number of steps since the start."""
-    four = (*TWO[:4], "--nproc-per-node=4", *TWO[5:])
     options = (*SIX_STEPS, "model.drop_path=0.1", "trainer.ema=true")
     for home, steps in (("undisturbed", [6]), ("interrupted", [3, 6])):
         (tmp_path / home).mkdir()
         for last in steps:
-            succeed(tmp_path / home, *options, f"trainer.max_steps={last}", launcher=four)
+            together(tmp_path / home, *options, f"trainer.max_steps={last}", processes=4)
     assert losses(tmp_path / "interrupted" / "runs" / "six") == losses(tmp_path / "undisturbed" / "runs" / "six")
     assert_same_bits(model(tmp_path / "interrupted"), model(tmp_path / "undisturbed"), "weights")
 
@@ -79,7 +78,7 @@ def test_two_processes_extract_the_features_of_one(tmp_path: Path, alone: Path) 
     evaluate = ("task=knn", f"checkpoint={alone / 'runs' / 'six'}", "tracking=none", "run_name=knn")
     succeed(tmp_path, *evaluate)
     (tmp_path / "two").mkdir()
-    succeed(tmp_path / "two", *evaluate, launcher=TWO)
+    together(tmp_path / "two", *evaluate)
     results = [(folder / "runs" / "knn" / "status.json").read_text() for folder in (tmp_path, tmp_path / "two")]
     one, two = (json.loads(text)["result"] for text in results)
     assert one == two

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from semaim.cli import VERBS
-from support.commands import ENVIRONMENT, PIPED, PROGRAM, SMALL, run, succeed
+from support.commands import ENVIRONMENT, PIPED, PROGRAM, SMALL, finished, run, start, succeed
 
 GONE = ("check", "status", "cancel", "retry", "sync", "report", "features", "export")
 # The console script is in the interpreter's folder.
@@ -49,7 +49,7 @@ def test_run_is_the_runner(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("verb", GONE)
 def test_the_former_modules_are_removed(verb: str, tmp_path: Path) -> None:
-    done = subprocess.run([sys.executable, "-m", f"semaim.{verb}", "--help"], cwd=tmp_path, **PIPED, check=False)
+    done = finished([sys.executable, "-m", f"semaim.{verb}", "--help"], tmp_path)
     assert done.returncode != 0
 
 
@@ -97,11 +97,12 @@ folder = RunFolder(Path('run')); folder.lock(); print('held', flush=True); time.
         try:
             assert holder.stdout is not None
             holder.stdout.readline()
-            with subprocess.Popen([*PROGRAM, "status", "--watch", "run"], cwd=tmp_path, **PIPED) as watch:
-                assert watch.stdout is not None
-                first = [watch.stdout.readline() for _ in range(4)]
-                watch.send_signal(signal.SIGINT)
-                rest = watch.stdout.read()
+            watch = start([*PROGRAM, "status", "--watch", "run"], tmp_path)
+            assert watch.stdout is not None
+            first = [watch.stdout.readline() for _ in range(4)]
+            watch.send_signal(signal.SIGINT)
+            rest = watch.stdout.read()
+            watch.wait(30)
         finally:
             holder.kill()
     assert "running" in first[-1]

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,7 @@ from semaim.cli import main
 from semaim.data.transforms import evaluation
 from semaim.export import export
 from support import foreign_files
-from support.commands import PIPED
+from support.commands import PROGRAM, finished
 from support.exporting import SMALL, exported, photograph, stored
 from support.in_process import go
 
@@ -126,7 +124,7 @@ def test_other_users_may_read_it(square: Path, tmp_path: Path) -> None:
     ],
 )
 def test_mistakes_in_the_options(words: list[str], message: str, tmp_path: Path) -> None:
-    done = subprocess.run([sys.executable, "-m", "semaim", "export", *words], cwd=tmp_path, **PIPED, check=False)
+    done = finished([*PROGRAM, "export", *words], tmp_path)
     assert done.returncode == 2
     last = done.stdout.strip().splitlines()[-1]
     assert last.startswith(("error: ", "semaim export: error: "))
@@ -135,7 +133,7 @@ def test_mistakes_in_the_options(words: list[str], message: str, tmp_path: Path)
 
 
 def test_the_command_reports_mistakes(tmp_path: Path) -> None:
-    done = subprocess.run([sys.executable, "-m", "semaim", "export", "no"], cwd=tmp_path, **PIPED, check=False)
+    done = finished([*PROGRAM, "export", "no"], tmp_path)
     assert (done.returncode, done.stdout) == (2, "error: checkpoint=no does not exist\n")
 
 

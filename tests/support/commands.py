@@ -1,17 +1,25 @@
-"""Command-line runs in separate processes: start, watch, signal and read them."""
+"""Command-line runs in separate processes: start, watch, signal and read them.
+
+The processes are forked from one that has imported the libraries (fork_server.py); what SLURM, torchrun, submitit and
+shells start is a new interpreter.
+"""
 
 from __future__ import annotations
 
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from support.fork_server import ForkedProcess, ForkServer
 
 # Smallest possible work, a few seconds: 16 images a step, no evaluation, no pictures, no tracking.
 SMALL = (
@@ -35,9 +43,41 @@ RUN = (sys.executable, "-m", "semaim.run")
 PROGRAM = (sys.executable, "-m", "semaim")
 
 
+_server: list[ForkServer] = []
+_starting = threading.Lock()
+
+
+def start(
+    command: Sequence[Any], cwd: Path, environment: Mapping[str, str] = ENVIRONMENT, *, new_session: bool = False
+) -> ForkedProcess | subprocess.Popen[str]:
+    """Start a command without standard input; its output and errors go to one pipe."""
+    words = [str(word) for word in command]
+    with _starting:
+        if not _server:
+            _server.append(ForkServer(ENVIRONMENT))
+    if _server[0].can_run(words, environment):
+        return _server[0].start(words, cwd, environment, new_session)
+    return subprocess.Popen(words, cwd=cwd, **PIPED | {"env": environment}, start_new_session=new_session)
+
+
+def finished(
+    command: Sequence[Any], cwd: Path, environment: Mapping[str, str] = ENVIRONMENT, *, seconds: float = 300
+) -> subprocess.CompletedProcess[str]:
+    """Run any command to the end; `stdout` holds standard output and error together."""
+    process = start(command, cwd, environment)
+    try:
+        output, _ = process.communicate(timeout=seconds)
+    except BaseException:
+        process.kill()
+        process.communicate()
+        raise
+    assert process.returncode is not None
+    return subprocess.CompletedProcess(process.args, process.returncode, output)
+
+
 def run(folder: Path, *overrides: str, launcher: tuple[str, ...] = RUN) -> subprocess.CompletedProcess[str]:
     """Run to the end; `stdout` holds standard output and error together."""
-    return subprocess.run([*launcher, *overrides], cwd=folder, **PIPED, timeout=300, check=False)
+    return finished([*launcher, *overrides], folder)
 
 
 def succeed(folder: Path, *overrides: str, launcher: tuple[str, ...] = RUN) -> str:
@@ -47,10 +87,31 @@ def succeed(folder: Path, *overrides: str, launcher: tuple[str, ...] = RUN) -> s
     return done.stdout
 
 
+def together(folder: Path, *overrides: str, processes: int = 2) -> str:
+    """Run to the end in several processes with the variables that torchrun sets; return the output of all."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
+    variables = ENVIRONMENT | {name: str(value) for name, value in group.items()}
+    running = [
+        start([*RUN, *overrides], folder, variables | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, new_session=True)
+        for rank in range(processes)
+    ]
+    try:
+        outputs = [process.communicate(timeout=300)[0] for process in running]
+    finally:
+        for process in running:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+    assert [process.returncode for process in running] == [0] * processes, outputs
+    return "".join(outputs)
+
+
 @contextmanager
-def started(folder: Path, *overrides: str) -> Iterator[subprocess.Popen[str]]:
-    """A running process, killed at exit if still alive."""
-    process = subprocess.Popen([*RUN, *overrides], cwd=folder, **PIPED, start_new_session=True)
+def started(folder: Path, *overrides: str) -> Iterator[ForkedProcess | subprocess.Popen[str]]:
+    """A running process in a session of its own, killed at exit if still alive."""
+    process = start([*RUN, *overrides], folder, new_session=True)
     try:
         yield process
     finally:

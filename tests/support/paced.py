@@ -1,23 +1,25 @@
 """Images with a read delay, so that a test can observe a run in progress.
 
-Jobs also import `digits`, as their data source.
+Jobs also import `squares`, as their data source. It needs no scikit-learn, whose import takes a second.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from semaim.data import sources
-from semaim.data.image_sets import ImageSet, Splits
+import numpy as np
+
+from semaim.data.image_sets import ArrayImages, ImageSet, Splits
 from support.paths import TESTS
 
+IMAGES = 1797
 PACE = "SEMAIM_TEST_PACE"  # names a file with the seconds per image read; no delay if unset
-PACED = ("data.source._target_=support.paced.digits",)
+PACED = ("data.source._target_=support.paced.squares",)
 
 
 class Slow:
@@ -38,10 +40,15 @@ class Slow:
         return self.images.read(index)
 
 
-def digits(side: int = 32, val_fraction: float = 0.2) -> Splits:
-    """The usual digits; training images are read with a delay."""
-    splits = sources.digits(side, val_fraction)
-    return replace(splits, train=Slow(splits.train))
+def squares(side: int = 32, val_fraction: float = 0.2) -> Splits:
+    """As many images as digits has, of 8x8 random grey squares; training images are read with a delay."""
+    held_out = math.ceil(IMAGES * val_fraction)
+    grey = np.random.default_rng(0).integers(0, 256, (IMAGES, 8, 8), np.uint8)
+    images_NHWC = np.kron(grey, np.ones((side // 8, side // 8), np.uint8))[..., None].repeat(3, axis=-1)
+    labels = [number % 10 for number in range(IMAGES)]
+    val = ArrayImages(images_NHWC[:held_out], labels[:held_out], "squares/val")
+    train = ArrayImages(images_NHWC[held_out:], labels[held_out:], "squares/train")
+    return Splits(Slow(train), train, val, [str(label) for label in range(10)])
 
 
 def import_path() -> dict[str, str]:

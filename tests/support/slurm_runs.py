@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from support.commands import ENVIRONMENT, RUN, SMALL, journal, status
+from support.commands import ENVIRONMENT, RUN, SMALL, finished, journal, status
 from support.paced import PACE, PACED, import_path
 
 # Drop path and a moving average, so that random state and EMA matter. With or without tracking.
@@ -91,7 +91,7 @@ class JobRun:
 
     def run_semaim(self, *command: str, expect: int | None = 0) -> str:
         """Run a semaim command in the run's working directory and return its output."""
-        done = subprocess_run([sys.executable, "-m", *command], self.home, self.environment)
+        done = finished([sys.executable, "-m", *command], self.home, self.environment, seconds=120)
         assert expect is None or done.returncode == expect, done.stdout
         return done.stdout
 
@@ -230,35 +230,18 @@ class JobRun:
 
 def run_here(home: Path, *overrides: str) -> str:
     """Run to the end without SLURM and return the output."""
-    done = subprocess_run([*RUN, *overrides], home, ENVIRONMENT | import_path())
+    done = finished([*RUN, *overrides], home, ENVIRONMENT | import_path(), seconds=120)
     assert done.returncode == 0, done.stdout
     return done.stdout
 
 
-def subprocess_run(command: Sequence[str], cwd: Path, environment: dict[str, str]) -> Any:
-    """Run a command to the end; `stdout` holds all its output."""
-    import subprocess
-
-    return subprocess.run(
-        command,
-        cwd=cwd,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-
-
-def two_by_two(cluster: Any, home: Path, name: str, *more: str) -> JobRun:
-    """Sixty steps on two nodes with two processes each."""
-    return JobRun(cluster, home, name, (*SIXTY, *TWO_BY_TWO, *more), processes=4)
+def on_two_nodes(cluster: Any, home: Path, name: str, *more: str) -> JobRun:
+    """Sixty steps on two nodes with one process each."""
+    return JobRun(cluster, home, name, (*SIXTY, *ON_CPU, "hydra.launcher.nodes=2", *more), processes=2)
 
 
 def run_semaim(cluster: Any, home: Path, *command: str, expect: int = 0) -> str:
     """Run a semaim command and return its output."""
-    done = subprocess_run([sys.executable, "-m", *command], home, cluster.environment)
+    done = finished([sys.executable, "-m", *command], home, cluster.environment, seconds=120)
     assert done.returncode == expect, done.stdout
     return done.stdout

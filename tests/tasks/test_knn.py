@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import sys
 
 import numpy as np
 import pytest
@@ -19,12 +18,10 @@ from semaim.evaluation.online_knn import OnlineKNN
 from semaim.models.vit import encode, vit_of
 from semaim.tasks.evaluation import Evaluation, check_image_size
 from semaim.tasks.knn import KNN
-from support.commands import journal, succeed
+from support.commands import journal, together
 from support.evaluating import ALONE, Source, image_data, noise
 from support.in_process import go
 from support.in_process import run as pretrain
-
-TWO = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "semaim.run")
 
 
 @pytest.mark.parametrize("ks", [[], [0], [5, -1]])
@@ -225,7 +222,7 @@ def test_another_knn_computes_no_features(pretrained, evaluated, monkeypatch):
 
 @pytest.mark.slow
 def test_two_processes_give_exactly_the_accuracies_of_one(pretrained, evaluated, tmp_path):
-    succeed(tmp_path, "task=knn", f"checkpoint={pretrained}", "tracking=none", "run_name=knn", launcher=TWO)
+    together(tmp_path, "task=knn", f"checkpoint={pretrained}", "tracking=none", "run_name=knn")
     assert result(tmp_path / "runs" / "knn") == result(evaluated)
     one, two = (
         {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*.npy")}

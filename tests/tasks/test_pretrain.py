@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from semaim.errors import UserError
 from semaim.models.flops import cost
 from semaim.preflight.check import check_sweep
 from semaim.teachers import Teacher
-from support.commands import SMALL, journal, losses, succeed
+from support.commands import SMALL, journal, losses, together
 from support.evaluating import assert_same_bits
 from support.in_process import composed, go, run
 from support.targets import NOW, ORDERS, task_of, weights, with_small_teachers
@@ -157,8 +156,7 @@ def test_two_processes_give_the_losses_of_one(tmp_path: Path) -> None:
     teacher = ("target=dino", "target.model=test_vit", f"target.weights={file}")
     options = (*SMALL, *teacher, "trainer.max_steps=3", "run_name=three")
     one = go(tmp_path / "one", *options)
-    two = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "semaim.run")
-    out = succeed(tmp_path, *options, launcher=two)
+    out = together(tmp_path, *options)
     assert out.count("teacher: test_vit") == 1
     other = tmp_path / "runs" / "three"
     for step, loss in losses(one).items():

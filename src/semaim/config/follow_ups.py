@@ -32,6 +32,8 @@ def follow_ups(spec: RunSpec) -> list[RunSpec]:
         raise UserError(f"then={list(cfg.then)} is for task=pretrain: there is nothing new to evaluate after this one")
     if unknown := [task for task in cfg.then if task not in known]:
         raise UserError(f"then={list(cfg.then)}: there is no evaluation {unknown[0]}; choose from {', '.join(known)}")
+    if not cfg.then:
+        return []
     shared = [f"checkpoint={value_text(cfg.run_dir)}", *_carried(spec)]
     return [
         with_parent(compose_run_spec([f"task={task}", *shared], spec.folders), str(Path(cfg.run_dir).absolute()))

@@ -11,12 +11,13 @@ import sys
 import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 import semaim
 from semaim.core.slurm_job import this_job
+
+if TYPE_CHECKING:  # commands that do not train start without torch
+    import torch
 
 PACKAGES = ("torch", "torchvision", "timm", "hydra-core", "omegaconf", "submitit", "mlflow", "numpy", "pillow")
 
@@ -59,6 +60,8 @@ def _installed(package: str) -> str | None:
 
 def describe(device: torch.device, world_size: int) -> dict[str, Any]:
     """Provenance of this start, in plain types."""
+    import torch
+
     return {
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "command": command_line(),

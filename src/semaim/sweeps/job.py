@@ -16,18 +16,20 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from semaim.config.messages import EXIT_INTERRUPTED, explain, print_error
+from semaim.core import interpreter
 from semaim.core.files import write_json
-from semaim.core.signals import StopRequest
 from semaim.core.slurm_job import this_job
 from semaim.errors import Interrupted
-from semaim.lifecycle import execute, session
 from semaim.runs.provenance import code_version
 from semaim.sweeps.sweep import Point, Sweep, failure_file
 from semaim.tracking.delivery import deliver
 from semaim.tracking.sync import mark_ended
+
+if TYPE_CHECKING:  # imports torch
+    from semaim.core.signals import StopRequest
 
 log = logging.getLogger(__name__)
 WAIT_FOR_JOB_END_SECONDS = 120
@@ -39,6 +41,8 @@ def run_point(sweep: Sweep, point: Point) -> float:
     Raises:
         Interrupted: after a signal, when the first process has saved everything.
     """
+    from semaim.lifecycle import execute, session  # imports torch, after `interpreter.prepare`
+
     specs = sweep.compose(point)
     with session(specs[0].cfg.device) as (processes, stop):
         _warn_if_code_changed(sweep)
@@ -65,24 +69,32 @@ class PointJob:
     number: int
 
     def __call__(self) -> float:
+        interpreter.prepare()
         os.environ["HYDRA_FULL_ERROR"] = "1"
         sweep = Sweep.load(Path(self.sweep))
         try:
-            return run_point(sweep, sweep.points[self.number])
+            metric = run_point(sweep, sweep.points[self.number])
         except Interrupted as error:
-            sys.exit(print_error(error))
+            _exit(print_error(error))
         except (Exception, KeyboardInterrupt) as error:
             from submitit import JobEnvironment
 
             job = JobEnvironment()
             record_failure(sweep.job_folder(job.job_id), error, job.global_rank)
-            sys.exit(print_error(error))
+            _exit(print_error(error))
+        interpreter.announce_exit(0)
+        return metric
 
     def checkpoint(self) -> Any:
         """The call that submitit starts when the job is requeued: the same."""
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self)
+
+
+def _exit(code: int) -> NoReturn:
+    interpreter.announce_exit(code)
+    sys.exit(code)
 
 
 def record_failure(job_folder: Path, error: BaseException, rank: int = 0) -> None:
