@@ -24,7 +24,7 @@ from support import slurm
 from support.evaluating import surroundings
 from support.in_process import logging_left_as_found
 from support.mlflow_server import PostgreSQL
-from support.scheduling import ByFile
+from support.scheduling import ByFile, longest_first
 
 os.environ["SEMAIM_SITE"] = "/nowhere"  # the tests ignore the user's site settings
 if "OMP_NUM_THREADS" not in os.environ:
@@ -80,6 +80,10 @@ def damaged(tmp_path: Path) -> FileImages:
     (tmp_path / "2.png").write_bytes(b"")
     (tmp_path / "5.png").write_text("no image")
     return FileImages(tmp_path, [f"{i}.png" for i in range(6)], list(range(6)))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    longest_first(items)
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -73,7 +73,7 @@ def _too_many_timeouts(cluster: Cluster, home: Path, undisturbed: Path) -> None:
 def _requeues_and_preemption(cluster: Cluster, home: Path, undisturbed: Path) -> None:
     options = (*SIXTY, *ON_CPU, *on_node("n2"), "tracking=none", "data.num_workers=2")
     run = JobRun(cluster, home, "requeued", options)
-    run.submit(seconds_per_step=0.3)
+    run.submit(seconds_per_step=2)  # two loader workers: one second; it must not end before the last requeue
     dice = random.Random(0)
     for number in range(1, 6):
         if number in (2, 4):  # at any moment, also during startup

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from xdist.scheduler import LoadScopeScheduling
 
 # Tests in these folders share slow fixtures: a cluster, a PostgreSQL server, runs to export, a store.
@@ -16,5 +17,15 @@ class ByFile(LoadScopeScheduling):
 
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.partition("::")[0]
-        folder = file.rpartition("/")[0]
-        return folder if folder in TOGETHER else file
+        return folder_together(file) or file
+
+
+def folder_together(file: str) -> str | None:
+    """The folder of a test file if its tests run in one process."""
+    folder = file.rpartition("/")[0]
+    return folder if folder in TOGETHER else None
+
+
+def longest_first(items: list[pytest.Item]) -> None:
+    """Move the folders that run in one process to the front, so that no process runs one of them alone at the end."""
+    items.sort(key=lambda item: folder_together(item.nodeid.partition("::")[0]) is None)

@@ -17,7 +17,7 @@ from semaim.sweeps.sweep import Point, Sweep
 def make_run(
     folder: Path, name: str, status: dict, choices: dict, config: dict, age: float = 0, size: int = 100
 ) -> Path:
-    """A run folder as far as a listing reads it."""
+    """A run folder with only the files that a listing reads."""
     path = folder / name
     (path / "checkpoints").mkdir(parents=True)
     (path / "checkpoints" / "step_00000001.pt").write_bytes(bytes(size))

@@ -1,4 +1,4 @@
-"""Sweeps in this process: a run for each point, of which one that fails does not take the others along."""
+"""Sweeps in this process: one run per point; a failed run does not affect the others."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_sweep_from_another_directory_makes_a_run_for_each_point(tmp_path: Path)
     assert results[0] != results[1]
 
 
-def test_failing_point_of_a_sweep_spares_the_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_failed_point_does_not_affect_the_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sweep = ("-m", "model.query_depth=3,2", "trainer.max_steps=2", *SMALL)  # the failing one first
     assert run_here(tmp_path, *sweep) == 2
     err = capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""`semaim rm`: runs and sweeps are deleted with their checkpoints and MLflow runs, after a question, unless alive."""
+"""`semaim rm` deletes runs and sweeps with their checkpoints and MLflow runs. It asks first and refuses live runs."""
 
 from __future__ import annotations
 

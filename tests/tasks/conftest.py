@@ -1,4 +1,4 @@
-"""What several tests of tasks start from: a pretrained encoder, small images, the surroundings of a task."""
+"""Fixtures of several test files: a pretrained encoder and small images."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def splits():
-    """Held-out images that are the training images, so that each is its own nearest neighbour."""
+    """The held-out images are the training images, so each one is its own nearest neighbour."""
     images = noise()
     return Splits(images, images, images, ["a", "b", "c"])
 

@@ -1,4 +1,4 @@
-"""Few-shot accuracy against scikit-learn and a fit by hand, on the images that were chosen."""
+"""Few-shot accuracy, compared with scikit-learn and with a fit written out here on the same images."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ SHOTS = (
 
 
 class Few(NamedTuple):
-    """A run and what it drew: for each of its six choices the images per class, the images, and the heads at first."""
+    """A run and its random draws: for each of its six draws the images per class, the images and the initial heads."""
 
     folder: Path
     chosen: list[tuple[int, list[int]]]
@@ -70,12 +70,12 @@ def few(tmp_path_factory: pytest.TempPathFactory, pretrained: Path) -> Few:
         patch.setattr(fewshot, "few_shot_indices", choosing)
         patch.setattr(fewshot, "LinearHeads", making)
         folder = go(tmp_path_factory.mktemp("few"), *SHOTS, f"checkpoint={pretrained}")
-    return Few(folder, chosen[2:], heads)  # before the run it is tried whether there are enough images
+    return Few(folder, chosen[2:], heads)  # the check before the run that there are enough images
 
 
 @pytest.fixture(scope="module")
 def features(pretrained: Path) -> dict[str, tuple[dict[str, Tensor], np.ndarray[Any, Any]]]:
-    """Features and labels of all digits, computed here: the encoder on images normalised by hand."""
+    """Features and labels of all digits: the encoder on images normalised by this test."""
     source = composed(*SHOTS, f"checkpoint={pretrained}", "runs_dir=x").task.source
     vit, found = instantiate(source, _convert_="all").encoder(), {}
     for name, images in (("train", digits().train), ("val", digits().val)):
@@ -86,17 +86,17 @@ def features(pretrained: Path) -> dict[str, tuple[dict[str, Tensor], np.ndarray[
     return found
 
 
-# Features in the place of images
+# Features as the data set
 
 
 def five() -> Features:
-    """Features of five images of a set, of which the sixth could not be read."""
+    """Features of the five readable images of a set; the sixth is unreadable."""
     by_kind = {"cls": np.arange(10.0).reshape(5, 2), "mean": 100 + np.arange(10.0).reshape(5, 2)}
     return Features(by_kind, torch.tensor([0, 1, 0, 2, 1]), torch.tensor([3, 7, 8, 20, 21]))
 
 
 def test_rows_of_a_set_of_features() -> None:
-    found = rows_of(five(), [21, 9, 3, 8])  # the ninth could not be read
+    found = rows_of(five(), [21, 9, 3, 8])  # the ninth is unreadable
     assert found.index_M.tolist() == [3, 8, 21]
     assert found.labels_M.tolist() == [0, 0, 1]
     assert found.by_kind["cls"].tolist() == [[0, 1], [4, 5], [8, 9]]
@@ -140,7 +140,7 @@ def test_so_many_images_of_each_class(few: Few, features: Any) -> None:
 def test_names_of_the_results(few: Few) -> None:
     folder = few.folder
     expected = {f"knn_1_{kind}_{shots}shot" for kind in ("cls", "mean") for shots in (1, 3)}
-    expected |= {f"knn_3_{kind}_3shot" for kind in ("cls", "mean")}  # three neighbours of one image there are not
+    expected |= {f"knn_3_{kind}_3shot" for kind in ("cls", "mean")}  # one image has no three neighbours
     expected |= {f"linprobe_{kind}_{shots}shot" for kind in ("cls", "mean") for shots in (1, 3)}
     result = status(folder)["result"]
     assert set(result) == expected | {f"{name}_std" for name in expected}
@@ -153,7 +153,7 @@ def test_names_of_the_results(few: Few) -> None:
 @pytest.mark.parametrize("kind", ["cls", "mean"])
 @pytest.mark.parametrize("shots", [1, 3])
 def test_nearest_neighbour_by_scikit_learn(few: Few, features: Any, kind: str, shots: int) -> None:
-    """Mean and deviation by hand, from the accuracies of the single choices."""
+    """Mean and deviation, computed from the accuracies of the single draws."""
     (train, labels), (val, val_labels) = features["train"], features["val"]
     accuracies = []
     for indices in (indices for count, indices in few.chosen if count == shots):
@@ -163,7 +163,7 @@ def test_nearest_neighbour_by_scikit_learn(few: Few, features: Any, kind: str, s
     deviation = (sum((accuracy - mean) ** 2 for accuracy in accuracies) / 2) ** 0.5
     result = status(few.folder)["result"]
     assert deviation > 0.1
-    # Features that were computed in other batches round differently: one image of 360 may change sides.
+    # Features computed in other batches round differently: the prediction of one image of 360 may change.
     assert result[f"knn_1_{kind}_{shots}shot"] == pytest.approx(mean, abs=0.1)
     assert result[f"knn_1_{kind}_{shots}shot_std"] == pytest.approx(deviation, abs=0.3)
 
@@ -181,7 +181,7 @@ def heads_of(folder: Path, shots: int, repeat: int) -> LinearHeads:
 def fitted_by_hand(
     x_MD: Tensor, labels_M: Tensor, weight_CD: Tensor, bias_C: Tensor, epochs: int
 ) -> Callable[..., Tensor]:
-    """Logits of queries: batch normalisation, gradient, momentum and half a cosine written out, in float64."""
+    """Logits of queries; batch normalisation, gradient, momentum and cosine schedule are written out in float64."""
     normed_MD = (x_MD - x_MD.mean(0)) / (x_MD.var(0, correction=0) + 1e-6).sqrt()
     running_mean_D, running_var_D = torch.zeros_like(x_MD[0]), torch.ones_like(x_MD[0])
     moved_CD, moved_C = torch.zeros_like(weight_CD), torch.zeros_like(bias_C)
@@ -196,9 +196,9 @@ def fitted_by_hand(
 
 
 def test_the_linear_classifier(few: Few, features: Any) -> None:
-    """It answers 99 % of the images as a fit by hand from the same start, and the results are its accuracies.
+    """99 % of its predictions equal those of the fit above from the same start; the results are its accuracies.
 
-    The rest is for images that lie nearer to a border than float32 can tell.
+    The tolerance is for images so near to a decision boundary that float32 rounding decides.
     """
     (train, labels), (val, val_labels) = features["train"], features["val"]
     queries_KQD = torch.stack([val["cls"], val["mean"]])
@@ -221,19 +221,19 @@ def test_the_linear_classifier(few: Few, features: Any) -> None:
     assert result["linprobe_mean_3shot"] > 20, "far above chance"
 
 
-def test_every_choice_starts_from_heads_of_its_own(few: Few) -> None:
+def test_every_draw_starts_from_its_own_heads(few: Few) -> None:
     assert len({start["heads.0.weight"].numpy().tobytes() for start in few.heads}) == 6
 
 
 def test_the_same_seed_gives_the_same_numbers(few: Few, pretrained: Path, tmp_path: Path) -> None:
-    torch.manual_seed(99)  # the state before does not matter
+    torch.manual_seed(99)  # the random state before does not matter
     again = go(tmp_path, *SHOTS, f"checkpoint={pretrained}")
     assert status(again)["result"] == status(few.folder)["result"]
     other = go(tmp_path, *SHOTS, "seed=1", "run_name=other", f"checkpoint={pretrained}")
     assert status(other)["result"] != status(few.folder)["result"]
 
 
-def test_a_run_that_was_cut_off_ends_with_the_same_numbers(
+def test_an_interrupted_run_ends_with_the_same_numbers(
     few: Few, pretrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole, done = fewshot.FewShot._linear, []
@@ -266,7 +266,7 @@ def test_a_number_of_shots_does_not_depend_on_the_others(few: Few, pretrained: P
 
 
 def test_features_are_computed_once(few: Few, pretrained: Path, tmp_path: Path) -> None:
-    """Kept features give the same numbers, and the second run reads them."""
+    """Cached features give the same numbers, and the second run reads them."""
     options = (*SHOTS, f"task.features_dir={tmp_path / 'kept'}", f"checkpoint={pretrained}")
     first = go(tmp_path, *options)
     assert status(first)["result"] == status(few.folder)["result"]
@@ -274,14 +274,14 @@ def test_features_are_computed_once(few: Few, pretrained: Path, tmp_path: Path) 
     assert len(kept) == 2, "the chosen images, and those held out"
     rows = sorted(len(np.load(folder / "mean.npy")) for folder in kept)
     assert rows == sorted([360, len({index for _, indices in few.chosen for index in indices})])
-    for folder in kept:  # if these are read, all images are alike, and every answer is that of one class
+    for folder in kept:  # with these features all images are equal, so every prediction is the same class
         np.save(folder / "mean.npy", np.ones_like(np.load(folder / "mean.npy")))
     second = go(tmp_path, *options, "run_name=second")
     assert status(second)["result"]["knn_1_mean_1shot"] == pytest.approx(10, abs=0.3)
     assert status(second)["result"]["knn_1_cls_1shot"] == status(first)["result"]["knn_1_cls_1shot"]
 
 
-def test_an_encoder_that_went_on_gets_heads_of_its_own(pretrained: Path, tmp_path: Path) -> None:
+def test_an_encoder_trained_further_gets_new_heads(pretrained: Path, tmp_path: Path) -> None:
     shutil.copytree(pretrained, tmp_path / "run")
     options = (*SHOTS, "task.repeats=1", "task.shots=[3]", f"checkpoint={tmp_path / 'run'}")
     before = status(go(tmp_path, *options))["result"]
@@ -310,7 +310,7 @@ def test_an_encoder_that_went_on_gets_heads_of_its_own(pretrained: Path, tmp_pat
         (("data.image_size=64",), r"is for images of 32x32, the data are of 64x64"),
     ],
 )
-def test_what_cannot_work_is_refused(pretrained: Path, tmp_path: Path, options: tuple[str, ...], message: str) -> None:
+def test_impossible_options(pretrained: Path, tmp_path: Path, options: tuple[str, ...], message: str) -> None:
     with pytest.raises(Exception, match=message) as raised:
         go(tmp_path, *SHOTS, f"checkpoint={pretrained}", *options)
     assert isinstance(raised.value, UserError) or isinstance(raised.value.__cause__, UserError)

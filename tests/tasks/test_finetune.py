@@ -1,4 +1,4 @@
-"""Fine-tuning: the model at the start, what a run leaves, the best model that is kept, and repeated measurements."""
+"""Fine-tuning: the initial model, the files of a run, the best checkpoint, and repeated evaluations."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def tuned(tmp_path_factory: pytest.TempPathFactory, pretrained: Path) -> Path:
-    """Run folder of a fine-tuning of four epochs, of which all but the second are made to measure worse."""
+    """Run folder of a fine-tuning of four epochs; the test lowers the accuracy of all epochs but the second."""
     whole, measured = FineTuning._predictions, []
 
     def best_at_the_second(self: FineTuning, model: Any, run: Any) -> Predictions:
@@ -56,7 +56,7 @@ def tuned(tmp_path_factory: pytest.TempPathFactory, pretrained: Path) -> Path:
         if sum(measured) == 2:
             return answers
         worse_M = answers.predicted_M.clone()
-        worse_M[:180] = (answers.labels_M[:180] + 1) % 10  # half of the images are answered wrongly
+        worse_M[:180] = (answers.labels_M[:180] + 1) % 10  # half of the predictions are wrong
         return Predictions(worse_M, answers.labels_M, answers.classes)
 
     with pytest.MonkeyPatch.context() as patch:
@@ -75,7 +75,7 @@ def saved(folder: Path, step: int | None = None) -> dict[str, Any]:
 
 
 def evaluate(folder: Path, given: Path | str, *overrides: str) -> float:
-    """Accuracy of a fine-tuned checkpoint, measured alone."""
+    """Accuracy of a fine-tuned checkpoint from a separate evaluation."""
     name = f"run_name=evaluation_{abs(hash((str(given), overrides)))}"
     asked = (*TUNE, name, "task.eval_only=true", f"checkpoint={given}", *overrides)
     return status(go(folder, *asked))["result"]["finetune"]
@@ -93,12 +93,12 @@ def test_the_encoder_is_the_pretrained_one_with_a_new_head(pretrained: Path) -> 
     assert tuning.model.blocks[-1].drop_path2.drop_prob == pytest.approx(0.2)
 
 
-def test_the_first_loss_is_that_of_ignorance(tuned: Path) -> None:
+def test_the_first_loss_is_that_of_uniform_predictions(tuned: Path) -> None:
     assert losses(tuned)[1] == pytest.approx(math.log(10), abs=1e-3)
     assert losses(tuned)[8] < losses(tuned)[1] - 0.02
 
 
-def test_what_a_run_leaves(tuned: Path) -> None:
+def test_files_and_metrics_of_a_run(tuned: Path) -> None:
     found = evaluations(tuned)
     assert list(found) == ["2", "4", "6", "8"]
     assert {tuple(sorted(each)) for each in found.values()} == {("val/accuracy", "val/accuracy_ema")}
@@ -129,7 +129,7 @@ def test_the_learning_rates_fall_from_the_head_to_the_patches(tuned: Path) -> No
     assert scales == pytest.approx([0.65**k for k in (5, 4, 3, 2, 1, 0)], rel=1e-9)  # four blocks
 
 
-def test_the_best_of_the_measured_epochs_is_kept(tuned: Path, tmp_path: Path) -> None:
+def test_the_best_of_the_evaluated_epochs_is_kept(tuned: Path, tmp_path: Path) -> None:
     assert sorted(path.name for path in (tuned / "best").iterdir()) == ["step_00000004.pt", "step_00000004.pt.sha256"]
     best = store.newest(tuned / "best")
     assert best is not None
@@ -138,7 +138,7 @@ def test_the_best_of_the_measured_epochs_is_kept(tuned: Path, tmp_path: Path) ->
     assert accuracy == evaluations(tuned)["4"]["val/accuracy"] == status(tuned)["result"]["finetune_best"]
 
 
-def test_a_measurement_alone_repeats_the_last_one(tmp_path: Path, pretrained: Path) -> None:
+def test_a_separate_evaluation_repeats_the_last_one(tmp_path: Path, pretrained: Path) -> None:
     folder = go(tmp_path, *TUNE, *EPOCHS, "trainer.max_steps=4", f"checkpoint={pretrained}")
     result = status(folder)["result"]
     accuracy, averaged = evaluate(tmp_path, folder), evaluate(tmp_path, folder, "task.source.ema=true")
@@ -152,14 +152,14 @@ def test_a_measurement_alone_repeats_the_last_one(tmp_path: Path, pretrained: Pa
     assert not (alone / "checkpoints").exists(), "nothing was trained"
 
 
-def test_only_due_epochs_and_the_last_are_measured(pretrained: Path, tmp_path: Path) -> None:
+def test_only_scheduled_epochs_and_the_last_are_evaluated(pretrained: Path, tmp_path: Path) -> None:
     options = (*TUNE, *EPOCHS, "task.evaluate_every_epochs=2", "trainer.max_steps=5", "trainer.ema=false")
     folder = go(tmp_path, *options, f"checkpoint={pretrained}")
     assert list(evaluations(folder)) == ["4", "5"]
     assert set(status(folder)["result"]) == {"finetune", "finetune_best"}, "no average, no accuracy of one"
 
 
-def test_stopping_half_way_changes_no_bit(pretrained: Path, tmp_path: Path) -> None:
+def test_an_interruption_changes_no_bit(pretrained: Path, tmp_path: Path) -> None:
     options = (*TUNE, *SHORT, "task.drop_path=0.2", "trainer.ema=true", f"checkpoint={pretrained}")
     whole = go(tmp_path / "whole", *options)
     half = go(tmp_path / "half", *options, "trainer.max_steps=1")
@@ -182,7 +182,7 @@ def test_micro_batches_see_the_same_images(pretrained: Path, tmp_path: Path) -> 
         for n in (1, 2)
     )
     for name, value in saved(one)["model"].items():
-        # AdamW turns the sign of a gradient of the size of rounding into a step of the size of the learning rate.
+        # AdamW turns a gradient as small as rounding errors into a step as large as the learning rate.
         assert torch.allclose(saved(two)["model"][name], value, rtol=0, atol=1e-4), name
     assert losses(two)[2] == pytest.approx(losses(one)[2], rel=1e-5)
 
@@ -217,7 +217,7 @@ def test_a_changed_checkpoint_under_the_same_name_is_refused(pretrained: Path, t
         go(tmp_path, *options)
 
 
-def test_there_is_nothing_to_measure_without_a_trained_head(pretrained: Path, tmp_path: Path) -> None:
+def test_an_evaluation_needs_a_trained_head(pretrained: Path, tmp_path: Path) -> None:
     for given in (pretrained, "random", "timm:vit_tiny_patch16_224"):
         with pytest.raises(Exception, match=r"has no trained head.*task\.eval_only=false") as raised:
             evaluate(tmp_path, given)
@@ -256,7 +256,7 @@ def test_a_fine_tuned_run_is_not_fine_tuned_again(tuned: Path, tmp_path: Path) -
         (("trainer.batch_size=1438",), r"trainer\.batch_size=1438"),
     ],
 )
-def test_what_cannot_work_is_refused(pretrained: Path, tmp_path: Path, options: tuple[str, ...], message: str) -> None:
+def test_impossible_options(pretrained: Path, tmp_path: Path, options: tuple[str, ...], message: str) -> None:
     with pytest.raises(Exception, match=message) as raised:
         go(tmp_path, *TUNE, "run_name=refused", f"checkpoint={pretrained}", *options)
     assert isinstance(raised.value, UserError) or isinstance(raised.value.__cause__, UserError)

@@ -20,7 +20,7 @@ from support.tuning import TUNE, task
 
 
 class Seen:
-    """In the place of a model: fixed logits, and the images that were shown to it."""
+    """Stands in for a model: fixed logits; records its input images."""
 
     def __init__(self, images: int, classes: int = 10) -> None:
         self.logits_BC = torch.randn(images, classes, generator=torch.Generator().manual_seed(1))
@@ -47,7 +47,7 @@ def by_hand(logits_BC: Tensor, target_BC: Tensor) -> Tensor:
 
 
 def smoothed(labels_B: Tensor, share: float) -> Tensor:
-    """1 - share on the label, and the share evenly on all ten classes."""
+    """Smoothed labels: 1 - share on the label, and the share evenly on all ten classes."""
     return torch.eye(10)[labels_B] * (1 - share) + share / 10
 
 
@@ -95,11 +95,11 @@ def test_cutmix_mixes_labels_by_the_area_of_the_patch(pretrained: Path) -> None:
     assert 0 < min(parts) < 0.9
 
 
-def test_mixing_is_a_function_of_seed_step_and_place_in_the_batch(pretrained: Path) -> None:
+def test_mixing_is_a_function_of_seed_step_and_position_in_the_batch(pretrained: Path) -> None:
     tuning = task(pretrained)  # both kinds of mixing, as in the recipe
 
     def mixed(seed: int, step: int, first_row: int = 0) -> tuple[list[float], bytes]:
-        np.random.rand(3)  # whatever else was random before
+        np.random.rand(3)  # independent of the random state
         loss_B, model = loss_of(tuning, batch_of(6, first_row), StepNoise(seed, step, 12))
         return loss_B.tolist(), model.images_BCHW.numpy().tobytes()
 

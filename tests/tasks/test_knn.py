@@ -1,4 +1,4 @@
-"""The k-NN evaluation as a task, and whole commands against scikit-learn."""
+"""The k-NN evaluation as a task, and whole commands compared with scikit-learn."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def test_numbers_of_neighbours_are_positive(ks):
     assert check_ks((20, 1)) == [20, 1]
 
 
-def test_answers_of_each_kind_and_number():
-    """One bank in the plane. By x alone the query at (1, 5) is of class 1 or 0; the others are clear."""
+def test_predictions_for_each_feature_and_number_of_neighbours():
+    """A bank of points in the plane. By x alone the query at (1, 5) is of class 1 or 0; the others are unambiguous."""
 
     def features(labels, x, y):
         return Features(
@@ -68,7 +68,7 @@ def test_answers_of_each_kind_and_number():
 
 
 class Notes:
-    """A journal that remembers."""
+    """Records journal entries in memory."""
 
     def __init__(self):
         self.lines = []
@@ -83,7 +83,7 @@ class Notes:
         self.lines.append(name)
 
 
-def test_what_cannot_be_evaluated_is_said_at_once(splits, tiny_model):
+def test_impossible_evaluations_are_refused_at_once(splits, tiny_model):
     data = image_data(splits)
     with pytest.raises(UserError, match=r"ks=\[3, 31\], but there are 30 labelled training images: lower task\.ks"):
         KNN(Source(vit_of(tiny_model(image_size=8))), data, [3, 31], 8, None)
@@ -120,8 +120,8 @@ def test_the_task_reports_to_the_run(run, tiny_model, tmp_path):
     assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == ["confusion.csv", "per_class.csv"]
 
 
-def test_features_of_one_encoder_are_not_taken_for_those_of_another(run, splits, tiny_model, tmp_path):
-    """Neither with other weights nor, as with task.source.num_heads=4, with the same weights cut into other heads."""
+def test_features_of_one_encoder_are_not_used_for_another(run, splits, tiny_model, tmp_path):
+    """Neither with other weights nor with the same weights and another number of heads (task.source.num_heads=4)."""
     run.folder.path.mkdir()
     images_BCHW = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     encoded, folders = [], []
@@ -147,12 +147,12 @@ SPLIT = {"root": "r", "source": {"_target_": "t", "val_fraction": 0.2}, "val_fra
         ({"val_fraction": 0.1}, True),
         ({"val_seed": 4}, False),  # of no share
         ({"source": {"_target_": "t", "val_fraction": 0.5}}, True),
-        ({"source": {"_target_": "other", "val_fraction": 0.5}}, False),  # other data, so nothing was seen
+        ({"source": {"_target_": "other", "val_fraction": 0.5}}, False),  # other data: no held-out image was trained on
         ({"root": "other", "val_fraction": 0.1}, False),
     ],
 )
 def test_a_split_other_than_that_of_pretraining_is_warned_of(run, splits, caplog, monkeypatch, now, warned):
-    """The encoder may have seen images that are held out now."""
+    """The encoder may have been trained on images that are held out now."""
     monkeypatch.setattr(logging.getLogger("semaim"), "propagate", True)
     run.config["data"] = SPLIT | now
     Evaluation(Source(None, SPLIT), image_data(splits)).begin(run)
@@ -182,7 +182,7 @@ def result(folder):
 
 @pytest.fixture(scope="module")
 def evaluated(pretrained):
-    """task=knn of it; the run folder."""
+    """Run folder of its task=knn."""
     return go(pretrained.parent, "task=knn", f"checkpoint={pretrained}", "tracking=none", "run_name=knn")
 
 
@@ -205,7 +205,7 @@ def test_accuracies_are_those_of_scikit_learn(pretrained, evaluated, tmp_path):
     assert sorted(artifacts) == ["confusion.csv", "per_class.csv"]
 
 
-def test_another_knn_computes_no_features(pretrained, evaluated, monkeypatch):
+def test_a_second_knn_reads_the_features(pretrained, evaluated, monkeypatch):
     def none(*_):
         raise AssertionError("features are computed anew")
 
@@ -235,11 +235,11 @@ def test_two_processes_give_exactly_the_accuracies_of_one(pretrained, evaluated,
 
 
 def test_the_online_accuracy_is_that_of_the_task(evaluated, tmp_path):
-    """Measured in training, on all images, after two steps; the task measures the stored checkpoint."""
+    """The online accuracy after two steps, on all images; the task evaluates the stored checkpoint."""
     target = "_target_: semaim.evaluation.online_knn.OnlineKNN"
     online = f"task.online_knn={{{target}, ks: [10, 30], batch_size: 64, max_bank: null, max_queries: null}}"
     folder = pretrain(tmp_path, "trainer.max_steps=2", online)
     found = json.loads((folder / "evaluations.json").read_text())["2"]
     expected = {f"online/knn_{k}_{kind}": result(evaluated)[f"knn_{k}_{kind}"]
                 for k in (10, 30) for kind in ("cls", "mean")}  # fmt: skip
-    assert found == pytest.approx(expected, abs=0.6)  # the model and timm's round differently: two images of 360
+    assert found == pytest.approx(expected, abs=0.6)  # the model and timm's model round differently: two images of 360

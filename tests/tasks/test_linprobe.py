@@ -1,4 +1,4 @@
-"""The linear probe: what a run leaves, and an encoder that nothing changes."""
+"""The linear probe: the files of a run, and an unchanged encoder."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def probed(tmp_path_factory: pytest.TempPathFactory, pretrained: Path) -> Path:
     return go(tmp_path_factory.mktemp("probed"), *PROBE, *SIX, f"checkpoint={pretrained}")
 
 
-def test_what_a_run_leaves(probed: Path) -> None:
+def test_files_and_metrics_of_a_run(probed: Path) -> None:
     result = status(probed)["result"]
     assert set(result) == {"linprobe_cls", "linprobe_mean"}
     assert status(probed)["metric"] == "linprobe_cls"
@@ -51,7 +51,7 @@ def test_what_a_run_leaves(probed: Path) -> None:
 
 
 def test_the_accuracy_is_that_of_the_saved_heads(pretrained: Path, probed: Path) -> None:
-    """Computed anew from the checkpoint, the encoder and the digits, with their normalisation by hand."""
+    """Computed again from the checkpoint, the encoder and the digits, normalised by this test."""
     vit, val = probe(pretrained).vit, digits().val
     assert val is not None
     images_NCHW = torch.from_numpy(np.stack([np.asarray(val.read(i)) for i in range(360)])).permute(0, 3, 1, 2)
@@ -64,11 +64,11 @@ def test_the_accuracy_is_that_of_the_saved_heads(pretrained: Path, probed: Path)
     labels_M = torch.tensor([val.label(i) for i in range(360)])
     for s, kind in enumerate(("cls", "mean")):
         found = 100 * (predicted_SM[s] == labels_M).double().mean().item()
-        # One image may lie on a border, since batches of another size round in another way.
+        # One prediction may differ, since batches of another size round differently.
         assert found == pytest.approx(status(probed)["result"][f"linprobe_{kind}"], abs=100 / 360 + 1e-9), kind
 
 
-def test_the_encoder_stays_as_it_is(pretrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_encoder_does_not_change(pretrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tasks, seen = [], []
     whole, read = LinearProbe.run, LinearProbe._read
 
@@ -98,7 +98,7 @@ def test_the_encoder_stays_as_it_is(pretrained: Path, tmp_path: Path, monkeypatc
     assert fingerprint(task.vit) == saved(folder)["task"]["encoder"] == probe(pretrained).weights
 
 
-def test_stopping_half_way_changes_no_bit(pretrained: Path, probed: Path, tmp_path: Path) -> None:
+def test_an_interruption_changes_no_bit(pretrained: Path, probed: Path, tmp_path: Path) -> None:
     half = go(tmp_path, *PROBE, *SIX, "trainer.max_steps=3", f"checkpoint={pretrained}")
     assert saved(half)["step"] == 3
     whole = go(tmp_path, *PROBE, *SIX, f"checkpoint={pretrained}")
@@ -122,7 +122,7 @@ def test_another_checkpoint_under_the_same_name_is_refused(pretrained: Path, tmp
     options = (*PROBE, "run_name=probe", f"checkpoint={tmp_path / 'run'}")
     go(tmp_path, *options, "trainer.max_steps=1")
     run(tmp_path, *ENCODER, "trainer.max_steps=4")  # two more steps of pretraining
-    for steps in (1, 2):  # whether or not the probe had more to do
+    for steps in (1, 2):  # whether the probe was finished or not
         with pytest.raises(UserError, match=r"checkpoint=.*/run has changed since this run began.*run_name="):
             go(tmp_path, *options, f"trainer.max_steps={steps}")
 
@@ -145,7 +145,7 @@ def test_another_checkpoint_under_the_same_name_is_refused(pretrained: Path, tmp
         (("data.image_size=64",), r"is for images of 32x32, the data are of 64x64"),
     ],
 )
-def test_what_cannot_work_is_refused(pretrained: Path, tmp_path: Path, options: tuple[str, ...], message: str) -> None:
+def test_impossible_options(pretrained: Path, tmp_path: Path, options: tuple[str, ...], message: str) -> None:
     with pytest.raises(Exception, match=message) as raised:
         go(tmp_path, *PROBE, "run_name=refused", f"checkpoint={pretrained}", *options)
     assert isinstance(raised.value, UserError) or isinstance(raised.value.__cause__, UserError)

@@ -1,4 +1,4 @@
-"""Which images a linear probe is trained on, and which learning rate is chosen."""
+"""Training images of the linear probe, and its choice of a learning rate."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from support.probing import PROBE, saved
 
 @pytest.fixture
 def trained_on(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Collects the places in the training set of all images that a probe learns from."""
+    """Collects the training-set indices of all images that a probe is trained on."""
     seen: list[int] = []
     whole = HeadTraining.loss
 
@@ -72,7 +72,7 @@ def test_without_a_choice_all_images_are_trained_on(pretrained: Path, tmp_path: 
 
 
 def crafted(right: dict[str, dict[str, int]]) -> Callable[..., dict[str, Predictions]]:
-    """Answers of which so many are right, by number of images and name of the head."""
+    """Predictions with a given number of correct ones, by number of images and name of the head."""
 
     def answers(self: LinearProbe, images: Any, _: Run) -> dict[str, Predictions]:
         labels_M = torch.tensor([images.label(i) for i in range(len(images))])
@@ -87,7 +87,7 @@ def crafted(right: dict[str, dict[str, int]]) -> Callable[..., dict[str, Predict
 def test_the_choice_is_made_on_held_out_training_images(
     pretrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The head that is best there is the worst on the test images; each kind has its own choice."""
+    """The best head on the held-out images is the worst on the test images; each feature has its own choice."""
     right = {
         "choice": {"cls_lr0.1": 50, "cls_lr0.3": 90, "cls_lr1": 70, "mean_lr0.1": 33, "mean_lr0.3": 22, "mean_lr1": 11},
         "test": {"cls_lr0.1": 300, "cls_lr0.3": 36, "cls_lr1": 330, "mean_lr0.1": 72, "mean_lr0.3": 360, "mean_lr1": 9},
@@ -123,7 +123,7 @@ def test_a_sweep_of_learning_rates(sweep: Path) -> None:
 
 
 def test_a_head_of_the_sweep_is_the_head_of_its_learning_rate(sweep: Path) -> None:
-    """Its learning rates in the checkpoint are those of the schedule, times each."""
+    """Learning rates in the checkpoint are those of the schedule times the rate of each head."""
     lr = next(
         line["metrics"]["train/lr"]
         for line in reversed(journal(sweep))

@@ -34,7 +34,7 @@ def test_an_encoder_without_a_class_token(run, splits):
 
 
 def test_the_labelled_images_are_the_bank(run, splits, monkeypatch):
-    """As with STL-10, where most of what is trained on has no label."""
+    """As with STL-10, where most training images have no label."""
     passes = spied(monkeypatch)
     labelled, held_out = noise(12, seed=1), noise(9, seed=2)
     data = image_data(Splits(splits.train, labelled, held_out, splits.classes))
@@ -71,7 +71,7 @@ def test_a_subset_is_fixed_by_the_seed(run, splits, encoder, monkeypatch):
     assert [list(wanted.indices) for wanted in passes[6:]] == [list(range(30))] * 2  # enough for all
 
 
-def test_processes_measure_what_one_measures(run, encoder, monkeypatch):
+def test_several_processes_give_the_accuracy_of_one(run, encoder, monkeypatch):
     monkeypatch.setattr(knn, "QUERY_CHUNK", 8)
     train, val = noise(40, seed=1), noise(35, seed=2)
     data = image_data(Splits(train, train, val, ["a", "b", "c"]))

@@ -1,4 +1,4 @@
-"""Pretraining with feature targets: a run with them is as sound as any other, and mistakes are told before it."""
+"""Pretraining with feature targets: runs, their continuation, and mistakes reported before a run."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_the_schedule_of_the_moving_average_is_the_trainers() -> None:
 
 
 @pytest.mark.parametrize("target", ["dino", "clip"])
-def test_a_teacher_stays_as_it_was(
+def test_a_teacher_does_not_change(
     tmp_path: Path, files: dict[str, Any], target: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     teachers = []
@@ -80,7 +80,7 @@ def test_a_teacher_stays_as_it_was(
 
 
 @pytest.mark.parametrize("target", ["online", "ema", "dino", "clip"])
-def test_what_a_run_makes_can_be_loaded_and_evaluated(tmp_path: Path, files: dict[str, Any], target: str) -> None:
+def test_its_checkpoints_can_be_loaded_and_evaluated(tmp_path: Path, files: dict[str, Any], target: str) -> None:
     folder = run(tmp_path, *files[target], *NOW)
     model = semaim.load_model(folder)
     width = {"online": 32, "ema": 32, "dino": 24, "clip": 20}[target]
@@ -93,7 +93,7 @@ def test_what_a_run_makes_can_be_loaded_and_evaluated(tmp_path: Path, files: dic
 
 
 def test_evaluations_need_no_teacher(files: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """What checkpoint=random means depends on the target's channels; for them no weights are read."""
+    """checkpoint=random depends on the number of target channels; no teacher weights are read for it."""
     dino = ("target=dino", "target.model=tiny_dino.here", "target.weights=/nowhere/weights.pth")
     small = [option for option in SMALL if option.startswith("model.")]
     encoder = instantiate(composed("task=knn", "checkpoint=random", *small, *dino).task.source)
@@ -142,7 +142,7 @@ def test_a_run_does_not_continue_with_another_teacher(tmp_path: Path) -> None:
     assert sorted(losses(folder)) == [1]
 
 
-def test_a_low_precision_is_the_teachers_too(tmp_path: Path, files: dict[str, Any]) -> None:
+def test_low_precision_applies_to_the_teacher(tmp_path: Path, files: dict[str, Any]) -> None:
     full = run(tmp_path / "full", *files["clip"], *NOW)
     low = run(tmp_path / "low", *files["clip"], *NOW, "trainer.precision=bf16")
     for step, loss in losses(full).items():
@@ -164,7 +164,7 @@ def test_two_processes_give_the_losses_of_one(tmp_path: Path) -> None:
     assert weights(one)["task"] == weights(other)["task"]
 
 
-# Mistakes, and what is told before a run
+# Mistakes, and `semaim check`
 
 
 @pytest.mark.parametrize(
@@ -192,18 +192,18 @@ def test_two_processes_give_the_losses_of_one(tmp_path: Path) -> None:
         (("target=dino", "target.model=nonsense"), "target.model=nonsense is not a vision transformer of timm"),
     ],
 )
-def test_a_mistake_is_told_before_anything_is_written(tmp_path: Path, options: tuple[str, ...], message: str) -> None:
+def test_a_mistake_is_reported_before_a_run(tmp_path: Path, options: tuple[str, ...], message: str) -> None:
     with pytest.raises((UserError, InstantiationException)) as caught:
         run(tmp_path, *options, "trainer.max_steps=1")
     assert (explain(caught.value) or "").startswith(message)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_order_without_a_map_minds_no_source(tmp_path: Path) -> None:
+def test_an_order_without_a_map_ignores_its_source(tmp_path: Path) -> None:
     run(tmp_path, "permutation=raster", "semantic_map.source=teacher", "trainer.max_steps=1")
 
 
-def test_a_look_beforehand_counts_the_teacher_and_reads_its_weights(
+def test_check_counts_the_teacher_and_reads_its_weights(
     files: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -215,7 +215,7 @@ def test_a_look_beforehand_counts_the_teacher_and_reads_its_weights(
     assert found.flops == cost(task.model, 0, task.teacher.flops(64)).training_step
     assert own.flops == cost(instantiate(composed().model)(out_channels=96), 1).training_step
     assert task.teacher.parameters == sum(p.numel() for p in network(tiny_dino).parameters())
-    head = (96 * 4 + 1) * (96 - 24)  # what one predicts more than the other
+    head = (96 * 4 + 1) * (96 - 24)  # the difference in predicted channels
     assert own.parameters - found.parameters == head
     moments, gradient, weight = 2, 1, 1
     saved_by_a_smaller_head = 4 * head * (moments + gradient + weight) + 32 * 64 * 2 * 4 * (96 - 24)

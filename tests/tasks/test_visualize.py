@@ -1,4 +1,4 @@
-"""task=visualize as a user meets it: one checkpoint or several, one image or many, any target."""
+"""task=visualize: one or several checkpoints, one or many images, any target."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def draw(home: Path, name: str, *options: str) -> tuple[dict[str, Path], dict[str, float]]:
-    """The files that a command drew, by name, and its result."""
+    """The files that a command wrote, by name, and its result."""
     folder = go(home, *DRAW, f"run_name={name}", *options)
     return {file.name: file for file in (folder / "pictures").iterdir()}, status(folder)["result"]
 
@@ -83,14 +83,14 @@ def test_many_images_fill_pages(home: Path) -> None:
     assert result["images"] == 20
 
 
-def test_images_of_ones_own_and_one_that_is_broken(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_own_images_one_of_them_unreadable(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = home / "photos"
     folder.mkdir()
     generator = np.random.default_rng(0)
     for name in ("a", "b"):
         Image.fromarray(generator.integers(0, 255, (50, 40, 3), np.uint8)).save(folder / f"{name}.png")
     (folder / "c.png").write_text("no image")
-    other_sizes = ("data.image_size=224", "data.patch_size=16")  # the checkpoint knows its own
+    other_sizes = ("data.image_size=224", "data.patch_size=16")  # the size stored in the checkpoint
     options = (f"images={folder}", "task.orders=[raster]", "task.formats=[svg]", *other_sizes)
     files, _ = draw(home, "own", f"checkpoint={home}/run_raster_pixels", *options)
     assert sorted(files) == ["film.gif", "film.svg", "orders.svg", "reconstruction.svg"]
@@ -103,7 +103,7 @@ def test_images_of_ones_own_and_one_that_is_broken(home: Path, capsys: pytest.Ca
 
 
 @pytest.mark.parametrize("target", ["online", "ema", "dino"])
-def test_features_are_predicted_without_a_picture_but_with_their_error(home: Path, target: str) -> None:
+def test_predicted_features_have_an_error_but_no_picture(home: Path, target: str) -> None:
     options = [f"target={target}"]
     if target == "dino":
         options += ["target.model=tiny_dino.here", "target.pretrained=false"]
@@ -112,12 +112,12 @@ def test_features_are_predicted_without_a_picture_but_with_their_error(home: Pat
     assert size(files["reconstruction.png"])[0] == pytest.approx((3 * 1.5 + 0.2) * 150, abs=2), "image, error, order"
 
 
-def test_a_model_of_another_target_shows_maps_and_orders_alone(home: Path) -> None:
+def test_a_model_of_another_target_shows_only_maps_and_orders(home: Path) -> None:
     files, _ = draw(home, "other", f"checkpoint={home}/run_raster_pixels", "target=online", "task.count=1")
     assert sorted(files) == ["orders.png", "orders.svg"]
 
 
-def test_weights_stay_as_they_are(home: Path) -> None:
+def test_weights_do_not_change(home: Path) -> None:
     path = home / "run_raster_pixels" / "checkpoints" / "step_00000002.pt"
     before = path.read_bytes()
     draw(home, "again", f"checkpoint={path}", "task.count=1", "task.orders=[raster]", "task.formats=[png]")

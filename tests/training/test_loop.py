@@ -1,4 +1,4 @@
-"""The training loop, by its numbers: reference losses, accumulation, precision, moving average, what a step records."""
+"""The training loop: reference losses, accumulation, precision, moving average, journal entries of a step."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from semaim.training.settings import TrainerSettings
 from support.commands import journal, losses, measured
 from support.in_process import composed, run
 
-# The first ten losses of `SMALL` at seed 0. A change that is not meant to alter results leaves them as they are; one
-# that is says so and why. Between kinds of CPU they differ by rounding.
+# The first ten losses of `SMALL` at seed 0. A refactoring must not change them; a commit that changes results says so
+# and why. Between kinds of CPU they differ by rounding.
 REFERENCE_LOSSES = (
     1.1150078773498535,
     1.0562890768051147,
@@ -50,7 +50,7 @@ def test_reference_losses(plain_run: Path) -> None:
     assert list(losses(plain_run).values()) == pytest.approx(REFERENCE_LOSSES, rel=2e-6)
 
 
-def test_the_journal_has_what_a_step_says(plain_run: Path) -> None:
+def test_the_journal_contains_the_logged_values_of_a_step(plain_run: Path) -> None:
     lines = [line for line in journal(plain_run) if "metrics" in line]
     assert [line["step"] for line in lines] == list(range(1, 11))
     peak, total = 1.6e-2 * 16 / 256, 20 * 89
@@ -88,7 +88,7 @@ def test_compiled_blocks_give_the_same_losses(tmp_path: Path, plain_run: Path) -
         assert loss == pytest.approx(losses(plain_run)[step], rel=1e-4)
 
 
-def test_bf16_is_close_and_not_the_same(tmp_path: Path, plain_run: Path) -> None:
+def test_bf16_is_close_but_not_equal(tmp_path: Path, plain_run: Path) -> None:
     folder = run(tmp_path, "trainer.max_steps=3", "trainer.warmup_epochs=0", "trainer.precision=bf16")
     for step, loss in losses(folder).items():
         assert loss == pytest.approx(losses(plain_run)[step], rel=2e-2)
@@ -138,7 +138,7 @@ def test_other_semantic_maps_train(tmp_path: Path, plain_run: Path, kind: str) -
 
 
 def test_clipping_bounds_the_update(tmp_path: Path) -> None:
-    """One SGD-like look: with a tiny bound the gradient that AdamW sees has that norm."""
+    """With a tiny bound the gradient that AdamW receives has that norm."""
     bound = 1e-3
     folder = run(tmp_path, "trainer.max_steps=1", "trainer.warmup_epochs=0", f"trainer.clip_grad={bound}")
     moments = torch.load(folder / "checkpoints" / "step_00000001.pt", weights_only=True)["optimizer"]["state"]
@@ -164,7 +164,7 @@ def test_checkpoints_keep_the_last_two_and_milestones(tmp_path: Path) -> None:
 
 def test_pretraining_starts_from_given_weights(tmp_path: Path, plain_run: Path) -> None:
     folder = run(tmp_path, "trainer.max_steps=1", f"checkpoint={plain_run}")
-    for name, value in weights(folder).items():  # the warm-up's first learning rate is 0
+    for name, value in weights(folder).items():  # the first learning rate of the warm-up is 0
         assert torch.equal(value, weights(plain_run)[name]), name
 
 
@@ -184,6 +184,6 @@ def test_online_knn_before_during_and_after(tmp_path: Path) -> None:
 
 def test_other_data_under_the_same_name_are_refused(tmp_path: Path, plain_run: Path) -> None:
     shutil.copytree(plain_run, tmp_path / "run")
-    (tmp_path / "run" / "config.yaml").unlink()  # only the number of images tells, as when a folder's content changed
+    (tmp_path / "run" / "config.yaml").unlink()  # only the number of images differs, as in a changed folder
     with pytest.raises(UserError, match=r"was trained on 1437 images, these data \(data.root\) have 898"):
         run(tmp_path, "trainer.max_steps=11", "trainer.warmup_epochs=0", "data.source.val_fraction=0.5")

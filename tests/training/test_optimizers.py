@@ -1,4 +1,4 @@
-"""Parameter groups, learning-rate scaling and the schedule against numbers worked out by hand."""
+"""Parameter groups, learning-rate scaling and the schedule, compared with numbers computed by hand."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_schedule_rises_then_falls():
     assert max(lrs) == lrs[WARMUP] == PEAK
 
 
-def test_schedule_without_warm_up_and_with_nothing_else():
+def test_schedule_without_warm_up_and_with_warm_up_alone():
     assert lr_at(0, PEAK, FLOOR, 0, 100) == PEAK
     assert lr_at(50, PEAK, 0.0, 0, 100) == pytest.approx(PEAK / 2, rel=1e-12)
     assert lr_at(9, PEAK, FLOOR, 10, 10) == pytest.approx(0.9 * PEAK, rel=1e-12)
@@ -125,14 +125,14 @@ def test_optimization_scales_by_the_batch():
         ({"weight_decay": -0.05}, r"optimizer\.weight_decay=-0\.05 not negative"),
     ],
 )
-def test_options_that_cannot_work_are_named(options, message):
+def test_impossible_options_are_named(options, message):
     with pytest.raises(UserError, match=message):
         Optimization(
             torch.optim.AdamW, parameter_groups, **{"base_lr": 2e-4, "min_lr": 0.0, "weight_decay": 0.05, **options}
         )
 
 
-def test_settings_that_the_optimizer_does_not_take_are_named():
+def test_settings_unknown_to_the_optimizer_are_named():
     for wrong, reason in (({"betas": (0.9, 1.5)}, "beta"), ({"momentum": 0.9}, "momentum")):
         optimizer = partial(torch.optim.AdamW, **wrong)
         optimization = Optimization(optimizer, parameter_groups, base_lr=2e-4, min_lr=0.0, weight_decay=0.05)
@@ -140,7 +140,7 @@ def test_settings_that_the_optimizer_does_not_take_are_named():
             optimization.build(nn.Linear(2, 2))
 
 
-# Layer decay. The table is written out here, so that it does not depend on how the names are read there: the layer of
+# Layer decay. The table is written out here, independent of the code that reads the names: the layer of
 # each parameter of a vision transformer with four blocks, and whether it decays.
 
 OF_A_BLOCK = {
@@ -200,7 +200,7 @@ def test_learning_rate_of_every_parameter_after_it_is_set(tiny_model, pool):
         torch.optim.SGD, partial(layer_decay_groups, layer_decay=0.5), base_lr=5e-4, min_lr=1e-6, weight_decay=0.0
     )
     optimizer = optimization.build(model)
-    for lr in (0.8, 0.2):  # set twice: a factor must not be applied to what it was applied to before
+    for lr in (0.8, 0.2):  # set twice: a factor must not be applied again
         set_lr(optimizer, lr)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     for parameter in model.parameters():
@@ -227,8 +227,8 @@ def test_the_recipe_of_fine_tuning(tiny_model):
     assert tuple(groups["head.weight"]["betas"]) == (0.9, 0.999)
 
 
-def test_layer_decay_agrees_with_timm_where_the_rules_do(tiny_model):
-    """With the mean of the patch tokens there is no norm between the blocks and the mean, where the rules part."""
+def test_layer_decay_agrees_with_timm(tiny_model):
+    """With the mean of the patch tokens there is no norm after the blocks, where the rules differ."""
     model = vit_of(tiny_model(), 10, "mean")
     theirs = param_groups_layer_decay(model, 0.05, model.no_weight_decay(), layer_decay=0.65)
     ours, theirs = by_name(model, layer_decay_groups(model, 0.05, 0.65)), by_name(model, theirs)

@@ -1,4 +1,4 @@
-"""Pictures during pretraining: they show what the model does then, survive a stop, and training does not notice."""
+"""Pictures during pretraining: they show the current model, survive an interruption, and do not affect training."""
 
 from __future__ import annotations
 
@@ -38,19 +38,19 @@ def stored(folder: Path, step: int) -> dict[str, np.ndarray[Any, Any]]:
 
 
 def metrics(folder: Path) -> dict[int, dict[str, float]]:
-    """Those of orders, by step."""
+    """Pictures of orders, by step."""
     lines = [line for line in journal(folder) if "order/map_entropy" in line.get("metrics", ())]
     return {line["step"]: {k: v for k, v in line["metrics"].items() if k.startswith("order/")} for line in lines}
 
 
 @pytest.fixture(scope="module")
 def looked(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of two epochs and two steps that has looked at its start, after each epoch and at its end."""
+    """A run of two epochs and two steps with pictures at its start, after each epoch and at its end."""
     options = (*LOOKING, "trainer.max_steps=24", "trainer.milestone_every_epochs=1", "permutation=attention")
     return run(tmp_path_factory.mktemp("looked"), *options)
 
 
-def test_it_looks_at_the_start_after_epochs_and_at_the_end(looked: Path) -> None:
+def test_pictures_are_drawn_at_the_start_after_epochs_and_at_the_end(looked: Path) -> None:
     steps = (0, 11, 22, 24)
     assert sorted(metrics(looked)) == list(steps)
     images = [line for line in journal(looked) if "image" in line]
@@ -96,25 +96,25 @@ def test_numbers_are_those_of_the_model_of_that_step(looked: Path, step: int) ->
     torch.testing.assert_close(torch.from_numpy(seen["error_BL"]), error_BL, rtol=1e-4, atol=1e-5)
 
 
-def test_the_first_look_has_nothing_to_agree_with_and_later_ones_do(looked: Path) -> None:
+def test_agreement_is_measured_from_the_second_time_on(looked: Path) -> None:
     told = metrics(looked)
     assert "order/order_agreement" not in told[0]
     assert all(-1 <= told[step]["order/order_agreement"] <= 1 for step in (11, 22, 24))
 
 
-def test_results_and_screen_keep_to_losses_and_accuracies(looked: Path) -> None:
+def test_results_and_screen_show_only_losses_and_accuracies(looked: Path) -> None:
     assert list(json.loads((looked / "status.json").read_text())["result"]) == ["loss"]
 
 
-def test_training_does_not_notice(looked: Path, tmp_path: Path) -> None:
+def test_training_is_not_affected(looked: Path, tmp_path: Path) -> None:
     blind = run(tmp_path, *LOOKING[:2], "trainer.max_steps=24", "permutation=attention")
     assert losses(blind) == losses(looked)
     assert not (blind / "pictures").exists()
 
 
 @pytest.mark.slow
-def test_a_run_that_is_killed_sees_the_same_afterwards(tmp_path: Path) -> None:
-    """An order that is random: what is drawn of it follows from the seed and the step alone."""
+def test_a_killed_run_draws_the_same_afterwards(tmp_path: Path) -> None:
+    """With a random order the pictures depend only on the seed and the step."""
     options = (*SMALL, *LOOKING, "permutation=stochastic_center", "trainer.max_steps=33")
     undisturbed = run(tmp_path, *options[len(SMALL) :], "run_name=whole")
     with started(tmp_path, *options, "run_name=killed") as process:

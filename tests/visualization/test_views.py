@@ -1,4 +1,4 @@
-"""The numbers behind pictures: what is shown is what was computed.
+"""The numbers behind pictures: they show what was computed.
 
 Shapes: B images, C colours, H x W pixels, L patches, P channels of a patch.
 """
@@ -38,7 +38,7 @@ def viewer(model: AIM, **changes: object) -> Viewer:
     return Viewer(**{**usual, **changes})  # type: ignore[arg-type]
 
 
-def test_patches_are_put_back_where_they_were(images: Callable[..., Tensor]) -> None:
+def test_patches_are_put_back_in_place(images: Callable[..., Tensor]) -> None:
     images_BCHW = images(2, 12, 20)
     assert torch.equal(unpatchify(patchify(images_BCHW, 4), (3, 5)), images_BCHW)
 
@@ -51,9 +51,7 @@ def test_colours_are_those_of_the_image() -> None:
     torch.testing.assert_close(shown_BHWC[0], expected)
 
 
-def test_what_a_viewer_sees_is_what_the_model_computes(
-    tiny_model: Callable[..., AIM], images: Callable[..., Tensor]
-) -> None:
+def test_pictures_show_what_the_model_computes(tiny_model: Callable[..., AIM], images: Callable[..., Tensor]) -> None:
     model, images_BCHW = tiny_model().eval(), images(3)
     view = viewer(model).view(images_BCHW, seed=5, predict_order="attention")
     with torch.no_grad():
@@ -129,7 +127,7 @@ def test_images_appear_in_their_order() -> None:
 
 
 def drawn(figure: object) -> list[np.ndarray]:
-    """What each panel of a figure shows, in rows; the legend comes last."""
+    """Image data of each panel of a figure, in rows; the legend comes last."""
     return [np.asarray(place.get_images()[0].get_array()) for place in figure.axes]  # type: ignore[attr-defined]
 
 
@@ -175,7 +173,7 @@ def test_the_figure_of_the_paper_has_a_row_per_image_and_a_heading_per_model() -
     assert titles == ["image", "self-attention", "own", "self-attention", "similarity", "own"]
 
 
-def test_film_goes_from_nothing_to_everything() -> None:
+def test_a_film_starts_empty_and_ends_complete() -> None:
     images_BCHW = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     order_BL = torch.tensor([[3, 2, 1, 0], [0, 1, 2, 3]])
     prediction = Prediction(order_BL, torch.zeros(2, 4), images_BCHW, -images_BCHW)
