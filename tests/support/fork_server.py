@@ -48,7 +48,9 @@ class ForkedProcess:
         self.stdout = open(stdout, encoding="utf-8", errors="replace")  # noqa: SIM115
         self.returncode: int | None = None
         self._status = status
-        self.pid = int(status.recv(64))
+        started = status.recv(64)
+        assert started, "the server has ended; its standard error says why"
+        self.pid = int(started)
 
     def poll(self) -> int | None:
         with contextlib.suppress(subprocess.TimeoutExpired):

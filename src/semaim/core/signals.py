@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import signal
 from types import FrameType
+from typing import TYPE_CHECKING
 
-from semaim.core.distributed import Processes
 from semaim.core.slurm_job import is_being_requeued, this_job
+
+if TYPE_CHECKING:  # imports torch
+    from semaim.core.distributed import Processes
 
 # SLURM sends SIGUSR2 to a semaim job before its time limit, and SIGTERM when it preempts or cancels the job.
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
+def postpone() -> None:
+    """Let signals wait until there is a `StopRequest`, so that none is lost while a job imports torch."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+
+
 class StopRequest:
     """Handler of `SIGNALS` that records the first one; a second SIGINT (Ctrl-C) interrupts at once.
+
+    Postponed signals arrive when it is created.
 
     Attributes:
         name: name of the received signal, or None.
@@ -23,6 +33,7 @@ class StopRequest:
     def __init__(self) -> None:
         self.name: str | None = None
         self.previous = {signum: signal.signal(signum, self._handle) for signum in SIGNALS}
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
     @property
     def requested(self) -> bool:

@@ -16,20 +16,18 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 from semaim.config.messages import EXIT_INTERRUPTED, explain, print_error
 from semaim.core import interpreter
 from semaim.core.files import write_json
+from semaim.core.signals import StopRequest, postpone
 from semaim.core.slurm_job import this_job
 from semaim.errors import Interrupted
 from semaim.runs.provenance import code_version
 from semaim.sweeps.sweep import Point, Sweep, failure_file
 from semaim.tracking.delivery import deliver
 from semaim.tracking.sync import mark_ended
-
-if TYPE_CHECKING:  # imports torch
-    from semaim.core.signals import StopRequest
 
 log = logging.getLogger(__name__)
 WAIT_FOR_JOB_END_SECONDS = 120
@@ -69,6 +67,7 @@ class PointJob:
     number: int
 
     def __call__(self) -> float:
+        postpone()
         interpreter.prepare()
         os.environ["HYDRA_FULL_ERROR"] = "1"
         sweep = Sweep.load(Path(self.sweep))
