@@ -32,9 +32,9 @@ log = logging.getLogger("semaim")
 
 
 @contextmanager
-def session(device: str) -> Iterator[tuple[Processes, StopRequest]]:
-    """Start the processes and the signal handler of a command; stop both at the end of the block."""
-    stop = StopRequest()
+def session(device: str, stop: StopRequest | None = None) -> Iterator[tuple[Processes, StopRequest]]:
+    """Start the processes and the signal handler, unless it is given; stop both at the end of the block."""
+    stop = stop or StopRequest()
     try:
         processes = distributed.start(device)
         terminal.show_logs(processes.is_main)

@@ -15,15 +15,8 @@ if TYPE_CHECKING:  # imports torch
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
-def postpone() -> None:
-    """Let signals wait until there is a `StopRequest`, so that none is lost while a job imports torch."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-
-
 class StopRequest:
     """Handler of `SIGNALS` that records the first one; a second SIGINT (Ctrl-C) interrupts at once.
-
-    Postponed signals arrive when it is created.
 
     Attributes:
         name: name of the received signal, or None.
@@ -33,7 +26,6 @@ class StopRequest:
     def __init__(self) -> None:
         self.name: str | None = None
         self.previous = {signum: signal.signal(signum, self._handle) for signum in SIGNALS}
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
     @property
     def requested(self) -> bool:

@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 from semaim.config.messages import EXIT_INTERRUPTED, explain, print_error
 from semaim.core import interpreter
 from semaim.core.files import write_json
-from semaim.core.signals import StopRequest, postpone
+from semaim.core.signals import StopRequest
 from semaim.core.slurm_job import this_job
 from semaim.errors import Interrupted
 from semaim.runs.provenance import code_version
@@ -33,8 +33,13 @@ log = logging.getLogger(__name__)
 WAIT_FOR_JOB_END_SECONDS = 120
 
 
-def run_point(sweep: Sweep, point: Point) -> float:
+def run_point(sweep: Sweep, point: Point, stop: StopRequest | None = None) -> float:
     """Execute the run of a point and its follow-up runs in the same job; returns the metric of the first one.
+
+    Args:
+        sweep: the sweep.
+        point: one of its points.
+        stop: a signal handler that exists already.
 
     Raises:
         Interrupted: after a signal, when the first process has saved everything.
@@ -42,7 +47,7 @@ def run_point(sweep: Sweep, point: Point) -> float:
     from semaim.lifecycle import execute, session  # imports torch, after `interpreter.prepare`
 
     specs = sweep.compose(point)
-    with session(specs[0].cfg.device) as (processes, stop):
+    with session(specs[0].cfg.device, stop) as (processes, stop):
         _warn_if_code_changed(sweep)
         try:
             return [execute(each, processes, stop) for each in specs][0]  # noqa: RUF015 - executes all of them
@@ -67,12 +72,12 @@ class PointJob:
     number: int
 
     def __call__(self) -> float:
-        postpone()
+        stop = StopRequest()  # first, so that no signal is lost while torch is imported
         interpreter.prepare()
         os.environ["HYDRA_FULL_ERROR"] = "1"
         sweep = Sweep.load(Path(self.sweep))
         try:
-            metric = run_point(sweep, sweep.points[self.number])
+            metric = run_point(sweep, sweep.points[self.number], stop)
         except Interrupted as error:
             _exit(print_error(error))
         except (Exception, KeyboardInterrupt) as error:
