@@ -6,11 +6,6 @@ Most commands run in this process (`run_here`), since starting a process takes s
 
 from __future__ import annotations
 
-import contextlib
-import os
-import signal
-import socket
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,7 +13,7 @@ import pytest
 import torch
 
 from semaim.config.compose import CONF
-from support.commands import ENVIRONMENT, RUN, SMALL, run
+from support.commands import SMALL, run, run_together
 from support.in_process import run_here
 from support.mistakes import MISTAKES, assert_one_message, place_of_mistakes
 
@@ -47,28 +42,9 @@ def test_malicious_checkpoint_runs_code_if_allowed(place: Path, monkeypatch: pyt
 
 
 def test_two_processes_that_do_not_divide_the_batch_both_end(tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    group = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    processes = [
-        subprocess.Popen(
-            [*RUN, *SMALL, "trainer.batch_size=15", "device=cpu"],
-            cwd=tmp_path,
-            env=ENVIRONMENT | group | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        said = [process.communicate(timeout=120)[1] for process in processes]
-    finally:
-        for process in processes:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-    assert [process.returncode for process in processes] == [2, 2], said
+    done = run_together(tmp_path, *SMALL, "trainer.batch_size=15", "device=cpu")
+    said = [each.stdout for each in done]
+    assert [each.returncode for each in done] == [2, 2], said
     for text in said:
         assert text.count("error: trainer.batch_size=15 must be divisible by processes") == 1
         assert "2 x 1" in text

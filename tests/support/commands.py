@@ -87,8 +87,8 @@ def succeed(folder: Path, *overrides: str, launcher: tuple[str, ...] = RUN) -> s
     return done.stdout
 
 
-def together(folder: Path, *overrides: str, processes: int = 2) -> str:
-    """Run to the end in several processes with the variables that torchrun sets; return the output of all."""
+def run_together(folder: Path, *overrides: str, processes: int = 2) -> list[subprocess.CompletedProcess[str]]:
+    """Run to the end in several processes with the variables that torchrun sets; `stdout` as in `run`."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -99,13 +99,23 @@ def together(folder: Path, *overrides: str, processes: int = 2) -> str:
         for rank in range(processes)
     ]
     try:
-        outputs = [process.communicate(timeout=300)[0] for process in running]
+        outputs = [process.communicate(timeout=120)[0] for process in running]
     finally:
         for process in running:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-    assert [process.returncode for process in running] == [0] * processes, outputs
-    return "".join(outputs)
+    return [
+        subprocess.CompletedProcess(process.args, process.wait(), output)
+        for process, output in zip(running, outputs, strict=True)
+    ]
+
+
+def together(folder: Path, *overrides: str, processes: int = 2) -> str:
+    """Run to the end in several processes, require exit code 0 of each and return the output of all."""
+    done = run_together(folder, *overrides, processes=processes)
+    output = "".join(each.stdout for each in done)
+    assert [each.returncode for each in done] == [0] * processes, output
+    return output
 
 
 @contextmanager

@@ -130,7 +130,7 @@ class ForkServer:
     ) -> ForkedProcess:
         """Start `python -m <module> ...`, without standard input; its output and errors go to one pipe."""
         request = {
-            "command": [str(word) for word in command], "cwd": str(cwd), "environment": dict(environment),
+            "command": list(command), "cwd": str(cwd), "environment": dict(environment),
             "new_session": new_session,
         }  # fmt: skip
         output, write = os.pipe()
@@ -206,7 +206,11 @@ def run_module(module: str, *arguments: str) -> None:
 
 
 def leave() -> None:
-    """End the process after all other exit functions: to free a million imported objects one by one takes seconds."""
+    """End the process after all other exit functions.
+
+    To free a million imported objects one by one takes seconds, and after `gc.freeze` triton reports leaks.
+    semaim ends itself likewise (core/interpreter.py), but not torchrun, nor Hydra's own exits such as that of --help.
+    """
     if codes:
         with contextlib.suppress(OSError, ValueError):  # a closed stream
             sys.stdout.flush()

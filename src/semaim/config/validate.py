@@ -47,7 +47,7 @@ def check_overrides(overrides: Sequence[str], config: DictConfig, folders: Seque
     Raises:
         UserError: for the first such override; the message names the option.
     """
-    choices, adds_group = [], False
+    choices = []
     for text, override in zip(overrides, OverridesParser.create().parse_overrides(list(overrides)), strict=True):
         key = override.key_or_group
         if override.is_delete():
@@ -56,11 +56,9 @@ def check_overrides(overrides: Sequence[str], config: DictConfig, folders: Seque
             )
         if (CONF / key).is_dir():
             choices.append(text)
-            adds_group |= override.is_add()
         elif override.is_add() and not key.startswith("hydra"):
             raise UserError(f"+{key}: there is no option {key}. {suggestion(key)}")
-    # Only a file of a group outside the defaults list (`+experiment=...`) can define new options.
-    if adds_group and (unknown := sorted(str(key) for key in set(config) - set(options()))):
+    if unknown := sorted(str(key) for key in set(config) - set(options())):
         raise UserError(f"there is no option {unknown[0]}. {suggestion(unknown[0])}")
     expected, given = flatten(_plain(options(choices, folders))), flatten(_plain(config))
     for key, value in given.items():
