@@ -74,15 +74,28 @@ def scheduler_states(sweep: Sweep) -> list[JobState]:
         return [by_job[point.job] if point.job else JobState("over") for point in sweep.points]
     if sweep.executor == "local":
         return [JobState("running" if _is_submitit(point.job) else "over") for point in sweep.points]
-    launching = sweep.folder.is_held or sweep.folder.is_locked()
-    return [_basic_job_state(point, launching) for point in sweep.points]
+    return _basic_states(sweep)
 
 
-def _basic_job_state(point: Point, launching: bool) -> JobState:
-    if point.folder.is_locked():
-        return JobState("running")
-    started = point.job is not None
-    return JobState("waiting", "for earlier runs") if launching and not started else JobState("over")
+def _basic_states(sweep: Sweep) -> list[JobState]:
+    """The same for points that one process executes in turn, which may be this one, between two points."""
+    elsewhere = sweep.folder.is_locked()
+    started = [point for point in sweep.points if point.job is not None]
+    current = max(started, key=_start_time, default=None) if elsewhere else None
+
+    def state(point: Point) -> JobState:
+        if point is current or point.folder.is_locked():
+            return JobState("running")
+        if point.job is None and (elsewhere or sweep.folder.is_held):
+            return JobState("waiting", "for earlier runs")
+        return JobState("over")
+
+    return [state(point) for point in sweep.points]
+
+
+def _start_time(point: Point) -> str:
+    """Time at the end of the job's name, in nanoseconds (`semaim.sweeps.submit.run_here`)."""
+    return (point.job or "").rpartition("_")[2]
 
 
 def _is_submitit(process: str | None) -> bool:
@@ -101,12 +114,12 @@ def _state(sweep: Sweep, point: Point, job_state: JobState) -> PointState:
             "requeued" if job_state.restarts else "pending", _join(job_state.reason, killed or ""), job_state.restarts
         )
     current_attempt = current_job and status.get("restarts", 0) == job_state.restarts
-    if job_state.state == "running" and not (current_attempt and status["state"] == "finished"):
-        if not current_attempt:
-            return PointState("starting", job_state.nodes, job_state.restarts)
-        name: PointStateName = "running" if status["state"] == "running" else "ending"
-        return PointState(name, progress(point.folder) if name == "running" else status["error"], job_state.restarts)
-    if status.get("state") == "finished" and not (job_state.state == "over" and _follow_ups_unfinished(point)):
+    unfinished = [run_dir for run_dir in point.then if _status(RunFolder(Path(run_dir))).get("state") != "finished"]
+    if job_state.state == "running" and not current_attempt:
+        return PointState("starting", job_state.nodes, job_state.restarts)
+    if job_state.state == "running" and (doing := _doing(point, status, unfinished)):
+        return PointState("running" if status["state"] == "running" else "ending", doing, job_state.restarts)
+    if status.get("state") == "finished" and not unfinished:
         value = status["result"][status["metric"]]
         return PointState(
             "finished", result_text(status), job_state.restarts, status["result"] | _follow_up_results(point), value
@@ -116,9 +129,16 @@ def _state(sweep: Sweep, point: Point, job_state: JobState) -> PointState:
     return _unsuccessful_state(sweep, point, job_state, status if current_job else {})
 
 
-def _follow_ups_unfinished(point: Point) -> bool:
-    """Whether a follow-up run of the same job has not finished."""
-    return any(_status(RunFolder(Path(run_dir))).get("state") != "finished" for run_dir in point.then)
+def _doing(point: Point, status: dict[str, Any], unfinished: Sequence[str]) -> str:
+    """What a point whose job is running still does; empty if nothing is left to do."""
+    if status["state"] == "running":
+        return progress(point.folder)
+    if status["state"] != "finished":
+        return str(status["error"])
+    if unfinished:
+        return f"finished, then {Path(unfinished[0]).name}"
+    folders = [point.folder, *(RunFolder(Path(run_dir)) for run_dir in point.then)]
+    return "finished, sends its results to MLflow" if any(folder.is_locked() for folder in folders) else ""
 
 
 def _follow_up_results(point: Point) -> dict[str, float]:
