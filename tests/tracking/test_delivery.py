@@ -15,6 +15,8 @@ from typing import Any
 from unittest import mock
 
 import pytest
+from mlflow import MlflowClient
+from mlflow.exceptions import BAD_REQUEST, MlflowException
 from omegaconf import OmegaConf
 from PIL import Image
 
@@ -109,6 +111,34 @@ def test_sending_twice_adds_nothing(finished: tuple[Path, Any]) -> None:
     assert sync(run_folder, None) == sum(len(points) for points in points_written(run_folder).values())
     assert delivery_state(run_folder) == state
     assert_shows_all(client, run_folder, "FINISHED")
+
+
+@pytest.mark.parametrize(("conflicts", "arrive"), [(2, True), (99, False)])
+def test_points_that_an_earlier_request_still_stores_are_sent_again(
+    finished: tuple[Path, Any], tmp_path: Path, conflicts: int, arrive: bool
+) -> None:
+    """A server that did not answer in time goes on with its request; the database refuses the same points meanwhile."""
+    run_folder = shutil.copytree(finished[0], tmp_path / "copy")
+    (run_folder / "mlflow.json").unlink()  # a run that no store has
+    delivery = Delivery(RunFolder(run_folder), f"{SQLITE}{tmp_path}/other.db")
+    shutil.copy(finished[0].parents[1] / "mlflow.db", tmp_path / "other.db")  # creating one takes seconds
+    real, refused = mlflow_client(f"{SQLITE}{tmp_path}/other.db").log_batch, []
+
+    def log_batch(run_id: str, **content: Any) -> None:
+        if "metrics" in content and len(refused) < conflicts:
+            refused.append(content)
+            raise MlflowException("duplicate key value", BAD_REQUEST)
+        real(run_id, **content)
+
+    with mock.patch.object(MlflowClient, "log_batch", side_effect=log_batch), mock.patch("time.sleep"):
+        if arrive:
+            assert delivery.deliver() == sum(map(len, points_written(run_folder).values()))
+        else:
+            with pytest.raises(MlflowException, match="duplicate key value"):
+                delivery.deliver()
+    assert len(refused) == (2 if arrive else 6)
+    shown = points_shown(mlflow_client(f"{SQLITE}{tmp_path}/other.db"), delivery_state(run_folder)["run_id"])
+    assert shown == (points_written(run_folder) if arrive else {})
 
 
 def test_interrupted_creation_is_found_again(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import logging
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -29,6 +30,7 @@ log = logging.getLogger(__name__)
 MAX_VALUE = 6000  # MLflow silently truncates longer parameter values
 PARAMS_PER_CALL = 100
 METRICS_PER_CALL = 1000
+CONFLICT_RETRIES, CONFLICT_WAIT_SECONDS = 5, 1.0
 EXPERIMENT_TAGS = {
     "mlflow.experimentKind": "custom_model_development",  # not a language model's
     "mlflow.note.content": "Runs of semaim. The page of a run describes it and how to repeat it; its tags are its "
@@ -164,7 +166,7 @@ class Delivery:
         def flush() -> None:
             nonlocal total
             if points:
-                self._client.log_batch(self.state["run_id"], metrics=points)
+                self._send_points(points)
                 total += len(points)
                 points.clear()
             if offset != self.state["sent"]:
@@ -181,6 +183,19 @@ class Delivery:
             offset = next_offset
         flush()
         return total
+
+    def _send_points(self, points: list[Any]) -> None:
+        """Send points, again if a server that did not answer in time is still storing the same points."""
+        from mlflow.exceptions import MlflowException
+
+        for remaining in reversed(range(CONFLICT_RETRIES + 1)):
+            try:
+                self._client.log_batch(self.state["run_id"], metrics=points)
+                return
+            except MlflowException as error:  # BAD_REQUEST: the database found the points of the other request
+                if error.error_code != "BAD_REQUEST" or not remaining:
+                    raise
+                time.sleep(CONFLICT_WAIT_SECONDS)
 
     def _send_other(self, line: dict[str, Any]) -> None:
         """Send a line without metrics."""
