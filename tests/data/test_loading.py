@@ -7,6 +7,7 @@ import os
 import random
 import signal
 import subprocess
+import time
 
 import numpy as np
 import psutil
@@ -14,6 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
+from semaim.data import loading
 from semaim.data.image_sets import ArrayImages, FileImages
 from semaim.data.loading import (
     EvaluationImages,
@@ -172,48 +174,52 @@ def test_processes_together_load_what_one_would():
     assert [part.first_row for part in parts] == [0, 4]
 
 
-class SignalReport(TrainingImages):
-    """Returns the signal handlers and the number of threads of its process, in place of unreadable images."""
+class WorkerReport(TrainingImages):
+    """Returns the blocked signals and the number of threads of its process, in place of unreadable images."""
 
     def __getitem__(self, item):
-        numbers = (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
-        handlers = [(number.name, str(signal.getsignal(number))) for number in numbers]
-        return *super().__getitem__(item)[:4], [*handlers, ("threads", str(torch.get_num_threads()))]
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, set())
+        report = [("blocked", " ".join(sorted(number.name for number in blocked)))]
+        return *super().__getitem__(item)[:4], [*report, ("threads", str(torch.get_num_threads()))]
 
 
-def test_workers_ignore_signals():
-    numbers = (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
-    previous = {number: signal.signal(number, lambda *_: None) for number in numbers}  # as in a run
-    try:
-        dataset = SignalReport(noise_images(), pretraining(8), 0)
-        batches = list(training_batches(dataset, StepPlan(40, 4, 0), range(4), 2, False))
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-    ignored = str(signal.SIG_IGN)
+def test_workers_block_signals_and_use_one_thread():
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, set())
+    dataset = WorkerReport(noise_images(), pretraining(8), 0)
+    batches = list(training_batches(dataset, StepPlan(40, 4, 0), range(4), 2, False))
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, set()) == before == set()
     for batch in batches:
-        assert dict(batch.unreadable) == {
-            "SIGINT": ignored,
-            "SIGUSR1": ignored,
-            "SIGUSR2": ignored,
-            "threads": "1",
-        }
+        assert dict(batch.unreadable) == {"blocked": "SIGINT SIGTERM SIGUSR1 SIGUSR2", "threads": "1"}
 
 
-def test_workers_exit_on_sigterm_from_their_parent_only():
-    """SLURM sends SIGTERM to every process of a job; the current step still needs the workers."""
+@pytest.mark.parametrize("stop", ["TERM", "INT", "USR1", "USR2"])
+def test_workers_ignore_the_signals_of_slurm(stop, monkeypatch):
+    """SLURM sends them to every process of a job at any time; the current step still needs the workers."""
+    set_up = loading._init_worker
+    monkeypatch.setattr(loading, "_init_worker", lambda worker: (time.sleep(0.3), set_up(worker)))
     dataset, plan = training(), StepPlan(40, 8, 3)
     expected = list(training_batches(dataset, plan, range(12), 0, False))
     others = set(psutil.Process().children())
-    batches = training_batches(dataset, plan, range(12), 2, False)
-    found = [next(batches)]
-    workers = set(psutil.Process().children()) - others
-    assert len(workers) == 2
-    subprocess.run(["kill", "-TERM", *(str(worker.pid) for worker in workers)], check=True)
-    found += list(batches)
+    script = f"while read -r pids; do kill -{stop} $pids; echo; done"
+    with subprocess.Popen(["bash", "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as sender:
+        others.add(psutil.Process(sender.pid))
+        batches = training_batches(dataset, plan, range(12), 2, False)
+        workers = " ".join(str(child.pid) for child in set(psutil.Process().children()) - others)
+        assert len(workers.split()) == 2
+        found = []
+        for _ in range(3):  # first while they are set up
+            print(workers, file=sender.stdin, flush=True)
+            sender.stdout.readline()
+            found.append(next(batches))
+        found += list(batches)
+        sender.stdin.close()
     for ours, theirs in zip(found, expected, strict=True):
         assert torch.equal(ours.images_BCHW, theirs.images_BCHW)
-    batches = training_batches(dataset, plan, range(1000), 2, False)
+
+
+def test_workers_exit_on_sigterm_from_their_parent():
+    others = set(psutil.Process().children())
+    batches = training_batches(training(), StepPlan(40, 8, 3), range(1000), 2, False)
     next(batches)
     workers = set(psutil.Process().children()) - others
     for worker in workers:

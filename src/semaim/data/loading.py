@@ -249,16 +249,13 @@ def _exit_on_parent_sigterm() -> None:
 
 def _init_worker(_: int) -> None:
     """Set up a worker: only the parent's SIGTERM stops it, and it uses one thread."""
-    for signum in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(signum, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     threading.Thread(target=_exit_on_parent_sigterm, daemon=True).start()
     torch.set_num_threads(1)
 
 
-def _loader(dataset: Dataset[Any], num_workers: int, pin_memory: bool, **options: Any) -> DataLoader[Any]:
+def _iterator(dataset: Dataset[Any], num_workers: int, pin_memory: bool, **options: Any) -> Iterator[Batch]:
     workers = min(num_workers, usable_cpus())
-    return DataLoader(
+    loader = DataLoader(
         dataset,
         num_workers=workers,
         collate_fn=collate,
@@ -268,6 +265,12 @@ def _loader(dataset: Dataset[Any], num_workers: int, pin_memory: bool, **options
         generator=torch.Generator(),  # by default the loader would draw from the global generator
         **options,
     )
+    # A worker inherits the mask, so that a signal cannot reach it before it is set up. The parent gets its own later.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM})
+    try:
+        return iter(loader)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def training_batches(
@@ -275,11 +278,11 @@ def training_batches(
 ) -> Iterator[Batch]:
     """The micro-batches of the given steps in order, prefetched by one set of workers for all epochs."""
     sampler = (items for step in steps for items in plan.micro_batches(step))
-    return iter(_loader(dataset, num_workers, pin_memory, batch_sampler=sampler))
+    return _iterator(dataset, num_workers, pin_memory, batch_sampler=sampler)
 
 
 def evaluation_batches(
     dataset: EvaluationImages, batch_size: int, num_workers: int, pin_memory: bool
 ) -> Iterator[Batch]:
     """Batches of all images, in order."""
-    return iter(_loader(dataset, num_workers, pin_memory, batch_size=batch_size))
+    return _iterator(dataset, num_workers, pin_memory, batch_size=batch_size)
