@@ -179,7 +179,7 @@ def test_kill_in_the_middle_of_saving(folder):
     for _ in range(8):
         process = fork.Process(target=save_for_ever, args=(folder, done.value + 1, done))
         process.start()
-        before, deadline = done.value, time.monotonic() + 60
+        before, deadline = done.value, time.monotonic() + 300
         while done.value == before and time.monotonic() < deadline:  # at least one more is complete
             time.sleep(0.005)
         time.sleep(choice.uniform(0, 0.2))

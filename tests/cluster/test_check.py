@@ -16,7 +16,7 @@ def test_the_whole_command_on_a_cluster(cluster: Cluster, tmp_path: Path) -> Non
     def check_there(*words: str) -> tuple[int, list[str]]:
         typed = [sys.executable, "-m", "semaim", "check", *sweep, *words]
         done = subprocess.run(
-            typed, cwd=tmp_path, env=cluster.environment, capture_output=True, text=True, timeout=120, check=False
+            typed, cwd=tmp_path, env=cluster.environment, capture_output=True, text=True, timeout=300, check=False
         )
         assert done.stderr == ""
         return done.returncode, done.stdout.splitlines()

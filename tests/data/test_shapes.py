@@ -44,7 +44,7 @@ def test_another_process_makes_the_same_images():
         "splits = shapes(32, 30, 20, 0); print(splits.train.fingerprint(), splits.val.fingerprint(), "
         "splits.train.masks_NHW.sum())"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300, check=True)
     here = shapes(32, 30, 20, 0)
     assert done.stdout.split() == [
         here.train.fingerprint(), here.val.fingerprint(), str(here.train.masks_NHW.sum())

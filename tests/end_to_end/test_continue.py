@@ -87,7 +87,7 @@ def stop(home: Path, number: signal.Signals) -> None:
     with started(home, *TEN_STEPS, *PACED, "run_name=ten") as process:
         wait_for(lambda: len(losses(folder)) > before, "a step")
         process.send_signal(number)
-        out, _ = process.communicate(timeout=60)
+        out, _ = process.communicate(timeout=300)
     assert process.returncode == 75, out
     assert number.name in out
     assert "the same command continues" in out

@@ -147,7 +147,7 @@ printf '%s\\n' "${{COMPREPLY[@]}}"
 @pytest.mark.skipif(shutil.which("zsh") is None, reason="needs zsh")
 def test_zsh_loads_its_completion(tmp_path: Path) -> None:
     ask = 'autoload -Uz compinit && compinit -u -d ./dump; eval "$(semaim completion zsh)"; echo $_comps[semaim]'
-    done = subprocess.run(["zsh", "-fc", ask], cwd=tmp_path, **PIPED | {"env": ON_PATH}, timeout=60, check=False)
+    done = subprocess.run(["zsh", "-fc", ask], cwd=tmp_path, **PIPED | {"env": ON_PATH}, timeout=300, check=False)
     assert (done.returncode, done.stdout) == (0, "_bash_complete -o filenames -F _semaim\n")
 
 

@@ -90,7 +90,7 @@ def test_server_out_of_reach(tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         uri = f"http://127.0.0.1:{free.getsockname()[1]}"
-    done = subprocess.run([*REPORT, "--uri", uri], cwd=tmp_path, capture_output=True, text=True, timeout=100)
+    done = subprocess.run([*REPORT, "--uri", uri], cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith(f"error: --uri={uri} cannot be read as an MLflow store (")
     assert done.stderr.count("\n") == 1

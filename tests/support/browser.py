@@ -16,7 +16,7 @@ from urllib.parse import quote
 if TYPE_CHECKING:
     from selenium.webdriver.remote.webelement import WebElement
 
-PATIENCE_SECONDS = 120.0
+PATIENCE_SECONDS = 300.0
 SIZE = (1500, 1000)  # of the window, in pixels
 ROWS = "//*[@role='row'][.//*[@role='gridcell']]"  # rows of MLflow's table of runs
 SECTIONS = "//*[@data-testid='experiment-view-compare-runs-section-header']"  # sections of MLflow's charts

@@ -99,7 +99,7 @@ def run_together(folder: Path, *overrides: str, processes: int = 2) -> list[subp
         for rank in range(processes)
     ]
     try:
-        outputs = [process.communicate(timeout=120)[0] for process in running]
+        outputs = [process.communicate(timeout=300)[0] for process in running]
     finally:
         for process in running:
             with suppress(ProcessLookupError):
@@ -130,7 +130,7 @@ def started(folder: Path, *overrides: str) -> Iterator[ForkedProcess | subproces
         process.communicate()
 
 
-def wait_for(condition: Callable[[], Any], what: str, seconds: float = 120) -> None:
+def wait_for(condition: Callable[[], Any], what: str, seconds: float = 300) -> None:
     """Wait until the condition is true."""
     deadline = time.monotonic() + seconds
     while not condition():

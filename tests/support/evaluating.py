@@ -82,7 +82,7 @@ class Thread(Processes):
 
 def together(world_size: int, work: Callable[[Processes], Any]) -> list[Any]:
     """Run the same work in several simulated processes; return results by rank. The first error stops all."""
-    sent, all_here = [b""] * world_size, threading.Barrier(world_size, timeout=60)
+    sent, all_here = [b""] * world_size, threading.Barrier(world_size, timeout=300)
     results: list[Any] = [None] * world_size
     errors: list[BaseException] = []
 

@@ -120,7 +120,7 @@ class PostgreSQL:
 
     def stop(self) -> None:
         if self.keeper is not None:
-            self.keeper.communicate(timeout=60)
+            self.keeper.communicate(timeout=300)
             self.keeper = None
 
     def database(self) -> str:
@@ -132,4 +132,4 @@ class PostgreSQL:
     def client(self, program: str, *arguments: str, check: bool = True) -> int:
         """Run a PostgreSQL program, such as pg_isready, and return its exit code."""
         words = [f"{self.programs()}/{program}", "-h", "127.0.0.1", "-p", str(self.port), "-U", "postgres", *arguments]
-        return subprocess.run(words, stdout=subprocess.DEVNULL, timeout=60, check=check).returncode
+        return subprocess.run(words, stdout=subprocess.DEVNULL, timeout=300, check=check).returncode

@@ -79,14 +79,20 @@ class Cluster:
     def stop(self) -> None:
         """End every process; running jobs have 15 s to finish and return to the queue."""
         if self.keeper is not None:
-            self.keeper.communicate(timeout=120)
+            self.keeper.communicate(timeout=300)
             self.keeper = None
 
     def run(self, *command: str | Path | int, cwd: Path | None = None) -> str:
         """Output of a command, such as sinfo; the command must succeed."""
         words = [str(word) for word in command]
         done = subprocess.run(
-            words, cwd=cwd or self.folder, env=self.environment, capture_output=True, text=True, timeout=60, check=False
+            words,
+            cwd=cwd or self.folder,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
         )
         assert done.returncode == 0, f"{' '.join(words)}: {done.stdout}{done.stderr}"
         return done.stdout
@@ -117,7 +123,7 @@ class Cluster:
         """scontrol's fields of a job."""
         return self.jobs()[str(job_id)]
 
-    def wait_for_state(self, job_id: int | str, *states: str, seconds: float = 120) -> None:
+    def wait_for_state(self, job_id: int | str, *states: str, seconds: float = 300) -> None:
         """Wait until the state of a job is one of these, such as RUNNING or COMPLETED."""
         what = f"job {job_id} to be {' or '.join(states)}"
         wait_for(lambda: self.job(job_id)["JobState"] in states, what, seconds)
@@ -141,10 +147,10 @@ class Cluster:
         """Empty the queue; jobs that ignore SIGTERM are killed."""
         for options in (("--state=PENDING",), ("--state=RUNNING", "--full", "--signal=KILL"), ("--state=RUNNING",)):
             subprocess.run(
-                ["scancel", *options], env=self.environment, stderr=subprocess.DEVNULL, timeout=60, check=False
+                ["scancel", *options], env=self.environment, stderr=subprocess.DEVNULL, timeout=300, check=False
             )
 
-    def wait_idle(self, seconds: float = 60) -> None:
+    def wait_idle(self, seconds: float = 300) -> None:
         """Wait until the queue is empty and all nodes are idle."""
 
         def idle() -> bool:

@@ -33,7 +33,7 @@ def on_node(name: str) -> tuple[str, ...]:
 
 
 def until(
-    condition: Callable[[], Any], what: str | Callable[[], str], seconds: float = 120, every: float = 0.05
+    condition: Callable[[], Any], what: str | Callable[[], str], seconds: float = 300, every: float = 0.05
 ) -> Any:
     """Wait until the condition is true and return its value."""
     deadline = time.monotonic() + seconds
@@ -117,7 +117,7 @@ class JobRun:
         steps = [line["step"] for line in journal(self.folder) if "train/loss" in line.get("metrics", ())]
         return steps[-1] if steps else 0
 
-    def wait_for_step(self, step: int, seconds: float = 90) -> None:
+    def wait_for_step(self, step: int, seconds: float = 300) -> None:
         """Wait until the journal contains a step; fail if the job ends before."""
         looked = time.monotonic()
 
@@ -144,7 +144,7 @@ class JobRun:
         """Number of restarts of its job."""
         return int(self.cluster.job(self.job)["Restarts"])
 
-    def wait_for_requeue(self, number: int, seconds: float = 60) -> None:
+    def wait_for_requeue(self, number: int, seconds: float = 300) -> None:
         """Wait until its job is in the queue again for the n-th time."""
 
         def waits() -> bool:
@@ -153,7 +153,7 @@ class JobRun:
 
         until(waits, lambda: f"requeue {number}: {self}", seconds, every=0.3)
 
-    def continue_now(self, number: int, seconds: float = 60) -> None:
+    def continue_now(self, number: int, seconds: float = 300) -> None:
         """Start its job immediately after its n-th requeue."""
         self.wait_for_requeue(number, seconds)
         time.sleep(1.5)  # within one second of its last start's end, a node confuses the two starts and refuses the job
@@ -167,7 +167,7 @@ class JobRun:
 
         until(runs, lambda: f"start {number}: {self}", seconds, every=0.5)
 
-    def wait_until_it_runs(self, seconds: float = 60) -> None:
+    def wait_until_it_runs(self, seconds: float = 300) -> None:
         """Wait until its job has nodes."""
         until(lambda: self.state() == "RUNNING", lambda: f"nodes: {self}", seconds, every=0.3)
 
@@ -179,14 +179,14 @@ class JobRun:
         """Output of the first process of its job, over all starts."""
         return "".join(path.read_text(errors="replace") for path in sorted(self.job_folder.glob("*_0_log.*")))
 
-    def finish(self, seconds: float = 120) -> None:
+    def finish(self, seconds: float = 300) -> None:
         """Wait for the end of its job and require success."""
         self.at_full_speed()
         self.wait_until_over(seconds)
         assert self.state() == "COMPLETED", self
         assert status(self.folder)["state"] == "finished", self
 
-    def wait_until_over(self, seconds: float = 120) -> None:
+    def wait_until_over(self, seconds: float = 300) -> None:
         """Wait until its job is neither queued nor running."""
         until(lambda: not self.under_way(), lambda: f"the end: {self}", seconds, every=0.3)
 
@@ -228,7 +228,7 @@ class JobRun:
 
 def run_here(home: Path, *overrides: str) -> str:
     """Run to the end without SLURM and return the output."""
-    done = finished([*RUN, *overrides], home, ENVIRONMENT | import_path(), seconds=120)
+    done = finished([*RUN, *overrides], home, ENVIRONMENT | import_path(), seconds=300)
     assert done.returncode == 0, done.stdout
     return done.stdout
 
@@ -240,6 +240,6 @@ def on_two_nodes(cluster: Any, home: Path, name: str, *more: str) -> JobRun:
 
 def run_semaim(cluster: Any, home: Path, *command: str, expect: int | None = 0) -> str:
     """Run a semaim command in the environment of a cluster, or of a job run, and return its output."""
-    done = finished([sys.executable, "-m", *command], home, cluster.environment, seconds=120)
+    done = finished([sys.executable, "-m", *command], home, cluster.environment, seconds=300)
     assert expect is None or done.returncode == expect, done.stdout
     return done.stdout

@@ -80,7 +80,7 @@ def test_it_asks_on_a_terminal(home: Path, answer: str, left: int) -> None:
         [*PROGRAM, "rm", "runs/finetuning"], cwd=home, env=ENVIRONMENT, stdin=theirs, stdout=subprocess.PIPE, text=True
     )
     os.write(ours, answer.encode())
-    said, _ = process.communicate(timeout=60)
+    said, _ = process.communicate(timeout=300)
     os.close(ours)
     os.close(theirs)
     assert process.returncode == 0

@@ -217,7 +217,7 @@ def test_killed_stopped_and_continued_is_one_run(store: Any, tmp_path: Path) -> 
     with started(tmp_path, *command) as process:
         wait_for(lambda: last_step() > killed_after, "steps after those that were made before")
         process.terminate()
-        said = process.communicate(timeout=90)[0]
+        said = process.communicate(timeout=300)[0]
     assert process.returncode == 75, said
     assert_shows_all(store, run_folder, "KILLED")
 
@@ -242,7 +242,7 @@ def test_four_runs_at_once_on_a_new_store_all_arrive(tmp_path: Path) -> None:
     with ExitStack() as stack:
         processes = [stack.enter_context(started(tmp_path, *options, f"run_name=run{i}")) for i in range(4)]
         for process in processes:
-            said = process.communicate(timeout=280)[0]
+            said = process.communicate(timeout=300)[0]
             assert process.returncode == 0, said
             assert "has not got" not in said
     client = mlflow_client(f"{SQLITE}{tmp_path}/mlflow.db")
