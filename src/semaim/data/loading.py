@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from semaim.core.distributed import usable_cpus
 from semaim.core.seeding import derive_seed, seeded
+from semaim.core.signals import SIGNALS
 from semaim.data.folders import UNREADABLE
 from semaim.data.image_sets import ImageSet
 from semaim.data.transforms import Transform
@@ -266,7 +267,7 @@ def _iterator(dataset: Dataset[Any], num_workers: int, pin_memory: bool, **optio
         **options,
     )
     # A worker inherits the mask, so that a signal cannot reach it before it is set up. The parent gets its own later.
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM})
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         return iter(loader)
     finally:

@@ -114,16 +114,17 @@ def _state(sweep: Sweep, point: Point, job_state: JobState) -> PointState:
             "requeued" if job_state.restarts else "pending", _join(job_state.reason, killed or ""), job_state.restarts
         )
     current_attempt = current_job and status.get("restarts", 0) == job_state.restarts
-    unfinished = [run_dir for run_dir in point.then if _status(RunFolder(Path(run_dir))).get("state") != "finished"]
+    follow_ups = {folder.path.name: _status(folder) for folder in point.follow_ups}
+    unfinished = [name for name, each in follow_ups.items() if each.get("state") != "finished"]
     if job_state.state == "running" and not current_attempt:
         return PointState("starting", job_state.nodes, job_state.restarts)
     if job_state.state == "running" and (doing := _doing(point, status, unfinished)):
         return PointState("running" if status["state"] == "running" else "ending", doing, job_state.restarts)
     if status.get("state") == "finished" and not unfinished:
-        value = status["result"][status["metric"]]
-        return PointState(
-            "finished", result_text(status), job_state.restarts, status["result"] | _follow_up_results(point), value
-        )
+        result, value = dict(status["result"]), status["result"][status["metric"]]
+        for each in follow_ups.values():
+            result |= each["result"]
+        return PointState("finished", result_text(status), job_state.restarts, result, value)
     if job_state.state == "unknown":
         return PointState("unknown", f"{job_state.reason}; the run folder says: {status.get('state', 'not begun')}")
     return _unsuccessful_state(sweep, point, job_state, status if current_job else {})
@@ -136,15 +137,9 @@ def _doing(point: Point, status: dict[str, Any], unfinished: Sequence[str]) -> s
     if status["state"] != "finished":
         return str(status["error"])
     if unfinished:
-        return f"finished, then {Path(unfinished[0]).name}"
-    folders = [point.folder, *(RunFolder(Path(run_dir)) for run_dir in point.then)]
-    return "finished, sends its results to MLflow" if any(folder.is_locked() for folder in folders) else ""
-
-
-def _follow_up_results(point: Point) -> dict[str, float]:
-    """The results of the follow-up runs of the same job."""
-    statuses = [_status(RunFolder(Path(run_dir))) for run_dir in point.then]
-    return {name: value for status in statuses for name, value in status.get("result", {}).items()}
+        return f"finished, then {unfinished[0]}"
+    sending = any(folder.is_locked() for folder in (point.folder, *point.follow_ups))
+    return "finished, sends its results to MLflow" if sending else ""
 
 
 def _unsuccessful_state(sweep: Sweep, point: Point, job_state: JobState, status: dict[str, Any]) -> PointState:

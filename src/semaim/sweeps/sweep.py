@@ -58,6 +58,11 @@ class Point:
         """Its run folder."""
         return RunFolder(Path(self.run_dir))
 
+    @property
+    def follow_ups(self) -> list[RunFolder]:
+        """Run folders of the follow-up runs in the same job."""
+        return [RunFolder(Path(run_dir)) for run_dir in self.then]
+
 
 @dataclass
 class Sweep:
