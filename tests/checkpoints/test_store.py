@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import hashlib
 import logging
 import multiprocessing
-import os
 import random
 import subprocess
 import time
@@ -16,38 +13,9 @@ import pytest
 import torch
 
 from semaim.checkpoints import store
-from semaim.core.files import HashingWriter
 from semaim.errors import UserError
-
-
-def state_of(step, size=1000):
-    """A state that contains its step."""
-    return {"weights": torch.full((size,), float(step)), "name": f"step {step}"}
-
-
-def is_of(state, step):
-    return state["step"] == step and state["name"] == f"step {step}" and bool((state["weights"] == step).all())
-
-
-@pytest.fixture
-def folder(tmp_path, caplog, monkeypatch):
-    """A checkpoint folder; warnings are captured."""
-    monkeypatch.setattr(logging.getLogger("semaim"), "propagate", True)  # an earlier run may have disabled it
-    caplog.set_level(logging.WARNING, logger="semaim")
-    return tmp_path / "checkpoints"
-
-
-@pytest.fixture
-def three(folder):
-    """A folder with checkpoints of steps 1, 2 and 3."""
-    for step in (1, 2, 3):
-        store.save(folder, step, state_of(step))
-    return folder
-
-
-def names(folder):
-    return sorted(path.name for path in folder.iterdir())
-
+from support.saving import is_of, names, state_of
+from support.waiting import wait_for
 
 # Round trip
 
@@ -179,9 +147,8 @@ def test_kill_in_the_middle_of_saving(folder):
     for _ in range(8):
         process = fork.Process(target=save_for_ever, args=(folder, done.value + 1, done))
         process.start()
-        before, deadline = done.value, time.monotonic() + 300
-        while done.value == before and time.monotonic() < deadline:  # at least one more is complete
-            time.sleep(0.005)
+        before = done.value
+        wait_for(lambda before=before: done.value != before, "one more complete checkpoint", every=0.005)
         time.sleep(choice.uniform(0, 0.2))
         process.kill()
         process.join()
@@ -204,119 +171,3 @@ def test_files_left_by_killed_processes_are_deleted_at_the_next_save(three):
     store.save(three, 4, state_of(4))
     assert len(names(three)) == 8
     assert list(three.glob("*.tmp")) == []
-
-
-# Full disk
-
-FULL = r"step_00000004\.pt: there is no space left on the device; .* is .*step_00000003\.pt\. Make room"
-
-
-@pytest.mark.parametrize("after", [0, 1, 5, 11])
-def test_no_space_after_some_writing(three, monkeypatch, after):
-    before, calls, write = names(three), [], HashingWriter.write
-
-    def full(self, data):
-        calls.append(len(data))
-        if len(calls) > after:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return write(self, data)
-
-    monkeypatch.setattr(HashingWriter, "write", full)
-    with pytest.raises(UserError, match=FULL):
-        store.save(three, 4, state_of(4))
-    assert len(calls) > after
-    assert names(three) == before
-    assert is_of(store.newest(three), 3)
-    monkeypatch.undo()
-    store.save(three, 4, state_of(4))
-    assert is_of(store.newest(three), 4)
-
-
-@pytest.mark.parametrize("call", ["fsync", "replace"])
-def test_no_space_at_the_last_moment(three, monkeypatch, call):
-    """The checksum is already on disk and must be removed."""
-    before, calls, original = names(three), [], getattr(os, call)
-
-    def full(*args):
-        calls.append(args)
-        if len(calls) == (3 if call == "fsync" else 2):  # the checksum, its folder, then the checkpoint
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return original(*args)
-
-    monkeypatch.setattr(os, call, full)
-    with pytest.raises(UserError, match=FULL):
-        store.save(three, 4, state_of(4))
-    assert names(three) == before
-
-
-def test_another_error_keeps_its_reason(folder, monkeypatch):
-    monkeypatch.setattr(HashingWriter, "write", lambda *_: os.open("/none", 0))
-    with pytest.raises(UserError, match=r"there is no older checkpoint") as error:
-        store.save(folder, 1, state_of(1))
-    assert "no space" not in str(error.value)
-    assert names(folder) == []
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of 2 MiB."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", place], capture_output=True, text=True)
-    if mount.returncode:
-        pytest.skip(f"a small file system cannot be mounted here: {mount.stderr.strip()}")
-    try:
-        yield place
-    finally:
-        subprocess.run(["umount", place], check=True)
-
-
-def test_a_full_disk(small_disk):
-    for step in (1, 2, 3):
-        store.save(small_disk, step, state_of(step, 150_000))  # 600 kB
-    before = names(small_disk)
-    with pytest.raises(UserError, match=FULL):
-        store.save(small_disk, 4, state_of(4, 150_000))
-    assert names(small_disk) == before
-    assert is_of(store.newest(small_disk), 3)
-
-
-def test_a_disk_that_fills_up_at_any_point_of_saving(small_disk):
-    """For every amount of free space around the required one, in pages: the save is complete or has changed nothing."""
-    folder, page, filler = small_disk / "checkpoints", 4096, small_disk / "filler"
-    path = store.save(folder, 1, state_of(1))
-    needed = -(-path.stat().st_size // page) + 1  # the checkpoint's pages and one for its checksum
-    outcomes = []
-    for pages in range(needed + 2):
-        free = os.statvfs(small_disk)
-        filler.write_bytes(b"x" * (free.f_bavail * free.f_frsize - pages * page))
-        with contextlib.suppress(UserError):
-            store.save(folder, 2, state_of(2))
-        filler.unlink()
-        newest = store.newest(folder)
-        outcomes.append(newest["step"])
-        assert is_of(newest, newest["step"])
-        assert len(names(folder)) == 2 * newest["step"], pages  # a checkpoint and its checksum, no temporary file
-        for left in folder.glob("step_00000002*"):
-            left.unlink()
-    assert outcomes == sorted(outcomes)
-    assert (outcomes[0], outcomes[-1]) == (1, 2)
-
-
-def test_saving_a_step_again_never_leaves_it_with_a_wrong_checksum(three, monkeypatch):
-    """The disk fills up at each moment of saving step 3 again, over an intact checkpoint."""
-    for call in range(6):
-        store.save(three, 3, state_of(3))
-        counted = iter(range(100))
-
-        def fsync(_, call=call, counted=counted):
-            if next(counted) == call:
-                raise OSError(errno.ENOSPC, "No space left on device")
-
-        monkeypatch.setattr(os, "fsync", fsync)
-        with contextlib.suppress(UserError, OSError):
-            store.save(three, 3, {**state_of(3), "again": True})
-        monkeypatch.undo()
-        newest = store.newest(three)
-        assert newest["step"] in (2, 3)
-        assert is_of(newest, newest["step"])

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from support.slurm import Cluster
+from support.waiting import PATIENCE
 
 
 def test_the_whole_command_on_a_cluster(cluster: Cluster, tmp_path: Path) -> None:
@@ -16,7 +17,7 @@ def test_the_whole_command_on_a_cluster(cluster: Cluster, tmp_path: Path) -> Non
     def check_there(*words: str) -> tuple[int, list[str]]:
         typed = [sys.executable, "-m", "semaim", "check", *sweep, *words]
         done = subprocess.run(
-            typed, cwd=tmp_path, env=cluster.environment, capture_output=True, text=True, timeout=300, check=False
+            typed, cwd=tmp_path, env=cluster.environment, capture_output=True, text=True, timeout=PATIENCE, check=False
         )
         assert done.stderr == ""
         return done.returncode, done.stdout.splitlines()

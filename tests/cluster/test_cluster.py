@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from support.commands import wait_for
 from support.slurm import Cluster
+from support.waiting import wait_for
 
 # Reports its start and SIGTERM; exits on SIGTERM.
 PATIENT = """#!/bin/bash

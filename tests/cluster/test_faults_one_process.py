@@ -37,8 +37,8 @@ def _two_time_limits(cluster: Cluster, home: Path, undisturbed: Path) -> None:
     run = JobRun(cluster, home, "limited", (*SIXTY, *ON_CPU, *limit, *on_node("n1"), "tracking=none"))
     run.submit(seconds_per_step=2)
     for number in (1, 2):
-        run.continue_now(number, seconds=300)
-    run.finish(300)  # on a busy machine it may reach its limit once more
+        run.continue_now(number)
+    run.finish()  # on a busy machine it may reach its limit once more
     assert run.starts() >= 2
     assert run.printed().count("Job has timed out.") == len(run.stops()) == run.starts()
     assert run.stops() == run.continuations(), "no step was done twice"
@@ -89,7 +89,7 @@ def _requeues_and_preemption(cluster: Cluster, home: Path, undisturbed: Path) ->
         run.continue_now(number)
     run.wait_for_step(run.step() + 1)
     urgent = cluster.sbatch("-p", "urgent", "-w", "n2", "-c", "4", "-o", "/dev/null", "--wrap", "sleep 1")
-    cluster.wait_for_state(urgent, "RUNNING", "COMPLETED", seconds=300)
+    cluster.wait_for_state(urgent, "RUNNING", "COMPLETED")
     assert run.starts() == 6
     run.continue_now(6)
     run.finish()

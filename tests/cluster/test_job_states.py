@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 
 from semaim.core import slurm_job
-from support.commands import PROGRAM, finished, status, wait_for
+from support.commands import PROGRAM, finished, status
 from support.slurm import Cluster
 from support.slurm_runs import LEFT_ALONE, JobRun, run_semaim
 from support.undisturbed import shown
+from support.waiting import wait_for
 
 pytestmark = pytest.mark.slow
 

@@ -16,8 +16,9 @@ import torch
 from support.at_once import AtOnce, chosen, on_cluster
 from support.commands import SMALL, started
 from support.slurm import Cluster
-from support.slurm_runs import ON_CPU, JobRun, run_here, until
+from support.slurm_runs import ON_CPU, JobRun, run_here
 from support.undisturbed import assert_nothing_lost
+from support.waiting import wait_for
 
 pytestmark = pytest.mark.slow
 # A checkpoint of 60 MB after every step, so that kills during a save are frequent.
@@ -60,9 +61,9 @@ def _ten_kills(cluster: Cluster, home: Path, seed: int) -> int:
 
 def _wait_for_random_moment(run: JobRun, dice: random.Random, in_a_save: bool) -> None:
     step = run.step() + dice.randint(1, 2)
-    until(lambda: run.step() >= step, f"step {step} of {run.name}", every=0.02)
+    wait_for(lambda: run.step() >= step, f"step {step} of {run.name}", every=0.02)
     if in_a_save:
-        until(lambda: _has_partial_save(run), f"a save of {run.name}", every=0.005)
+        wait_for(lambda: _has_partial_save(run), f"a save of {run.name}", every=0.005)
     time.sleep(dice.uniform(0, 0.05 if in_a_save else 0.5))
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from support.waiting import PATIENCE
+
 PROGRAM = """
 import atexit, gc, sys, threading, time
 from semaim.core import interpreter
@@ -36,7 +38,7 @@ interpreter.run_program(main)
 
 def run(last: str) -> subprocess.CompletedProcess[str]:
     code = PROGRAM.replace("{last}", last)
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False)
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE, check=False)
 
 
 @pytest.mark.parametrize("code", [0, 1, 2, 3, 75, 130])
@@ -66,6 +68,6 @@ def test_a_reader_that_has_ended(tmp_path: Path) -> None:
     script.write_text(PROGRAM.replace("{last}", "return 4"))
     done = subprocess.run(
         ["bash", "-c", f"{sys.executable} {script} | true; echo ${{PIPESTATUS[0]}}"],
-        env=os.environ | {"PYTHONUNBUFFERED": ""}, capture_output=True, text=True, timeout=300, check=False,
+        env=os.environ | {"PYTHONUNBUFFERED": ""}, capture_output=True, text=True, timeout=PATIENCE, check=False,
     )  # fmt: skip
     assert (done.stdout, done.stderr) == ("4\n", "")

@@ -14,6 +14,7 @@ from semaim.data.image_sets import Splits
 from semaim.data.shapes import SHAPES, shape_image, shapes
 from semaim.errors import UserError
 from semaim.preflight.check import check_sweep
+from support.waiting import PATIENCE
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +45,7 @@ def test_another_process_makes_the_same_images():
         "splits = shapes(32, 30, 20, 0); print(splits.train.fingerprint(), splits.val.fingerprint(), "
         "splits.train.masks_NHW.sum())"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300, check=True)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=PATIENCE, check=True)
     here = shapes(32, 30, 20, 0)
     assert done.stdout.split() == [
         here.train.fingerprint(), here.val.fingerprint(), str(here.train.masks_NHW.sum())

@@ -17,9 +17,10 @@ from typing import Any
 import pytest
 import torch
 
-from support.commands import ENVIRONMENT, SMALL, journal, losses, run, started, status, succeed, wait_for
+from support.commands import ENVIRONMENT, SMALL, journal, losses, run, started, status, succeed
 from support.evaluating import assert_same_bits
 from support.paced import PACE, PACED, import_path
+from support.waiting import PATIENCE, wait_for
 
 TEN_STEPS = (
     *SMALL,
@@ -87,7 +88,7 @@ def stop(home: Path, number: signal.Signals) -> None:
     with started(home, *TEN_STEPS, *PACED, "run_name=ten") as process:
         wait_for(lambda: len(losses(folder)) > before, "a step")
         process.send_signal(number)
-        out, _ = process.communicate(timeout=300)
+        out, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 75, out
     assert number.name in out
     assert "the same command continues" in out

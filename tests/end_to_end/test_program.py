@@ -14,6 +14,8 @@ import pytest
 
 from semaim.cli import VERBS
 from support.commands import ENVIRONMENT, PIPED, PROGRAM, SMALL, run, start, succeed
+from support.holding import holding
+from support.waiting import PATIENCE
 
 GONE = ("check", "status", "cancel", "retry", "sync", "report", "features", "export")
 # The console script is in the interpreter's folder.
@@ -22,7 +24,9 @@ ON_PATH = ENVIRONMENT | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.
 
 def shell(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
     """Result of a command pasted into a shell."""
-    return subprocess.run(["bash", "-c", command], cwd=folder, **PIPED | {"env": ON_PATH}, timeout=300, check=False)
+    return subprocess.run(
+        ["bash", "-c", command], cwd=folder, **PIPED | {"env": ON_PATH}, timeout=PATIENCE, check=False
+    )
 
 
 def test_the_help_page_lists_every_verb(tmp_path: Path) -> None:
@@ -91,20 +95,13 @@ def test_watching_ends_with_ctrl_c(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.yaml").write_text("seed: 0\n")
     (tmp_path / "run" / "status.json").write_text('{"state": "running"}')
-    hold = "import sys, time; from pathlib import Path; from semaim.runs.folder import RunFolder; \
-folder = RunFolder(Path('run')); folder.lock(); print('held', flush=True); time.sleep(60)"
-    with subprocess.Popen([sys.executable, "-c", hold], cwd=tmp_path, stdout=subprocess.PIPE) as holder:
-        try:
-            assert holder.stdout is not None
-            holder.stdout.readline()
-            watch = start([*PROGRAM, "status", "--watch", "run"], tmp_path)
-            assert watch.stdout is not None
-            first = [watch.stdout.readline() for _ in range(4)]
-            watch.send_signal(signal.SIGINT)
-            rest = watch.stdout.read()
-            watch.wait(30)
-        finally:
-            holder.kill()
+    with holding(tmp_path / "run"):
+        watch = start([*PROGRAM, "status", "--watch", "run"], tmp_path)
+        assert watch.stdout is not None
+        first = [watch.stdout.readline() for _ in range(4)]
+        watch.send_signal(signal.SIGINT)
+        rest = watch.stdout.read()
+        watch.wait(30)
     assert "running" in first[-1]
     assert (watch.returncode, rest) == (130, "interrupted\n")
 
@@ -147,7 +144,7 @@ printf '%s\\n' "${{COMPREPLY[@]}}"
 @pytest.mark.skipif(shutil.which("zsh") is None, reason="needs zsh")
 def test_zsh_loads_its_completion(tmp_path: Path) -> None:
     ask = 'autoload -Uz compinit && compinit -u -d ./dump; eval "$(semaim completion zsh)"; echo $_comps[semaim]'
-    done = subprocess.run(["zsh", "-fc", ask], cwd=tmp_path, **PIPED | {"env": ON_PATH}, timeout=300, check=False)
+    done = subprocess.run(["zsh", "-fc", ask], cwd=tmp_path, **PIPED | {"env": ON_PATH}, timeout=PATIENCE, check=False)
     assert (done.returncode, done.stdout) == (0, "_bash_complete -o filenames -F _semaim\n")
 
 

@@ -16,6 +16,7 @@ from semaim.report import report
 from semaim.report import store as report_store
 from semaim.tracking.store import SQLITE
 from support.evaluations import REPORT, Store, fails
+from support.waiting import PATIENCE
 
 
 def test_many_runs_are_read_page_by_page(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,7 +91,7 @@ def test_server_out_of_reach(tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         uri = f"http://127.0.0.1:{free.getsockname()[1]}"
-    done = subprocess.run([*REPORT, "--uri", uri], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    done = subprocess.run([*REPORT, "--uri", uri], cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith(f"error: --uri={uri} cannot be read as an MLflow store (")
     assert done.stderr.count("\n") == 1

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
+from support.waiting import PATIENCE
+
 if TYPE_CHECKING:
     from selenium.webdriver.remote.webelement import WebElement
 
-PATIENCE_SECONDS = 300.0
 SIZE = (1500, 1000)  # of the window, in pixels
 ROWS = "//*[@role='row'][.//*[@role='gridcell']]"  # rows of MLflow's table of runs
 SECTIONS = "//*[@data-testid='experiment-view-compare-runs-section-header']"  # sections of MLflow's charts
@@ -45,7 +46,7 @@ class Browser:
         from selenium.webdriver.support.wait import WebDriverWait
 
         waiting = WebDriverWait(
-            self.driver, PATIENCE_SECONDS, poll_frequency=0.1, ignored_exceptions=[StaleElementReferenceException]
+            self.driver, PATIENCE, poll_frequency=0.1, ignored_exceptions=[StaleElementReferenceException]
         )
         return waiting.until(lambda _: condition(), f"waited in vain for {what}; the page says:\n{self.text()}")
 

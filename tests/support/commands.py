@@ -13,13 +13,13 @@ import socket
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from support.fork_server import ForkedProcess, ForkServer
+from support.waiting import PATIENCE
 
 # Smallest possible work, a few seconds: 16 images a step, no evaluation, no pictures, no tracking.
 SMALL = (
@@ -61,12 +61,12 @@ def start(
 
 
 def finished(
-    command: Sequence[Any], cwd: Path, environment: Mapping[str, str] = ENVIRONMENT, *, seconds: float = 300
+    command: Sequence[Any], cwd: Path, environment: Mapping[str, str] = ENVIRONMENT
 ) -> subprocess.CompletedProcess[str]:
     """Run any command to the end; `stdout` holds standard output and error together."""
     process = start(command, cwd, environment)
     try:
-        output, _ = process.communicate(timeout=seconds)
+        output, _ = process.communicate(timeout=PATIENCE)
     except BaseException:
         process.kill()
         process.communicate()
@@ -99,7 +99,7 @@ def run_together(folder: Path, *overrides: str, processes: int = 2) -> list[subp
         for rank in range(processes)
     ]
     try:
-        outputs = [process.communicate(timeout=300)[0] for process in running]
+        outputs = [process.communicate(timeout=PATIENCE)[0] for process in running]
     finally:
         for process in running:
             with suppress(ProcessLookupError):
@@ -128,14 +128,6 @@ def started(folder: Path, *overrides: str) -> Iterator[ForkedProcess | subproces
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
-
-
-def wait_for(condition: Callable[[], Any], what: str, seconds: float = 300) -> None:
-    """Wait until the condition is true."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"waited {seconds} s in vain for {what}"
-        time.sleep(0.02)
 
 
 def journal(run_folder: Path) -> list[dict[str, Any]]:

@@ -22,6 +22,7 @@ from semaim.data.image_sets import ArrayImages, Splits
 from semaim.data.transforms import Transform, evaluation, pretraining
 from semaim.runs.context import Run
 from semaim.runs.folder import RunFolder
+from support.waiting import PATIENCE
 
 CPU = torch.device("cpu")
 ALONE = Processes(0, 1, CPU)
@@ -82,7 +83,7 @@ class Thread(Processes):
 
 def together(world_size: int, work: Callable[[Processes], Any]) -> list[Any]:
     """Run the same work in several simulated processes; return results by rank. The first error stops all."""
-    sent, all_here = [b""] * world_size, threading.Barrier(world_size, timeout=300)
+    sent, all_here = [b""] * world_size, threading.Barrier(world_size, timeout=PATIENCE)
     results: list[Any] = [None] * world_size
     errors: list[BaseException] = []
 

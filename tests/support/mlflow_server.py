@@ -16,7 +16,8 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from support.commands import ENVIRONMENT, wait_for
+from support.commands import ENVIRONMENT
+from support.waiting import PATIENCE, wait_for
 
 
 def free_port() -> int:
@@ -120,7 +121,7 @@ class PostgreSQL:
 
     def stop(self) -> None:
         if self.keeper is not None:
-            self.keeper.communicate(timeout=300)
+            self.keeper.communicate(timeout=PATIENCE)
             self.keeper = None
 
     def database(self) -> str:
@@ -132,4 +133,4 @@ class PostgreSQL:
     def client(self, program: str, *arguments: str, check: bool = True) -> int:
         """Run a PostgreSQL program, such as pg_isready, and return its exit code."""
         words = [f"{self.programs()}/{program}", "-h", "127.0.0.1", "-p", str(self.port), "-U", "postgres", *arguments]
-        return subprocess.run(words, stdout=subprocess.DEVNULL, timeout=300, check=check).returncode
+        return subprocess.run(words, stdout=subprocess.DEVNULL, timeout=PATIENCE, check=check).returncode

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from support.commands import ENVIRONMENT, wait_for
+from support.commands import ENVIRONMENT
+from support.waiting import PATIENCE, wait_for
 
 SCRIPT = Path(__file__).with_name("one_machine_slurm.sh")
 PROGRAMS = ("slurmctld", "slurmd", "slurmdbd", "mariadbd", "munged")
@@ -79,7 +80,7 @@ class Cluster:
     def stop(self) -> None:
         """End every process; running jobs have 15 s to finish and return to the queue."""
         if self.keeper is not None:
-            self.keeper.communicate(timeout=300)
+            self.keeper.communicate(timeout=PATIENCE)
             self.keeper = None
 
     def run(self, *command: str | Path | int, cwd: Path | None = None) -> str:
@@ -91,7 +92,7 @@ class Cluster:
             env=self.environment,
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=PATIENCE,
             check=False,
         )
         assert done.returncode == 0, f"{' '.join(words)}: {done.stdout}{done.stderr}"
@@ -123,10 +124,10 @@ class Cluster:
         """scontrol's fields of a job."""
         return self.jobs()[str(job_id)]
 
-    def wait_for_state(self, job_id: int | str, *states: str, seconds: float = 300) -> None:
+    def wait_for_state(self, job_id: int | str, *states: str) -> None:
         """Wait until the state of a job is one of these, such as RUNNING or COMPLETED."""
         what = f"job {job_id} to be {' or '.join(states)}"
-        wait_for(lambda: self.job(job_id)["JobState"] in states, what, seconds)
+        wait_for(lambda: self.job(job_id)["JobState"] in states, what)
 
     def sacct(self, job_id: int | str) -> list[dict[str, str]]:
         """Accounting record of each start of a job, oldest first; state, nodes and partition lag by seconds."""
@@ -147,16 +148,16 @@ class Cluster:
         """Empty the queue; jobs that ignore SIGTERM are killed."""
         for options in (("--state=PENDING",), ("--state=RUNNING", "--full", "--signal=KILL"), ("--state=RUNNING",)):
             subprocess.run(
-                ["scancel", *options], env=self.environment, stderr=subprocess.DEVNULL, timeout=300, check=False
+                ["scancel", *options], env=self.environment, stderr=subprocess.DEVNULL, timeout=PATIENCE, check=False
             )
 
-    def wait_idle(self, seconds: float = 300) -> None:
+    def wait_idle(self) -> None:
         """Wait until the queue is empty and all nodes are idle."""
 
         def idle() -> bool:
             return not self.squeue() and set(self.nodes().values()) == {"idle"}
 
-        wait_for(idle, f"an idle cluster; see {self.folder}/log", seconds)
+        wait_for(idle, f"an idle cluster; see {self.folder}/log")
 
 
 @contextmanager

@@ -7,7 +7,7 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Any
 
 from support.commands import ENVIRONMENT, RUN, SMALL, finished, journal, status
 from support.paced import PACE, PACED, import_path
+from support.waiting import PATIENCE, wait_for
 
 # Drop path and a moving average, so that random state and EMA matter. With or without tracking.
 SMALL_ANYHOW = tuple(option for option in SMALL if not option.startswith("tracking"))
@@ -30,19 +31,6 @@ LEFT_ALONE = (*SMALL_ANYHOW, *ON_CPU, "trainer.save_every_steps=20", "tracking=m
 def on_node(name: str) -> tuple[str, ...]:
     """Launcher option for one node."""
     return (f"+hydra.launcher.additional_parameters.nodelist={name}",)
-
-
-def until(
-    condition: Callable[[], Any], what: str | Callable[[], str], seconds: float = 300, every: float = 0.05
-) -> Any:
-    """Wait until the condition is true and return its value."""
-    deadline = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < deadline, (
-            f"waited {seconds} s in vain for {what if isinstance(what, str) else what()}"
-        )
-        time.sleep(every)
-    return found
 
 
 @dataclass
@@ -117,7 +105,7 @@ class JobRun:
         steps = [line["step"] for line in journal(self.folder) if "train/loss" in line.get("metrics", ())]
         return steps[-1] if steps else 0
 
-    def wait_for_step(self, step: int, seconds: float = 300) -> None:
+    def wait_for_step(self, step: int, seconds: float = PATIENCE) -> None:
         """Wait until the journal contains a step; fail if the job ends before."""
         looked = time.monotonic()
 
@@ -130,7 +118,7 @@ class JobRun:
                 looked = time.monotonic()
             return False
 
-        until(there, lambda: f"step {step}: {self}", seconds)
+        wait_for(there, lambda: f"step {step}: {self}", seconds, every=0.05)
 
     def under_way(self) -> bool:
         """Whether its job is queued or running."""
@@ -144,16 +132,16 @@ class JobRun:
         """Number of restarts of its job."""
         return int(self.cluster.job(self.job)["Restarts"])
 
-    def wait_for_requeue(self, number: int, seconds: float = 300) -> None:
+    def wait_for_requeue(self, number: int, seconds: float = PATIENCE) -> None:
         """Wait until its job is in the queue again for the n-th time."""
 
         def waits() -> bool:
             job = self.cluster.job(self.job)
             return job["JobState"] == "PENDING" and int(job["Restarts"]) == number
 
-        until(waits, lambda: f"requeue {number}: {self}", seconds, every=0.3)
+        wait_for(waits, lambda: f"requeue {number}: {self}", seconds, every=0.3)
 
-    def continue_now(self, number: int, seconds: float = 300) -> None:
+    def continue_now(self, number: int, seconds: float = PATIENCE) -> None:
         """Start its job immediately after its n-th requeue."""
         self.wait_for_requeue(number, seconds)
         time.sleep(1.5)  # within one second of its last start's end, a node confuses the two starts and refuses the job
@@ -165,11 +153,11 @@ class JobRun:
                     self.cluster.start_now(self.job)
             return job["JobState"] != "PENDING"
 
-        until(runs, lambda: f"start {number}: {self}", seconds, every=0.5)
+        wait_for(runs, lambda: f"start {number}: {self}", seconds, every=0.5)
 
-    def wait_until_it_runs(self, seconds: float = 300) -> None:
+    def wait_until_it_runs(self) -> None:
         """Wait until its job has nodes."""
-        until(lambda: self.state() == "RUNNING", lambda: f"nodes: {self}", seconds, every=0.3)
+        wait_for(lambda: self.state() == "RUNNING", lambda: f"nodes: {self}", every=0.3)
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal to all processes of its job, as SLURM does before a time limit."""
@@ -179,16 +167,16 @@ class JobRun:
         """Output of the first process of its job, over all starts."""
         return "".join(path.read_text(errors="replace") for path in sorted(self.job_folder.glob("*_0_log.*")))
 
-    def finish(self, seconds: float = 300) -> None:
+    def finish(self, seconds: float = PATIENCE) -> None:
         """Wait for the end of its job and require success."""
         self.at_full_speed()
         self.wait_until_over(seconds)
         assert self.state() == "COMPLETED", self
         assert status(self.folder)["state"] == "finished", self
 
-    def wait_until_over(self, seconds: float = 300) -> None:
+    def wait_until_over(self, seconds: float = PATIENCE) -> None:
         """Wait until its job is neither queued nor running."""
-        until(lambda: not self.under_way(), lambda: f"the end: {self}", seconds, every=0.3)
+        wait_for(lambda: not self.under_way(), lambda: f"the end: {self}", seconds, every=0.3)
 
     def process(self, rank: int = 0) -> int:
         """Id of one process that its job started (not of child processes of these)."""
@@ -228,7 +216,7 @@ class JobRun:
 
 def run_here(home: Path, *overrides: str) -> str:
     """Run to the end without SLURM and return the output."""
-    done = finished([*RUN, *overrides], home, ENVIRONMENT | import_path(), seconds=300)
+    done = finished([*RUN, *overrides], home, ENVIRONMENT | import_path())
     assert done.returncode == 0, done.stdout
     return done.stdout
 
@@ -240,6 +228,6 @@ def on_two_nodes(cluster: Any, home: Path, name: str, *more: str) -> JobRun:
 
 def run_semaim(cluster: Any, home: Path, *command: str, expect: int | None = 0) -> str:
     """Run a semaim command in the environment of a cluster, or of a job run, and return its output."""
-    done = finished([sys.executable, "-m", *command], home, cluster.environment, seconds=300)
+    done = finished([sys.executable, "-m", *command], home, cluster.environment)
     assert expect is None or done.returncode == expect, done.stdout
     return done.stdout

@@ -8,6 +8,8 @@ import sys
 
 import pytest
 
+from support.waiting import PATIENCE
+
 CODE = """
 import os, signal, sys
 from types import SimpleNamespace
@@ -32,5 +34,5 @@ print(job.PointJob("sweep", 0)())
 @pytest.mark.parametrize("name", [signal.SIGTERM.name, signal.SIGUSR2.name])
 def test_an_early_signal_reaches_the_run(name: str) -> None:
     code = CODE.replace("{name}", name)
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, f"the point {name}\n0.5\n", "")

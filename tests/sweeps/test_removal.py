@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import pty
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,10 +14,9 @@ from semaim.core.files import read_json, write_json
 from semaim.sweeps.sweep import Point, Sweep
 from semaim.tracking.sync import sync
 from support.commands import ENVIRONMENT, PROGRAM, run, succeed
+from support.holding import holding
 from support.stored_runs import unpack
-
-HOLD = "import sys, time; from pathlib import Path; from semaim.runs.folder import RunFolder; \
-folder = RunFolder(Path(sys.argv[1])); folder.lock(); print('held', flush=True); time.sleep(60)"
+from support.waiting import PATIENCE
 
 
 @pytest.fixture
@@ -80,7 +78,7 @@ def test_it_asks_on_a_terminal(home: Path, answer: str, left: int) -> None:
         [*PROGRAM, "rm", "runs/finetuning"], cwd=home, env=ENVIRONMENT, stdin=theirs, stdout=subprocess.PIPE, text=True
     )
     os.write(ours, answer.encode())
-    said, _ = process.communicate(timeout=300)
+    said, _ = process.communicate(timeout=PATIENCE)
     os.close(ours)
     os.close(theirs)
     assert process.returncode == 0
@@ -97,15 +95,8 @@ def test_without_a_terminal_it_needs_yes(home: Path) -> None:
 
 
 def test_a_live_run_is_refused_and_nothing_else_deleted(home: Path) -> None:
-    with subprocess.Popen(
-        [sys.executable, "-c", HOLD, home / "runs" / "pretraining"], stdout=subprocess.PIPE
-    ) as holder:
-        try:
-            assert holder.stdout is not None
-            holder.stdout.readline()
-            done = run(home, "rm", "--yes", "runs/finetuning", "runs/pretraining", launcher=PROGRAM)
-        finally:
-            holder.kill()
+    with holding(home / "runs" / "pretraining"):
+        done = run(home, "rm", "--yes", "runs/finetuning", "runs/pretraining", launcher=PROGRAM)
     assert done.returncode == 2
     assert (
         "error: runs/pretraining is not over (pretraining): wait for it, or stop it with semaim cancel" in done.stdout

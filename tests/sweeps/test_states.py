@@ -2,50 +2,15 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
-
-import pytest
 
 from semaim.core.files import write_json
 from semaim.sweeps.states import states
 from semaim.sweeps.sweep import Executor, Point, Sweep
+from support.holding import holding
 
-HOLDER = """
-import sys
-from pathlib import Path
-from semaim.runs.folder import RunFolder
-folders = [RunFolder(Path(path)) for path in sys.argv[2:]]
-for folder in folders:
-    folder.lock()
-print("locked", flush=True)
-sys.stdin.read()
-"""
 RESULT = {"state": "finished", "metric": "loss", "result": {"loss": 0.5}}
-
-
-@pytest.fixture
-def holders() -> Iterator[list[subprocess.Popen[str]]]:
-    """Processes that are ended with the test."""
-    started: list[subprocess.Popen[str]] = []
-    yield started
-    for process in started:
-        process.communicate()
-
-
-def hold(holders: list[subprocess.Popen[str]], *folders: Path) -> str:
-    """Start a process that looks like a job and locks folders; returns its id."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", HOLDER, "submitit", *map(str, folders)],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    holders.append(process)
-    assert process.stdout is not None
-    assert process.stdout.readline() == "locked\n"
-    return str(process.pid)
 
 
 def sweep_of(tmp_path: Path, executor: Executor, *points: Point) -> Sweep:
@@ -64,31 +29,30 @@ def shown(sweep: Sweep) -> list[tuple[str, str]]:
     return [(state.name, state.detail) for state in states(sweep)]
 
 
-def test_a_point_is_finished_once_its_results_are_sent(tmp_path: Path, holders: list[subprocess.Popen[str]]) -> None:
+def test_a_point_is_finished_once_its_results_are_sent(tmp_path: Path) -> None:
     one, two = (finished(tmp_path / name) for name in ("one", "two"))
-    job = hold(holders, one)
-    sweep = sweep_of(tmp_path, "local", Point(["a=1"], str(one), job=job), Point(["a=2"], str(two), job=job))
-    assert shown(sweep) == [("ending", "finished, sends its results to MLflow"), ("finished", "loss 0.5")]
-    holders.pop().communicate()
+    with holding(one, name="submitit") as process:
+        job = str(process.pid)
+        sweep = sweep_of(tmp_path, "local", Point(["a=1"], str(one), job=job), Point(["a=2"], str(two), job=job))
+        assert shown(sweep) == [("ending", "finished, sends its results to MLflow"), ("finished", "loss 0.5")]
     assert shown(sweep) == [("finished", "loss 0.5")] * 2
 
 
-def test_a_point_is_finished_once_its_evaluations_are(tmp_path: Path, holders: list[subprocess.Popen[str]]) -> None:
+def test_a_point_is_finished_once_its_evaluations_are(tmp_path: Path) -> None:
     one, knn = finished(tmp_path / "one"), tmp_path / "knn"
-    point = Point(["a=1"], str(one), job=hold(holders), then=[str(knn)])
-    sweep = sweep_of(tmp_path, "local", point)
-    assert shown(sweep) == [("ending", "finished, then knn")]
-    hold(holders, knn)
-    write_json(knn / "status.json", RESULT)
-    assert shown(sweep) == [("ending", "finished, sends its results to MLflow")]
-    holders.pop().communicate()
-    assert shown(sweep) == [("finished", "loss 0.5")]
-    (knn / "status.json").unlink()
-    holders.pop().communicate()
+    with holding(name="submitit") as job:
+        point = Point(["a=1"], str(one), job=str(job.pid), then=[str(knn)])
+        sweep = sweep_of(tmp_path, "local", point)
+        assert shown(sweep) == [("ending", "finished, then knn")]
+        with holding(knn):
+            write_json(knn / "status.json", RESULT)
+            assert shown(sweep) == [("ending", "finished, sends its results to MLflow")]
+        assert shown(sweep) == [("finished", "loss 0.5")]
+        (knn / "status.json").unlink()
     assert shown(sweep) == [("vanished", "its process is gone")]
 
 
-def test_between_two_runs_of_one_process(tmp_path: Path, holders: list[subprocess.Popen[str]]) -> None:
+def test_between_two_runs_of_one_process(tmp_path: Path) -> None:
     """The process holds no run folder while it prepares the next run."""
     first, second, third = finished(tmp_path / "first"), tmp_path / "second", tmp_path / "third"
     now = time.time_ns()
@@ -98,9 +62,10 @@ def test_between_two_runs_of_one_process(tmp_path: Path, holders: list[subproces
         Point(["a=3"], str(third)),
     ]
     sweep = sweep_of(tmp_path, "basic", *points)
-    hold(holders, sweep.path)
-    assert shown(sweep) == [("finished", "loss 0.5"), ("ending", "finished, then knn"), ("pending", "for earlier runs")]
-    holders.pop().communicate()
+    with holding(sweep.path):
+        assert shown(sweep) == [
+            ("finished", "loss 0.5"), ("ending", "finished, then knn"), ("pending", "for earlier runs"),
+        ]  # fmt: skip
     assert shown(sweep) == [
         ("finished", "loss 0.5"), ("vanished", "its process is gone"), ("killed", "never submitted"),
     ]  # fmt: skip

@@ -15,12 +15,13 @@ from pathlib import Path
 import pytest
 
 from semaim.cli import main
-from support.commands import ENVIRONMENT, RUN, journal, losses, run, started, status, succeed, wait_for
+from support.commands import ENVIRONMENT, RUN, journal, losses, run, started, status, succeed
 from support.in_process import run_here
 from support.mlflow_server import PostgreSQL, Server
 from support.paced import PACE, PACED, import_path
 from support.slurm_runs import SMALL_ANYHOW
 from support.tracked import SYNC, TINY, assert_shows_all, delivery_state, mlflow_client, only_run
+from support.waiting import PATIENCE, wait_for
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +119,7 @@ def test_server_unavailable_during_a_run(
             assert delivery_state(run_folder)["sent"] > sent
         pace.unlink()
         wait_for(lambda: steps in losses(run_folder), "the last step")
-        said = process.communicate(timeout=300)[0]
+        said = process.communicate(timeout=PATIENCE)[0]
     assert process.returncode == 0, said
     assert list(losses(run_folder)) == list(range(1, steps + 1))
     assert ("not yet sent" in said) == (how == "silent")

@@ -21,9 +21,10 @@ from semaim.data.transforms import evaluation
 from semaim.evaluation.order_metrics import agreement, entropy, peak_from_centre
 from semaim.semantics import semantic_map
 from semaim.targets import Pixels
-from support.commands import SMALL, journal, losses, started, wait_for
+from support.commands import SMALL, journal, losses, started
 from support.commands import run as typed
 from support.in_process import run
+from support.waiting import wait_for
 
 PICTURES = (
     "{_target_:semaim.visualization.online_pictures.OnlinePictures,every_epochs:1,images:20,drawn:3,palette:cividis,\

@@ -1,0 +1,103 @@
+"""Training replaces unreadable images up to a limit; evaluation leaves them out."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from semaim.data.image_sets import FileImages
+from semaim.data.loading import (
+    EvaluationImages,
+    Item,
+    StepPlan,
+    TrainingImages,
+    UnreadableImages,
+    evaluation_batches,
+    training_batches,
+)
+from semaim.data.transforms import evaluation, pretraining
+from semaim.errors import UserError
+
+
+@pytest.fixture
+def broken(tmp_path, caplog, monkeypatch):
+    """Eight files; numbers 2 (truncated JPEG), 3 (empty) and 6 (text) are unreadable; grey level = number."""
+    files = [f"{i}.png" for i in range(8)]
+    files[2] = "2.jpg"
+    for i in (0, 1, 4, 5, 7):
+        Image.new("L", (6, 4), i).save(tmp_path / f"{i}.png")
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "2.jpg")
+    (tmp_path / "2.jpg").write_bytes((tmp_path / "2.jpg").read_bytes()[:1500])
+    (tmp_path / "3.png").write_bytes(b"")
+    (tmp_path / "6.png").write_text("this is no image\n")
+    monkeypatch.setattr(logging.getLogger("semaim"), "propagate", True)  # an earlier run may have disabled it
+    caplog.set_level(logging.WARNING, logger="semaim")
+    return FileImages(tmp_path, files, list(range(8)))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_training_replaces_unreadable_images(broken, caplog, workers):
+    grey = pretraining(4, mean=(0, 0, 0), std=(1, 1, 1))
+    dataset, plan = TrainingImages(broken, grey, seed=0), StepPlan(dataset_size=8, batch_size=4, seed=0)
+    unreadable, replaced = UnreadableImages(limit=3), {2: 4, 3: 4, 6: 7}
+    for step, batch in zip(range(6), training_batches(dataset, plan, range(6), workers, False), strict=True):
+        planned = [item.index for item in plan.micro_batches(step)[0]]
+        seen = [replaced.get(index, index) for index in planned]
+        assert batch.index_B.tolist() == batch.labels_B.tolist() == seen
+        assert (batch.images_BCHW[:, 0, 0, 0] * 255).round().tolist() == seen  # no row of a batch is missing
+        unreadable.record(batch)
+    assert unreadable.names == {broken.name(i) for i in (2, 3, 6)}
+    messages = [record.getMessage() for record in caplog.records]
+    assert [sum(broken.name(i) in message for message in messages) for i in (2, 3, 6)] == [1, 1, 1]
+    assert [message.split(",")[0] for message in messages] == [f"unreadable image {n}" for n in (1, 2, 3)]
+
+
+def test_too_many_unreadable_images_end_the_run(broken):
+    dataset = EvaluationImages(broken, evaluation(4), list(range(8)))
+    batches = list(evaluation_batches(dataset, 3, 0, False))  # images 0 1 2, 3 4 5, 6 7: one unreadable in each
+    unreadable = UnreadableImages(limit=2)
+    for batch in [*batches[:2], *batches[:2]]:  # repeated ones are not counted again
+        unreadable.record(batch)
+    with pytest.raises(UserError, match=r"3 images cannot be read, more than data\.max_unreadable=2.*6\.png"):
+        unreadable.record(batches[2])
+
+
+def test_a_whole_set_of_unreadable_images(broken, monkeypatch):
+    monkeypatch.setattr(TrainingImages, "MAX_IN_A_ROW", 2)
+    dataset = TrainingImages(broken, pretraining(4), seed=0)
+    with pytest.raises(UserError, match=r"2 images in a row cannot be read.*3\.png"):
+        next(training_batches(dataset, StepPlan(8, 8, 0), range(1), 0, False))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_evaluation_omits_unreadable_images(broken, workers):
+    dataset = EvaluationImages(broken, evaluation(4, mean=(0, 0, 0), std=(1, 1, 1)), [7, 6, 5, 3, 2, 1])
+    batches = list(evaluation_batches(dataset, 2, workers, False))
+    assert [batch.index_B.tolist() for batch in batches] == [[7], [5], [1]]
+    assert [batch.labels_B.tolist() for batch in batches] == [[7], [5], [1]]
+    assert [(batch.images_BCHW[:, 1, 2, 3] * 255).round().tolist() for batch in batches] == [[7], [5], [1]]
+    assert [[name for name, _ in batch.unreadable] for batch in batches] == [
+        [broken.name(6)],
+        [broken.name(3)],
+        [broken.name(2)],
+    ]
+    (nothing,) = evaluation_batches(EvaluationImages(broken, dataset.transform, [2, 3]), 2, 0, False)
+    assert (len(nothing.images_BCHW), len(nothing.index_B), len(nothing.unreadable)) == (0, 0, 2)
+
+
+@pytest.mark.parametrize("kind", [TrainingImages, EvaluationImages])
+def test_an_image_that_pillow_refuses_for_its_size_is_unreadable(broken, monkeypatch, kind):
+    """A broken header can claim any size."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 11)  # ours have 24, more than twice that
+    transform = evaluation(4)
+    if kind is EvaluationImages:
+        tensor, *_, unreadable = EvaluationImages(broken, transform, [0])[0]
+        assert tensor is None
+        assert unreadable[0][0] == broken.name(0)
+    else:
+        with pytest.raises(UserError, match="images in a row cannot be read"):
+            TrainingImages(broken, transform, 0)[Item(0, 0, 0)]
