@@ -32,5 +32,4 @@ def holding(*folders: Path, name: str = "run") -> Iterator[subprocess.Popen[str]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "locked\n"
-        yield process
-        process.communicate()
+        yield process  # leaving the block closes its standard input and waits for it
