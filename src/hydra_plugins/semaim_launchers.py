@@ -18,10 +18,19 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 
+CONF = Path(__file__).resolve().parents[1] / "semaim" / "conf"
+
+
 class SiteFolder(SearchPathPlugin):  # type: ignore[misc]
-    """Prepends the folder SEMAIM_SITE (default ~/.config/semaim), so that its site.yaml overrides the packaged one."""
+    """Prepends the folder SEMAIM_SITE (default ~/.config/semaim), so that its site.yaml overrides the packaged one.
+
+    Hydra calls it in every program of this environment; only those that compose semaim's configuration get the folder.
+    """
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        mains = [path.path for path in search_path.get_path() if path.provider == "main" and path.path is not None]
+        if not any(Path(main.removeprefix("file://")).resolve() == CONF.resolve() for main in mains):
+            return
         folder = Path(os.environ.get("SEMAIM_SITE", "~/.config/semaim")).expanduser()
         if (folder / "site.yaml").is_file():
             search_path.prepend("semaim-site", f"file://{folder.absolute()}")

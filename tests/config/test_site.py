@@ -1,0 +1,48 @@
+"""The site's settings belong to semaim's program alone."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from semaim.config.run_spec import compose_run_spec
+
+APP = """\
+import hydra
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="config")
+def main(cfg):
+    print("site:", cfg.get("runs_dir"), cfg.get("colour"))
+
+main()
+"""
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a site.yaml that sets runs_dir."""
+    folder = tmp_path / "site"
+    folder.mkdir()
+    (folder / "site.yaml").write_text("# @package _global_\nruns_dir: /scratch/runs\n")
+    monkeypatch.setenv("SEMAIM_SITE", str(folder))
+    return folder
+
+
+def test_a_site_sets_options_of_semaim(site: Path) -> None:
+    assert compose_run_spec([]).cfg.run_dir.startswith("/scratch/runs/")
+    assert compose_run_spec(["runs_dir=here"]).cfg.run_dir.startswith("here/")
+
+
+def test_other_hydra_programs_do_not_see_it(site: Path, tmp_path: Path) -> None:
+    (tmp_path / "conf").mkdir()
+    (tmp_path / "conf" / "config.yaml").write_text("defaults: [site]\n")
+    (tmp_path / "conf" / "site.yaml").write_text("colour: red\n")  # its own file of that name
+    (tmp_path / "app.py").write_text(APP)
+    done = subprocess.run(
+        [sys.executable, "app.py"], cwd=tmp_path, env=dict(os.environ), capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "site: None red\n"
