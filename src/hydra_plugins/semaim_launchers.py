@@ -17,7 +17,6 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-
 CONF = Path(__file__).resolve().parents[1] / "semaim" / "conf"
 
 

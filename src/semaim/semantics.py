@@ -46,9 +46,9 @@ class SemanticMap:
 
     Args:
         kind: "cls" or "gap" similarity, or "self": attention of the last block from cls, averaged over heads.
-        source: network that encodes the tokens: "online" (the encoder being trained), "ema" (its moving average; needs
-            trainer.ema=true), "teacher" (that of target=dino or target=clip), or "auto": the network of the target, or
-            "online" if the target is pixels.
+        source: network that encodes the tokens: "online" (the encoder being trained), "ema" (its moving
+            average), "teacher" (that of target=dino or target=clip), or "auto": the network of the target, or "online"
+            if the target is pixels.
         full_precision: run this pass in float32 even if training uses a lower precision; a target or classifier that
             shares the pass gets these tokens too.
     """

@@ -162,7 +162,7 @@ class EncoderFeatures(Features):
     """Patch tokens of the model's own encoder after its final norm.
 
     Args:
-        source: "online", the encoder being trained, or "ema", its moving average (needs trainer.ema=true).
+        source: "online", the encoder being trained, or "ema", its moving average.
         channels: P, the encoder's width.
     """
 

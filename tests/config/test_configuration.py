@@ -29,12 +29,13 @@ import semaim
 from semaim.config.compose import CONF
 from semaim.config.messages import explain
 from semaim.config.naming import flatten
+from semaim.config.run_spec import compose_run_spec
 from semaim.data.image_data import ImageData
 from semaim.errors import UserError
 from support.paths import ROOT
 
 SOURCE = Path(semaim.__file__).parent
-NOT_CHOSEN = ("hydra", "experiment", "small_data")  # small_data follows from data and task
+NOT_CHOSEN = ("hydra", "experiment")
 CHOICES = sorted((path.parent.name, path.stem) for path in CONF.glob("*/*.yaml") if path.parent.name not in NOT_CHOSEN)
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 NEEDS_ROOT = ("folder", "imagenet")
@@ -119,7 +120,7 @@ def test_links_of_the_configuration_resolve() -> None:
     assert broken == []
 
 
-@pytest.mark.parametrize(("group", "choice"), [c for c in CHOICES if c[0] not in ("data", "model", "task")])
+@pytest.mark.parametrize(("group", "choice"), [c for c in CHOICES if c[0] not in ("data", "model", "recipe", "task")])
 def test_choice_is_built(group: str, choice: str) -> None:
     config = chosen(group, choice)
     built = instantiate(config[group])
@@ -174,25 +175,25 @@ def test_task_composes_from_defaults(task: str) -> None:
         assert built.model.architecture["out_channels"] == 48
 
 
-def small_data(path: Path) -> dict[str, Any]:
-    """Options that a small_data file changes, including those of its base files."""
-    node = OmegaConf.load(path)
-    bases = [small_data(path.parent / f"{base}.yaml") for base in node.pop("defaults", []) if base != "_self_"]
-    return dict(item for base in bases for item in base.items()) | (
-        flatten(OmegaConf.to_container(node)) if node else {}
+@pytest.mark.parametrize("task", ["linprobe", "finetune"])
+def test_a_recipe_changes_options_that_exist(task: str) -> None:
+    changes = flatten(OmegaConf.to_container(OmegaConf.load(CONF / "recipe" / "short" / f"{task}.yaml")))
+    published, short = (
+        flatten(OmegaConf.to_container(composed("data=imagenet", f"task={task}", f"recipe={recipe}")))
+        for recipe in ("published", "short")
     )
+    assert {key: short[key] for key in changes} == changes
+    assert {key for key in short if short[key] != published[key]} == {*changes, "recipe"}
 
 
-@pytest.mark.parametrize("path", sorted((CONF / "small_data").glob("*.yaml")), ids=lambda path: path.stem)
-def test_small_data_change_options_that_exist(path: Path) -> None:
-    data, task = path.stem.split("_")
-    assert ("data", data) in CHOICES
-    assert ("task", task) in CHOICES
-    assert small_data(path)
-    for key, value in small_data(path).items():
-        config = composed(f"data={data}", f"task={task}")
-        assert OmegaConf.select(config, key, throw_on_missing=True) == value
-        assert key in flatten(plain(composed("data=imagenet", f"task={task}")))
+@pytest.mark.parametrize(("data", "recipe"), [("digits", "short"), ("shapes", "short"), ("imagenet", "published"),
+                                              ("cifar10", "published")])  # fmt: skip
+def test_the_recipe_is_a_choice_with_a_default_of_the_data(data: str, recipe: str) -> None:
+    other = {"short": "published", "published": "short"}[recipe]
+    for words, expected in (([], recipe), ([f"recipe={other}"], other)):
+        spec = compose_run_spec([f"data={data}", "data.root=/x", "task=linprobe", "checkpoint=random", *words])
+        assert spec.choices["recipe"] == spec.parts["recipe"] == spec.config["recipe"] == expected
+        assert spec.config["trainer"]["epochs"] == {"short": 20, "published": 90}[expected]
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
@@ -268,7 +269,7 @@ def help_options() -> list[tuple[str, str]]:
 
 def test_help_lists_every_group_and_names_experiments_that_exist() -> None:
     explained = set(re.findall(r"^    (\w+)  +\w", help_text(), re.MULTILINE))
-    assert {path.name for path in CONF.iterdir() if path.is_dir()} - {"hydra", "small_data"} <= explained
+    assert {path.name for path in CONF.iterdir() if path.is_dir()} - {"hydra"} <= explained
     assert len(help_options()) >= 25
     experiments = set(re.findall(r"\+experiment=([\w-]+)", help_text())) - {"name"}
     assert experiments

@@ -32,12 +32,14 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def test_a_site_sets_options_of_semaim(site: Path) -> None:
+@pytest.mark.usefixtures("site")
+def test_a_site_sets_options_of_semaim() -> None:
     assert compose_run_spec([]).cfg.run_dir.startswith("/scratch/runs/")
     assert compose_run_spec(["runs_dir=here"]).cfg.run_dir.startswith("here/")
 
 
-def test_other_hydra_programs_do_not_see_it(site: Path, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("site")
+def test_other_hydra_programs_do_not_see_it(tmp_path: Path) -> None:
     (tmp_path / "conf").mkdir()
     (tmp_path / "conf" / "config.yaml").write_text("defaults: [site]\n")
     (tmp_path / "conf" / "site.yaml").write_text("colour: red\n")  # its own file of that name

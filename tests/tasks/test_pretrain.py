@@ -171,11 +171,6 @@ def test_two_processes_give_the_losses_of_one(tmp_path: Path) -> None:
     ("options", "message"),
     [
         (
-            ("target=ema", "trainer.ema=false"),
-            "target=ema predicts tokens of the moving average, but trainer.ema=false",
-        ),
-        (("semantic_map.source=ema",), "semantic_map.source=ema needs the moving average: set trainer.ema=true"),
-        (
             ("semantic_map.source=teacher",),
             "semantic_map.source=teacher needs a teacher: choose target=dino or target=cl",
         ),

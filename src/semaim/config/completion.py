@@ -44,9 +44,7 @@ complete -o filenames -F _semaim semaim
 def option_words() -> list[str]:
     """`group=choice` for all choices, and `option=` for all options of the default composition."""
     groups = sorted(
-        folder
-        for folder in CONF.iterdir()
-        if folder.is_dir() and folder.name not in ("hydra", "experiment", "small_data")
+        folder for folder in CONF.iterdir() if folder.is_dir() and folder.name not in ("hydra", "experiment")
     )
     words = [f"{group.name}={file.stem}" for group in groups for file in sorted(group.glob("*.yaml"))]
     words += [f"+experiment={file.stem}" for file in sorted((CONF / "experiment").glob("*.yaml"))]

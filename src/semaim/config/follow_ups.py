@@ -67,6 +67,8 @@ def _carried(spec: RunSpec) -> list[str]:
     changed_choices = [
         choice for choice in group_choices if defaults[choice.split("=")[0]] != with_choices[choice.split("=")[0]]
     ]
+    if spec.choices["recipe"] != with_choices.recipe:  # not the default of these data
+        changed_choices.append(f"recipe={spec.choices['recipe']}")
     return [*changed_choices, *changed]
 
 

@@ -41,6 +41,7 @@ class FineTuning(Evaluation):
         train_transform: augmentation of the training images.
         optimizer: optimizer and learning rates.
         trainer: settings of the loop.
+        recipe: name of the recipe that optimizer, trainer and augmentation are from, for the log.
         pool: what the head reads: "mean" of the patch tokens, normed, or the class token ("cls").
         drop_path: stochastic depth rate of the last block.
         mixup, cutmix: parameters of the Beta distributions of the mixing weights; 0 for none.
@@ -59,6 +60,7 @@ class FineTuning(Evaluation):
         train_transform: Transform,
         optimizer: Optimization,
         trainer: TrainerSettings,
+        recipe: str,
         pool: Pool,
         drop_path: float,
         mixup: float,
@@ -78,6 +80,7 @@ class FineTuning(Evaluation):
             raise UserError(f"task.evaluate_every_epochs={evaluate_every_epochs} must be a positive number")
         self.optimizer = optimizer
         self.trainer = trainer
+        self.recipe = recipe
         self.eval_only = eval_only
         self.batch_size = batch_size
         self.evaluate_every_epochs = evaluate_every_epochs
@@ -114,8 +117,8 @@ class FineTuning(Evaluation):
             predictions.write(run)
             return self.end(run, origin, {"finetune": predictions.accuracy})
         log.info(
-            f"fine-tuning of {self.source.checkpoint}: {len(self.training.images)} training and {len(self.held_out)} "
-            f"held-out images in {len(self.classes)} classes"
+            f"fine-tuning of {self.source.checkpoint}, recipe={self.recipe}: {len(self.training.images)} training "
+            f"and {len(self.held_out)} held-out images in {len(self.classes)} classes"
         )
         state = loop.fit(self, self.trainer, run)
         measured: dict[str, dict[str, float]] = run.processes.broadcast(loop.evaluations(run))

@@ -88,6 +88,7 @@ class LinearProbe(Evaluation, HeadTraining):
         train_transform: augmentation of the training images.
         optimizer: of the heads.
         trainer: settings of the loop.
+        recipe: name of the recipe that optimizer, trainer and augmentation are from, for the log.
         features: kinds of features, "cls" or "mean"; a head for each.
         base_lrs: learning rates to try in one pass, in place of the optimizer's; the best on held-out training images
             is selected. Null for the optimizer's only, which needs no selection and trains on all images.
@@ -104,6 +105,7 @@ class LinearProbe(Evaluation, HeadTraining):
         train_transform: Transform,
         optimizer: Optimization,
         trainer: TrainerSettings,
+        recipe: str,
         features: Sequence[str],
         base_lrs: Sequence[float] | None,
         holdout: float,
@@ -122,6 +124,7 @@ class LinearProbe(Evaluation, HeadTraining):
         self.base_lrs = [optimizer.base_lr] if base_lrs is None else list(base_lrs)
         check_trainer(trainer, len(self.kinds) * len(self.base_lrs))
         self.trainer = trainer
+        self.recipe = recipe
         self.batch_size = batch_size
         self.evaluate_every_epochs = evaluate_every_epochs
         self.metric = f"linprobe_{self.kinds[0]}"
@@ -160,7 +163,7 @@ class LinearProbe(Evaluation, HeadTraining):
         self.origin = origin
         self.vit.to(run.processes.device)
         log.info(
-            f"linear probe of {self.source.checkpoint}: {', '.join(self.head_names)}; "
+            f"linear probe of {self.source.checkpoint}, recipe={self.recipe}: {', '.join(self.head_names)}; "
             f"{len(self.training.images)} training and {len(self.held_out)} held-out images"
         )
         state = loop.fit(self, self.trainer, run)

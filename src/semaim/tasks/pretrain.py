@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -98,7 +99,6 @@ class Pretraining:
         self.optimizer = optimizer
         self.data = data
         self.training = data.training()
-        self.trainer = trainer
         self.online_knn = online_knn
         self.knn_every_epochs = knn_every_epochs
         self.pictures = pictures
@@ -116,17 +116,10 @@ class Pretraining:
         target.check(self.model)
         self.teacher = target if isinstance(target, Teacher) else None
         self.map_network = semantic_map.network_beside(target.network_name) if permutation.needs_map else None
-        self._check_networks()
-
-    def _check_networks(self) -> None:
-        """Raise UserError if a required network is missing."""
-        if self.target.network_name == "ema" and not self.trainer.ema:
-            raise UserError("target=ema predicts tokens of the moving average, but trainer.ema=false: leave that out")
-        if self.map_network == "ema" and not self.trainer.ema:
-            raise UserError("semantic_map.source=ema needs the moving average: set trainer.ema=true")
         if self.map_network == "teacher" and self.teacher is None:
             raise UserError("semantic_map.source=teacher needs a teacher: choose target=dino or target=clip, or "
                             "semantic_map.source=auto")  # fmt: skip
+        self.trainer = replace(trainer, ema=trainer.ema or "ema" in (target.network_name, self.map_network))
 
     @property
     def networks(self) -> set[str]:
