@@ -23,7 +23,13 @@ from support.mlflow_server import Server
 
 IMAGES = Path(__file__).parent / "images"
 ORDERS = ("raster", "stochastic", "attention", "attention_center")
-SWEEP = ("-m", f"permutation={','.join(ORDERS)}", "trainer.epochs=4", "task.knn_every_epochs=1", "then=[knn]")
+SWEEP = (
+    "-m",
+    f"permutation={','.join(ORDERS)}",
+    "trainer.epochs=4",
+    "task.evaluators.knn.every_epochs=1",
+    "then=[knn]",
+)
 PALETTE_SIZE = 256  # colours of a screenshot; enough for a page with curves
 
 

@@ -61,11 +61,11 @@ def execute(spec: RunSpec, processes: Processes, stop: StopRequest) -> float:
     seed_all(derive_seed(config["seed"], "process", processes.rank))
     with _open_run(folder, spec, processes, stop) as (run, tracking):
         started = time.monotonic()
-        _tag_run(run, spec, task.page_guide, None)
+        _tag_run(run, spec, task.highlights, None)
         result = task.run(run)
         if processes.is_main:
             folder.set_status("finished", metric=task.metric, result=result, asked=_result_inputs(config))
-        _tag_run(run, spec, task.page_guide, result)
+        _tag_run(run, spec, task.highlights, result)
     if processes.is_main:
         log.info("finished in %s", duration(time.monotonic() - started))
         _log_result(result)
@@ -177,12 +177,12 @@ def _record_start(folder: RunFolder, spec: RunSpec, processes: Processes) -> Non
     write_json(path, {"starts": [*starts, now | {"choices": spec.parts}]})
 
 
-def _tag_run(run: Run, spec: RunSpec, page_guide: Mapping[str, str], result: dict[str, float] | None) -> None:
+def _tag_run(run: Run, spec: RunSpec, highlights: Mapping[str, str], result: dict[str, float] | None) -> None:
     """Write the run's tags and the description on its page to the journal."""
     if run.processes.is_main:
         start = run_page.last_start(run.folder.path)
         run.tag(run_page.tags(spec, start))
-        run.tag({run_page.NOTE: run_page.description(spec, start, page_guide, result)})
+        run.tag({run_page.NOTE: run_page.description(spec, start, highlights, result)})
 
 
 def _log_result(result: dict[str, float]) -> None:

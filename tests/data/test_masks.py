@@ -148,7 +148,7 @@ def test_pascal_voc(voc):
 def test_the_whole_command_reads_pascal_voc(voc, monkeypatch):
     monkeypatch.chdir(voc)
     options = ("data=folder", "data.root=JPEGImages", "data.image_size=8", "data.patch_size=4", "tracking=none")
-    small = ("trainer.batch_size=2", "task.online_knn=null")
+    small = ("trainer.batch_size=2", "evaluators=[pictures]")
     assert composed(*options).data.source.masks is None
     checked = check_sweep([[*options, *small, "data.source.masks=SegmentationObject"]])
     assert checked.problems == []

@@ -25,11 +25,11 @@ SHORT = (
     "trainer.log_every_steps=1",
     "model.embed_dim=32",
     "model.num_heads=2",
-    "task.online_knn.max_bank=64",
-    "task.online_knn.max_queries=64",
-    "task.knn_every_epochs=1",
-    "task.pictures.images=8",
-    "task.pictures.drawn=2",
+    "task.evaluators.knn.max_bank=64",
+    "task.evaluators.knn.max_queries=64",
+    "task.evaluators.knn.every_epochs=1",
+    "task.evaluators.pictures.images=8",
+    "task.evaluators.pictures.drawn=2",
 )
 ORDERS = ("raster", "attention_center")
 SWEEP = ("-m", *SHORT, f"permutation={','.join(ORDERS)}", "then=[knn]")

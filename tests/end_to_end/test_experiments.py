@@ -176,8 +176,8 @@ def small_runs(noise_images: Path) -> Path:
         text = (ROOT / "conf" / "target" / f"{teacher}.yaml").read_text()
         text = re.sub("model: vit_base_patch16[^ ]*", "model: vit_tiny_patch16_224.augreg_in21k_ft_in1k", text)
         (own / f"{teacher}.yaml").write_text(text.replace("pretrained: true", "pretrained: false"))
-    commands = [("-m", PRETRAININGS, "task.online_knn=null"), ("-m", EVALUATIONS, "checkpoint=random")]
-    commands += [("then=[]", [name], "task.online_knn=null") for name in SWEEPS]
+    commands = [("-m", PRETRAININGS, "evaluators=[pictures]"), ("-m", EVALUATIONS, "checkpoint=random")]
+    commands += [("then=[]", [name], "evaluators=[pictures]") for name in SWEEPS]
     for first, names, last in commands:
         done = subprocess.run(
             [sys.executable, "-m", "semaim.run", first, f"+experiment={','.join(names)}", *SMALL.split(), last],

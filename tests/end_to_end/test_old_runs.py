@@ -11,15 +11,20 @@ from pathlib import Path
 
 import pytest
 
-from semaim.config.old_names import NEW_NAMES, with_current_names
+from semaim.config.old_versions import NEW_NAMES, upgraded
 from support.commands import journal, losses, run, status, succeed
 from support.stored_runs import unpack
 
 COMMON = ("data=digits", "trainer.epochs=1", "trainer.batch_size=16", "trainer.log_every_steps=1")
 COMMON += ("trainer.keep_checkpoints=1", "tracking=none", "device=cpu", "trainer.max_steps=4")
 PRETRAINING = (*COMMON, "model=aim_tiny", "model.embed_dim=16", "model.depth=2", "model.num_heads=2")
-PRETRAINING += ("model.query_depth=1", "trainer.ema=true", "task.online_knn.max_bank=200", "task.pictures.images=4")
-PRETRAINING += ("task.pictures.drawn=1", "task.online_linear_lr=0.1", "run_name=pretraining")
+PRETRAINING += (
+    "model.query_depth=1",
+    "trainer.ema=true",
+    "task.evaluators.knn.max_bank=200",
+    "task.evaluators.pictures.images=4",
+)
+PRETRAINING += ("task.evaluators.pictures.drawn=1", "evaluators=[knn,linear,pictures]", "run_name=pretraining")
 FINE_TUNING = (
     *COMMON,
     "task=finetune",
@@ -82,9 +87,11 @@ def test_names_inside_lists_and_other_values_are_kept() -> None:
         "a": [{"_target_": "semaim.trainer.Trainer", "b": "semaim.trainer.Trainer"}],
         "c": None,
         "_target_": "x.Y",
+        "recipe": "short",
     }
-    assert with_current_names(stored) == {
+    assert upgraded(stored) == {
         "a": [{"_target_": "semaim.training.settings.TrainerSettings", "b": "semaim.trainer.Trainer"}],
         "c": None,
         "_target_": "x.Y",
+        "recipe": "short",
     }

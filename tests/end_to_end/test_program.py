@@ -155,7 +155,7 @@ def test_printed_commands_can_be_pasted(tmp_path: Path) -> None:
     options = [option for option in SMALL if not option.startswith("task.")]
     said = succeed(
         tmp_path, "--config-dir", "my conf", "permutation=mine", "runs_dir=my runs", "trainer.max_steps=2",
-        "trainer.epochs=1", "task.pictures=null", "task.online_knn=null", *options,
+        "trainer.epochs=1", "evaluators=[]", *options,
     )  # fmt: skip
     evaluate = re.search(r"evaluate: +(semaim run .*)", said)
     larger = re.search(r"larger model: +(semaim run .*)", said)

@@ -157,10 +157,7 @@ def test_the_task_gives_the_golden_losses(path: Path, source: Any) -> None:
         optimizer=instantiate(usual.optimizer),
         data=data,
         trainer=instantiate(usual.trainer),
-        online_knn=None,
-        knn_every_epochs=None,
-        online_linear_lr=None,
-        pictures=None,
+        evaluators={},
         checkpoint=None,
     )
     loss_B = task.loss(*one_batch(task, file.images_BCHW))
@@ -202,7 +199,7 @@ def test_the_map_is_made_of_the_teachers_tokens(
 def test_each_network_makes_one_pass_a_batch_at_most_in_any_order(
     files: dict[str, Any], images: Callable[..., Tensor], passes: Counter[str], target: str, linear: bool
 ) -> None:
-    beside = ["task.online_linear_lr=0.1"] if linear else []
+    beside = ["evaluators=[linear]"] if linear else []
     config = composed(*SMALL, *files[target], "trainer.ema=true", *beside)
     two = product(("attention_center", "raster"), ("cls", "self"), ("auto", "online", "ema", "teacher"))
     for order, kind, source in sorted({*two, *product(ORDERS, ("cls",), ("auto",))}):

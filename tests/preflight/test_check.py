@@ -160,7 +160,7 @@ def test_followers_are_checked_before_training(folder: Path) -> None:
         "[then finetune]",
     ]
     shutil.rmtree(folder / "val")
-    problems = one(*FOLDER, "then=[knn]", "task.online_knn=null").problems
+    problems = one(*FOLDER, "then=[knn]", "evaluators=[pictures]").problems
     assert problems[0].startswith("these data have no held-out images")
     assert problems[0].endswith("[then knn]")
 

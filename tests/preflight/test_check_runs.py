@@ -26,13 +26,13 @@ def contents(path: Path) -> dict[Path, bytes]:
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Working directory of a short pretraining: runs/run."""
     place = tmp_path_factory.mktemp("made")
-    short = ("tracking=none", "task.online_knn=null", "trainer.max_steps=2")
+    short = ("tracking=none", "evaluators=[pictures]", "trainer.max_steps=2")
     with contextlib.chdir(place):
         go(Path("runs"), "run_name=run", *short, "model.embed_dim=48")
     return place
 
 
-SAME = ("run_name=run", "model.embed_dim=48", "tracking=none", "task.online_knn=null")
+SAME = ("run_name=run", "model.embed_dim=48", "tracking=none", "evaluators=[pictures]")
 
 
 def test_progress_of_a_run(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:

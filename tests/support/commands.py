@@ -26,8 +26,7 @@ SMALL = (
     "tracking=none",
     "trainer.batch_size=16",
     "trainer.log_every_steps=1",
-    "task.online_knn=null",
-    "task.pictures=null",
+    "evaluators=[]",
     "model.embed_dim=32",
     "model.num_heads=2",
 )

@@ -18,7 +18,7 @@ from support.in_process import composed
 MODEL = ("tracking=none", "data.patch_size=8", "model.embed_dim=32", "model.num_heads=2")
 SMALLER = ("data.patch_size=8", "trainer.max_steps=2")
 KNN = (*MODEL, "task=knn", "task.features_dir=null", "task.ks=[10]")
-SMALL_RUN = (*MODEL, "task.online_knn=null", "trainer.max_steps=1", "trainer.batch_size=16")
+SMALL_RUN = (*MODEL, "evaluators=[pictures]", "trainer.max_steps=1", "trainer.batch_size=16")
 
 
 def source(given: Path | str | None, *overrides: str) -> EncoderSource:

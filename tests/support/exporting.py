@@ -16,7 +16,7 @@ from semaim.checkpoints.two_stream import read_checkpoint
 from semaim.cli import main
 
 SMALL = ("tracking=none", "data.patch_size=8", "model.embed_dim=32", "model.num_heads=2", "trainer.batch_size=16")
-TWO_STEPS = (*SMALL, "task.online_knn=null", "trainer.max_steps=2", "trainer.warmup_epochs=0")
+TWO_STEPS = (*SMALL, "evaluators=[pictures]", "trainer.max_steps=2", "trainer.warmup_epochs=0")
 
 
 def images(count: int = 2, height: int = 32, width: int = 32) -> Tensor:

@@ -10,7 +10,11 @@ from typing import Any
 from support.commands import journal
 
 SYNC = (sys.executable, "-m", "semaim", "sync")
-TINY = ("trainer.batch_size=16", "trainer.log_every_steps=2", "task.online_knn=null", "task.pictures=null")
+TINY = (
+    "trainer.batch_size=16",
+    "trainer.log_every_steps=2",
+    "evaluators=[]",
+)
 Points = dict[str, list[tuple[int, float, int]]]
 
 

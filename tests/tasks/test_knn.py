@@ -236,9 +236,9 @@ def test_two_processes_give_exactly_the_accuracies_of_one(pretrained, evaluated,
 
 def test_the_online_accuracy_is_that_of_the_task(evaluated, tmp_path):
     """The online accuracy after two steps, on all images; the task evaluates the stored checkpoint."""
-    target = "_target_: semaim.evaluation.online_knn.OnlineKNN"
-    online = f"task.online_knn={{{target}, ks: [10, 30], batch_size: 64, max_bank: null, max_queries: null}}"
-    folder = pretrain(tmp_path, "trainer.max_steps=2", online)
+    online = ("evaluators=[knn]", "task.evaluators.knn.ks=[10,30]")
+    online += ("task.evaluators.knn.max_bank=null", "task.evaluators.knn.max_queries=null")
+    folder = pretrain(tmp_path, "trainer.max_steps=2", *online)
     found = json.loads((folder / "evaluations.json").read_text())["2"]
     expected = {f"online/knn_{k}_{kind}": result(evaluated)[f"knn_{k}_{kind}"]
                 for k in (10, 30) for kind in ("cls", "mean")}  # fmt: skip

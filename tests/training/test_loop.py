@@ -169,9 +169,9 @@ def test_pretraining_starts_from_given_weights(tmp_path: Path, plain_run: Path) 
 
 
 def test_online_knn_before_during_and_after(tmp_path: Path) -> None:
-    target = "_target_: semaim.evaluation.online_knn.OnlineKNN"
-    knn = f"task.online_knn={{{target}, ks: [10], batch_size: 64, max_bank: 200, max_queries: 50}}"
-    folder = run(tmp_path, "trainer.batch_size=718", "trainer.max_steps=4", "task.knn_every_epochs=1", knn)
+    knn = ("evaluators=[knn]", "task.evaluators.knn.every_epochs=1", "task.evaluators.knn.ks=[10]")
+    knn += ("task.evaluators.knn.max_bank=200", "task.evaluators.knn.max_queries=50")
+    folder = run(tmp_path, "trainer.batch_size=718", "trainer.max_steps=4", *knn)
     found = json.loads((folder / "evaluations.json").read_text())
     assert sorted(found) == ["0", "2", "4"]
     assert set(found["0"]) == {"online/knn_10_cls", "online/knn_10_mean"}

@@ -26,11 +26,14 @@ from support.commands import run as typed
 from support.in_process import run
 from support.waiting import wait_for
 
-PICTURES = (
-    "{_target_:semaim.visualization.online_pictures.OnlinePictures,every_epochs:1,images:20,drawn:3,palette:cividis,\
-mean:${data.eval_transform.mean},std:${data.eval_transform.std}}"
+LOOKING = (
+    "trainer.batch_size=128",  # 11 steps an epoch
+    "trainer.warmup_epochs=0",
+    "evaluators=[pictures]",
+    "task.evaluators.pictures.every_epochs=1",
+    "task.evaluators.pictures.images=20",
+    "task.evaluators.pictures.drawn=3",
 )
-LOOKING = ("trainer.batch_size=128", "trainer.warmup_epochs=0", f"task.pictures={PICTURES}")  # 11 steps an epoch
 
 
 def stored(folder: Path, step: int) -> dict[str, np.ndarray[Any, Any]]:

@@ -21,7 +21,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from semaim.config.old_names import with_current_names
+from semaim.config.old_versions import upgraded
 from semaim.core.files import HashingWriter, atomic, sha256, write_text
 from semaim.errors import UserError
 
@@ -147,7 +147,7 @@ def load(path: Path, option: str = "checkpoint") -> Checkpoint:
     if "architecture" in state and state.get("format") != FORMAT:
         raise UserError(f"{option}={path} has format {state.get('format')}; this semaim reads {FORMAT}")
     if "architecture" in state and "config" in state:
-        state["config"] = with_current_names(state["config"])
+        state["config"] = upgraded(state["config"])
     return state
 
 

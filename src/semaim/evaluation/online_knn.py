@@ -2,51 +2,76 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 
 from semaim.core.seeding import derive_seed
 from semaim.data.image_data import ImageData
 from semaim.data.image_sets import ImageSet
-from semaim.evaluation.features import Encode, Extraction, Features, extract
+from semaim.evaluation.evaluator import Evaluator, Learner
+from semaim.evaluation.features import Extraction, Features, extract
 from semaim.evaluation.knn import check_ks, classify
+from semaim.models.aim import AIM
 from semaim.runs.context import Run
 
+log = logging.getLogger(__name__)
 
-class OnlineKNN:
-    """k-NN accuracy during training, in memory.
+
+class OnlineKNN(Evaluator):
+    """k-NN accuracy in percent of held-out images, as online/knn_<k>_<kind>; none if there are no labelled ones.
 
     Args:
+        every_epochs: see `Evaluator`.
         ks: numbers of neighbours.
         batch_size: images per batch on each process.
         max_bank: largest number of labelled training images (a random subset, fixed by the seed); null for all.
         max_queries: largest number of held-out images, likewise.
     """
 
-    def __init__(self, ks: Sequence[int], batch_size: int, max_bank: int | None, max_queries: int | None) -> None:
+    highlights: ClassVar[dict[str, str]] = {
+        "online/knn_...": "accuracy in percent of nearest neighbours on held-out images, before, during (with "
+        "`task.evaluators.knn.every_epochs`) and after training. This compares orders; the loss does not, since orders "
+        "differ in how hard they are to predict"
+    }
+
+    def __init__(
+        self,
+        every_epochs: int | None,
+        ks: Sequence[int],
+        batch_size: int,
+        max_bank: int | None,
+        max_queries: int | None,
+    ) -> None:
+        super().__init__(every_epochs)
         self.ks = check_ks(ks)
         self.batch_size = batch_size
         self.max_bank = max_bank
         self.max_queries = max_queries
 
-    def accuracy(self, encode: Encode, data: ImageData, run: Run) -> dict[str, float]:
-        """Accuracy in percent of held-out images, by `knn_<k>_<kind>`.
+    def begin(self, model: AIM, data: ImageData, run: Run) -> None:
+        """Say so if there is nothing to measure on."""
+        if data.splits.val is None:
+            log.info("no k-NN accuracy: these data have no labelled held-out images")
 
-        Raises:
-            UserError: if the data have no labelled held-out images.
-        """
-        labelled, held_out = data.labelled_and_held_out()
-        bank = self._features(encode, data, labelled, self.max_bank, run, "k-NN bank")
-        queries = self._features(encode, data, held_out, self.max_queries, run, "k-NN queries")
-        predictions = classify(bank, queries, self.ks, data.splits.classes, run.processes)
-        return {name: prediction.accuracy for name, prediction in predictions.items()}
+    def evaluate(self, learner: Learner, run: Run) -> dict[str, float]:
+        """Accuracy in percent for each k and kind of features."""
+        if learner.data.splits.val is None:
+            return {}
+        labelled, held_out = learner.data.labelled_and_held_out()
+        bank = self._features(learner, labelled, self.max_bank, run, "k-NN bank")
+        queries = self._features(learner, held_out, self.max_queries, run, "k-NN queries")
+        predictions = classify(bank, queries, self.ks, learner.data.splits.classes, run.processes)
+        accuracies = {name: prediction.accuracy for name, prediction in predictions.items()}
+        best = max(accuracies, key=lambda name: accuracies[name])
+        log.info("online k-NN after step %d: %.1f %% (%s)", learner.step, accuracies[best], best)
+        return {f"online/{name}": value for name, value in accuracies.items()}
 
-    def _features(
-        self, encode: Encode, data: ImageData, images: ImageSet, limit: int | None, run: Run, title: str
-    ) -> Features:
+    def _features(self, learner: Learner, images: ImageSet, limit: int | None, run: Run, title: str) -> Features:
         indices = list(range(len(images)))
         if limit is not None and limit < len(indices):
             generator = torch.Generator().manual_seed(derive_seed(run.seed, "k-NN subset", len(images)))
             indices = sorted(torch.randperm(len(images), generator=generator)[:limit].tolist())
-        return extract(Extraction(encode, data, images, indices, self.batch_size, title), run)
+        return extract(Extraction(learner.features, learner.data, images, indices, self.batch_size, title), run)

@@ -21,7 +21,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from semaim.config.naming import differences
-from semaim.config.old_names import with_current_names
+from semaim.config.old_versions import upgraded
 from semaim.core.files import read_json, write_json, write_text
 from semaim.core.slurm_job import this_job
 from semaim.errors import UserError
@@ -119,7 +119,7 @@ class RunFolder:
         if not path.exists():
             write_text(path, OmegaConf.to_yaml(OmegaConf.create(config)))
             return
-        changes = differences(with_current_names(OmegaConf.to_container(OmegaConf.load(path))), config)
+        changes = differences(upgraded(OmegaConf.to_container(OmegaConf.load(path))), config)
         if changes:
             raise UserError(
                 f"the run in {self.path} was started with another configuration:\n  "

@@ -48,7 +48,7 @@ class Evaluation:
         data: labelled images, some of them held out.
     """
 
-    page_guide: ClassVar[dict[str, str]] = {
+    highlights: ClassVar[dict[str, str]] = {
         "eval/...": "accuracies in percent on held-out images, at the last step of the encoder's pretraining",
         "tags pretrained.... and metrics pretrained/...": "which encoder it is, and what its pretraining cost",
         "artifacts": "`per_class.csv` and `confusion.csv` (not of few-shot evaluations)",

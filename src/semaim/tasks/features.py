@@ -35,7 +35,7 @@ class ExportFeatures:
     """
 
     metric = "images"
-    page_guide: ClassVar[dict[str, str]] = {"run folder": "`train.*` and `val.*` hold the features"}
+    highlights: ClassVar[dict[str, str]] = {"run folder": "`train.*` and `val.*` hold the features"}
 
     def __init__(
         self, source: EncoderSource, data: ImageData, format: Literal["npz", "safetensors"], batch_size: int

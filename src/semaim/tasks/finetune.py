@@ -28,11 +28,12 @@ from semaim.training import loop
 from semaim.training.optimizers import Optimization
 from semaim.training.settings import TrainerSettings
 from semaim.training.state import TrainingState
+from semaim.training.step import TrainingTask
 
 log = logging.getLogger(__name__)
 
 
-class FineTuning(Evaluation):
+class FineTuning(Evaluation, TrainingTask):
     """The task.
 
     Args:

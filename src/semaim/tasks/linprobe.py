@@ -31,12 +31,13 @@ from semaim.training import loop
 from semaim.training.optimizers import Optimization
 from semaim.training.settings import TrainerSettings
 from semaim.training.state import TrainingState
+from semaim.training.step import TrainingTask
 
 log = logging.getLogger(__name__)
 Read = Callable[[Tensor], Tensor]
 
 
-class HeadTraining:
+class HeadTraining(TrainingTask):
     """Training task of linear heads, for the training loop.
 
     Args:
@@ -58,17 +59,6 @@ class HeadTraining:
             features_KBD = self.read(batch.images_BCHW)
         logits_SBC = state.forward(features_KBD)
         return torch.stack([F.cross_entropy(x_BC, batch.labels_B, reduction="none") for x_BC in logits_SBC]).sum(0)
-
-    def evaluate(self, state: TrainingState, epoch: int, last: bool, run: Run) -> dict[str, float]:
-        """No evaluation during training."""
-        return {}
-
-    def state_dict(self) -> dict[str, Any]:
-        """Empty: only the heads change."""
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Nothing to restore."""
 
 
 def check_trainer(trainer: TrainerSettings, heads: int) -> None:

@@ -6,10 +6,10 @@ Shapes: B images, L patches, P target channels. Source: SemAIM (arXiv 2312.10457
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import Tensor
 
@@ -22,8 +22,7 @@ from semaim.core.seeding import StepNoise
 from semaim.data.image_data import ImageData
 from semaim.data.loading import Batch
 from semaim.errors import UserError
-from semaim.evaluation.online_knn import OnlineKNN
-from semaim.evaluation.online_linear import OnlineLinear
+from semaim.evaluation.evaluator import Evaluator, Learner
 from semaim.models.aim import AIM
 from semaim.models.flops import Cost, cost, matrix_product_speed
 from semaim.models.token_cache import Encoder, TokenCache
@@ -37,15 +36,13 @@ from semaim.training import loop
 from semaim.training.optimizers import Optimization, scaled_lr
 from semaim.training.settings import TrainerSettings
 from semaim.training.state import TrainingState
-from semaim.visualization.online_pictures import OnlinePictures, evaluation_is_due
-from semaim.visualization.views import Viewer
+from semaim.training.step import TrainingTask
 
 log = logging.getLogger(__name__)
 NEXT_LARGER = {"aim_tiny": "aim_small", "aim_small": "aim_base", "aim_base": "aim_large", "aim_large": "aim_huge"}
-EVALUATION_BATCH_SIZE = 64  # of the online linear classifier
 
 
-class Pretraining:
+class Pretraining(TrainingTask):
     """The task.
 
     Args:
@@ -56,26 +53,14 @@ class Pretraining:
         optimizer: optimizer and learning rates.
         data: images.
         trainer: settings of the loop.
-        online_knn: k-NN evaluation before, during and after training; null for none.
-        knn_every_epochs: epochs between evaluations during training; null for only the first and the last.
-        online_linear_lr: learning rate, per 256 images, of a linear classifier trained along with the model; its
-            accuracy is measured together with the k-NN's. Null for none. It costs an encoder pass per step unless
-            something else needs the encoder's tokens.
-        pictures: pictures of held-out images before, during and after training; null for none.
+        evaluators: what looks at the model while it learns, by name; null for none of that name.
         checkpoint: initial weights (any input of `load_model`); null for random initialisation.
+
+    Attributes:
+        learners: the evaluators that learn along with the model.
     """
 
     metric = "loss"
-    page_guide: ClassVar[dict[str, str]] = {
-        "online/knn_...": "accuracy in percent of nearest neighbours on held-out images, before, during (with "
-        "`task.knn_every_epochs`) and after training. This compares orders; the loss does not, since orders differ in "
-        "how hard they are to predict",
-        "pictures/held_out, order/...": "maps, orders and predictions for the same images, as pictures over steps "
-        "(enlarge the chart and scroll), and the quality of the orders",
-        "train/loss, train/grad_norm": "whether training goes well",
-        "data/wait": "share of a step spent waiting for images; if it is more than a few percent, raise "
-        "`data.num_workers`",
-    }
 
     def __init__(
         self,
@@ -86,10 +71,7 @@ class Pretraining:
         optimizer: Optimization,
         data: ImageData,
         trainer: TrainerSettings,
-        online_knn: OnlineKNN | None,
-        knn_every_epochs: int | None,
-        online_linear_lr: float | None,
-        pictures: OnlinePictures | None,
+        evaluators: Mapping[str, Evaluator | None],
         checkpoint: str | None,
     ) -> None:
         self.model: AIM = model(out_channels=target.channels)
@@ -99,13 +81,9 @@ class Pretraining:
         self.optimizer = optimizer
         self.data = data
         self.training = data.training()
-        self.online_knn = online_knn
-        self.knn_every_epochs = knn_every_epochs
-        self.pictures = pictures
-        self.online_linear: OnlineLinear | None = None
-        if online_linear_lr is not None:
-            lr = scaled_lr(online_linear_lr, trainer.batch_size // trainer.accumulate)
-            self.online_linear = OnlineLinear(self.model.embed_dim, data, lr, EVALUATION_BATCH_SIZE)
+        self.evaluators = {name: each for name, each in evaluators.items() if each is not None}
+        self.learners = [each for each in self.evaluators.values() if each.learns]
+        self._learned: list[tuple[dict[str, Tensor], Tensor]] = []  # features and labels for them, of this step
         if checkpoint is not None:
             load_weights(self.model, load_model(checkpoint).state_dict(), Path(checkpoint))
         if self.model.image_size != data.image_size:
@@ -122,9 +100,19 @@ class Pretraining:
         self.trainer = replace(trainer, ema=trainer.ema or "ema" in (target.network_name, self.map_network))
 
     @property
+    def highlights(self) -> dict[str, str]:
+        """What to look at in MLflow."""
+        evaluators = {what: why for each in self.evaluators.values() for what, why in each.highlights.items()}
+        return evaluators | {
+            "train/loss, train/grad_norm": "whether training goes well",
+            "data/wait": "share of a step spent waiting for images; if it is more than a few percent, raise "
+            "`data.num_workers`",
+        }
+
+    @property
     def networks(self) -> set[str]:
         """Networks that make a pass without gradient over each image of a step."""
-        online = "online" if self.online_linear is not None else None
+        online = "online" if self.learners else None
         return {network for network in (self.map_network, self.target.network_name, online) if network is not None}
 
     def spent(self) -> Cost:
@@ -136,16 +124,18 @@ class Pretraining:
     def check(self, seed: int, processes: Processes) -> None:
         """Raise UserError if the settings do not fit these processes, before anything is written."""
         loop.step_plan(self, self.trainer, seed, processes)
+        for evaluator in self.evaluators.values():
+            evaluator.check(self.data)
         if self.teacher is not None:
             self.teacher.load()
 
     def run(self, run: Run) -> dict[str, float]:
         """Pretrain to the end; returns the last loss and the online accuracies before and after training."""
         self._log_plan(run)
+        for evaluator in self.evaluators.values():
+            evaluator.begin(self.model, self.data, run)
         if self.teacher is not None:
             self.teacher.begin(run)
-        if self.online_linear is not None:
-            self.online_linear.begin(run.processes)
         state = loop.fit(self, self.trainer, run)
         evaluations = loop.evaluations(run)
         result = {"loss": state.loss}
@@ -173,8 +163,8 @@ class Pretraining:
         images_BCHW = batch.images_BCHW
         cache = TokenCache(self._encoders(state), images_BCHW)
         map_BL = None if self.map_network is None else self.semantic_map(cache, self.map_network)
-        if self.online_linear is not None:
-            self.online_linear.learn(cache.tokens("online"), batch.labels_B)
+        if self.learners:
+            self._learned.append((pooled(cache.tokens("online")), batch.labels_B))
         target_BLP = self.target(images_BCHW, cache)  # before activations for the backward pass take memory
         noise_BK = noise.rows(batch.first_row, len(images_BCHW), noise_columns(self.model.grid), images_BCHW.device)
         order_BL = self.permutation.order(self.model.grid, noise_BK, map_BL)
@@ -187,48 +177,37 @@ class Pretraining:
         encoders: dict[str, Encoder | None] = {"online": self.model, "ema": ema, "teacher": self.teacher}
         return {name: encoder for name, encoder in encoders.items() if encoder is not None}
 
+    def after_update(self) -> None:
+        """Let the evaluators that learn make their steps."""
+        for features, labels_B in self._learned:
+            for evaluator in self.learners:
+                evaluator.learn(features, labels_B)
+        self._learned.clear()
+
     def state_dict(self) -> dict[str, Any]:
-        """State of the online linear classifier, and identity of the teacher (its weights are not stored)."""
-        linear = {} if self.online_linear is None else {"online_linear": self.online_linear.state_dict()}
-        return linear if self.teacher is None else linear | {"teacher": self.teacher.identity}
+        """State of the evaluators, and identity of the teacher (its weights are not stored)."""
+        states = {name: each.state_dict() for name, each in self.evaluators.items()}
+        state: dict[str, Any] = {"evaluators": {name: each for name, each in states.items() if each}}
+        return state if self.teacher is None else state | {"teacher": self.teacher.identity}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Inverse of `state_dict`; raises UserError for another teacher."""
-        if self.online_linear is not None:
-            self.online_linear.load_state_dict(state["online_linear"])
+        for name, stored in state["evaluators"].items():
+            self.evaluators[name].load_state_dict(stored)
         if self.teacher is not None:
             self.teacher.check_same(state["teacher"])
 
     def evaluate(self, state: TrainingState, epoch: int, last: bool, run: Run) -> dict[str, float]:
-        """Online k-NN and linear accuracies, and order quality, if due."""
+        """Metrics of the evaluators that are due."""
         self.model.eval()
-        metrics: dict[str, float] = {}
-        if self.data.splits.val is not None and evaluation_is_due(self.knn_every_epochs, epoch, last):
-            metrics |= {f"online/{name}": value for name, value in self._accuracies(state, epoch, run).items()}
-        if self.pictures is not None and evaluation_is_due(self.pictures.every_epochs, epoch, last):
-            order = run.choices["permutation"]
-            metrics |= self.pictures.update(self._viewer(state, order), order, self.data, run, state.step)
-        return metrics
+        learner = self.learner(state, epoch)
+        due = [each for each in self.evaluators.values() if each.is_due(epoch, last)]
+        return {name: value for each in due for name, value in each.evaluate(learner, run).items()}
 
-    def _accuracies(self, state: TrainingState, epoch: int, run: Run) -> dict[str, float]:
-        """Accuracies of the online classifiers."""
-        accuracies: dict[str, float] = {}
-        if self.online_knn is not None:
-            accuracies = self.online_knn.accuracy(lambda images: pooled(self.model.encode(images)), self.data, run)
-            best = max(accuracies, key=lambda name: accuracies[name])
-            log.info("online k-NN after step %d: %.1f %% (%s)", state.step, accuracies[best], best)
-        if self.online_linear is not None and epoch > 0:
-            accuracies |= (linear := self.online_linear.accuracy(self.model.encode, run))
-            shown = ", ".join(f"{value:.1f} % ({name})" for name, value in linear.items())
-            log.info("online linear classifier after step %d: %s", state.step, shown)
-        return accuracies
-
-    def _viewer(self, state: TrainingState, order: str) -> Viewer:
-        """A viewer of the current model."""
-        network = self.map_network or "online"
-        return Viewer(
-            self.model, self._encoders(state), network, self.semantic_map, {order: self.permutation}, self.target
-        )
+    def learner(self, state: TrainingState, epoch: int) -> Learner:
+        """What evaluators see."""
+        encoders, order, maps = self._encoders(state), self.permutation, self.semantic_map
+        return Learner(self.model, encoders, self.map_network, order, maps, self.target, self.data, state.step, epoch)
 
     def _log_plan(self, run: Run) -> None:
         """Log model, data, batch, and the lower bound of the training time."""
@@ -259,5 +238,3 @@ class Pretraining:
             f"{count(total, 'FLOP')} in all, at least {duration(total / speed / plan.world_size)} at the "
             f"{count(speed, 'FLOP/s')} that this device reaches in matrix products"
         )
-        if self.online_knn is not None and self.data.splits.val is None:
-            log.info("no k-NN accuracy: these data have no labelled held-out images")

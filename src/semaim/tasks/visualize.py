@@ -88,7 +88,7 @@ class Visualize:
     """
 
     metric = "images"
-    page_guide: ClassVar[dict[str, str]] = {"artifacts, pictures": "orders and maps, predictions, and film strips"}
+    highlights: ClassVar[dict[str, str]] = {"artifacts, pictures": "orders and maps, predictions, and film strips"}
 
     def __init__(
         self,

@@ -32,14 +32,14 @@ def tags(spec: RunSpec, start: Mapping[str, Any]) -> dict[str, str]:
 
 
 def description(
-    spec: RunSpec, start: Mapping[str, Any], page_guide: Mapping[str, str], result: Mapping[str, float] | None
+    spec: RunSpec, start: Mapping[str, Any], highlights: Mapping[str, str], result: Mapping[str, float] | None
 ) -> str:
     """Description of a run in Markdown: choices, command, run folder, what to look at, result.
 
     Args:
         spec: its configuration and choices.
         start: its last start (`last_start`).
-        page_guide: metrics and artifacts to look at, with a description.
+        highlights: metrics and artifacts to look at, with a description.
         result: its result; None while it runs.
     """
     config = spec.config
@@ -58,8 +58,8 @@ def description(
         command_block(spec.command, start["folder"]),
         "\n".join(f"* {what}: {value}" for what, value in facts.items()),
     ]
-    if page_guide:
-        parts.append("\n".join(["What to look at:", "", *(f"* **{what}**: {why}" for what, why in page_guide.items())]))
+    if highlights:
+        parts.append("\n".join(["What to look at:", "", *(f"* **{what}**: {why}" for what, why in highlights.items())]))
     if result is not None:
         parts.append(
             markdown_table([("result", ""), *((name, format_number(value)) for name, value in result.items())])

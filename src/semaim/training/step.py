@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,33 +27,36 @@ from semaim.training.settings import TrainerSettings
 from semaim.training.state import TrainingState
 
 
-class TrainingTask(Protocol):
-    """Interface of training tasks."""
+class TrainingTask:
+    """Base class of what the training loop trains.
 
-    @property
-    def model(self) -> nn.Module: ...
+    Attributes:
+        model: the network that the optimizer updates.
+        training: images and their augmentation.
+        optimizer: optimizer and learning rates.
+    """
 
-    @property
-    def training(self) -> TrainingData: ...
-
-    @property
-    def optimizer(self) -> Optimization: ...
+    model: nn.Module
+    training: TrainingData
+    optimizer: Optimization
 
     def loss(self, batch: Batch, state: TrainingState, noise: StepNoise) -> Tensor:
         """Loss per image, (B,), with gradient."""
-        ...
+        raise NotImplementedError
+
+    def after_update(self) -> None:
+        """Called after the optimizer's update of a step."""
 
     def evaluate(self, state: TrainingState, epoch: int, last: bool, run: Run) -> dict[str, float]:
         """Metrics after an epoch (0: before training); empty if no evaluation is due."""
-        ...
+        return {}
 
     def state_dict(self) -> dict[str, Any]:
         """State of the task for checkpoints, besides its model, in plain types."""
-        ...
+        return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore `state_dict`; raises UserError if the run cannot continue from it."""
-        ...
 
 
 @dataclass
@@ -122,6 +125,7 @@ def train_step(
     set_lr(state.optimizer, lr)
     state.scaler.step(state.optimizer)
     state.scaler.update()
+    task.after_update()
     return StepResult(
         loss_value, norm_value, lr, time.perf_counter() - started, data_wait, round(num_unreadable), stop > 0
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from semaim.data.image_data import ImageData
 from semaim.data.object_patches import object_patches
 from semaim.data.samples import read_images, sample_indices
 from semaim.errors import UserError
+from semaim.evaluation.evaluator import Evaluator, Learner
 from semaim.evaluation.order_metrics import means, order_metrics
 from semaim.permutations import Grid
 from semaim.runs.context import Run
@@ -27,11 +29,6 @@ from semaim.visualization.figures import ModelView
 from semaim.visualization.views import Colours, View, Viewer
 
 KEY = "pictures/held_out"
-
-
-def evaluation_is_due(every_epochs: int | None, epoch: int, last: bool) -> bool:
-    """Whether to evaluate after an epoch (0: before training): at the start, at the end, and every `every_epochs`."""
-    return epoch == 0 or last or (every_epochs is not None and epoch % every_epochs == 0)
 
 
 @dataclass(frozen=True)
@@ -43,14 +40,16 @@ class Sample:
     object_BL: Tensor
 
 
-class OnlinePictures:
+class OnlinePictures(Evaluator):
     """Draws maps, orders and predictions during training, always for the same held-out (else training) images.
+
+    Its metrics, order/..., describe the orders (see `semaim.evaluation.order_metrics`).
 
     Writes a PNG and pictures/step_<step>.npz (maps, orders, and the error of every patch) to the run folder. The next
     update compares its orders with those of the file.
 
     Args:
-        every_epochs: epochs between updates, besides the first and the last; null for only these two.
+        every_epochs: see `Evaluator`.
         images: number of images; metrics are means over them.
         drawn: number of these images to draw.
         palette: colour map of maps and orders, by matplotlib's name.
@@ -59,6 +58,11 @@ class OnlinePictures:
     Raises:
         UserError: for numbers out of range.
     """
+
+    highlights: ClassVar[dict[str, str]] = {
+        "pictures/held_out, order/...": "maps, orders and predictions for the same images, as pictures over steps "
+        "(enlarge the chart and scroll), and the quality of the orders"
+    }
 
     def __init__(
         self,
@@ -69,31 +73,30 @@ class OnlinePictures:
         mean: Sequence[float],
         std: Sequence[float],
     ) -> None:
-        if every_epochs is not None and every_epochs < 1:
-            raise UserError(f"task.pictures.every_epochs={every_epochs} must be positive, or null")
+        super().__init__(every_epochs)
         if not 1 <= drawn <= images:
-            raise UserError(f"task.pictures.drawn={drawn} must be from 1 to task.pictures.images={images}")
-        plotting.check_palette(palette, "task.pictures.palette")
-        self.every_epochs = every_epochs
+            raise UserError(f"task.evaluators.pictures.drawn={drawn} must be from 1 to its images={images}")
+        plotting.check_palette(palette, "task.evaluators.pictures.palette")
         self.images = images
         self.drawn = drawn
         self.palette = palette
         self.colours = Colours(mean, std)
         self._loaded_sample: Sample | None = None
 
-    def update(self, viewer: Viewer, order: str, data: ImageData, run: Run, step: int) -> dict[str, float]:
-        """Draw and save the current state (first process only); returns metrics of the orders, named order/...
-
-        Args:
-            viewer: the current model, in eval mode, with the order that it is trained with.
-            order: the name of that order.
-            data: images.
-            run: the run that the pictures belong to.
-            step: of training.
-        """
+    def evaluate(self, learner: Learner, run: Run) -> dict[str, float]:
+        """Draw and save the current state (first process only); returns metrics of the orders."""
         if not run.processes.is_main:
             return {}
-        sample = self._sample(data, viewer.model.patch_size)
+        order, step = run.choices["permutation"], learner.step
+        viewer = Viewer(
+            learner.model,
+            learner.encoders,
+            learner.map_network or "online",
+            learner.semantic_map,
+            {order: learner.permutation},
+            learner.target,
+        )
+        sample = self._sample(learner.data, viewer.model.patch_size)
         images_BCHW = sample.images_BCHW.to(run.processes.device)
         view = viewer.view(images_BCHW, derive_seed(run.seed, "pictures", step), order)
         folder = run.folder.path / "pictures"
