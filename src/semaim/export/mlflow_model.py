@@ -14,7 +14,7 @@ from semaim.core.image_size import pair
 from semaim.errors import UserError
 from semaim.runs.folder import RunFolder
 from semaim.tracking.delivery import Delivery
-from semaim.tracking.store import failure_reason
+from semaim.tracking.store import mlflow_errors
 
 
 def tracked_run(run: Path | None, checkpoint: Path) -> Delivery:
@@ -26,13 +26,9 @@ def tracked_run(run: Path | None, checkpoint: Path) -> Delivery:
     if run is None or not (run / "mlflow.json").is_file():
         raise UserError(f"--mlflow: checkpoint={checkpoint} is not of a run that MLflow tracked")
     delivery = Delivery(RunFolder(run))
-    try:
+    store = delivery.state["uri"]
+    with mlflow_errors(store, f"--mlflow: MLflow at {store} does not answer ({{reason}})"):
         delivery.deliver()
-    except UserError:
-        raise
-    except Exception as error:  # MLflow and its dependencies raise many types
-        store = delivery.state["uri"]
-        raise UserError(f"--mlflow: MLflow at {store} does not answer ({failure_reason(store, error)})") from error
     return delivery
 
 
@@ -57,7 +53,7 @@ def log_model(vit: VisionTransformer, name: str, delivery: Delivery) -> tuple[st
     example_BCHW = np.zeros((1, 3, *pair(vit.patch_embed.img_size)), np.float32)
     module_format = {"serialization_format": "pickle"}  # a traced graph has no token outputs and cannot be trained
     parameters = inspect.signature(mlflow.pytorch.save_model).parameters
-    try:
+    with mlflow_errors(uri, f"--mlflow: MLflow at {uri} does not accept the model ({{reason}})"):
         mlflow.set_tracking_uri(uri)
         mlflow.set_experiment(experiment_id=mlflow.get_run(run_id).info.experiment_id)
         logged = Model.log(
@@ -70,6 +66,4 @@ def log_model(vit: VisionTransformer, name: str, delivery: Delivery) -> tuple[st
             pip_requirements=[f"{package}=={version(package)}" for package in ("torch", "timm", "numpy")],
             **{key: value for key, value in module_format.items() if key in parameters},
         )
-    except Exception as error:  # MLflow and its dependencies raise many types
-        raise UserError(f"--mlflow: MLflow at {uri} does not accept the model ({error})") from error
     return uri, logged.model_uri

@@ -17,7 +17,7 @@ from urllib.parse import quote
 
 from semaim.errors import UserError
 from semaim.report.table import PROTOCOLS, Evaluation, Method
-from semaim.tracking.store import SQLITE, absolute_uri, failure_reason
+from semaim.tracking.store import SQLITE, absolute_uri, mlflow_errors
 
 SERVERS = ("http://", "https://", "postgresql", "mysql", "mssql")
 PAGE = 1000  # runs per request
@@ -85,19 +85,14 @@ def read(uri: str, experiments: Collection[str]) -> list[Any]:
     address = readable(uri)
     for name in ("mlflow", "alembic", "urllib3"):  # they log tracebacks of errors that are reported below
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    try:
+    hint = f"; if another version of MLflow wrote it: mlflow db upgrade {uri}" if uri.startswith(SQLITE) else ""
+    with mlflow_errors(uri, f"--uri={uri} cannot be read as an MLflow store ({{reason}}){hint}"):
         client = MlflowClient(address)
         experiment_ids = {each.name: each.experiment_id for each in pages(client.search_experiments)}
         if unknown := [name for name in experiments if name not in experiment_ids]:
             raise UserError(f"--experiment={unknown[0]} does not exist; there are: {', '.join(sorted(experiment_ids))}")
         ids = [experiment_ids[name] for name in experiments or experiment_ids]
         runs = list(pages(client.search_runs, experiment_ids=ids, filter_string="tags.task != 'pretrain'"))
-    except UserError:
-        raise
-    except Exception as error:  # MLflow and its dependencies raise many types
-        reason = re.split(r"\. ", failure_reason(uri, error))[0]
-        hint = f"; if another version of MLflow wrote it: mlflow db upgrade {uri}" if uri.startswith(SQLITE) else ""
-        raise UserError(f"--uri={uri} cannot be read as an MLflow store ({reason}){hint}") from error
     return [run for run in runs if "pretrained.run" in run.data.tags and any(map(evaluation, run.data.metrics))]
 
 

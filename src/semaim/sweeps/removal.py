@@ -17,7 +17,7 @@ from semaim.sweeps.commands import find
 from semaim.sweeps.listing import folder_bytes
 from semaim.sweeps.states import states
 from semaim.sweeps.sweep import FILE, Sweep
-from semaim.tracking.store import failure_reason
+from semaim.tracking.store import mlflow_errors
 
 
 @dataclass(frozen=True)
@@ -119,19 +119,13 @@ def _delete_tracked(removal: Removal) -> None:
 
     assert removal.tracked is not None
     uri, run_id = removal.tracked["uri"], removal.tracked["run_id"]
-    try:
-        MlflowClient(uri).delete_run(run_id)
-    except MlflowException as error:
-        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):  # already deleted in MLflow
-            return
-        raise _not_deleted(removal, failure_reason(uri, error)) from error
-    except Exception as error:  # MLflow and its dependencies raise many types
-        raise _not_deleted(removal, failure_reason(uri, error)) from error
-
-
-def _not_deleted(removal: Removal, reason: str) -> UserError:
-    assert removal.tracked is not None
-    return UserError(
-        f"{removal.path} was not deleted, since its MLflow run cannot be deleted ({removal.tracked['uri']}: {reason}). "
-        f"To delete the folder alone: {program('rm', '--keep-mlflow', removal.path)}"
+    problem = (
+        f"{removal.path} was not deleted, since its MLflow run cannot be deleted ({uri}: {{reason}}). To delete the "
+        f"folder alone: {program('rm', '--keep-mlflow', removal.path)}"
     )
+    with mlflow_errors(uri, problem):
+        try:
+            MlflowClient(uri).delete_run(run_id)
+        except MlflowException as error:
+            if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):  # already deleted
+                raise

@@ -17,7 +17,7 @@ from semaim.errors import UserError
 from semaim.runs.folder import RunFolder
 from semaim.runs.journal import Journal, read
 from semaim.tracking.delivery import Delivery
-from semaim.tracking.store import existing_store, failure_reason
+from semaim.tracking.store import existing_store, failure_reason, mlflow_errors
 
 log = logging.getLogger(__name__)
 LOCAL_SERVER = "http://127.0.0.1:5000"  # default address of mlflow ui
@@ -101,14 +101,8 @@ class MLflow:
         Raises:
             UserError: if the store is unreachable.
         """
-        try:
+        with mlflow_errors(self.uri, f"tracking.uri={self.uri}: {{reason}}; or set tracking=none"):
             Delivery(folder, self.uri, self.experiment).deliver()
-        except UserError:
-            raise
-        except Exception as error:  # MLflow and its dependencies raise many types
-            raise UserError(
-                f"tracking.uri={self.uri}: {failure_reason(self.uri, error)}; or set tracking=none"
-            ) from error
 
     def run_folder(self, run_id: str) -> Path:
         """The folder of a tracked run.
@@ -118,13 +112,9 @@ class MLflow:
         """
         from mlflow import MlflowClient
 
-        try:
+        missing = f"checkpoint=mlflow:{run_id}: MLflow at {self.uri} has no such run ({{reason}})"
+        with mlflow_errors(self.uri, missing):
             tags = MlflowClient(existing_store(self.uri)).get_run(run_id).data.tags
-        except UserError:
-            raise
-        except Exception as error:  # MLflow and its dependencies raise many types
-            why = failure_reason(self.uri, error)
-            raise UserError(f"checkpoint=mlflow:{run_id}: MLflow at {self.uri} has no such run ({why})") from error
         folder = Path(tags.get("run_folder", ""))
         if "run_folder" not in tags or not folder.is_dir():
             raise UserError(f"checkpoint=mlflow:{run_id}: its run folder ({folder}) is not on this machine")

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -62,6 +65,22 @@ def unreachable(uri: str) -> str | None:
     return None
 
 
+@contextmanager
+def mlflow_errors(uri: str, message: str) -> Iterator[None]:
+    """Raise errors of MLflow in this block as UserError.
+
+    Args:
+        uri: the store.
+        message: of the error; "{reason}" in it is replaced by the reason.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # MLflow and its dependencies raise many types
+        raise UserError(message.replace("{reason}", failure_reason(uri, error))) from error
+
+
 def failure_reason(uri: str, error: Exception) -> str:
     """Why a request to a store failed, in one line, and what to set if the user can fix it."""
     from mlflow.utils.credentials import read_mlflow_creds
@@ -77,4 +96,5 @@ def failure_reason(uri: str, error: Exception) -> str:
         return f"the server rejects the host name {name}: start it with --allowed-hosts {name}, or use its own name"
     if code == "PERMISSION_DENIED":
         return f"the server does not allow user {user} to do this: its administrator must grant the permission EDIT"
-    return str(error).strip().split("\n")[0] or type(error).__name__
+    first_sentence = re.split(r"\.? *\n|\. ", str(error).strip())[0]
+    return first_sentence or type(error).__name__

@@ -13,7 +13,7 @@ from semaim.runs.folder import RunFolder
 from semaim.runs.journal import Journal
 from semaim.runs.status import MLflowStatus, RunState
 from semaim.tracking.delivery import Delivery
-from semaim.tracking.store import failure_reason
+from semaim.tracking.store import mlflow_errors
 
 
 def mark_ended(folder: RunFolder, state: RunState, status: MLflowStatus, error: str) -> None:
@@ -44,12 +44,6 @@ def sync(path: Path, uri: str | None, experiment: str | None = None) -> int:
     if folder.process_is_gone():
         mark_ended(folder, "vanished", "KILLED", "the process was killed")
     delivery = Delivery(folder, uri, experiment)
-    try:
+    store = delivery.state["uri"]
+    with mlflow_errors(store, f"MLflow at {store} does not accept the metrics of {path}: {{reason}}"):
         return delivery.deliver()
-    except UserError:
-        raise
-    except Exception as error:  # MLflow and its dependencies raise many types
-        store = delivery.state["uri"]
-        raise UserError(
-            f"MLflow at {store} does not accept the metrics of {path}: {failure_reason(store, error)}"
-        ) from error
