@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from semaim.core.formatting import count, plural
+from semaim.core.tables import text_table
 from semaim.data.image_data import ImageData
 from semaim.preflight.estimate import Estimate
 
@@ -85,12 +86,8 @@ class CheckReport:
     @property
     def table(self) -> str:
         """The runs in aligned columns: parameters, training images, an upper estimate of memory, and others."""
-        columns = list(zip([*COLUMNS, "state"], *(row.cells(self.tflops) for row in self.rows), strict=True))
-        widths = [max(map(len, column)) for column in columns]
-        aligned = [[cell.rjust(width) for cell in column] for column, width in zip(columns, widths, strict=True)]
-        for place in (0, -1):
-            aligned[place] = [cell.ljust(widths[place]) for cell in columns[place]]
-        return "\n".join("  ".join(line).rstrip() for line in zip(*aligned, strict=True))
+        rows = [[*COLUMNS, "state"], *(row.cells(self.tflops) for row in self.rows)]
+        return text_table(rows, right=range(1, len(COLUMNS)))
 
     def __str__(self) -> str:
         spent, evaluations = hours(sum(row.gpu_hours(self.tflops) for row in self.rows)), len(self.rows) - self.runs

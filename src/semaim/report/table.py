@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from semaim.core.files import atomic
+from semaim.core.tables import markdown_table
 
 MAX_KNN_COLUMNS = 4  # of a Markdown table; with more numbers of neighbours, it shows one of them
 DEFAULT_K = 20
@@ -150,11 +151,7 @@ def table(rows: Sequence[TableRow], evaluations: Sequence[Evaluation]) -> str:
             *(cell(row.accuracies.get(what)) for what in evaluations),
             f"published: {', '.join(sources)}" if row.published else "ours",
         ])  # fmt: skip
-    lines = [[text.replace("|", "\\|") for text in line] for line in lines]
-    widths = [max(3, *map(len, column)) for column in zip(*lines, strict=True)]
-    lines.insert(1, ["-" * width for width in widths])
-    padded = [[text.ljust(width) for text, width in zip(line, widths, strict=True)] for line in lines]
-    return "\n".join(f"| {' | '.join(line)} |" for line in padded)
+    return markdown_table(lines, padded=True)
 
 
 def format_cell(value: float | None, form: str) -> str:

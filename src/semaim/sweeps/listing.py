@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 from semaim.config.naming import flatten
 from semaim.core.files import read_json
 from semaim.core.formatting import duration, plural, relative_to_cwd, size
+from semaim.core.tables import text_table
 from semaim.errors import UserError
 from semaim.runs.folder import RunFolder
 from semaim.runs.status import RunState
@@ -160,13 +161,8 @@ def table(entries: Sequence[Entry], folder: Path, total: int) -> str:
         lines.append(
             (entry.state, metric, age, size(entry.bytes), entry.task, choices, str(relative_to_cwd(entry.path)))
         )
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]) - 1)]
-    text = "\n".join(
-        "  ".join([*(f"{cell:<{width}}" for cell, width in zip(line, widths, strict=False)), line[-1]])
-        for line in lines
-    )
     count = f"{len(entries)} of {total}" if len(entries) < total else str(total)
-    return f"{text}\n{count} in {folder}, {size(sum(entry.bytes for entry in entries))}"
+    return f"{text_table(lines)}\n{count} in {folder}, {size(sum(entry.bytes for entry in entries))}"
 
 
 def as_json(entries: Sequence[Entry]) -> str:

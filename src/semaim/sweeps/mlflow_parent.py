@@ -13,13 +13,14 @@ from omegaconf import OmegaConf
 
 from semaim.core.files import write_json, write_text
 from semaim.core.formatting import program
+from semaim.core.tables import markdown_table
 from semaim.runs.journal import Journal
 from semaim.runs.status import MLflowStatus
 from semaim.sweeps.states import PointState, journal_tail
 from semaim.sweeps.sweep import FILE, Sweep, labels, swept
 from semaim.sweeps.table import write_results
 from semaim.tracking.delivery import deliver, locked
-from semaim.tracking.run_page import MAX_TAG_CHARACTERS, NOTE, command_block, format_number, markdown_table
+from semaim.tracking.run_page import MAX_TAG_CHARACTERS, NOTE, command_block, format_number
 
 FINISHED, FAILED = "sweep/finished", "sweep/failed"
 RESERVED_CHARACTERS = 200  # kept free in the description
@@ -128,7 +129,7 @@ def _table(sweep: Sweep, point_states: Sequence[PointState], max_characters: int
     names = [first, *others[-MAX_OTHER_RESULTS:]]
     rows = [("run", "state", *names)]
     for label, state in zip(labels(sweep), point_states, strict=True):
-        outcome = state.name if state.name == "finished" else f"{state.name}: {state.detail[:100]}".replace("|", "\\|")
+        outcome = state.name if state.name == "finished" else f"{state.name}: {state.detail[:100]}"
         rows.append((f"`{label}`", outcome.replace("\n", " "), *_cells(state.result, names)))
     shown = rows
     while len(markdown_table(shown)) > max_characters and len(shown) > 1:

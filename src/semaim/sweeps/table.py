@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from semaim.core.files import write_text
 from semaim.core.formatting import program, relative_to_cwd
+from semaim.core.tables import text_table
 from semaim.sweeps.states import PointState
 from semaim.sweeps.sweep import Sweep, labels
 
@@ -26,11 +27,7 @@ def table(sweep: Sweep, point_states: Sequence[PointState], indices: Sequence[in
         text = state.name if not state.restarts else times if state.name == "requeued" else f"{state.name} ({times})"
         job = "-" if point.job is None or point.job.startswith("here") else point.job
         rows.append((label, job, text, textwrap.shorten(state.detail, MAX_DETAIL, placeholder=" ...")))
-    widths = [max(len(row[column]) for row in rows) for column in range(3)]
-    return "\n".join(
-        f"{label:<{widths[0]}}  {job:<{widths[1]}}  {text:<{widths[2]}}  {detail}".rstrip()
-        for label, job, text, detail in rows
-    )
+    return text_table(rows)
 
 
 def write_results(sweep: Sweep, point_states: Sequence[PointState]) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from semaim.config.run_spec import RunSpec
 from semaim.core.files import read_json
+from semaim.core.tables import markdown_table
 
 NOTE = "mlflow.note.content"  # the tag that MLflow shows as a run's description, in Markdown
 MAX_TAG_CHARACTERS = 8000  # MLflow truncates longer tags
@@ -70,12 +71,6 @@ def description(
 def command_block(command: str, folder: str) -> str:
     """A command, and the folder to run it in."""
     return f"To repeat or continue it, in `{folder}`:\n\n```bash\n{command}\n```"
-
-
-def markdown_table(rows: list[tuple[str, ...]]) -> str:
-    """A table in Markdown; the first row is the header."""
-    head, *rest = [f"| {' | '.join(row)} |" for row in rows]
-    return "\n".join([head, "|---" * len(rows[0]) + "|", *rest])
 
 
 def format_number(value: float) -> str:

@@ -1,0 +1,36 @@
+"""Tables as text: aligned columns for the terminal, Markdown for files and pages."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+MIN_MARKDOWN_WIDTH = 3  # of a column, for the line below the header
+
+
+def text_table(rows: Sequence[Sequence[str]], right: Collection[int] = ()) -> str:
+    """Rows in columns two spaces apart; the first row is the header.
+
+    Args:
+        rows: cells of each row.
+        right: indices of the columns that are aligned to the right.
+    """
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(_aligned(row, widths, right)).rstrip() for row in rows)
+
+
+def markdown_table(rows: Sequence[Sequence[str]], padded: bool = False) -> str:
+    """Rows as a Markdown table; the first row is the header.
+
+    Args:
+        rows: cells of each row.
+        padded: align the columns, so that the table is also readable as plain text.
+    """
+    cells = [[cell.replace("|", "\\|") for cell in row] for row in rows]
+    widths = [max(MIN_MARKDOWN_WIDTH, *map(len, column)) if padded else 0 for column in zip(*cells, strict=True)]
+    cells.insert(1, ["-" * max(MIN_MARKDOWN_WIDTH, width) for width in widths])
+    return "\n".join(f"| {' | '.join(_aligned(row, widths))} |" for row in cells)
+
+
+def _aligned(row: Sequence[str], widths: Sequence[int], right: Collection[int] = ()) -> list[str]:
+    sides = ((cell, widths[column], column in right) for column, cell in enumerate(row))
+    return [cell.rjust(width) if to_right else cell.ljust(width) for cell, width, to_right in sides]
