@@ -26,6 +26,7 @@ from semaim.runs.context import Run
 from semaim.runs.folder import RunFolder
 from semaim.runs.journal import Journal
 from semaim.runs.status import MLflowStatus, RunState
+from semaim.tasks.task import Task
 from semaim.tracking import run_page
 
 log = logging.getLogger("semaim")
@@ -56,8 +57,9 @@ def execute(spec: RunSpec, processes: Processes, stop: StopRequest) -> float:
     if config["seed"] < 0:
         raise UserError(f"seed={config['seed']} must not be negative")
     seed_all(derive_seed(config["seed"], "weights"))
-    task = instantiate(spec.cfg.task, _convert_="all")  # plain lists: checkpoints must not hold OmegaConf's
+    task: Task = instantiate(spec.cfg.task, _convert_="all")  # plain lists: checkpoints must not hold OmegaConf's
     task.check(config["seed"], processes)
+    task.load(processes)
     seed_all(derive_seed(config["seed"], "process", processes.rank))
     with _open_run(folder, spec, processes, stop) as (run, tracking):
         started = time.monotonic()

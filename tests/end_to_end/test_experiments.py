@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
 from semaim.models.flops import encoder_cost
-from semaim.preflight.estimate import build_task, open_data
+from semaim.preflight.shapes import build_task, open_data
 from semaim.tasks.pretrain import Pretraining
 from support.paths import ROOT
 

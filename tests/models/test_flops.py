@@ -12,7 +12,7 @@ from torch import Tensor
 from semaim.models.aim import AIM
 from semaim.models.flops import cost, encoder_cost
 from semaim.models.vit import vit_of
-from semaim.preflight.memory import activations
+from semaim.training.memory import activations
 
 
 def test_an_encoder_alone_costs_what_it_costs_in_the_model(tiny_model: Callable[..., AIM]) -> None:

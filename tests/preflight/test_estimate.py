@@ -19,7 +19,7 @@ from semaim.models.aim import AIM
 from semaim.models.flops import cost
 from semaim.preflight import check
 from semaim.preflight.check import check_sweep
-from semaim.preflight.memory import activations, moments, training_memory
+from semaim.training.memory import activations, moments, training_memory
 from semaim.training.optimizers import Optimization, parameter_groups
 from support.checking import command, one
 from support.in_process import job

@@ -11,8 +11,8 @@ import pytest
 
 from semaim.models.aim import AIM
 from semaim.preflight import slurm_nodes
-from semaim.preflight.memory import activations
 from semaim.preflight.slurm_nodes import Node, SlurmRequest, gpus_in, minutes_in, nodes_of, not_granted
+from semaim.training.memory import activations
 from support.checking import one
 
 # Recorded sinfo output of a cluster of two nodes with two GPUs each.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from semaim.core.formatting import count, plural
 from semaim.core.tables import text_table
 from semaim.data.image_data import ImageData
-from semaim.preflight.estimate import Estimate
+from semaim.tasks.task import RunCost
 
 COLUMNS = (
     "run",
@@ -39,7 +39,7 @@ class CheckRow:
     state: str = "-"
     done: int = 0
     finished: bool = False
-    cost: Estimate | None = None
+    cost: RunCost | None = None
     data: ImageData | None = None
 
     def gpu_hours(self, tflops: float) -> float:

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
@@ -20,10 +20,12 @@ from semaim.data.image_sets import ImageSet
 from semaim.errors import UserError
 from semaim.evaluation.feature_cache import cached_features
 from semaim.evaluation.features import Extraction, Features
+from semaim.models.flops import encoder_cost
 from semaim.models.vit import encode
 from semaim.runs.context import Run
 from semaim.runs.folder import RunFolder
 from semaim.runs.journal import Journal
+from semaim.tasks.task import RunCost, Task
 from semaim.tracking.delivery import deliver, locked
 
 log = logging.getLogger(__name__)
@@ -40,7 +42,7 @@ def check_image_size(vit: VisionTransformer, data: ImageData, checkpoint: str) -
         )
 
 
-class Evaluation:
+class Evaluation(Task):
     """Base of the tasks that evaluate an encoder.
 
     Args:
@@ -48,7 +50,7 @@ class Evaluation:
         data: labelled images, some of them held out.
     """
 
-    highlights: ClassVar[dict[str, str]] = {
+    highlights: Mapping[str, str] = {
         "eval/...": "accuracies in percent on held-out images, at the last step of the encoder's pretraining",
         "tags pretrained.... and metrics pretrained/...": "which encoder it is, and what its pretraining cost",
         "artifacts": "`per_class.csv` and `confusion.csv` (not of few-shot evaluations)",
@@ -105,11 +107,21 @@ class FeatureEvaluation(Evaluation):
         check_image_size(self.vit, data, source.checkpoint)
         self.weights = fingerprint(self.vit)
 
+    def cost(self, processes: int, on_gpu: bool) -> RunCost:
+        """A pass of the encoder over all images."""
+        return encoding_cost(self.vit, self.labelled, self.held_out)
+
     def features(self, images: ImageSet, indices: Sequence[int], run: Run, title: str) -> Features:
         """Features of some images, from the cache if they were computed before."""
         self.vit.to(run.processes.device)
         request = Extraction(encoder_pass(self.vit), self.data, images, indices, self.batch_size, title)
         return cached_features(self.features_dir, self.weights, request, run)
+
+
+def encoding_cost(vit: VisionTransformer, *image_sets: ImageSet) -> RunCost:
+    """Cost of a pass of an encoder over all images of these sets."""
+    spent = encoder_cost(vit)
+    return RunCost(spent.encoder_parameters, spent.parameters, spent.encode, sum(map(len, image_sets)))
 
 
 def log_to_pretraining(folder: RunFolder, step: int, metrics: Mapping[str, float]) -> None:

@@ -21,9 +21,11 @@ from semaim.data.loading import Batch
 from semaim.data.transforms import Transform
 from semaim.errors import UserError
 from semaim.evaluation.accuracy import Predictions, predict_classes
+from semaim.models.flops import encoder_cost
 from semaim.models.vit import Pool
 from semaim.runs.context import Run
-from semaim.tasks.evaluation import Evaluation, check_image_size, check_same_encoder, origin_record
+from semaim.tasks.evaluation import Evaluation, check_image_size, check_same_encoder, encoding_cost, origin_record
+from semaim.tasks.task import RunCost, training_cost
 from semaim.training import loop
 from semaim.training.optimizers import Optimization
 from semaim.training.settings import TrainerSettings
@@ -108,6 +110,13 @@ class FineTuning(Evaluation, TrainingTask):
                 f"mixup and cutmix mix images in pairs, but trainer.batch_size gives {plan.micro_batch_size} at a time "
                 f"on each process: choose an even number, or task.mixup=0.0 task.cutmix=0.0"
             )
+
+    def cost(self, processes: int, on_gpu: bool) -> RunCost:
+        """Forward and backward of encoder and head; with `eval_only` a pass over the held-out images."""
+        if self.eval_only:
+            return encoding_cost(self.model, self.held_out)
+        spent = encoder_cost(self.model)
+        return training_cost(self, self.trainer, spent, spent.training_step, processes, on_gpu)
 
     def run(self, run: Run) -> dict[str, float]:
         """Fine-tune and evaluate, or only evaluate; returns accuracies in percent."""

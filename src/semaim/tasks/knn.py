@@ -5,10 +5,9 @@ Shapes: M images of the bank, Q queries.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from semaim.checkpoints.encoder_source import EncoderSource
-from semaim.core.distributed import Processes
 from semaim.data.image_data import ImageData
 from semaim.errors import UserError
 from semaim.evaluation.knn import check_ks, classify
@@ -36,10 +35,7 @@ class KNN(FeatureEvaluation):
         if max(self.ks) > len(self.labelled):
             raise UserError(f"ks={self.ks}, but there are {len(self.labelled)} labelled training images: lower task.ks")
 
-    def check(self, seed: int, processes: Processes) -> None:
-        """Nothing to check."""
-
-    def run(self, run: Run) -> Mapping[str, float]:
+    def run(self, run: Run) -> dict[str, float]:
         """Evaluate; returns the accuracies in percent."""
         origin = self.begin(run)
         bank = self.features(self.labelled, range(len(self.labelled)), run, "k-NN bank")

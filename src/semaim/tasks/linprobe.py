@@ -23,10 +23,12 @@ from semaim.data.subsets import hold_out
 from semaim.data.transforms import Transform
 from semaim.errors import UserError
 from semaim.evaluation.accuracy import Predictions, predict_classes
+from semaim.models.flops import encoder_cost
 from semaim.models.heads import LinearHeads
 from semaim.models.vit import encode
 from semaim.runs.context import Run
 from semaim.tasks.evaluation import Evaluation, check_image_size, check_same_encoder, origin_record
+from semaim.tasks.task import RunCost, training_cost
 from semaim.training import loop
 from semaim.training.optimizers import Optimization
 from semaim.training.settings import TrainerSettings
@@ -146,6 +148,11 @@ class LinearProbe(Evaluation, HeadTraining):
         if plan.micro_batch_size < 2:
             raise UserError("the linear probe normalises over a batch, which needs two images per process: raise "
                             "trainer.batch_size or lower trainer.accumulate")  # fmt: skip
+
+    def cost(self, processes: int, on_gpu: bool) -> RunCost:
+        """The heads are negligible beside a forward pass of the frozen encoder per image."""
+        spent = encoder_cost(self.vit)
+        return training_cost(self, self.trainer, spent, spent.encode, processes, on_gpu)
 
     def run(self, run: Run) -> dict[str, float]:
         """Train the heads; returns the accuracy in percent for each kind of feature."""

@@ -31,6 +31,7 @@ from semaim.permutations import Permutation, noise_columns
 from semaim.runs.context import Run
 from semaim.semantics import SemanticMap
 from semaim.targets import Target
+from semaim.tasks.task import RunCost, Task, training_cost
 from semaim.teachers import Teacher
 from semaim.training import loop
 from semaim.training.optimizers import Optimization, scaled_lr
@@ -42,7 +43,7 @@ log = logging.getLogger(__name__)
 NEXT_LARGER = {"aim_tiny": "aim_small", "aim_small": "aim_base", "aim_base": "aim_large", "aim_large": "aim_huge"}
 
 
-class Pretraining(TrainingTask):
+class Pretraining(Task, TrainingTask):
     """The task.
 
     Args:
@@ -98,12 +99,8 @@ class Pretraining(TrainingTask):
             raise UserError("semantic_map.source=teacher needs a teacher: choose target=dino or target=clip, or "
                             "semantic_map.source=auto")  # fmt: skip
         self.trainer = replace(trainer, ema=trainer.ema or "ema" in (target.network_name, self.map_network))
-
-    @property
-    def highlights(self) -> dict[str, str]:
-        """What to look at in MLflow."""
-        evaluators = {what: why for each in self.evaluators.values() for what, why in each.highlights.items()}
-        return evaluators | {
+        watched = {what: why for each in self.evaluators.values() for what, why in each.highlights.items()}
+        self.highlights = watched | {
             "train/loss, train/grad_norm": "whether training goes well",
             "data/wait": "share of a step spent waiting for images; if it is more than a few percent, raise "
             "`data.num_workers`",
@@ -126,8 +123,16 @@ class Pretraining(TrainingTask):
         loop.step_plan(self, self.trainer, seed, processes)
         for evaluator in self.evaluators.values():
             evaluator.check(self.data)
+
+    def load(self, processes: Processes) -> None:
+        """Load the teacher, if there is one."""
         if self.teacher is not None:
             self.teacher.load()
+
+    def cost(self, processes: int, on_gpu: bool) -> RunCost:
+        """Forward and backward of both streams, and the passes without gradient."""
+        spent, teacher = self.spent(), 0 if self.teacher is None else self.teacher.parameters
+        return training_cost(self, self.trainer, spent, spent.training_step, processes, on_gpu, teacher)
 
     def run(self, run: Run) -> dict[str, float]:
         """Pretrain to the end; returns the last loss and the online accuracies before and after training."""

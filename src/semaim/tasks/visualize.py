@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,6 +33,7 @@ from semaim.permutations import Permutation
 from semaim.runs.context import Run
 from semaim.semantics import SemanticMap
 from semaim.targets import Target
+from semaim.tasks.task import Task
 from semaim.teachers import Teacher
 from semaim.visualization import figures, plotting
 from semaim.visualization.figures import ModelView
@@ -65,7 +66,7 @@ class ShownModel:
     target: str | None
 
 
-class Visualize:
+class Visualize(Task):
     """The task.
 
     Args:
@@ -88,7 +89,7 @@ class Visualize:
     """
 
     metric = "images"
-    highlights: ClassVar[dict[str, str]] = {"artifacts, pictures": "orders and maps, predictions, and film strips"}
+    highlights: Mapping[str, str] = {"artifacts, pictures": "orders and maps, predictions, and film strips"}
 
     def __init__(
         self,
@@ -133,8 +134,8 @@ class Visualize:
         self.shown = [load(*each, tracking, target.network_name == "ema") for each in zip(names, headings, strict=True)]
         self.orders = orders or (DEFAULT_ORDERS if len(names) == 1 else None)
 
-    def check(self, seed: int, processes: Processes) -> None:
-        """Load the teacher, if there is one; raises UserError if this fails."""
+    def load(self, processes: Processes) -> None:
+        """Load the teacher, if there is one."""
         if isinstance(self.target, Teacher):
             self.target.load()
             self.target.to(processes.device)

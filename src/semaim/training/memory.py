@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from timm.models.vision_transformer import VisionTransformer
+from timm.models.vision_transformer import Block as ViTBlock
 from torch import Tensor, nn
 
 from semaim.models.aim import AIM
+from semaim.models.layers import Block
 from semaim.training.optimizers import Optimization
 
 FLOAT32 = 4  # bytes
@@ -37,8 +38,10 @@ def moments(optimization: Optimization, model: nn.Module) -> int:
     )
 
 
-def training_memory(model: AIM | VisionTransformer, images: int, itemsize: int, moments: int, ema: bool) -> int:
+def training_memory(model: nn.Module, images: int, itemsize: int, moments: int, ema: bool) -> int | None:
     """Upper bound of the bytes that training takes on a process, without those of CUDA and NCCL (1 to 2 GB).
+
+    None for a model without the transformer blocks whose activations are known.
 
     With P parameters and m moments (values per parameter in the optimizer), in bytes,
 
@@ -49,18 +52,20 @@ def training_memory(model: AIM | VisionTransformer, images: int, itemsize: int, 
     All gradients and activations are counted as allocated at the same time, which is nearly so with micro-batches.
 
     Args:
-        model: two-stream model, or an encoder with a head.
+        model: two-stream model, an encoder with a head, or another.
         images: in a micro-batch of a process.
         itemsize: bytes per value in matrix products: 4, or 2 for bf16 and fp16.
         moments: m, 2 for Adam.
         ema: whether there is a moving average.
     """
+    if not isinstance(getattr(model, "blocks", [None])[0], Block | ViTBlock):
+        return None
     parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
     bytes_per_parameter = FLOAT32 * (2 + moments + ema) + (itemsize if itemsize < FLOAT32 else 0)
     return parameters * bytes_per_parameter + images * activations(model, itemsize)
 
 
-def activations(model: AIM | VisionTransformer, itemsize: int) -> int:
+def activations(model: Any, itemsize: int) -> int:
     """Bytes that the forward pass of an image saves for the backward pass; within 3 % of what autograd saves.
 
     For each token, a block of width D and hidden width M saves the inputs of its two norms in float32 (8 D bytes), and
