@@ -32,6 +32,7 @@ from semaim.config.naming import flatten
 from semaim.config.run_spec import compose_run_spec
 from semaim.data.image_data import ImageData
 from semaim.errors import UserError
+from semaim.evaluation.evaluator import Evaluator
 from support.paths import ROOT
 
 SOURCE = Path(semaim.__file__).parent
@@ -88,6 +89,11 @@ def constructors(node: Any, where: str = "") -> Iterator[tuple[str, dict[str, An
             yield from constructors(value, f"{where}.{key}")
 
 
+def part(config: Any, group: str) -> Any:
+    """What the choice in a group contributes; that of evaluators is part of the task."""
+    return config["task"]["evaluators"] if group == "evaluators" else config[group]
+
+
 def targets() -> list[str]:
     """Everything that any configuration file constructs."""
     found = {node["_target_"] for choice in CHOICES for _, node in constructors(plain(chosen(*choice)))}
@@ -120,11 +126,18 @@ def test_links_of_the_configuration_resolve() -> None:
     assert broken == []
 
 
-@pytest.mark.parametrize(("group", "choice"), [c for c in CHOICES if c[0] not in ("data", "model", "recipe", "task")])
+@pytest.mark.parametrize(("group", "choice"), [c for c in CHOICES if c[0] not in ("data", "model", "recipe", "task", "evaluators")])
 def test_choice_is_built(group: str, choice: str) -> None:
     config = chosen(group, choice)
     built = instantiate(config[group])
     assert f"{type(built).__module__}.{type(built).__name__}" == config[group]._target_
+
+
+@pytest.mark.parametrize("choice", [choice for group, choice in CHOICES if group == "evaluators"])
+def test_evaluator_is_built(choice: str) -> None:
+    ((name, evaluator),) = instantiate(chosen("evaluators", f"[{choice}]").task.evaluators).items()
+    assert name == choice
+    assert isinstance(evaluator, Evaluator)
 
 
 @pytest.mark.parametrize("choice", [choice for group, choice in CHOICES if group == "data"])
@@ -205,7 +218,7 @@ def test_experiment_composes(experiment: str) -> None:
 @pytest.mark.parametrize(("group", "choice"), CHOICES)
 def test_keys_are_exactly_the_arguments(group: str, choice: str) -> None:
     """The file has no key that the constructor does not accept, and no default exists in code alone."""
-    for where, node in constructors(plain(chosen(group, choice))[group]):
+    for where, node in constructors(part(plain(chosen(group, choice)), group)):
         target = node["_target_"]
         parameters = inspect.signature(get_object(target)).parameters
         assert inspect.Parameter.VAR_KEYWORD not in {p.kind for p in parameters.values()}, where

@@ -29,7 +29,7 @@ def test_numbers_of_neighbours_are_positive(ks):
     with pytest.raises(UserError, match=r"must be positive numbers of neighbours"):
         check_ks(ks)
     with pytest.raises(UserError, match=r"must be positive numbers of neighbours"):
-        OnlineKNN(ks, 8, None, None)
+        OnlineKNN(1, ks, 8, None, None)
     assert check_ks((20, 1)) == [20, 1]
 
 

@@ -48,8 +48,9 @@ def test_the_moving_average_works_with_every_order(tmp_path: Path, files: dict[s
 
 
 def test_the_schedule_of_the_moving_average_is_the_trainers() -> None:
-    recipe = instantiate(composed("target=ema", "trainer=semaim").trainer)
+    recipe = task_of("target=ema", "trainer=semaim", "trainer.batch_size=32").trainer
     assert recipe.ema
+    assert not task_of("target=online", "trainer=semaim", "trainer.batch_size=32").trainer.ema
     assert [recipe.ema_decay_at(epoch) for epoch in (0, 50, 100, 800)] == pytest.approx(
         [0.999, 0.99945, 0.9999, 0.9999]
     )
@@ -69,7 +70,7 @@ def test_a_teacher_does_not_change(
     for name, value in teacher.network.state_dict().items():
         assert torch.equal(value, before.state_dict()[name]), name
     saved = weights(folder)
-    assert saved["task"] == {"teacher": teacher.identity}
+    assert saved["task"] == {"evaluators": {}, "teacher": teacher.identity}
     own = semaim.load_model(folder)
     assert saved["model"].keys() == own.state_dict().keys()
     assert len(saved["optimizer"]["state"]) == sum(1 for _ in own.parameters())

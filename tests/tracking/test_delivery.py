@@ -17,6 +17,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from semaim.config.naming import flatten
+from semaim.core.formatting import program
 from semaim.runs.folder import RunFolder
 from semaim.runs.journal import Journal
 from semaim.tracking.delivery import Delivery, parameters
@@ -49,11 +50,12 @@ def test_finished_run_is_complete(finished: tuple[Path, Any], tmp_path: Path) ->
     (start,) = json.loads((run_folder / "environment.json").read_text())["starts"]
     found = {"run_folder": str(run_folder), "commit": start["commit"], "dirty": str(start["dirty"])}
     found |= {"host": start["host"], "device": start["device"], "permutation": "attention_center", "task": "pretrain"}
-    found["command"] = f"semaim run {' '.join(TINY)} trainer.max_steps=6 tracking.experiment=trials"
+    found["command"] = program("run", *TINY, "trainer.max_steps=6", "tracking.experiment=trials")
     assert {name: value for name, value in found.items() if value != "None"}.items() <= shown.data.tags.items()
     said = shown.data.tags["mlflow.note.content"]
     assert f"```bash\n{found['command']}\n```" in said
-    assert "**online/knn_...**" in said
+    assert "**train/loss, train/grad_norm**" in said
+    assert "online/knn" not in said  # there is no such evaluator
     assert f"| loss | {status(run_folder)['result']['loss']:.4g} |" in said
     experiment = client.get_experiment(shown.info.experiment_id)
     assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"

@@ -38,8 +38,8 @@ def origin_of(state: dict[str, Any], ema: bool) -> Origin:
         "seed": str(state["config"]["seed"]),
         "device": state["device"],
         "options": " ".join(
-            option for option in options if not option.startswith("task.")
-        ),  # task options affect measurements only
+            option for option in options if not option.startswith(("task.", "evaluators="))
+        ),  # these affect measurements only
         "weights": "moving average" if ema else "",
     }
     metrics = {
