@@ -27,7 +27,8 @@ Grid = tuple[int, int]
 class Permutation(ABC):
     """A prediction order of patches. Subclasses define `priority`."""
 
-    needs_map = False  # True: the order needs a semantic map from the caller
+    needs_map: bool = False
+    """Whether the order follows a semantic map, which the caller passes."""
 
     @abstractmethod
     def priority(self, grid: Grid, noise_BK: Tensor, semantic_map_BL: Tensor | None) -> Tensor:
@@ -105,7 +106,9 @@ def square_rings(grid: Grid, centre_row_B1: Tensor, centre_column_B1: Tensor) ->
     are off by one.)
 
     Args:
-        centre_row_B1, centre_column_B1: centres in units of half a patch, long.
+        grid: rows and columns.
+        centre_row_B1: rows of the centres in units of half a patch, long.
+        centre_column_B1: their columns.
 
     Returns:
         (B, L), long.

@@ -44,7 +44,8 @@ class Target(Protocol):
 
         Args:
             model: the other model; it determines the patches.
-            mean, std: colour normalisation of its images.
+            mean: means of its images' colours, which normalise them.
+            std: their standard deviations.
         """
         ...
 

@@ -43,7 +43,8 @@ class Teacher(Features):
         normalization: colour normalisation of the teacher's input: "teacher", the one it was trained with, or "data",
             the one of the images (SemAIM's code does this with CLIP).
         patch_size: pixels per side of the model's patches; images are resized so that the teacher has as many patches.
-        mean, std: colour normalisation of the images.
+        mean: means of the images' colours, which normalise them.
+        std: their standard deviations.
 
     Raises:
         UserError: for options that do not fit, or a model that cannot be a teacher.

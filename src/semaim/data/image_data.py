@@ -22,7 +22,8 @@ class ImageData:
         root: folder of the images; null for embedded images.
         image_size: pixels after cropping, one number or (height, width).
         patch_size: pixels per side of a patch; the model uses the same value.
-        train_transform, eval_transform: PIL image to normalised tensor.
+        train_transform: PIL image to normalised tensor, augmented.
+        eval_transform: the same without augmentation.
         num_workers: loading processes per training process, at most the usable CPUs; 0 loads in the training process.
         max_unreadable: distinct unreadable images that are skipped before the run ends.
         val_fraction: share of every class of the training images to hold out, if the source has no held-out images.

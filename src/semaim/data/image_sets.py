@@ -19,7 +19,9 @@ UNLABELLED = -1
 class ImageSet(Protocol):
     """Interface of image sets; images can be read in any process."""
 
-    def __len__(self) -> int: ...
+    def __len__(self) -> int:
+        """Number of images."""
+        ...
 
     def read(self, index: int) -> Image.Image:
         """The image in RGB. Raises OSError, SyntaxError or ValueError if it cannot be decoded."""

@@ -123,7 +123,8 @@ def shapes(side: int, train: int, val: int, seed: int) -> Splits:
 
     Args:
         side: pixels per side.
-        train, val: numbers of training and held-out images.
+        train: number of training images.
+        val: number of held-out images.
         seed: seed of all random choices.
 
     Raises:

@@ -32,9 +32,12 @@ class Learner:
         model: the two-stream model, without wrappers.
         encoders: networks that encode images, by name: "online" (the model), "ema" and "teacher" if there are any.
         map_network: the name of the one that semantic maps are computed from; None if the order needs no map.
-        permutation, semantic_map, target: of the training.
+        permutation: order of the patches in training.
+        semantic_map: computes the map that the order follows.
+        target: what is predicted.
         data: images.
-        step, epoch: completed steps and epochs.
+        step: completed steps.
+        epoch: completed epochs.
     """
 
     model: AIM

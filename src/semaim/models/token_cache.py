@@ -15,9 +15,13 @@ from torch import Tensor
 class Encoder(Protocol):
     """Interface of networks that encode images without mask, dropout or drop path: model, moving average, teacher."""
 
-    def encode(self, images_BCHW: Tensor) -> Tensor: ...
+    def encode(self, images_BCHW: Tensor) -> Tensor:
+        """Tokens (B, N, D) of normalised images, after the final norm."""
+        ...
 
-    def encode_with_attention(self, images_BCHW: Tensor) -> tuple[Tensor, Tensor]: ...
+    def encode_with_attention(self, images_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+        """As `encode`, plus the last block's attention from cls to each patch averaged over heads, (B, L)."""
+        ...
 
 
 class TokenCache:
