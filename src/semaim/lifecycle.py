@@ -46,7 +46,15 @@ def session(device: str, stop: StopRequest | None = None) -> Iterator[tuple[Proc
 
 
 def execute(spec: RunSpec, processes: Processes, stop: StopRequest) -> float:
-    """Execute a run, or load the result if it is finished; returns the value of its task's metric."""
+    """Execute a run, or load the result if it is finished; returns the value of its task's metric.
+
+    The weights of a network are, in this order of precedence, those of
+
+    1. the newest intact checkpoint of the run folder (`task.run`: `training.loop.prepare`),
+    2. `checkpoint=` (the constructor of the task),
+    3. another option that names weights, such as a teacher's (`task.load`),
+    4. the seed (random; the constructor of the task).
+    """
     config = spec.config
     folder = RunFolder(Path(config["run_dir"]))
     if (result := stored_result(folder, config)) is not None:

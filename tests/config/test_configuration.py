@@ -39,6 +39,7 @@ SOURCE = Path(semaim.__file__).parent
 NOT_CHOSEN = ("hydra", "experiment")
 CHOICES = sorted((path.parent.name, path.stem) for path in CONF.glob("*/*.yaml") if path.parent.name not in NOT_CHOSEN)
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
+BUILT_APART = ("data", "model", "recipe", "task", "evaluators")  # in tests of their own
 NEEDS_ROOT = ("folder", "imagenet")
 DOWNLOADED = ("cifar10", "stl10")
 NEED_NOTHING = {"digits": (1437, 360), "shapes": (1600, 400)}  # numbers of training and held-out images
@@ -126,7 +127,7 @@ def test_links_of_the_configuration_resolve() -> None:
     assert broken == []
 
 
-@pytest.mark.parametrize(("group", "choice"), [c for c in CHOICES if c[0] not in ("data", "model", "recipe", "task", "evaluators")])
+@pytest.mark.parametrize(("group", "choice"), [c for c in CHOICES if c[0] not in BUILT_APART])
 def test_choice_is_built(group: str, choice: str) -> None:
     config = chosen(group, choice)
     built = instantiate(config[group])

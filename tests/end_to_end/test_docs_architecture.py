@@ -18,6 +18,9 @@ from support.commands import SMALL, succeed
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "architecture.md").read_text()
 SRC = ROOT / "src" / "semaim"
+SECTIONS = (  # with names of files and functions
+    "Where is ...?", "Where weights come from", "Contracts", "What a checkpoint holds", "States of a run",
+)  # fmt: skip
 
 
 def section(title: str) -> str:
@@ -44,7 +47,13 @@ def names_in(path: Path) -> set[str]:
 
 def test_files_and_functions_exist() -> None:
     found = 0
-    for text in (section("Where is ...?"), section("What a checkpoint holds"), section("States of a run")):
+    for text in (
+        section("Where is ...?"),
+        section("What a checkpoint holds"),
+        section("States of a run"),
+        section("Where weights come from"),
+        section("Contracts"),
+    ):
         for path, names in re.findall(r"`([\w/]+\.py)`: ((?:`[\w.]+`(?:, )?)+)", text):
             missing = set(re.findall(r"`([\w.]+)`", names)) - names_in(SRC / path)
             assert not missing, f"{path} has no {missing}"

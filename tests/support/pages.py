@@ -36,10 +36,10 @@ class Page:
 
 
 def run_as_typed(command: str, folder: Path, *more: str, **environment: str) -> str:
-    """Run a command of a page in a folder, with more options; returns its log."""
+    """Run a command of a page in a folder, with more options; returns what it prints."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # `python` is the interpreter of the tests
     done = subprocess.run(
-        " ".join([command.strip(), *more]),
+        " ".join(["set -e;", command.strip(), *more]),
         shell=True,
         cwd=folder,
         env={**os.environ, "PATH": path, "OMP_NUM_THREADS": "1", **environment},
@@ -48,4 +48,4 @@ def run_as_typed(command: str, folder: Path, *more: str, **environment: str) -> 
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    return done.stderr
+    return done.stdout + done.stderr

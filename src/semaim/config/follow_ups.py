@@ -27,7 +27,8 @@ def follow_ups(spec: RunSpec) -> list[RunSpec]:
         UserError: if a requested evaluation does not exist.
     """
     cfg = spec.cfg
-    known = sorted(path.stem for path in (CONF / "task").glob("*.yaml") if path.stem != "pretrain")
+    configurations = [CONF, *(Path(folder.removeprefix("file://")) for folder in spec.folders)]
+    known = sorted({path.stem for conf in configurations for path in conf.glob("task/*.yaml")} - {"pretrain"})
     if cfg.then and spec.choices["task"] != "pretrain":
         raise UserError(f"then={list(cfg.then)} is for task=pretrain: there is nothing new to evaluate after this one")
     if unknown := [task for task in cfg.then if task not in known]:

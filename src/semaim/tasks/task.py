@@ -104,7 +104,8 @@ def training_cost(
         trainer: settings of the loop.
         spent: cost of the network.
         flops: floating-point operations per image and step.
-        processes, on_gpu: see `Task.cost`.
+        processes: number of processes.
+        on_gpu: see `Task.cost`.
         frozen: parameters of networks besides the trained one.
     """
     plan = loop.step_plan(task, trainer, 0, Processes(0, processes, torch.device("cpu")))
