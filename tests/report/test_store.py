@@ -12,20 +12,17 @@ import pytest
 
 from semaim.cli import main
 from semaim.errors import UserError
-from semaim.report import report
-from semaim.report import store as report_store
+from semaim.report.store import opened, read, readable
 from semaim.tracking.store import SQLITE
 from support.evaluations import REPORT, Store, fails
 from support.waiting import PATIENCE
 
 
-def test_many_runs_are_read_page_by_page(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    everything = {run.info.run_id for run in report.read(store.uri, [])}
-    assert len(everything) == 19
-    monkeypatch.setattr(report_store, "PAGE", 2)
-    paged = [run.info.run_id for run in report.read(store.uri, [])]
-    assert len(paged) == 19
-    assert set(paged) == everything
+def test_evaluations_of_all_experiments_are_read(store: Store) -> None:
+    with opened(store.uri):
+        runs = read([])
+    assert runs["run_id"].nunique() == len(runs) == 19
+    assert runs["start_time"].is_monotonic_increasing
 
 
 def test_store_is_not_changed(store: Store, tmp_path: Path) -> None:
@@ -78,13 +75,14 @@ def test_store_that_needs_changing_is_not_changed(
 def test_names_with_odd_characters(store: Store, tmp_path: Path) -> None:
     odd = tmp_path / "a b?mode=rw#100%.db"
     shutil.copy(store.path, odd)
-    assert len(report.read(f"{SQLITE}{odd}", ["big"])) == 3
+    with opened(f"{SQLITE}{odd}"):
+        assert len(read(["big"])) == 3
 
 
 @pytest.mark.parametrize("uri", ["mlflow.db", "file:///tmp/mlruns", "sqlite://mlflow.db", ""])
 def test_addresses_that_are_no_store(uri: str) -> None:
     with pytest.raises(UserError, match=r"is no MLflow store: give sqlite:///<file> or http://<server>"):
-        report_store.readable(uri)
+        readable(uri)
 
 
 def test_server_out_of_reach(tmp_path: Path) -> None:

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from semaim.cli import main
-from semaim.report import report
-from semaim.report.table import CSV_COLUMNS, TableRow, columns
-from support.evaluations import Store, machine_lines, named, rows, tables
+from semaim.report.store import evaluation
+from semaim.report.table import CSV_COLUMNS, arranged
+from support.evaluations import Store, accuracies, machine_lines, named, tables
 
 # Published accuracies by method, model and epochs: after fine-tuning, and of a linear probe.
 PUBLISHED = {
@@ -54,15 +54,15 @@ PUBLISHED = {
     ],
 )
 def test_metrics_and_their_titles(metric: str, title: str | None) -> None:
-    what = report.evaluation(metric)
+    what = evaluation(metric)
     assert (what and what.title) == title
-    assert what is None or f"eval/{what.name}" == metric
+    assert what is None or f"eval/{what.evaluation}" == metric
 
 
 def test_columns_follow_the_order_of_the_protocols() -> None:
     names = ["knn_5_cls_1shot", "finetune_best", "linprobe_cls_1shot", "finetune", "linprobe_mean", "knn_20_cls",
              "knn_5_cls_5shot", "knn_5_mean"]  # fmt: skip
-    titles = [what.title for what in sorted(filter(None, (report.evaluation(f"eval/{name}") for name in names)))]
+    titles = [what.title for what in sorted(filter(None, (evaluation(f"eval/{name}") for name in names)))]
     assert titles == ["k-NN 5 mean", "k-NN 20 cls", "linear probe mean", "fine-tune", "fine-tune best",
                       "1-shot k-NN 5 cls", "1-shot linear probe cls", "5-shot k-NN 5 cls"]  # fmt: skip
 
@@ -151,10 +151,9 @@ def test_many_knn_columns_are_cut_in_markdown_only(store: Store, written: tuple[
         "knn_10_cls", "knn_10_mean", "knn_20_cls", "knn_20_mean", "knn_30_cls", "knn_30_mean", "knn_20_mean_5shot",
     }  # fmt: skip
     assert "Of k-NN, tables and plots show k = 10, 20; report.csv has every k." in written[1]
-    (row,) = rows(store, wanted=(("sweep", "orders"),))  # all equally often: the usual k
-    assert [what.name for what in columns([row], few_shot=False)] == ["knn_20_cls", "knn_20_mean"]
-    four = TableRow(row.method, None, None, "", dict(list(row.accuracies.items())[:4]), published=False)
-    assert len(columns([four], few_shot=False)) == 4
+    table = accuracies(store, wanted=(("sweep", "orders"),))  # all equally often: the usual k
+    assert set(table["evaluation"][table["shown"]]) == {"knn_20_cls", "knn_20_mean"}
+    assert list(arranged(table.head(4))["shown"]) == [True] * 4
 
 
 def test_published_figures_are_exact(written: tuple[Path, str]) -> None:
@@ -182,7 +181,7 @@ def test_published_figures_are_exact(written: tuple[Path, str]) -> None:
 
 
 def test_cells_contain_only_known_values(written: tuple[Path, str]) -> None:
-    assert tuple(machine_lines(written[0])[0]) == CSV_COLUMNS
+    assert list(machine_lines(written[0])[0]) == CSV_COLUMNS
     cells = [cell for table in tables(written[1]) for row in table for cell in row.values()]
     assert "" in cells
     values = {value for line in machine_lines(written[0]) for value in line.values()}

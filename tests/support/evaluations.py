@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pandas import DataFrame
 
 from semaim.cli import main
-from semaim.report import report
-from semaim.report.table import TableRow
+from semaim.report.store import choose, opened, read
+from semaim.report.table import arranged, pool
 from semaim.tracking.store import SQLITE
 
 REPORT = (sys.executable, "-m", "semaim", "report")
@@ -112,8 +113,10 @@ def fill_with_imagenet(store: Store) -> None:
     store.add(foreign | {"pretrained.run": "other.pth"}, {"eval/finetune": 70.0}, experiment="big")
 
 
-def rows(store: Store, *experiments: str, wanted: tuple[tuple[str, str], ...] = ()) -> list[TableRow]:
-    return report.pool(report.choose(report.read(store.uri, experiments), wanted))
+def accuracies(store: Store, *others: DataFrame, wanted: tuple[tuple[str, str], ...] = ()) -> DataFrame:
+    """The table of accuracies of the evaluations that have the wanted tags, followed by other tables."""
+    with opened(store.uri):
+        return arranged(pool(choose(read([]), wanted)), *others)
 
 
 def machine_lines(folder: Path) -> list[dict[str, str]]:

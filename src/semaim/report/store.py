@@ -1,4 +1,4 @@
-"""Evaluations in an MLflow store: their metrics and encoders.
+"""Evaluations in an MLflow store, as a table with a row for each run; NaN is an unknown value.
 
 An evaluation is a run whose tags name the encoder (`pretrained.run`, `pretrained.model`, ...) and the `data`, and whose
 metrics `eval/...` are accuracies in percent.
@@ -9,20 +9,44 @@ from __future__ import annotations
 import logging
 import re
 import sqlite3
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import closing
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import quote
 
 from semaim.errors import UserError
-from semaim.report.table import PROTOCOLS, Evaluation, Method
 from semaim.tracking.store import SQLITE, absolute_uri, mlflow_errors
 
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
 SERVERS = ("http://", "https://", "postgresql", "mysql", "mssql")
-PAGE = 1000  # runs per request
 ACCURACY = re.compile(r"eval/((?:(knn)_(\d+)|(linprobe))_(cls|mean)(?:_(\d+)shot)?|(finetune)(?:_(best|ema))?)")
-EXAMPLE_COMMAND = "semaim run task=knn checkpoint=runs/<name>"
+PROTOCOLS = {"knn": "k-NN", "linprobe": "linear probe", "finetune": "fine-tune"}
+MAKE_ONE = "make one with: semaim run task=knn checkpoint=runs/<name>"
+# Columns of the table, by MLflow's names.
+COLUMNS = {
+    "tags.data": "evaluated_on", "params.seed": "seed", "tags.pretrained.run": "encoder",
+    "tags.pretrained.seed": "encoder_seed", "tags.pretrained.model": "model",
+    "tags.pretrained.permutation": "permutation", "tags.pretrained.target": "target",
+    "tags.pretrained.options": "options", "tags.pretrained.weights": "weights", "tags.pretrained.data": "pretrained_on",
+    "tags.pretrained.device": "device", "metrics.pretrained/epochs": "epochs",
+    "metrics.pretrained/images_seen": "images_seen", "metrics.pretrained/device_hours": "device_hours",
+}  # fmt: skip
+ENCODER = ["encoder", "encoder_seed"]
+METHOD = ["method", "label", "model", "permutation", "target", "pretrained_on", "epochs", "evaluated_on"]
+
+
+class Evaluation(NamedTuple):
+    """A kind of accuracy, a column of the report; columns sort by these fields."""
+
+    shots: int  # labelled images per class; 0 for all
+    protocol: int  # index in PROTOCOLS
+    k: int  # neighbours, or 0
+    variant: str  # "cls" or "mean" (which features); of fine-tuning "" (last epoch), "best" or "ema"
+    evaluation: str  # the metric, without "eval/"
+    title: str
 
 
 def evaluation(metric: str) -> Evaluation | None:
@@ -30,8 +54,9 @@ def evaluation(metric: str) -> Evaluation | None:
     if (match := ACCURACY.fullmatch(metric)) is None:
         return None
     name, knn, k, linprobe, features, shots, finetune, variant = match.groups()
-    protocol = list(PROTOCOLS).index(knn or linprobe or finetune)
-    return Evaluation(int(shots or 0), protocol, int(k or 0), features or variant or "", name)
+    protocol, which = knn or linprobe or finetune, features or variant or ""
+    title = " ".join(filter(None, [shots and f"{shots}-shot", PROTOCOLS[protocol], k, which]))
+    return Evaluation(int(shots or 0), list(PROTOCOLS).index(protocol), int(k or 0), which, name, title)
 
 
 def readable(uri: str) -> str:
@@ -58,28 +83,11 @@ def readable(uri: str) -> str:
     return URL.create("sqlite+pysqlite", database=name, query={"mode": "ro", "uri": "true"}).render_as_string()
 
 
-def pages(search: Callable[..., Any], **arguments: Any) -> Iterator[Any]:
-    """All results of one of MLflow's searches."""
-    token = None
-    while True:
-        page = search(max_results=PAGE, page_token=token, **arguments)
-        yield from page
-        if not (token := page.token):
-            return
-
-
-def read(uri: str, experiments: Collection[str]) -> list[Any]:
-    """The evaluations of a store, of any status.
-
-    Args:
-        uri: the store.
-        experiments: names of experiments; none for all.
-
-    Raises:
-        UserError: if the store cannot be read, or has no such experiment.
-    """
+@contextmanager
+def opened(uri: str) -> Iterator[None]:
+    """Make MLflow read this store; an error in the block becomes a UserError."""
     try:
-        from mlflow import MlflowClient
+        import mlflow
     except ModuleNotFoundError as error:
         raise UserError(f"MLflow is not installed ({error}): pip install mlflow") from error
     address = readable(uri)
@@ -87,52 +95,69 @@ def read(uri: str, experiments: Collection[str]) -> list[Any]:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     hint = f"; if another version of MLflow wrote it: mlflow db upgrade {uri}" if uri.startswith(SQLITE) else ""
     with mlflow_errors(uri, f"--uri={uri} cannot be read as an MLflow store ({{reason}}){hint}"):
-        client = MlflowClient(address)
-        experiment_ids = {each.name: each.experiment_id for each in pages(client.search_experiments)}
-        if unknown := [name for name in experiments if name not in experiment_ids]:
-            raise UserError(f"--experiment={unknown[0]} does not exist; there are: {', '.join(sorted(experiment_ids))}")
-        ids = [experiment_ids[name] for name in experiments or experiment_ids]
-        runs = list(pages(client.search_runs, experiment_ids=ids, filter_string="tags.task != 'pretrain'"))
-    return [run for run in runs if "pretrained.run" in run.data.tags and any(map(evaluation, run.data.metrics))]
+        mlflow.set_tracking_uri(address)
+        yield
 
 
-def choose(runs: Sequence[Any], tags: Sequence[tuple[str, str]]) -> list[Any]:
+def read(experiments: Collection[str]) -> DataFrame:
+    """The evaluations of the opened store, of any status, the newest last: MLflow's columns and those of `methods`.
+
+    Args:
+        experiments: names of experiments; none for all.
+
+    Raises:
+        UserError: if there is no such experiment.
+    """
+    import mlflow
+
+    known = {each.name: each.experiment_id for each in mlflow.search_experiments()}
+    if unknown := [name for name in experiments if name not in known]:
+        raise UserError(f"--experiment={unknown[0]} does not exist; there are: {', '.join(sorted(known))}")
+    runs = mlflow.search_runs(
+        [known[name] for name in experiments],
+        "tags.task != 'pretrain' AND tags.`pretrained.run` != ''",
+        max_results=None,
+        search_all_experiments=True,  # if none is named
+    )
+    accuracies = [column for column in runs if evaluation(column.removeprefix("metrics."))]
+    runs = runs[runs[accuracies].notna().any(axis=1)].sort_values(["start_time", "run_id"])
+    return runs.join(methods(runs))
+
+
+def methods(runs: DataFrame) -> DataFrame:
+    """The columns COLUMNS, `method` and `label` (in plots); without an order of patches, the checkpoint is the name."""
+    found = runs.reindex(columns=list(COLUMNS)).rename(columns=COLUMNS)
+    data = ["evaluated_on", "pretrained_on"]
+    found[data] = found[data].astype(object).fillna("")
+    found["epochs"] = found["epochs"].round(2)  # unreadable images cause small differences
+    names = joined(found[["permutation", "target", "options", "weights"]])
+    found["method"] = found["encoder"].mask(found["permutation"].notna(), names)
+    found["label"] = joined(found[["model", "method", "pretrained_on"]])
+    return found
+
+
+def joined(table: DataFrame) -> list[str]:
+    """The known values of each row as one text."""
+    return [" ".join(filter(None, row)) for row in table.astype(object).fillna("").itertuples(index=False)]
+
+
+def choose(runs: DataFrame, tags: Sequence[tuple[str, str]]) -> DataFrame:
     """The finished evaluations that have all of these tags.
 
     Raises:
         UserError: if none remains; names the condition that excluded the last ones.
     """
-    if not runs:
-        raise UserError(f"there is no evaluation here yet; make one with: {EXAMPLE_COMMAND}")
-    chosen = [run for run in runs if run.info.status == "FINISHED"]
-    if not chosen:
-        states = ", ".join(sorted({run.info.status for run in runs}))
-        raise UserError(
-            f"of {len(runs)} evaluations here none is finished ({states}); make one with: {EXAMPLE_COMMAND}"
-        )
+    if runs.empty:
+        raise UserError(f"there is no evaluation here yet; {MAKE_ONE}")
+    chosen = runs[runs["status"] == "FINISHED"]
+    if chosen.empty:
+        states = ", ".join(sorted(runs["status"].unique()))
+        raise UserError(f"of {len(runs)} evaluations here none is finished ({states}); {MAKE_ONE}")
     for key, value in tags:
-        values = sorted({run.data.tags[key] for run in chosen if key in run.data.tags})
-        chosen = [run for run in chosen if run.data.tags.get(key) == value]
-        if not chosen:
+        values = chosen.reindex(columns=[f"tags.{key}"]).squeeze(axis=1)
+        chosen = chosen[values == value]
+        if chosen.empty:
             option = f"--data={value}" if key == "data" else f"--tag={key}={value}"
-            raise UserError(
-                f"no finished evaluation fits {option}; there are: {', '.join(values) or 'none with this tag'}; "
-                f"make one with: {EXAMPLE_COMMAND}"
-            )
+            there = ", ".join(sorted(values.dropna().unique())) or "none with this tag"
+            raise UserError(f"no finished evaluation fits {option}; there are: {there}; {MAKE_ONE}")
     return chosen
-
-
-def method_of(run: Any) -> Method:
-    """The method of an evaluation's encoder. Without an order of patches it is named after its checkpoint."""
-    tags, epochs = run.data.tags, run.data.metrics.get("pretrained/epochs")
-    permutation, target = tags.get("pretrained.permutation", ""), tags.get("pretrained.target", "")
-    parts = [permutation, target, tags.get("pretrained.options", ""), tags.get("pretrained.weights", "")]
-    return Method(
-        name=" ".join(filter(None, parts)) if permutation else tags["pretrained.run"],
-        model=tags.get("pretrained.model", ""),
-        permutation=permutation,
-        target=target,
-        pretrained_on=tags.get("pretrained.data", ""),
-        epochs=None if epochs is None else round(epochs, 2),  # unreadable images cause small differences
-        evaluated_on=tags.get("data", ""),
-    )

@@ -7,26 +7,26 @@ from pathlib import Path
 import pytest
 
 from semaim.cli import main
-from semaim.report import report
-from semaim.report.curves import curves
-from semaim.report.table import COLOURS, MARKERS, by_epochs, by_gpu_hours, points
-from support.evaluations import Store, after, rows, tags
+from semaim.report.plots import COLOURS, MARKERS, online_points, points
+from semaim.report.store import opened, read
+from semaim.report.table import published
+from support.evaluations import Store, accuracies, after, tags
 
 
 def test_points_of_the_plots(store: Store) -> None:
-    found = points(rows(store) + report.published(), by_epochs)
+    found = points(accuracies(store, published()), "epochs")
     centre, raster = "aim_tiny attention_center pixels digits", "aim_tiny raster pixels digits"
-    knn = [(p.label, p.x, round(p.y, 2), p.deviation and round(p.deviation, 2))
-           for p in found if p.panel == "k-NN 10 mean, digits"]  # fmt: skip
-    assert knn == [(centre, 10, 94.17, 1.26), (raster, 10, 90.04, None), (raster, 20, 91.0, None)]
-    panels = {panel: sum(point.panel == panel for point in found) for panel in {point.panel for point in found}}
-    assert panels == {
+    knn = found[found["panel"] == "k-NN 10 mean, digits"].drop(columns="panel").round(2)
+    assert knn.fillna(-1).to_numpy().tolist() == [
+        [centre, 10, 94.17, 1.26], [raster, 10, 90.04, -1], [raster, 20, 91.0, -1],
+    ]  # fmt: skip
+    assert found["panel"].value_counts().to_dict() == {
         "k-NN 10 cls, digits": 1, "k-NN 10 mean, digits": 3, "linear probe cls, digits": 1, "fine-tune, imagenet": 1,
         "fine-tune best, imagenet": 1, "fine-tune ema, imagenet": 1, "1-shot linear probe cls, digits": 1,
         "5-shot k-NN 20 mean, digits": 2,
     }  # fmt: skip
-    on_gpu = points(rows(store), by_gpu_hours)  # without hours of CPUs
-    assert [(p.panel, p.label, p.x, p.y) for p in on_gpu] == [
+    on_gpu = points(accuracies(store), "gpu_hours")  # without hours of CPUs
+    assert [(p.panel, p.label, p.x, p.y) for p in on_gpu.itertuples()] == [
         (f"fine-tune{which}, imagenet", "aim_base attention_center pixels imagenet", 1234.5, accuracy)
         for which, accuracy in (("", 84.0), (" best", 84.2), (" ema", 84.3))
     ]
@@ -61,9 +61,11 @@ def test_hours_of_different_devices_are_not_mixed(empty_copy: Store) -> None:
     for seed, device in enumerate(["cpu", "cuda"]):
         name = tags("knn", f"run-{seed}", seed=seed, pretrained__device=device)
         empty_copy.add(name, after(10, 100.0 * (seed + 1), 5.0, knn_10_cls=50.0))
-    (row,) = rows(empty_copy)
-    assert (row.images_seen, row.device_hours, row.device) == (150.0, None, "cpu and cuda")
-    assert points([row], by_gpu_hours) == []
+    table = accuracies(empty_copy)
+    assert table[["images_seen", "device_hours", "device"]].fillna(-1).to_numpy().tolist() == [
+        [150, -1, "cpu and cuda"]
+    ]
+    assert points(table, "gpu_hours").empty
 
 
 def test_accuracy_during_pretraining_is_drawn_by_order(empty_copy: Store, tmp_path: Path) -> None:
@@ -85,17 +87,17 @@ def test_accuracy_during_pretraining_is_drawn_by_order(empty_copy: Store, tmp_pa
     for name, order in (("centre-0", "attention_center"), ("centre-1", "attention_center"), ("raster", "raster")):
         store.add(tags("knn", name, order), after(4, 100, 0.1, knn_10_mean=50.0))
     store.add(tags("knn", "gone"), after(4, 100, 0.1, knn_10_mean=50.0))  # pretrained somewhere else
-    found = curves(store.uri, report.choose(report.read(store.uri, []), []))
-    panel, centre, raster = "online k-NN 10 mean, digits", "aim_tiny attention_center pixels digits", "raster"
-    assert [point for point in found if (point.panel, point.label) == (panel, centre)] == [
-        (panel, centre, epoch, accuracy, pytest.approx(2**0.5)) for epoch, accuracy in ((0, 62), (2, 72), (4, 82))
+    with opened(store.uri):
+        found = online_points(read([]))
+    panel, centre, raster = (
+        "online k-NN 10 mean, digits", "aim_tiny attention_center pixels digits", "aim_tiny raster pixels digits",
+    )  # fmt: skip
+    knn = found[found["panel"] == panel].drop(columns="panel").fillna(-1).to_numpy().tolist()
+    assert knn == [
+        *([centre, epoch, accuracy, pytest.approx(2**0.5)] for epoch, accuracy in ((0, 62), (2, 72), (4, 82))),
+        *([raster, epoch, accuracy, -1] for epoch, accuracy in ((0, 65), (2, 75), (4, 85))),
     ]
-    assert [(p.x, p.y, p.deviation) for p in found if p.panel == panel and raster in p.label] == [
-        (0.0, 65.0, None),
-        (2.0, 75.0, None),
-        (4.0, 85.0, None),
-    ]
-    assert {point.panel for point in found} == {panel, "online linear cls, digits"}
+    assert set(found["panel"]) == {panel, "online linear cls, digits"}
     assert len(found) == 2 * 2 * 3
     assert main(["report", "--uri", store.uri, "--output", str(tmp_path), "--no-published"]) == 0
     assert (tmp_path / "accuracy_during_pretraining.svg").stat().st_size > 1000

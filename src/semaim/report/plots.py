@@ -1,0 +1,116 @@
+"""Plots of the report: accuracies against the cost of pretraining, and during pretraining.
+
+Columns of a table of points: `panel`, the title of its panel; `label` of its method; `x`, the cost of pretraining; `y`,
+the accuracy in percent; its `deviation` over runs, or NaN.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from semaim.core.files import atomic
+from semaim.report.store import evaluation
+from semaim.report.table import COLUMN_ORDER
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+ONLINE = "online/"
+# Okabe and Ito's colours, distinguishable with any colour vision, without yellow, which is faint on white. Seven
+# colours and eight markers have no common factor: 56 methods look different.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+PANELS_PER_ROW = 3
+
+
+def points(accuracies: DataFrame, cost: str) -> DataFrame:
+    """Points of our accuracies in the tables against the cost of pretraining, a column, where it is known."""
+    ours = accuracies[accuracies["shown"] & ~accuracies["published"]].sort_values([*COLUMN_ORDER, "row"])
+    ours = ours.assign(panel=ours["title"] + ", " + ours["evaluated_on"]).rename(columns={cost: "x", "mean": "y"})
+    return ours[["panel", "label", "x", "y", "deviation"]].dropna(subset="x")
+
+
+def online_points(evaluations: DataFrame) -> DataFrame:
+    """Points of online accuracies from the pretraining of these evaluations' encoders, averaged over seeds."""
+    import mlflow
+    import pandas as pd
+
+    runs = mlflow.search_runs(
+        list(evaluations["experiment_id"].unique()),
+        "tags.task = 'pretrain'",
+        max_results=None,
+        order_by=["start_time"],
+        output_format="list",
+    )
+    newest = {run.info.run_name: run for run in runs}
+    found = [
+        (f"{title(metric)}, {encoder.pretrained_on}", encoder.label, epoch, accuracy)
+        for encoder in evaluations.drop_duplicates("encoder").itertuples()
+        if encoder.encoder in newest
+        for metric, epoch, accuracy in history(newest[encoder.encoder])
+    ]
+    by_epoch = pd.DataFrame(found, columns=["panel", "label", "x", "y"]).groupby(["panel", "label", "x"])["y"]
+    return by_epoch.agg(y="mean", deviation="std").reset_index()
+
+
+def history(run: Any) -> Iterator[tuple[str, float, float]]:
+    """Online metrics of a pretraining run, their epochs and values."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient()
+    epochs_logged = [point for point in client.get_metric_history(run.info.run_id, "train/epoch") if point.step]
+    if not epochs_logged:
+        return
+    per_step = epochs_logged[-1].value / epochs_logged[-1].step
+    for metric in run.data.metrics:
+        if metric.startswith(ONLINE):
+            for point in client.get_metric_history(run.info.run_id, metric):
+                yield metric, round(point.step * per_step, 2), point.value
+
+
+def title(metric: str) -> str:
+    """Title of an online metric."""
+    name = metric.removeprefix(ONLINE)
+    known_evaluation = evaluation(f"eval/{name}")
+    return f"online {known_evaluation.title if known_evaluation else name.replace('_', ' ')}"
+
+
+def draw(points: DataFrame, labels: Sequence[str], x_label: str, files: Iterable[Path]) -> None:
+    """Draw points, a panel for each evaluation and a colour and marker for each method, and save the figure.
+
+    Args:
+        points: at least one.
+        labels: all methods of the report, so that a method looks the same in all plots.
+        x_label: name of the horizontal axis.
+        files: files to save; the suffix sets the format.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    panels = points.groupby("panel", sort=False)
+    across = min(PANELS_PER_ROW, len(panels))
+    down = math.ceil(len(panels) / across)
+    figure = Figure(figsize=(4.5 * across, 3.4 * down + 0.25 * len(labels)), layout="constrained")
+    FigureCanvasAgg(figure)
+    handles = {}
+    for position, (panel, inside) in enumerate(panels, start=1):
+        axes = figure.add_subplot(down, across, position, title=panel, xlabel=x_label, ylabel="accuracy (%)")
+        axes.grid(alpha=0.3)
+        for label, line in inside.sort_values("x").groupby("label"):
+            handles[label], _, _ = axes.errorbar(
+                line["x"],
+                line["y"],
+                yerr=line["deviation"],
+                color=COLOURS[labels.index(label) % len(COLOURS)],
+                marker=MARKERS[labels.index(label) % len(MARKERS)],
+                capsize=3,
+                clip_on=False,
+            )
+        axes.set_xlim(left=0)
+    figure.legend(list(handles.values()), list(handles), loc="outside lower center")
+    for path in files:
+        with atomic(path) as file:
+            figure.savefig(file, format=path.suffix.removeprefix("."), dpi=150)
