@@ -25,7 +25,7 @@ from semaim.runs import provenance
 from semaim.runs.context import Run
 from semaim.runs.folder import RunFolder
 from semaim.runs.journal import Journal
-from semaim.runs.status import MLflowStatus, RunState
+from semaim.runs.status import MLFLOW_STATUS, StoredState
 from semaim.tasks.task import Task
 from semaim.tracking import run_page
 
@@ -145,24 +145,22 @@ def _open_run(folder: RunFolder, spec: RunSpec, processes: Processes, stop: Stop
     run.journal = Journal(folder.journal)
     run.journal.status("RUNNING")
     folder.set_status("running", **_progress(folder))
-    status: MLflowStatus = "FAILED"
-    state: RunState = "failed"
+    state: StoredState = "failed"
     try:
         tracking.start(folder, run.journal)
         yield run, tracking
-        status = "FINISHED"
+        state = "finished"
     except BaseException as error:
         stopped = isinstance(error, Interrupted | KeyboardInterrupt)
-        status, state = ("KILLED", "interrupted") if stopped else ("FAILED", "failed")
-        if stopped and stop.will_be_requeued():
-            status, state = "SCHEDULED", "requeued"
+        if stopped:
+            state = "requeued" if stop.will_be_requeued() else "interrupted"
         message = str(error) or type(error).__name__
         folder.set_status(state, error=message, **_progress(folder))
-        message = f"the run ends as {status}: {message}"
+        message = f"the run ends as {state}: {message}"
         handler.handle(logging.makeLogRecord({"msg": message, "exc_info": None if stopped else sys.exc_info()}))
         raise
     finally:
-        run.journal.status(status)
+        run.journal.status(MLFLOW_STATUS[state])
         tracking.finish()
         run.journal.close()
         log.removeHandler(handler)
@@ -170,7 +168,7 @@ def _open_run(folder: RunFolder, spec: RunSpec, processes: Processes, stop: Stop
         folder.unlock()
 
 
-def _progress(folder: RunFolder) -> dict[str, int]:
+def _progress(folder: RunFolder) -> dict[str, Any]:
     """Progress of training: the entries of status.json to keep."""
     return {name: value for name, value in folder.status().items() if name in ("step", "last_step", "batch_size")}
 

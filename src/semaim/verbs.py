@@ -98,7 +98,7 @@ def status(arguments: Namespace) -> int:
         tables = [commands.show(path) for path in arguments.folders]
         print("\n\n".join(text for text, _ in tables))
         states = [state for _, each in tables for state in each]
-    return 1 if any(state.over and state.name != "finished" for state in states) else 0
+    return 1 if any(state.unsuccessful for state in states) else 0
 
 
 def cancel(arguments: Namespace) -> int:
@@ -114,9 +114,7 @@ def retry_arguments(parser: ArgumentParser) -> None:
     """Add a folder, launcher options, and --failed."""
     parser.add_argument("folder", type=Path, help="folder of a sweep, or of a run of it")
     parser.add_argument("options", nargs="*", metavar="option=value", help="launcher options, such as mem_gb=64")
-    parser.add_argument(
-        "--failed", action="store_true", required=True, help="runs that failed, were killed or vanished"
-    )
+    parser.add_argument("--failed", action="store_true", required=True, help="every run that is over, but not finished")
 
 
 def retry(arguments: Namespace) -> int:
@@ -267,16 +265,17 @@ checked. No run is started and no run folder is written. Prints a table of the r
 problem.
 Exit codes: 0 no problem, 2 problems.""", check_arguments, check),
     "status": Verb("show the state, progress and results of sweeps and runs", """\
-Shows the state, progress and results of sweeps and runs, from their folders and from SLURM. A run whose job was killed
-is marked as such, in its folder and in MLflow. Exit codes: 0 all are under way or finished, 1 some failed.""",
+Shows the state, progress and results of sweeps and runs, from their folders and from SLURM. A run whose job has
+ended without recording it is marked as such, in its folder and in MLflow. Exit codes: 0 all are under way or finished,
+1 some failed.""",
         status_arguments, status),
     "cancel": Verb("stop sweeps and runs", """\
 Stops sweeps and runs. Running jobs finish their step and save, so `semaim retry --failed` continues them; waiting jobs
 are taken out of the queue.""", folders_argument, cancel),
     "retry": Verb("submit again what failed in a sweep", """\
-Submits again the runs of a sweep that failed, were killed or vanished. They continue from their last checkpoint, with
-the launcher options of the sweep unless others are given, such as mem_gb=64 or partition=long. Finished runs and live
-jobs are left alone.""", retry_arguments, retry),
+Submits again the runs of a sweep that are failed, interrupted, vanished, or new because they were never submitted. They
+continue from their last checkpoint, with the launcher options of the sweep unless others are given, such as mem_gb=64
+or partition=long. Finished runs and live jobs are left alone.""", retry_arguments, retry),
     "sync": Verb("send to MLflow what was not sent", """\
 Sends to MLflow what a run could not send. Safe to repeat, and safe while the run is running: each point is stored
 once.""", sync_arguments, sync),

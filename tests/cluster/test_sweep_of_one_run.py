@@ -74,8 +74,8 @@ def test_a_live_job_is_not_submitted_again(cluster_of_file: Cluster, home: Path,
 @pytest.mark.parametrize(
     ("name", "detail"), [("long", "CANCELLED: stopped by SIGTERM after step"), ("held", "CANCELLED")]
 )
-def test_a_cancelled_job_is_shown_as_killed(cancelled: dict[str, str], name: str, detail: str) -> None:
-    assert re.search(rf"\n{name} +\d+ +killed +{detail}", cancelled[name])
+def test_a_cancelled_job_is_shown_as_interrupted(cancelled: dict[str, str], name: str, detail: str) -> None:
+    assert re.search(rf"\n{name} +\d+ +interrupted +{detail}", cancelled[name])
 
 
 @pytest.mark.usefixtures("cancelled")

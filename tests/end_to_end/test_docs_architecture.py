@@ -11,8 +11,8 @@ from typing import get_args
 import pytest
 
 from semaim.checkpoints import store
-from semaim.runs.status import MLflowStatus, RunState
-from semaim.sweeps.states import PointStateName
+from semaim.runs import status
+from semaim.runs.status import MLFLOW_STATUS, OVER, RunState
 from support.commands import SMALL, succeed
 
 ROOT = Path(__file__).parents[2]
@@ -31,7 +31,7 @@ def section(title: str) -> str:
 def rows(title: str) -> list[list[str]]:
     """Cells of the first table of a section, without its header."""
     lines = [line for line in section(title).splitlines() if line.startswith("|")][2:]
-    return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
+    return [[cell.strip() for cell in line[1:-1].split("|")] for line in lines]
 
 
 def names_in(path: Path) -> set[str]:
@@ -90,9 +90,9 @@ def test_keys_of_a_checkpoint(tmp_path: Path) -> None:
 
 
 def test_states_are_complete() -> None:
-    table = rows("States of a run")
-    run_states = [re.findall(r"`(\w+)`", row[0]) for row in table]
-    assert [names[0] for names in run_states if names] == list(get_args(RunState))
-    assert {name for row in table for name in re.findall(r"`(\w+)`", row[2])} == set(get_args(MLflowStatus))
-    text = section("States of a run")
-    assert all(f"`{name}`" in text for name in get_args(PointStateName))
+    table = {row[0].strip("`"): row[1:] for row in rows("States of a run")}
+    assert list(table) == list(get_args(RunState))
+    assert {name: cells[1].strip("`") for name, cells in table.items() if cells[1]} == MLFLOW_STATUS
+    assert [name for name, cells in table.items() if cells[2] == "yes"] == list(OVER)
+    listed = re.findall(r"^\| (\w+) \| (.+) \|$", status.__doc__ or "", re.MULTILINE)[1:]
+    assert listed == [(name, cells[0]) for name, cells in table.items()]

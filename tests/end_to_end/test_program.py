@@ -86,6 +86,15 @@ def test_mistakes_end_with_a_message_and_exit_code_2(words: tuple[str, ...], mes
     assert not list(tmp_path.iterdir())
 
 
+def test_another_state_is_refused_with_the_states_that_folders_tell(tmp_path: Path) -> None:
+    done = run(tmp_path, "ls", "--state", "killed", launcher=PROGRAM)
+    assert done.returncode == 2
+    (choices,) = re.findall(r"invalid choice: 'killed' \(choose from (.+)\)", done.stdout)
+    assert re.findall(r"\w+", choices) == [
+        "new", "running", "requeued", "finished", "failed", "interrupted", "vanished",
+    ]  # fmt: skip
+
+
 def test_a_reader_that_ends_early_is_no_error(tmp_path: Path) -> None:
     done = shell("semaim completion bash | true; echo ${PIPESTATUS[0]}", tmp_path)
     assert done.stdout in ("0\n", "141\n")  # 0 if all was written before the reader ended

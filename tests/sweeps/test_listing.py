@@ -78,6 +78,15 @@ def test_the_table(runs: Path) -> None:
     assert lines[-1].startswith(f"5 in {runs}, ")
 
 
+def test_a_run_without_a_status_is_new(tmp_path: Path) -> None:
+    make_run(tmp_path, "one", {}, {"task": "pretrain"}, {"seed": 0})
+    make_run(tmp_path, "two", {"state": "interrupted", "error": "x"}, {"task": "pretrain"}, {"seed": 1})
+    assert [(each.state, each.states) for each in list_entries(tmp_path)] == [
+        ("new", ("new",)), ("interrupted", ("interrupted",)),
+    ]  # fmt: skip
+    assert [each.path.name for each in select(list_entries(tmp_path), ("new",), (), ())] == ["one"]
+
+
 @pytest.mark.parametrize(
     ("states", "tasks", "where", "expected"),
     [

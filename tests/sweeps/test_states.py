@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 from semaim.core.files import write_json
+from semaim.runs.folder import RunFolder
 from semaim.sweeps.states import states
 from semaim.sweeps.sweep import Executor, Point, Sweep
 from support.holding import holding
@@ -67,5 +68,23 @@ def test_between_two_runs_of_one_process(tmp_path: Path) -> None:
             ("finished", "loss 0.5"), ("ending", "finished, then knn"), ("pending", "for earlier runs"),
         ]  # fmt: skip
     assert shown(sweep) == [
-        ("finished", "loss 0.5"), ("vanished", "its process is gone"), ("killed", "never submitted"),
+        ("finished", "loss 0.5"), ("vanished", "its process is gone"), ("new", "never submitted"),
     ]  # fmt: skip
+
+
+def test_the_folder_and_the_sweep_use_the_same_words(tmp_path: Path) -> None:
+    """A run without a job shows what its folder holds; a dead one is recorded in its folder."""
+    held = {"interrupted": "stopped by SIGTERM", "failed": "an error", "vanished": "the process was killed"}
+    for state, error in held.items():
+        (tmp_path / state).mkdir()
+        write_json(tmp_path / state / "status.json", {"state": state, "error": error})
+    (tmp_path / "dead").mkdir()
+    write_json(tmp_path / "dead" / "status.json", {"state": "running"})
+    names = [*held, "dead", "absent"]
+    sweep = sweep_of(tmp_path, "local", *(Point([f"a={name}"], str(tmp_path / name)) for name in names))
+    expected = [*held.items(), ("vanished", "its process is gone"), ("new", "never submitted")]
+    assert shown(sweep) == expected
+    assert RunFolder(tmp_path / "dead").status() == {"state": "vanished", "error": "its process is gone"}
+    assert [point.folder.state() for point in sweep.points] == [state for state, _ in expected]
+    assert not (tmp_path / "absent").exists()
+    assert shown(sweep) == expected

@@ -163,19 +163,19 @@ class _SweepCheck:
 
     def check_folder(self, folder: RunFolder, config: dict[str, Any], row: CheckRow) -> None:
         """Set the run's state in the table; raise UserError if it cannot start or continue in its folder."""
-        row.state = "new"
+        row.state = folder.state()
         if not writable(folder.path):
             raise UserError(f"the run folder {folder.path} cannot be made: set runs_dir")
         if not (folder.path / "config.yaml").exists():
             return
-        row.state = "of another configuration"
         folder.store_or_check_config(config)  # compares only: the file exists
         row.finished = stored_result(folder, config) is not None
         if not row.finished and folder.is_locked():
             raise UserError(f"the run folder {folder.path} is in use: wait for that run, or stop it")
         if saved := store.list_steps(folder.checkpoints):
             row.done = saved[-1][0]
-        row.state = "finished" if row.finished else f"continues from step {row.done}" if row.done else "begins anew"
+        if not row.finished and row.state != "new":
+            row.action = f"continues from step {row.done}" if row.done else "begins anew"
 
     def check_tracking(self, cfg: DictConfig) -> None:
         """Raise UserError if the tracking store is unreachable; each store is checked once."""

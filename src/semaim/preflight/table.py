@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from semaim.core.formatting import count, plural
 from semaim.core.tables import text_table
 from semaim.data.image_data import ImageData
+from semaim.runs.status import RunState
 from semaim.tasks.task import RunCost
 
 COLUMNS = (
@@ -29,14 +30,16 @@ class CheckRow:
 
     Attributes:
         name: of the run folder.
-        state: of the run.
+        state: of the run so far.
+        action: what the command does with a run that is not new.
         done: number of completed steps.
         finished: whether the run is finished.
         cost, data: estimated cost, and data of the run.
     """
 
     name: str
-    state: str = "-"
+    state: RunState | None = None
+    action: str = ""
     done: int = 0
     finished: bool = False
     cost: RunCost | None = None
@@ -60,7 +63,7 @@ class CheckRow:
         if self.data is not None:
             splits = self.data.splits
             cells[4:7] = [str(len(part)) if part else "-" for part in (splits.train, splits.val, splits.classes)]
-        return [self.name, *cells, self.state]
+        return [self.name, *cells, ", ".join(filter(None, (self.state, self.action))) or "-"]
 
 
 @dataclass

@@ -25,7 +25,7 @@ from semaim.config.old_versions import upgraded
 from semaim.core.files import read_json, write_json, write_text
 from semaim.core.slurm_job import this_job
 from semaim.errors import UserError
-from semaim.runs.status import RunState
+from semaim.runs.status import RunState, Status, StoredState
 
 log = logging.getLogger(__name__)
 
@@ -127,11 +127,16 @@ class RunFolder:
                 + "\nGive this run another name with run_name=..., or go back to the configuration it was started with"
             )
 
-    def status(self) -> dict[str, Any]:
+    def status(self) -> Status:
         """Content of status.json; empty before the first start."""
-        return read_json(self.path / "status.json") or {}
+        status: Status | None = read_json(self.path / "status.json")
+        return status or {}
 
-    def set_status(self, state: RunState, **fields: Any) -> None:
+    def state(self) -> RunState:
+        """The state as far as the folder tells it: a stored one, or "new"."""
+        return "vanished" if self.process_is_gone() else self.status().get("state", "new")
+
+    def set_status(self, state: StoredState, **fields: Any) -> None:
         """Replace status.json."""
         process = {"host": socket.gethostname(), "pid": os.getpid(), **this_job()}
         write_json(self.path / "status.json", {"state": state, **fields, **process})

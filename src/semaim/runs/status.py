@@ -1,18 +1,56 @@
-"""The states of a run, in its folder and in MLflow.
+"""The states of a run, and the content of status.json.
 
-| status.json | meaning | MLflow |
-|---|---|---|
-| running | a process is running it | RUNNING |
-| requeued | stopped and saved; SLURM will restart the job | SCHEDULED |
-| finished | the result is in status.json | FINISHED |
-| failed | an error ended it | FAILED |
-| interrupted | a signal stopped it; the same command continues | KILLED |
-| vanished | its process ended without a status, for example by SIGKILL | KILLED |
+| state | meaning |
+|---|---|
+| new | not started, and no job is to start it |
+| pending | waits for its job to start, or for earlier runs of the same process |
+| starting | its job has nodes, but the run has not started |
+| running | the process works and holds the lock |
+| requeued | stopped and saved; SLURM starts the job again |
+| finished | has a result |
+| failed | ended by an error |
+| interrupted | stopped by a signal, or cancelled; the same command continues |
+| vanished | the process is gone without a last state, for example by SIGKILL |
+| ending | has stopped, but its job still evaluates it, sends its results, or makes room |
+| unknown | SLURM does not answer |
+
+status.json and MLflow have the stored states. The others follow from the absence of the file, or from the job.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal, TypedDict
 
-RunState = Literal["running", "requeued", "finished", "failed", "interrupted", "vanished"]
+StoredState = Literal["running", "requeued", "finished", "failed", "interrupted", "vanished"]
+RunState = Literal["new", "pending", "starting", StoredState, "ending", "unknown"]
+# Nothing works on these runs until a command starts or submits them.
+OVER: tuple[RunState, ...] = ("new", "finished", "failed", "interrupted", "vanished")
+
 MLflowStatus = Literal["RUNNING", "SCHEDULED", "FINISHED", "FAILED", "KILLED"]
+MLFLOW_STATUS: dict[StoredState, MLflowStatus] = {
+    "running": "RUNNING",
+    "requeued": "SCHEDULED",
+    "finished": "FINISHED",
+    "failed": "FAILED",
+    "interrupted": "KILLED",
+    "vanished": "KILLED",
+}
+
+
+class Status(TypedDict, total=False):
+    """Content of status.json: the state, progress of training, result or error, and the process that wrote it."""
+
+    state: StoredState
+    step: int
+    last_step: int
+    batch_size: int
+    metric: str
+    result: dict[str, float]
+    asked: dict[str, Any]
+    error: str
+    host: str
+    pid: int
+    job: str
+    array_index: int
+    nodes: str
+    restarts: int

@@ -118,7 +118,7 @@ def retry(sweep: Sweep, indices: Sequence[int], options: dict[str, Any]) -> int:
         raise UserError(f"there is no launcher option {unknown[0]}; there are: {known}")
     sweep.launcher |= options
     point_states = states(sweep)
-    retried = [index for index in indices if point_states[index].over and point_states[index].name != "finished"]
+    retried = [index for index in indices if point_states[index].unsuccessful]
     submit(sweep, retried)
     return len(retried)
 

@@ -120,7 +120,7 @@ def _requeue(stop: StopRequest, point: Point) -> None:
         handler(signal.SIGUSR2, None)  # exits in the first process
     except UncompletedJobError as error:
         message = f"{error} Raise hydra.launcher.max_num_timeout and retry"
-        mark_ended(point.folder, "interrupted", "KILLED", message)
+        mark_ended(point.folder, "interrupted", message)
         deliver(point.folder)
         raise Interrupted(message) from error
     time.sleep(WAIT_FOR_JOB_END_SECONDS)  # a process that exits before the first one has requeued the job kills the job

@@ -165,8 +165,8 @@ def _job_return(overrides: list[str], state: PointState, sweep: Sweep) -> JobRet
     """The result of a run for Hydra's sweeper."""
     result = JobReturn(overrides=overrides, status=JobStatus.COMPLETED)
     result.return_value = state.value
-    if state.over and state.name != "finished":
-        unsuccessful = sum(1 for point in states(sweep) if point.over and point.name != "finished")
+    if state.unsuccessful:
+        unsuccessful = sum(point.unsuccessful for point in states(sweep))
         result.status = JobStatus.FAILED
         result.return_value = SweepFailed(
             f"{unsuccessful} of {len(sweep.points)} runs did not finish; the table above says why. Results: "

@@ -18,10 +18,10 @@ from semaim.core.formatting import duration, plural, relative_to_cwd, size
 from semaim.core.tables import text_table
 from semaim.errors import UserError
 from semaim.runs.folder import RunFolder
-from semaim.runs.status import RunState
+from semaim.runs.status import RunState, StoredState
 from semaim.sweeps.sweep import FILE, Sweep, swept
 
-STATES = (*get_args(RunState), "not begun")
+STATES: tuple[RunState, ...] = ("new", *get_args(StoredState))  # those that a folder tells
 ORDERS = ("age", "name", "size", "metric")
 _SHOWN_GROUPS = ("data", "model", "permutation", "target")
 
@@ -32,7 +32,7 @@ class Entry:
 
     Attributes:
         path: its folder.
-        state: of a run, as in status.json; of a sweep, the counts of its runs by state.
+        state: of a run; of a sweep, the counts of its runs by state.
         states: the states that filters match.
         task: "pretrain", "knn", ...; "sweep".
         choices: the choice in each group; of a sweep, its swept options.
@@ -44,7 +44,7 @@ class Entry:
 
     path: Path
     state: str
-    states: tuple[str, ...]
+    states: tuple[RunState, ...]
     task: str
     choices: dict[str, str]
     options: dict[str, Any] = field(repr=False)
@@ -71,29 +71,24 @@ def list_entries(folder: Path) -> list[Entry]:
     return entries
 
 
-def run_state(folder: RunFolder) -> str:
-    """The state of a run; a run marked as running whose process is gone has vanished."""
-    return "vanished" if folder.process_is_gone() else str(folder.status().get("state", "not begun"))
-
-
 def _run(path: Path) -> Entry:
     folder = RunFolder(path)
-    status, state = folder.status(), run_state(folder)
+    status, state = folder.status(), folder.state()
     config: Any = OmegaConf.to_container(OmegaConf.load(path / "config.yaml"))
     starts = (read_json(path / "environment.json") or {"starts": [{}]})["starts"]
     choices = dict(starts[-1].get("choices", {}))
     named_after = [group for group in config.get("named_after", ()) if group != "task"]
     ordered_choices = {group: choices[group] for group in named_after if group in choices} | choices
-    result = status.get("result", {}) if state == "finished" else {}
-    metric = status.get("metric") if result else None
+    metric = status["metric"] if state == "finished" else None
+    value = status["result"][metric] if metric else None
     task = choices.get("task", "?")
-    return Entry(path, state, (state,), task, ordered_choices, flatten(config), metric, result.get(metric),
+    return Entry(path, state, (state,), task, ordered_choices, flatten(config), metric, value,
                   _changed(path), folder_bytes(path))  # fmt: skip
 
 
 def _sweep(path: Path) -> Entry:
     sweep = Sweep.load(path)
-    states = Counter(run_state(RunFolder(run_dir)) for run_dir in sweep.run_dirs)
+    states = Counter(RunFolder(run_dir).state() for run_dir in sweep.run_dirs)
     text = ", ".join(f"{count} {state}" for state, count in states.most_common())
     axes = {option: ",".join(values) for option, values in swept(sweep).items()}
     return Entry(path, text, tuple(states), "sweep", axes, {}, None, None, _changed(path), folder_bytes(path))

@@ -91,7 +91,7 @@ def summary(point_states: Sequence[PointState]) -> dict[str, float]:
     """Numbers of finished and failed points, and best and mean of each result; the best loss is the lowest."""
     metrics: dict[str, float] = {
         FINISHED: sum(state.name == "finished" for state in point_states),
-        FAILED: sum(state.over and state.name != "finished" for state in point_states),
+        FAILED: sum(state.unsuccessful for state in point_states),
     }
     for name in _results(point_states):
         values = [state.result[name] for state in point_states if name in state.result]

@@ -1,7 +1,7 @@
 """States of the points of a sweep, from their run folders and from the scheduler.
 
 The run folder has the progress of the run, the scheduler the state of its job. If the folder says that the run is
-running but its job has ended, the job was killed: `mark_if_ended` records this in the folder and in MLflow.
+running or requeued but its job has ended, `states` records the end in the folder and in MLflow.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from semaim.core import slurm_job
 from semaim.core.files import read_json
@@ -19,14 +19,11 @@ from semaim.core.formatting import duration
 from semaim.core.slurm_job import JobState
 from semaim.runs.folder import RunFolder
 from semaim.runs.journal import read
+from semaim.runs.status import OVER, RunState, Status, StoredState
 from semaim.sweeps.sweep import Point, Sweep, failure_file
 from semaim.tracking.delivery import deliver
 from semaim.tracking.sync import mark_ended
 
-PointStateName = Literal[
-    "pending", "starting", "running", "ending", "requeued", "finished", "failed", "killed", "vanished", "unknown"
-]
-OVER = ("finished", "failed", "killed", "vanished")
 TAIL_BYTES = 100_000
 ERROR_LINE = re.compile(r"error|exception|killed|cancelled|out of memory|not found", re.IGNORECASE)
 # Lines by which SLURM and submitit only report the end of a job.
@@ -45,7 +42,7 @@ class PointState:
         value: of its metric.
     """
 
-    name: PointStateName
+    name: RunState
     detail: str = ""
     restarts: int = 0
     result: dict[str, float] = field(default_factory=dict)
@@ -56,14 +53,19 @@ class PointState:
         """Whether the state is final unless the point is submitted again."""
         return self.name in OVER
 
+    @property
+    def unsuccessful(self) -> bool:
+        """Whether the point is over without a result."""
+        return self.over and self.name != "finished"
+
 
 def states(sweep: Sweep) -> list[PointState]:
-    """The state of each point; killed runs are marked as such, once."""
+    """The state of each point; runs that ended without recording it are marked as such, once."""
     jobs = scheduler_states(sweep)
     point_states = [_state(sweep, point, jobs[index]) for index, point in enumerate(sweep.points)]
     for point, state in zip(sweep.points, point_states, strict=True):
-        if state.over:
-            mark_if_ended(point.folder, state)
+        if state.name in ("failed", "interrupted", "vanished"):
+            _record_end(point.folder, state.name, state.detail)
     return point_states
 
 
@@ -126,11 +128,11 @@ def _state(sweep: Sweep, point: Point, job_state: JobState) -> PointState:
             result |= each["result"]
         return PointState("finished", result_text(status), job_state.restarts, result, value)
     if job_state.state == "unknown":
-        return PointState("unknown", f"{job_state.reason}; the run folder says: {status.get('state', 'not begun')}")
+        return PointState("unknown", f"{job_state.reason}; the run folder says: {status.get('state', 'new')}")
     return _unsuccessful_state(sweep, point, job_state, status if current_job else {})
 
 
-def _doing(point: Point, status: dict[str, Any], unfinished: Sequence[str]) -> str:
+def _doing(point: Point, status: Status, unfinished: Sequence[str]) -> str:
     """What a point whose job is running still does; empty if nothing is left to do."""
     if status["state"] == "running":
         return progress(point.folder)
@@ -142,31 +144,29 @@ def _doing(point: Point, status: dict[str, Any], unfinished: Sequence[str]) -> s
     return "finished, sends its results to MLflow" if sending else ""
 
 
-def _unsuccessful_state(sweep: Sweep, point: Point, job_state: JobState, status: dict[str, Any]) -> PointState:
+def _unsuccessful_state(sweep: Sweep, point: Point, job_state: JobState, status: Status) -> PointState:
     """The state of a run that did not finish and whose job has ended, with the most specific reason."""
-    name: PointStateName
-    if point.job is None:
-        return PointState("killed", "never submitted")
+    if point.job is None and not status:
+        return PointState("new", "never submitted")
+    stored, job_folder = status.get("state"), sweep.job_folder(point.job or "")
     attempt = max(job_state.restarts, status.get("restarts", 0))
-    if killed := _killed_process(sweep.job_folder(point.job), attempt):
-        return PointState("failed", killed, job_state.restarts)
-    if failure := _failure(sweep.job_folder(point.job), attempt):
-        return PointState("failed", failure, job_state.restarts)
-    if status.get("state") == "failed":
+    if error := _killed_process(job_folder, attempt) or _failure(job_folder, attempt):
+        return PointState("failed", error, job_state.restarts)
+    if stored == "failed":
         return PointState("failed", status["error"], job_state.restarts)
-    if status.get("state") in ("interrupted", "vanished"):
-        name = "killed" if status["state"] == "interrupted" else "vanished"
-        return PointState(name, _join(job_state.reason, status["error"]), job_state.restarts)
-    name = "killed" if job_state.reason.startswith("CANCELLED") else "vanished"
-    last = "" if name == "killed" else last_error_line(sweep.job_folder(point.job))
-    return PointState(name, _join(job_state.reason or "its process is gone", last), job_state.restarts)
+    if stored == "interrupted" or stored == "vanished":
+        return PointState(stored, _join(job_state.reason, status["error"]), job_state.restarts)
+    if job_state.reason.startswith("CANCELLED"):
+        return PointState("interrupted", job_state.reason, job_state.restarts)
+    last = last_error_line(job_folder)
+    return PointState("vanished", _join(job_state.reason or "its process is gone", last), job_state.restarts)
 
 
 def _join(*parts: str) -> str:
     return ": ".join(dict.fromkeys(part for part in parts if part))
 
 
-def _status(folder: RunFolder) -> dict[str, Any]:
+def _status(folder: RunFolder) -> Status:
     """The current status.json: touching the folder makes a network file system refresh it."""
     try:
         os.utime(folder.path)
@@ -175,15 +175,11 @@ def _status(folder: RunFolder) -> dict[str, Any]:
     return folder.status()
 
 
-def mark_if_ended(folder: RunFolder, state: PointState) -> None:
+def _record_end(folder: RunFolder, state: StoredState, error: str) -> None:
     """Record the end of a run in its folder and in MLflow, unless it is recorded already."""
-    if _status(folder).get("state") not in ("running", "requeued") or folder.is_locked():
-        return
-    name: Literal["interrupted", "failed", "vanished"] = "vanished"
-    if state.name in ("killed", "failed"):
-        name = "interrupted" if state.name == "killed" else "failed"
-    mark_ended(folder, name, "FAILED" if name == "failed" else "KILLED", state.detail)
-    deliver(folder)
+    if _status(folder).get("state") in ("running", "requeued") and not folder.is_locked():
+        mark_ended(folder, state, error)
+        deliver(folder)
 
 
 def _killed_process(job_folder: Path, attempt: int) -> str | None:
@@ -244,8 +240,8 @@ def journal_tail(folder: RunFolder) -> Sequence[dict[str, Any]]:
     return [line for _, line in read(folder.journal, start)]
 
 
-def result_text(status: dict[str, Any]) -> str:
+def result_text(status: Status) -> str:
     """The metric of a finished run and up to three other results, without values from before training."""
-    result: dict[str, float] = status["result"]
+    result = status["result"]
     others = [name for name in result if name != status["metric"] and not name.endswith(("_std", "_before"))]
     return "  ".join(f"{name} {result[name]:.4g}" for name in [status["metric"], *others[:3]])

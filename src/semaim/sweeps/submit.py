@@ -64,7 +64,7 @@ def _dependency(sweep: Sweep, point: Point) -> str | None:
     if point.after is None or sweep.executor != "slurm":
         return None
     before = sweep.points[point.after]
-    return None if before.folder.status().get("state") == "finished" else f"afterok:{before.job}"
+    return None if before.folder.state() == "finished" else f"afterok:{before.job}"
 
 
 def _arrays_after(sweep: Sweep, ready: Sequence[int], rest: Sequence[int]) -> Iterator[list[int]]:

@@ -129,7 +129,7 @@ def log_to_pretraining(folder: RunFolder, step: int, metrics: Mapping[str, float
 
     Does nothing if the folder is a sweep's, or its run is not finished or is locked.
     """
-    if folder.status().get("state") != "finished" or folder.is_locked():
+    if folder.state() != "finished" or folder.is_locked():
         return
     with locked(folder.path / ".journal.lock"):  # evaluations that end at the same time
         journal = Journal(folder.journal)

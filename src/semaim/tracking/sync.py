@@ -11,21 +11,21 @@ from semaim.core.files import write_json
 from semaim.errors import UserError
 from semaim.runs.folder import RunFolder
 from semaim.runs.journal import Journal
-from semaim.runs.status import MLflowStatus, RunState
+from semaim.runs.status import MLFLOW_STATUS, StoredState
 from semaim.tracking.delivery import Delivery
 from semaim.tracking.store import mlflow_errors
 
 
-def mark_ended(folder: RunFolder, state: RunState, status: MLflowStatus, error: str) -> None:
+def mark_ended(folder: RunFolder, state: StoredState, error: str) -> None:
     """Write the end of a run to its folder, in place of its process, which is gone."""
     journal = Journal(folder.journal)
-    journal.status(status)
+    journal.status(MLFLOW_STATUS[state])
     journal.close()
     write_json(folder.path / "status.json", folder.status() | {"state": state, "error": error})
 
 
 def sync(path: Path, uri: str | None, experiment: str | None = None) -> int:
-    """Deliver one run folder; a run whose process was killed is marked KILLED first.
+    """Deliver one run folder; a run whose process is gone is marked as vanished first.
 
     Args:
         path: the run folder.
@@ -42,7 +42,7 @@ def sync(path: Path, uri: str | None, experiment: str | None = None) -> int:
         raise UserError(f"{path} is not a run folder: it has no config.yaml")
     folder = RunFolder(path)
     if folder.process_is_gone():
-        mark_ended(folder, "vanished", "KILLED", "the process was killed")
+        mark_ended(folder, "vanished", "the process was killed")
     delivery = Delivery(folder, uri, experiment)
     store = delivery.state["uri"]
     with mlflow_errors(store, f"MLflow at {store} does not accept the metrics of {path}: {{reason}}"):
