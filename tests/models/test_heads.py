@@ -18,9 +18,9 @@ from semaim.lifecycle import session
 from semaim.models.heads import LinearHeads
 from semaim.runs.context import Run
 from semaim.runs.folder import RunFolder
-from semaim.tasks.fewshot import FeatureRows
-from semaim.tasks.linprobe import HeadTraining
+from semaim.tasks.linprobe import LinearProbe
 from semaim.training import loop
+from semaim.training.step import TrainingTask
 from support.in_process import composed, logging_left_as_found
 
 WEIGHTS = ("weight", "bias")
@@ -76,15 +76,45 @@ def test_heads_start_small() -> None:
     assert not torch.equal(heads.heads[0].weight, heads.heads[1].weight)
 
 
+class Rows:
+    """Features (M, K, D) in place of images, for the loader."""
+
+    def __init__(self, features_MKD: Tensor, labels_M: Tensor) -> None:
+        self.features_MKD, self.labels_M = features_MKD, labels_M
+
+    def __len__(self) -> int:
+        return len(self.labels_M)
+
+    def read(self, index: int) -> Tensor:
+        return self.features_MKD[index]
+
+    def label(self, index: int) -> int:
+        return int(self.labels_M[index])
+
+
+class ProbeOfRows(LinearProbe):
+    """The linear probe's training, on `Rows` in place of an encoder's features."""
+
+    def __init__(self, heads: LinearHeads) -> None:
+        self.model = heads
+
+    def _read(self, rows_BKD: Tensor) -> Tensor:
+        return rows_BKD.transpose(0, 1)
+
+    evaluate, state_dict = TrainingTask.evaluate, TrainingTask.state_dict  # without an encoder
+
+
 def fit(heads: LinearHeads, features_MKD: Tensor, labels_M: Tensor, folder: Path, *overrides: str) -> None:
     """Train heads on fixed features with the linear probe's optimizer and the common training loop."""
-    cfg = composed("optimizer=sgd_linprobe", "trainer=fewshot", "trainer.log_every_steps=100000", *overrides)
-    rows: Any = FeatureRows(features_MKD, labels_M)
-    training = TrainingData(rows, lambda x: x, num_workers=0, max_unreadable=0)
-    task = HeadTraining(heads, training, lambda x: x.transpose(0, 1), instantiate(cfg.optimizer, _convert_="all"))
+    quiet = ("trainer.log_every_steps=100000", "trainer.save_every_epochs=400")
+    cfg = composed("optimizer=sgd_linprobe", "trainer=linprobe", *quiet, *overrides)
+    rows: Any = Rows(features_MKD, labels_M)
+    task = ProbeOfRows(heads)
+    task.training = TrainingData(rows, lambda x: x, num_workers=0, max_unreadable=0)
+    task.optimizer = instantiate(cfg.optimizer, _convert_="all")
     folder.mkdir()
     with logging_left_as_found(), session("cpu") as (processes, stop):
-        surroundings = Run(RunFolder(folder), {}, processes, 0, stop, journal=None, quiet=True)
+        surroundings = Run(RunFolder(folder), {}, processes, 0, stop, journal=None)
         loop.fit(task, instantiate(cfg.trainer, _convert_="all"), surroundings)
 
 
@@ -124,7 +154,7 @@ def test_a_converged_head_is_scikit_learns_logistic_regression(tmp_path: Path) -
     features_MD[:, 1] += labels_M
     heads = LinearHeads(4, 3, 1, [1.0])
     lr = 0.3 * 256 / n
-    length = (f"trainer.batch_size={n}", "trainer.epochs=400", "trainer.save_every_epochs=400")
+    length = (f"trainer.batch_size={n}", "trainer.epochs=400")
     fit(heads, features_MD[:, None], labels_M, tmp_path / "ours", *length, f"optimizer.base_lr={lr}",
         f"optimizer.weight_decay={wd}")  # fmt: skip
     x_MD = (features_MD - features_MD.mean(0)) / (features_MD.var(0, correction=0) + 1e-6).sqrt()
@@ -148,10 +178,9 @@ def test_a_converged_head_is_scikit_learns_logistic_regression(tmp_path: Path) -
 
 def test_the_loss_of_an_image_is_the_sum_over_heads() -> None:
     heads, features_KBD, labels_B = heads_with(3, 4, 2, [1.0, 2.0]), randn(2, 5, 3), torch.tensor([0, 3, 1, 1, 2])
-    task = HeadTraining(heads, None, lambda x: x, None)  # type: ignore[arg-type]
-    batch: Any = type("Batch", (), {"images_BCHW": features_KBD, "labels_B": labels_B})
+    batch: Any = type("Batch", (), {"images_BCHW": features_KBD.transpose(0, 1), "labels_B": labels_B})
     state: Any = type("State", (), {"forward": heads})
-    found_B = task.loss(batch, state, None)  # type: ignore[arg-type]
+    found_B = ProbeOfRows(heads).loss(batch, state, None)  # type: ignore[arg-type]
     logits_SBC = heads(features_KBD).double()
     expected_B = -logits_SBC.log_softmax(-1)[:, torch.arange(5), labels_B].sum(0)
     assert torch.allclose(found_B.double(), expected_B, rtol=1e-5)

@@ -55,7 +55,7 @@ MISTAKES = {
         ("1.5", "between 0 and 1"),
     ),
     "clipped heads": ("task=linprobe checkpoint=random trainer.clip_grad=1", ("trainer.clip_grad", "null")),
-    "average of heads": ("task=fewshot checkpoint=random trainer.ema=true", ("trainer.ema=true", "linear heads")),
+    "average of heads": ("task=linprobe checkpoint=random trainer.ema=true", ("trainer.ema=true", "linear heads")),
     "other heads": ("task=knn checkpoint=other.pt task.source.num_heads=4", ("other.pt has 3 attention heads, not 4",)),
     "one image to normalise over": (
         "task=linprobe checkpoint=random trainer.batch_size=1",
@@ -70,6 +70,7 @@ MISTAKES = {
     ),
     "negative mixup": ("task=finetune checkpoint=random task.mixup=-1", ("task.mixup=-1", "negative")),
     "few images": ("task=fewshot checkpoint=random task.shots=[1,500]", ("500 images per class", "task.shots")),
+    "C": ("task=fewshot checkpoint=random task.C=0", ("task.C=0", "positive")),
     "no shots": ("task=fewshot checkpoint=random task.shots=[]", ("task.shots=[]",)),
     "feature format": ("task=features checkpoint=random task.format=csv", ("task.format=csv", "npz or safetensors")),
     "timm model": ("task=knn checkpoint=timm:vit_nothing", ("checkpoint=timm:vit_nothing", "timm.list_models")),

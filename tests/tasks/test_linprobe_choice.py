@@ -16,7 +16,7 @@ from torch import Tensor
 from semaim.errors import UserError
 from semaim.evaluation.accuracy import Predictions
 from semaim.runs.context import Run
-from semaim.tasks.linprobe import HeadTraining, LinearProbe
+from semaim.tasks.linprobe import LinearProbe
 from support.commands import journal, status
 from support.in_process import go
 from support.probing import PROBE, saved
@@ -26,9 +26,9 @@ from support.probing import PROBE, saved
 def trained_on(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Collects the training-set indices of all images that a probe is trained on."""
     seen: list[int] = []
-    whole = HeadTraining.loss
+    whole = LinearProbe.loss
 
-    def watched(self: HeadTraining, batch: Any, state: Any, noise: Any) -> Tensor:
+    def watched(self: LinearProbe, batch: Any, state: Any, noise: Any) -> Tensor:
         seen.extend(batch.index_B.tolist())
         return whole(self, batch, state, noise)
 

@@ -57,7 +57,7 @@ def head_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
         UserError: if the model is not a `LinearHeads`.
     """
     if not isinstance(model, LinearHeads):
-        raise UserError("optimizer.groups: groups of heads are for linear classifiers (task=linprobe, task=fewshot)")
+        raise UserError("optimizer.groups: groups of heads are for linear classifiers (task=linprobe)")
     groups = []
     for s, head in enumerate(model.heads):
         scale = model.lr_scales[s % len(model.lr_scales)]

@@ -25,7 +25,6 @@ class Run:
         journal: the journal; None except on the first process.
         choices: the configuration's choice in each group.
         overrides: command-line overrides.
-        quiet: whether training shows no progress.
     """
 
     folder: RunFolder
@@ -36,7 +35,6 @@ class Run:
     journal: Journal | None
     choices: dict[str, str] = field(default_factory=dict)
     overrides: Sequence[str] = ()
-    quiet: bool = False
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Write metrics of a step to the journal (first process only)."""

@@ -6,7 +6,7 @@ Shapes: S heads, K kinds of features, B images, D width.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from semaim.core.distributed import Processes
 from semaim.core.seeding import StepNoise
 from semaim.data.image_data import ImageData
 from semaim.data.image_sets import ImageSet
-from semaim.data.loading import Batch, TrainingData
+from semaim.data.loading import Batch
 from semaim.data.subsets import hold_out
 from semaim.data.transforms import Transform
 from semaim.errors import UserError
@@ -36,42 +36,9 @@ from semaim.training.state import TrainingState
 from semaim.training.step import TrainingTask
 
 log = logging.getLogger(__name__)
-Read = Callable[[Tensor], Tensor]
 
 
-class HeadTraining(TrainingTask):
-    """Training task of linear heads, for the training loop.
-
-    Args:
-        model: the heads.
-        training: images, or other inputs of `read`.
-        read: computes the features (K, B, D) of a batch, without gradient.
-        optimizer: of the heads.
-    """
-
-    def __init__(self, model: LinearHeads, training: TrainingData, read: Read, optimizer: Optimization) -> None:
-        self.model = model
-        self.training = training
-        self.read = read
-        self.optimizer = optimizer
-
-    def loss(self, batch: Batch, state: TrainingState, noise: StepNoise) -> Tensor:
-        """Cross-entropy of each image, (B,), summed over the heads, whose gradients stay independent."""
-        with torch.no_grad():
-            features_KBD = self.read(batch.images_BCHW)
-        logits_SBC = state.forward(features_KBD)
-        return torch.stack([F.cross_entropy(x_BC, batch.labels_B, reduction="none") for x_BC in logits_SBC]).sum(0)
-
-
-def check_trainer(trainer: TrainerSettings, heads: int) -> None:
-    """Raise UserError for settings of the loop that do not work with linear heads."""
-    if trainer.clip_grad is not None and heads > 1:
-        raise UserError("trainer.clip_grad would couple the heads' gradients: leave it null")
-    if trainer.ema:
-        raise UserError("trainer.ema=true: no moving average of linear heads is measured; leave it false")
-
-
-class LinearProbe(Evaluation, HeadTraining):
+class LinearProbe(Evaluation, TrainingTask):
     """The task.
 
     Args:
@@ -105,7 +72,7 @@ class LinearProbe(Evaluation, HeadTraining):
         batch_size: int,
         evaluate_every_epochs: int | None,
     ) -> None:
-        Evaluation.__init__(self, source, data)
+        super().__init__(source, data)
         if not features or not set(features) <= {"cls", "mean"} or len(set(features)) < len(features):
             raise UserError(f"task.features={list(features)} must name cls, mean or both")
         if base_lrs is not None and (
@@ -114,7 +81,10 @@ class LinearProbe(Evaluation, HeadTraining):
             raise UserError(f"task.base_lrs={list(base_lrs)} must be positive and different learning rates, or null")
         self.kinds = list(features)
         self.base_lrs = [optimizer.base_lr] if base_lrs is None else list(base_lrs)
-        check_trainer(trainer, len(self.kinds) * len(self.base_lrs))
+        if trainer.clip_grad is not None and len(self.kinds) * len(self.base_lrs) > 1:
+            raise UserError("trainer.clip_grad would couple the heads' gradients: leave it null")
+        if trainer.ema:
+            raise UserError("trainer.ema=true: no moving average of linear heads is measured; leave it false")
         self.trainer = trainer
         self.recipe = recipe
         self.batch_size = batch_size
@@ -129,12 +99,12 @@ class LinearProbe(Evaluation, HeadTraining):
         self.selection_images: ImageSet | None = None
         if len(self.base_lrs) > 1:
             images, self.selection_images = hold_out(self.labelled, holdout, seed)
-        heads = LinearHeads(
-            self.vit.embed_dim, len(self.classes), len(self.kinds), [lr / optimizer.base_lr for lr in self.base_lrs]
-        )
-        if len(self.base_lrs) > 1 and any("lr_scale" not in group for group in optimizer.groups(heads, 0.0)):
+        self.training = data.training(images, train_transform)
+        self.optimizer = optimizer
+        scales = [lr / optimizer.base_lr for lr in self.base_lrs]
+        self.model = LinearHeads(self.vit.embed_dim, len(self.classes), len(self.kinds), scales)
+        if len(self.base_lrs) > 1 and any("lr_scale" not in group for group in optimizer.groups(self.model, 0.0)):
             raise UserError("task.base_lrs needs an optimizer with a group for each head, as in optimizer=sgd_linprobe")
-        HeadTraining.__init__(self, heads, data.training(images, train_transform), self._read, optimizer)
 
     @property
     def head_names(self) -> list[str]:
@@ -153,6 +123,13 @@ class LinearProbe(Evaluation, HeadTraining):
         """The heads are negligible beside a forward pass of the frozen encoder per image."""
         spent = encoder_cost(self.vit)
         return training_cost(self, self.trainer, spent, spent.encode, processes, on_gpu)
+
+    def loss(self, batch: Batch, state: TrainingState, noise: StepNoise) -> Tensor:
+        """Cross-entropy of each image, (B,), summed over the heads, whose gradients stay independent."""
+        with torch.no_grad():
+            features_KBD = self._read(batch.images_BCHW)
+        logits_SBC = state.forward(features_KBD)
+        return torch.stack([F.cross_entropy(x_BC, batch.labels_B, reduction="none") for x_BC in logits_SBC]).sum(0)
 
     def run(self, run: Run) -> dict[str, float]:
         """Train the heads; returns the accuracy in percent for each kind of feature."""
@@ -204,6 +181,7 @@ class LinearProbe(Evaluation, HeadTraining):
         return predict_classes(predict, self.data, images, self.batch_size, run)
 
     def _read(self, images_BCHW: Tensor) -> Tensor:
+        """Features (K, B, D)."""
         by_kind = encode(self.vit, images_BCHW)
         return torch.stack([by_kind[kind] for kind in self.kinds])
 

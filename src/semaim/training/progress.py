@@ -31,7 +31,7 @@ class ProgressReporter:
         self.run = run
         self.first = first
         self.last = last
-        self.line = StatusLine(run.processes.is_main and not run.quiet, every=trainer.log_every_steps)
+        self.line = StatusLine(run.processes.is_main, every=trainer.log_every_steps)
         self.mean_seconds = 0.0
 
     def step(self, done: int, step: StepResult, device_seconds: float) -> None:
@@ -49,7 +49,7 @@ class ProgressReporter:
         eta = (self.last - done) * self.mean_seconds
         rate = self.trainer.batch_size / self.mean_seconds
         wait_share = step.data_wait / step.seconds
-        if steps_here in (1, 10) and eta > 0 and not self.run.quiet:
+        if steps_here in (1, 10) and eta > 0:
             basis = "the first step" if steps_here == 1 else "the first steps"
             log.info("estimated from %s, the remaining %d steps take about %s", basis, self.last - done, duration(eta))
         epoch = done / self.plan.steps_per_epoch
