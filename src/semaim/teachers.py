@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from copy import copy
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self
 
 import torch
@@ -17,7 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from semaim.checkpoints import timm_models
-from semaim.checkpoints.teacher_weights import build, fill
+from semaim.checkpoints.encoder_source import MLFLOW, RANDOM, TIMM
+from semaim.checkpoints.formats import Normalisation
+from semaim.checkpoints.teacher_network import OPTION, fill, named_network, network_of, stored_encoder
 from semaim.errors import UserError
 from semaim.models.aim import AIM
 from semaim.models.flops import encoder_cost
@@ -32,12 +33,14 @@ log = logging.getLogger(__name__)
 
 
 class Teacher(Features):
-    """Target: patch tokens of a frozen timm vision transformer. The network has no weights before `load`.
+    """Target: patch tokens of a frozen vision transformer.
+
+    The network of a named model has no weights before `load`; weights that determine the model are read at once.
 
     Args:
-        model: timm's model name; `local-dir:<folder>` for a model in a folder, such as semaim exports.
-        weights: weights file in the format of DINO, CLIP, open_clip or timm; null for the weights from the hub (or from
-            the folder).
+        model: timm's model name; `local-dir:<folder>` for a model in a folder; null if `weights` determine the model.
+        weights: what `checkpoint=` of an evaluation takes, except `mlflow:` and `random`; null for the weights from the
+            hub (or from the folder) of the model.
         pretrained: false for random weights, for trials.
         projection: apply the network's last linear layer (CLIP's projection) to every token after the final norm.
         normalization: colour normalisation of the teacher's input: "teacher", the one it was trained with, or "data",
@@ -52,7 +55,7 @@ class Teacher(Features):
 
     def __init__(
         self,
-        model: str,
+        model: str | None,
         weights: str | None,
         pretrained: bool,
         projection: bool,
@@ -65,23 +68,40 @@ class Teacher(Features):
             raise UserError(f"target.normalization={normalization} is unknown: choose teacher or data")
         if weights is not None and not pretrained:
             raise UserError(f"target.pretrained=false is a random teacher, but target.weights={weights}: choose one")
+        if weights is not None and weights.startswith(TIMM) and model is None:
+            model, weights = weights.removeprefix(TIMM), None
+        if weights is not None and (weights == RANDOM or weights.startswith((TIMM, MLFLOW))):
+            raise UserError(f"{OPTION}={weights} is neither a file nor a folder: give the run folder of a tracked run, "
+                            f"target.model=<timm's name> for weights from the hub, target.pretrained=false for random "
+                            f"ones")  # fmt: skip
         self.model = model
         self.weights = weights
+        self.name = f"target.model={model}" if model is not None else f"{OPTION}={weights}"
         self.pretrained = pretrained
         self.projection = projection
         self.patch_size = patch_size
         self.identity: dict[str, str] = {}
-        with torch.device("meta"):
-            self.network = build(model, projection)
+        self.colours: Normalisation | None
+        if model is not None:
+            with torch.device("meta"):
+                self.network = named_network(model, projection)
+            self.colours = tuple(self.network.pretrained_cfg["mean"]), tuple(self.network.pretrained_cfg["std"])
+        elif weights is not None:
+            stored = stored_encoder(weights, projection)
+            self.network, self.colours = network_of(stored, projection), stored.normalisation
+        else:
+            raise UserError(f"target.model=null needs {OPTION}=runs/<name> (or another encoder), which determines the "
+                            f"model")  # fmt: skip
         super().__init__(self.network.num_classes if projection else self.network.embed_dim)
         self.normalization = normalization
         self._set_normalization(mean, std)
 
     def _set_normalization(self, mean: Sequence[float], std: Sequence[float]) -> None:
         """Set the conversion from images with this colour normalisation to the teacher's."""
-        teacher = self.network.pretrained_cfg if self.normalization == "teacher" else {"mean": mean, "std": std}
-        std_C, teacher_std_C = (torch.tensor(values, dtype=torch.float64) for values in (std, teacher["std"]))
-        mean_C, teacher_mean_C = (torch.tensor(values, dtype=torch.float64) for values in (mean, teacher["mean"]))
+        own = self.colours if self.normalization == "teacher" else None
+        teacher_mean, teacher_std = own or (mean, std)
+        std_C, teacher_std_C = (torch.tensor(values, dtype=torch.float64) for values in (std, teacher_std))
+        mean_C, teacher_mean_C = (torch.tensor(values, dtype=torch.float64) for values in (mean, teacher_mean))
         self.scale_C11 = (std_C / teacher_std_C).float()[:, None, None]
         self.shift_C11 = ((mean_C - teacher_mean_C) / teacher_std_C).float()[:, None, None]
 
@@ -105,18 +125,23 @@ class Teacher(Features):
         """
         if self.identity:
             return
-        source = "folder" if self.model.startswith(timm_models.LOCAL) else "hub"
-        if not self.pretrained:
+        source = self.weights or "hub"
+        if self.model is not None and self.weights is not None:
+            fill(self.network, self.model, stored_encoder(self.weights, self.projection))
+        elif self.model is not None and self.pretrained:
+            source = "folder" if self.model.startswith(timm_models.LOCAL) else "hub"
+            self.network = named_network(self.model, self.projection, from_hub=True)
+        elif self.model is not None:
             source = "random"
             with torch.random.fork_rng(devices=[]):  # later random draws do not depend on the teacher
-                self.network = build(self.model, self.projection)
-        elif self.weights is not None:
-            source = self.weights
-            fill(self.network, self.model, Path(self.weights).expanduser())
-        else:
-            self.network = build(self.model, self.projection, from_hub=True)
+                self.network = named_network(self.model, self.projection)
+        if self.colours is None and self.normalization == "teacher":
+            log.warning("%s does not show the colour normalisation of its training: it gets that of the data. "
+                        "target.model=<timm's name> determines it", self.name)  # fmt: skip
         self.network.requires_grad_(False).eval()
-        self.identity = {"model": self.model, "source": source, "checksum": weights_checksum(self.network)}
+        self.identity = {
+            "model": self.model or str(self.weights), "source": source, "checksum": weights_checksum(self.network),
+        }  # fmt: skip
 
     def to(self, device: torch.device) -> None:
         """Move the network to a device."""
@@ -133,7 +158,7 @@ class Teacher(Features):
         checksums = run.processes.gather(self.identity["checksum"])
         if len(set(checksums)) > 1:
             raise UserError(
-                f"the processes have different weights of target.model={self.model}, by checksum "
+                f"the processes have different weights of {self.name}, by checksum "
                 f"{', '.join(checksum[:12] for checksum in checksums)}: give all of them the same file"
             )
         if not self.pretrained:
@@ -153,7 +178,7 @@ class Teacher(Features):
         if saved["checksum"] != self.identity["checksum"]:
             raise UserError(
                 f"this run was started with another teacher: {saved['model']} ({saved['source']}, checksum "
-                f"{saved['checksum'][:12]}), now it is {self.model} ({self.identity['source']}, checksum "
+                f"{saved['checksum'][:12]}), now it is {self.identity['model']} ({self.identity['source']}, checksum "
                 f"{self.identity['checksum'][:12]}). Restore the weights it had, or give this run another name with "
                 f"run_name=..."
             )

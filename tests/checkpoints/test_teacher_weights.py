@@ -15,19 +15,18 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from semaim.errors import UserError
 from semaim.models.vit import weights_checksum
 from support.evaluating import surroundings
 from support.teaching import (
+    CLIP_LAYOUTS,
     COLOURS,
+    DINO_LAYOUTS,
     clip_by_hand,
-    dino_training,
     loaded,
     network,
-    prefixed,
     teacher,
     text_tower,
     tiny_clip,
@@ -35,37 +34,6 @@ from support.teaching import (
     visual,
     write,
 )
-
-DINO_LAYOUTS: dict[str, Callable[[VisionTransformer], dict[str, Any]]] = {
-    "plain.pth": lambda made: made.state_dict(),
-    "training.pth": dino_training,
-    "student_wrapped.pth": lambda made: {"teacher": prefixed("module.backbone.", made.state_dict())},
-    "timm_training.pth": lambda made: {"state_dict": made.state_dict(), "epoch": 3, "arch": "tiny_dino"},
-    "parallel.bin": lambda made: {"model": prefixed("module.", made.state_dict())},
-    "plain.safetensors": lambda made: made.state_dict(),
-    "with_a_classifier.pt": lambda made: (
-        made.state_dict() | {"head.weight": torch.ones(5, 24), "head.bias": torch.ones(5)}
-    ),
-}
-CLIP_LAYOUTS: dict[str, Callable[[VisionTransformer], dict[str, Any]]] = {
-    "openai.pt": lambda made: visual(made) | text_tower(),
-    "image_tower.bin": visual,
-    "open_clip_training.pt": lambda made: {
-        "epoch": 32,
-        "name": "ViT-B-16",
-        "state_dict": prefixed("module.", visual(made) | text_tower()),
-        "optimizer": {},
-    },
-    "open_clip.safetensors": lambda made: visual(made) | text_tower(),
-    "timm.safetensors": lambda made: made.state_dict(),
-    "timm_in_open_clip.bin": lambda made: timm_in_open_clip(made),
-}
-
-
-def timm_in_open_clip(made: VisionTransformer) -> dict[str, Tensor]:
-    """A timm tower inside open_clip, which stores the projection separately."""
-    trunk = {name: value for name, value in made.state_dict().items() if not name.startswith("head.")}
-    return prefixed("visual.trunk.", trunk) | {"visual.head.proj.weight": made.head.weight.data} | text_tower()
 
 
 @pytest.mark.parametrize("layout", DINO_LAYOUTS)

@@ -103,14 +103,14 @@ def weights_of_width(dim, depth=2, query_depth=1, head="mlp", side=4, patch=2, c
     [(1024, 16), (1280, 16), (768, 12), (384, 6), (192, 3), (64, 1), (96, 6), (48, 3), (8, 1)],
 )
 def test_rule_for_the_number_of_heads(dim, heads):
-    assert infer_architecture(weights_of_width(dim), None, Path("x"))["num_heads"] == heads
-    assert infer_architecture(weights_of_width(dim), 2, Path("x"))["num_heads"] == 2  # unless given
+    assert infer_architecture(weights_of_width(dim), None, "checkpoint=x")["num_heads"] == heads
+    assert infer_architecture(weights_of_width(dim), 2, "checkpoint=x")["num_heads"] == 2  # unless given
 
 
 @pytest.mark.parametrize("head", ["mlp", "linear"])
 def test_sizes_are_inferred(head):
     weights = weights_of_width(48, depth=12, query_depth=3, head=head, side=6, patch=8, channels=192)
-    assert infer_architecture(weights, None, Path("x")) == {
+    assert infer_architecture(weights, None, "checkpoint=x") == {
         "out_channels": 192,
         "image_size": (48, 48),
         "patch_size": 8,
@@ -126,7 +126,7 @@ def test_sizes_are_inferred(head):
 def test_an_official_checkpoint_of_a_grid_that_is_not_square():
     weights = weights_of_width(48) | {"pos_embed": torch.empty(1, 1 + 4 * 5, 48, device="meta")}
     with pytest.raises(UserError, match=r"checkpoint=x has positions for 20 patches: not square"):
-        infer_architecture(weights, None, Path("x"))
+        infer_architecture(weights, None, "checkpoint=x")
 
 
 def test_number_of_heads_changes_the_predictions(tmp_path, tiny_model, images):

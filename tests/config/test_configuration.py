@@ -127,9 +127,13 @@ def test_links_of_the_configuration_resolve() -> None:
     assert broken == []
 
 
+# Options without which a choice cannot be built; a named model is built without its weights.
+REQUIRED = {("target", "teacher"): ("target.weights=timm:vit_base_patch16_224.dino",)}
+
+
 @pytest.mark.parametrize(("group", "choice"), [c for c in CHOICES if c[0] not in BUILT_APART])
 def test_choice_is_built(group: str, choice: str) -> None:
-    config = chosen(group, choice)
+    config = chosen(group, choice, *REQUIRED.get((group, choice), ()))
     built = instantiate(config[group])
     assert f"{type(built).__module__}.{type(built).__name__}" == config[group]._target_
 

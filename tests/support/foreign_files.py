@@ -83,7 +83,20 @@ def dino_whole() -> File:
     teacher = {f"backbone.{name}": value for name, value in weights.items()} | heads
     student = {f"module.backbone.{name}": torch.zeros_like(value) for name, value in weights.items()}
     rest = {"optimizer": {}, "epoch": 100, "args": argparse.Namespace(arch="vit_small"), "dino_loss": {}}
-    return File({"student": student, "teacher": teacher, **rest}, tokens, "ViT", {"projection heads": 4})
+    return File({"student": student, "teacher": teacher, **rest}, tokens, "ViT", {"parts beside the backbone": 4})
+
+
+def dino_without_prefix() -> File:
+    """DINO's teacher as users save it, its prefixes removed."""
+    file = dino_whole()
+    content = {name.removeprefix("backbone."): value for name, value in file.content["teacher"].items()}
+    return File(content, file.tokens, "ViT", {"projection heads": 4})
+
+
+def dino_student() -> File:
+    """A checkpoint that holds a student alone."""
+    weights, tokens = _vit()
+    return File({"student": {f"module.backbone.{name}": value for name, value in weights.items()}}, tokens, "ViT")
 
 
 def dinov2(registers: int = 0, swiglu: bool = False) -> File:
@@ -278,13 +291,28 @@ def timm_clip() -> File:
     return timm_file("vit_base_patch16_clip_224", "CLIP (timm)", CLIP, num_classes=0)
 
 
+def timm_distilled() -> File:
+    """DeiT with class and distillation token."""
+    return timm_file("deit_base_distilled_patch16_224", "DeiT (distilled)", IMAGENET, num_classes=0)
+
+
+def open_clip_timm() -> File:
+    """A vision transformer of timm as open_clip's image tower."""
+    file = timm_clip()
+    content = {f"module.visual.trunk.{name}": value for name, value in file.content.items()}
+    content |= {"module.visual.head.proj.weight": torch.ones(5, 32)}
+    content |= {f"module.{name}": value for name, value in zeros(*TEXT).items()}
+    left_out = {"parts beside the backbone": 7}
+    return File({"state_dict": content, "epoch": 32}, file.tokens, "CLIP (timm)", left_out, CLIP)
+
+
 def timm_beit() -> File:
     return timm_file("beit_base_patch16_224", "BEiT", HALF, global_pool="token", num_classes=0)
 
 
 FAMILIES = (
-    mae_pretrained, mae_encoder, dino_backbone, dino_whole, dinov2, dinov2_registers, dinov2_swiglu,
-    dinov2_registers_swiglu, beit, beit_shared, beit_absolute, clip_openai, clip_open_clip, clip_open_clip_quick,
-    clip_tower, huggingface_vit, huggingface_mae, timm_plain, timm_parts, timm_registers_with_positions,
-    timm_no_class_token, timm_clip, timm_beit,
+    mae_pretrained, mae_encoder, dino_backbone, dino_whole, dino_without_prefix, dino_student, dinov2, dinov2_registers,
+    dinov2_swiglu, dinov2_registers_swiglu, beit, beit_shared, beit_absolute, clip_openai, clip_open_clip,
+    clip_open_clip_quick, clip_tower, huggingface_vit, huggingface_mae, timm_plain, timm_parts,
+    timm_registers_with_positions, timm_no_class_token, timm_clip, timm_distilled, open_clip_timm, timm_beit,
 )  # fmt: skip

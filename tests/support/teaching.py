@@ -47,10 +47,10 @@ def tiny_clip(pretrained: bool = False, **options: Any) -> VisionTransformer:
     return _create_vision_transformer("tiny_clip", pretrained=pretrained, **{**sizes, **kind, **options})
 
 
-def teacher(model: str = "tiny_dino.here", **options: Any) -> Teacher:
+def teacher(model: str | None = "tiny_dino.here", **options: Any) -> Teacher:
     """A teacher, not yet loaded, for images with 4-pixel patches normalised by GREY."""
     usual: dict[str, Any] = {"weights": None, "pretrained": True, "normalization": "teacher", "patch_size": 4}
-    return Teacher(**{"model": model, "projection": "clip" in model, **usual, **GREY, **options})
+    return Teacher(**{"model": model, "projection": "clip" in (model or ""), **usual, **GREY, **options})
 
 
 def network(model: Callable[..., VisionTransformer], seed: int = 0, **options: Any) -> VisionTransformer:
@@ -137,6 +137,38 @@ def dino_training(made: VisionTransformer) -> dict[str, Any]:
         "args": argparse.Namespace(arch="vit_base", patch_size=16),
         "dino_loss": {"center": torch.zeros(1, 5)},
     }
+
+
+def timm_in_open_clip(made: VisionTransformer) -> dict[str, Tensor]:
+    """A timm tower inside open_clip, which stores the projection separately."""
+    trunk = {name: value for name, value in made.state_dict().items() if not name.startswith("head.")}
+    return prefixed("visual.trunk.", trunk) | {"visual.head.proj.weight": made.head.weight.data} | text_tower()
+
+
+DINO_LAYOUTS: dict[str, Callable[[VisionTransformer], dict[str, Any]]] = {
+    "plain.pth": lambda made: made.state_dict(),
+    "training.pth": dino_training,
+    "student_wrapped.pth": lambda made: {"teacher": prefixed("module.backbone.", made.state_dict())},
+    "timm_training.pth": lambda made: {"state_dict": made.state_dict(), "epoch": 3, "arch": "tiny_dino"},
+    "parallel.bin": lambda made: {"model": prefixed("module.", made.state_dict())},
+    "plain.safetensors": lambda made: made.state_dict(),
+    "with_a_classifier.pt": lambda made: (
+        made.state_dict() | {"head.weight": torch.ones(5, 24), "head.bias": torch.ones(5)}
+    ),
+}
+CLIP_LAYOUTS: dict[str, Callable[[VisionTransformer], dict[str, Any]]] = {
+    "openai.pt": lambda made: visual(made) | text_tower(),
+    "image_tower.bin": visual,
+    "open_clip_training.pt": lambda made: {
+        "epoch": 32,
+        "name": "ViT-B-16",
+        "state_dict": prefixed("module.", visual(made) | text_tower()),
+        "optimizer": {},
+    },
+    "open_clip.safetensors": lambda made: visual(made) | text_tower(),
+    "timm.safetensors": lambda made: made.state_dict(),
+    "timm_in_open_clip.bin": lambda made: timm_in_open_clip(made),
+}
 
 
 def clip_by_hand(state: dict[str, Tensor], images_BCHW: Tensor, heads: int = 2) -> Tensor:

@@ -1,4 +1,4 @@
-"""Weight formats of other projects' encoders: a table with one layout per family.
+"""Weight formats of encoders in files: the wrappers around the weights, and a table with one layout per family.
 
 The names of the weights determine the layout, their shapes the sizes. timm builds the model and, if it supports the
 family, converts the weights to its own names.
@@ -8,7 +8,10 @@ Shapes: D width, L patches.
 
 from __future__ import annotations
 
+import logging
 import math
+import re
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,13 +22,22 @@ from timm.models import beit, vision_transformer
 from torch import Tensor, nn
 
 from semaim.checkpoints.huggingface import from_huggingface
+from semaim.core.formatting import plural
 from semaim.models.vit import PLAIN
 
+log = logging.getLogger(__name__)
 Weights = Mapping[str, Tensor]
 Normalisation = tuple[tuple[float, ...], tuple[float, ...]]  # mean and standard deviation of each colour
 IMAGENET: Normalisation = (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
 CLIP: Normalisation = (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD)
 HALF: Normalisation = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+PATCHES, POSITIONS = "patch_embed.proj.weight", "pos_embed"  # timm's names
+# Keys of the weights in a checkpoint; the first that is there is read. Self-distillation (DINO) evaluates the teacher.
+WRAPPERS = ("teacher", "state_dict", "model", "student")
+# Prefixes of wrapper modules: data parallel, compiled, with a head (transformers, DINO), timm's model in open_clip.
+PREFIXES = re.compile(r"^((module|_orig_mod|vit|backbone|visual\.trunk)\.)+")
+BACKBONES = ("backbone.", "visual.trunk.")  # what is beside them is left out, except a linear head by these names:
+HEADS_BESIDE = {"head.weight": "head.weight", "head.bias": "head.bias", "visual.head.proj.weight": "head.weight"}
 # Weights of optional parts of vision transformers, and the timm arguments that enable these parts.
 OPTIONAL_PARTS: dict[str, dict[str, Any]] = {
     "blocks.0.ls1.gamma": {"init_values": 1e-5},
@@ -42,13 +54,15 @@ class Layout:
         family: name of the family.
         marks: weights that distinguish it from the families below it.
         architecture: timm model with the same architecture; the sizes of the weights replace its own.
-        infer: returns, from the weights, the number L of patches and timm arguments besides the usual sizes.
+        infer: returns, from the weights and `positions`, the number L of patches and timm arguments besides the usual
+            sizes.
         convert: converts the weights to timm's names, for a model.
-        left_out: parts that evaluations do not need, and patterns for the beginning of their names.
+        left_out: parts that no encoder needs, and patterns for the beginning of their names.
         head: name of a classifier's weights.
+        projection: name of the weights that project tokens after the last norm, as CLIP's do; only teachers use them.
         normalisation: colour normalisation of its images; None if it varies within the family.
         ambiguity: warning about what the weights do not determine, and the remedy.
-        patches: name of the patch embedding.
+        patches, positions: names of the patch embedding and of the position embeddings.
         block: common prefix of all blocks.
         hidden: name of the first layer of an MLP within a block.
     """
@@ -56,33 +70,60 @@ class Layout:
     family: str
     marks: tuple[str, ...]
     architecture: str
-    infer: Callable[[Weights], tuple[int, dict[str, Any]]]
+    infer: Callable[[Weights, str], tuple[int, dict[str, Any]]]
     convert: Callable[[dict[str, Tensor], nn.Module], dict[str, Tensor]] = vision_transformer.checkpoint_filter_fn
     left_out: Mapping[str, str] = field(default_factory=dict)
     head: str = "head.weight"
+    projection: str = ""
     normalisation: Normalisation | None = None
     ambiguity: str = ""
-    patches: str = "patch_embed.proj.weight"
+    patches: str = PATCHES
+    positions: str = POSITIONS
     block: str = "blocks."
     hidden: str = "mlp.fc1.weight"
 
+    def split(self, weights: Weights, projection: bool) -> tuple[dict[str, Tensor], Counter[str]]:
+        """Split weights into those of the encoder (and of its projection), and numbers of left-out weights by part."""
+        patterns = dict(self.left_out)
+        if self.projection and not projection:
+            patterns["projection"] = rf"{self.projection}$"
+        parts = {name: next((p for p, pattern in patterns.items() if re.match(pattern, name)), "") for name in weights}
+        return {name: weights[name] for name in weights if not parts[name]}, Counter(filter(None, parts.values()))
 
-def infer_plain(weights: Weights) -> tuple[int, dict[str, Any]]:
+
+def unwrapped(state: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The weights in a checkpoint of any project, without prefixes of wrapper modules.
+
+    Of a model with a backbone, only the backbone and a linear head are kept.
+    """
+    state = next((state[key] for key in WRAPPERS if isinstance(state.get(key), Mapping)), state)
+    names = {name: PREFIXES.sub("", name, 1) for name, value in state.items() if isinstance(value, Tensor)}
+    inside = {old for old, new in names.items() if any(each in old.removesuffix(new) for each in BACKBONES)}
+    beside = {old for old, new in names.items() if inside and old not in inside and new not in HEADS_BESIDE}
+    if beside:
+        log.info("left out: parts beside the backbone (%s)", plural(len(beside), "weight"))
+    weights = {HEADS_BESIDE.get(new, new): state[old] for old, new in names.items() if old not in beside}
+    if "visual.head.proj.weight" in names.values():  # open_clip's has no bias, that of timm's model has one
+        weights.setdefault("head.bias", torch.zeros(len(weights["head.weight"])))
+    return weights
+
+
+def infer_plain(weights: Weights, positions: str) -> tuple[int, dict[str, Any]]:
     """timm's VisionTransformer, which includes MAE, DINO and DeiT."""
-    class_token, positions = "cls_token" in weights, weights["pos_embed"].shape[-2]
+    class_token, count = "cls_token" in weights, weights[positions].shape[-2]
     registers = weights["reg_token"].shape[1] if "reg_token" in weights else 0
     args = {key: value for name, part in OPTIONAL_PARTS.items() if name in weights for key, value in part.items()}
     args |= {"reg_tokens": registers} if registers else {}
     args |= {} if "blocks.0.attn.qkv.bias" in weights else {"qkv_bias": False}
     args |= {} if class_token else {"class_token": False}
-    if math.isqrt(positions) ** 2 == positions:  # only patches have positions
-        return positions, args | ({"no_embed_class": True} if class_token or registers else {})
-    return positions - class_token - registers, args
+    if math.isqrt(count) ** 2 == count:  # only patches have positions
+        return count, args | ({"no_embed_class": True} if class_token or registers else {})
+    return count - class_token - registers - ("dist_token" in weights), args
 
 
-def infer_dinov2(weights: Weights) -> tuple[int, dict[str, Any]]:
+def infer_dinov2(weights: Weights, positions: str) -> tuple[int, dict[str, Any]]:
     """DINOv2, with or without registers."""
-    patches, args = infer_plain(weights)
+    patches, args = infer_plain(weights, positions)
     if (
         "register_tokens" in weights
     ):  # timm adds the position of the class token to the token itself; registers have no position
@@ -95,30 +136,25 @@ def from_dinov2(weights: dict[str, Tensor], model: nn.Module) -> dict[str, Tenso
     return vision_transformer.checkpoint_filter_fn(weights | {"mask_token": torch.empty(0)}, model)
 
 
-def infer_beit(weights: Weights) -> tuple[int, dict[str, Any]]:
+def infer_beit(weights: Weights, positions: str) -> tuple[int, dict[str, Any]]:
     """BEiT: absolute or relative positions, per block or shared; the tables also determine the number of heads."""
     per_block, shared = "blocks.0.attn.relative_position_bias_table", "rel_pos_bias.relative_position_bias_table"
     args = {
-        "use_abs_pos_emb": "pos_embed" in weights,
+        "use_abs_pos_emb": positions in weights,
         "use_rel_pos_bias": per_block in weights,
         "use_shared_rel_pos_bias": shared in weights,
         "init_values": 0.1 if "blocks.0.gamma_1" in weights else 0.0,
     }
     table = weights[per_block] if per_block in weights else weights.get(shared)
     if table is None:
-        return weights["pos_embed"].shape[1] - 1, args
+        return weights[positions].shape[1] - 1, args
     side = (math.isqrt(table.shape[0] - 3) + 1) // 2  # (2 h - 1) (2 w - 1) offsets, plus three of the class token
     return side * side, args | {"num_heads": table.shape[1]}
 
 
-def infer_clip(weights: Weights) -> tuple[int, dict[str, Any]]:
-    """CLIP's image tower in a complete model."""
-    return weights["visual.positional_embedding"].shape[0] - 1, {}
-
-
-def infer_clip_tower(weights: Weights) -> tuple[int, dict[str, Any]]:
-    """CLIP's image tower alone."""
-    return weights["positional_embedding"].shape[0] - 1, {}
+def infer_with_class_token(weights: Weights, positions: str) -> tuple[int, dict[str, Any]]:
+    """CLIP's image tower, and the plain vision transformer of transformers: positions of class token and patches."""
+    return weights[positions].shape[-2] - 1, {}
 
 
 def from_clip_tower(weights: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
@@ -126,16 +162,13 @@ def from_clip_tower(weights: dict[str, Tensor], model: nn.Module) -> dict[str, T
     return vision_transformer.checkpoint_filter_fn({f"visual.{n}": value for n, value in weights.items()}, model)
 
 
-def infer_huggingface(weights: Weights) -> tuple[int, dict[str, Any]]:
-    """The plain vision transformer of transformers."""
-    return weights["embeddings.position_embeddings"].shape[1] - 1, {}
-
-
 MASK = {"mask token": r"(embeddings\.)?mask_token$"}
 PROJECTOR = {"projection heads": r"(dino_|ibot_)?head\.(?!(weight|bias)$)"}
+TEXT = {"text tower": r"(?!visual\.)"}
 GELU = (
     "CLIP's weights do not distinguish GELU from QuickGELU: assuming GELU, as in most models of open_clip. Those of "
-    "OpenAI, DFN and MetaCLIP need task.source.architecture=vit_base_patch16_clip_quickgelu_224 (at any size)"
+    "OpenAI, DFN and MetaCLIP need task.source.architecture=vit_base_patch16_clip_quickgelu_224 (at any size); a "
+    "teacher needs target.model=<timm's name>"
 )
 BEIT2 = (
     "BEiT's weights do not distinguish BEiT 1 (images with mean and deviation 0.5) from BEiT 2 (ImageNet's): assuming "
@@ -144,16 +177,16 @@ BEIT2 = (
 # The first layout that matches is used.
 LAYOUTS = (
     Layout("CLIP (OpenAI)", ("visual.class_embedding", "input_resolution"), "vit_base_patch16_clip_quickgelu_224",
-           infer_clip, left_out={"projection": r"visual\.proj$", "text tower": r"(?!visual\.)"}, head="",
-           normalisation=CLIP, patches="visual.conv1.weight", block="visual.transformer.resblocks.",
-           hidden="mlp.c_fc.weight"),
-    Layout("CLIP (open_clip)", ("visual.class_embedding",), "vit_base_patch16_clip_224", infer_clip,
-           left_out={"projection": r"visual\.proj$", "text tower": r"(?!visual\.)"}, head="", normalisation=CLIP,
-           ambiguity=GELU, patches="visual.conv1.weight", block="visual.transformer.resblocks.",
-           hidden="mlp.c_fc.weight"),
-    Layout("CLIP's image tower", ("class_embedding",), "vit_base_patch16_clip_224", infer_clip_tower,
-           from_clip_tower, left_out={"projection": r"proj$"}, head="", normalisation=CLIP, ambiguity=GELU,
-           patches="conv1.weight", block="transformer.resblocks.", hidden="mlp.c_fc.weight"),
+           infer_with_class_token, left_out=TEXT, head="", projection="visual.proj", normalisation=CLIP,
+           patches="visual.conv1.weight", positions="visual.positional_embedding",
+           block="visual.transformer.resblocks.", hidden="mlp.c_fc.weight"),
+    Layout("CLIP (open_clip)", ("visual.class_embedding",), "vit_base_patch16_clip_224", infer_with_class_token,
+           left_out=TEXT, head="", projection="visual.proj", normalisation=CLIP, ambiguity=GELU,
+           patches="visual.conv1.weight", positions="visual.positional_embedding",
+           block="visual.transformer.resblocks.", hidden="mlp.c_fc.weight"),
+    Layout("CLIP's image tower", ("class_embedding",), "vit_base_patch16_clip_224", infer_with_class_token,
+           from_clip_tower, head="", projection="proj", normalisation=CLIP, ambiguity=GELU, patches="conv1.weight",
+           positions="positional_embedding", block="transformer.resblocks.", hidden="mlp.c_fc.weight"),
     Layout("CLIP (timm)", ("norm_pre.weight",), "vit_base_patch16_clip_224", infer_plain, normalisation=CLIP,
            ambiguity=GELU),
     Layout("BEiT", ("blocks.0.attn.q_bias",), "beit_base_patch16_224", infer_beit, beit.checkpoint_filter_fn,
@@ -166,13 +199,22 @@ LAYOUTS = (
     Layout("DINOv2", ("mask_token", "blocks.0.ls1.gamma"), "vit_base_patch14_dinov2", infer_dinov2, from_dinov2,
            left_out=MASK | PROJECTOR, normalisation=IMAGENET),
     Layout("ViT (transformers)", ("embeddings.position_embeddings", "encoder.layer.0.layernorm_before.weight"), PLAIN,
-           infer_huggingface, lambda weights, _: from_huggingface(weights), head="classifier.weight",
+           infer_with_class_token, lambda weights, _: from_huggingface(weights), head="classifier.weight",
            left_out=MASK | {"decoder": r"decoder\.", "pooler": r"pooler\."},
-           patches="embeddings.patch_embeddings.projection.weight", block="encoder.layer.",
-           hidden="intermediate.dense.weight"),
+           patches="embeddings.patch_embeddings.projection.weight", positions="embeddings.position_embeddings",
+           block="encoder.layer.", hidden="intermediate.dense.weight"),
+    Layout("DeiT (distilled)", ("dist_token",), "deit_base_distilled_patch16_224", infer_plain, normalisation=IMAGENET),
     Layout("ViT", ("blocks.0.attn.qkv.weight",), PLAIN, infer_plain,
            left_out=PROJECTOR | {"attention pooling": r"attn_pool\."}),
 )  # fmt: skip
+ANY = LAYOUTS[-1]  # of a model that timm names, timm's conversion may know the names of weights that no layout has
+
+
+def layout_of(weights: Weights) -> Layout | None:
+    """The layout of weights without prefixes of wrapper modules; None if no family has these names."""
+    return next((each for each in LAYOUTS if weights.keys() >= {*each.marks, each.patches}), None)
+
+
 # Other models that users may pass by mistake.
 OTHERS = {
     "token_embedding.weight": "a text encoder",

@@ -7,16 +7,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from timm.models.vision_transformer import VisionTransformer
 
 from semaim.checkpoints import foreign, store
-from semaim.checkpoints.foreign import ForeignEncoder
-from semaim.checkpoints.formats import IMAGENET, Normalisation
+from semaim.checkpoints.encoder_weights import EncoderWeights
+from semaim.checkpoints.formats import IMAGENET, Normalisation, unwrapped
 from semaim.checkpoints.origin import Origin, origin_of
-from semaim.checkpoints.two_stream import is_two_stream, load_weights, model_of, select_weights, unwrapped_weights
+from semaim.checkpoints.two_stream import check_weights, is_two_stream, model_of, select_weights
 from semaim.core.files import read_json
 from semaim.errors import UserError
-from semaim.models.vit import Pool, build_vit, vit_of
+from semaim.models.vit import SIZES, Pool, build_vit
 
 
 class StoredEncoder:
@@ -28,42 +29,70 @@ class StoredEncoder:
         ema: use the moving average of the weights instead of the weights.
         num_heads: attention heads, if the file does not contain them and they are not the default for its width.
         architecture: timm model with the architecture of another project's file, if its weights do not determine it.
+        option: configuration option that gave the path, for messages.
+        projection: keep CLIP's projection as the head.
 
     Raises:
         UserError: for an option that does not apply to this checkpoint.
     """
 
     def __init__(
-        self, path: Path, state: dict[str, Any], ema: bool, num_heads: int | None, architecture: str | None
+        self,
+        path: Path,
+        state: dict[str, Any],
+        ema: bool,
+        num_heads: int | None,
+        architecture: str | None,
+        option: str = "checkpoint",
+        projection: bool = False,
     ) -> None:
         self.path = path
+        self.option = option
+        self.given = f"{option}={path}"
         self.state = state
         self.ema = ema
         self.num_heads = num_heads
         self.architecture = architecture
+        self.projection = projection
         self.fine_tuned: dict[str, Any] | None = (state.get("architecture") or {}).get("classifier")
         self.is_semaim = "architecture" in state
-        self.weights = {} if self.is_semaim else unwrapped_weights(state)
-        if architecture is not None and (self.is_semaim or is_two_stream(self.weights)):
-            raise UserError(
-                f"task.source.architecture={architecture} is for files of other projects, not checkpoint={path}"
-            )
+        self.weights = {} if self.is_semaim else unwrapped(state)
+        self.is_foreign = not self.is_semaim and not is_two_stream(self.weights)
+        if architecture is not None and not self.is_foreign:
+            raise UserError(f"task.source.architecture={architecture} is for files of other projects, not {self.given}")
         if ema and not self.is_semaim:
-            raise UserError(f"checkpoint={path} is not from a run of semaim, so it holds no moving average")
+            raise UserError(f"{self.given} is not from a run of semaim, so it holds no moving average")
 
     @cached_property
-    def foreign(self) -> ForeignEncoder | None:
-        """The encoder of another project's file; None for semaim, SemAIM and SAIM."""
-        if self.is_semaim or is_two_stream(self.weights):
-            return None
+    def content(self) -> EncoderWeights:
+        """Its weights by timm's names, and what rebuilds it.
+
+        Raises:
+            UserError: if it is no encoder, or its weights do not fit its architecture.
+        """
+        if self.fine_tuned is not None:
+            return self._fine_tuned(self.fine_tuned)
+        if not self.is_foreign:
+            model = model_of(self.state, self.path, self.num_heads, self.ema, self.option)
+            sizes = {key: model.architecture[key] for key in SIZES}
+            return EncoderWeights(sizes, "cls", 0, model.state_dict())
         config = self._config()
-        if "architecture" not in config:
-            heads = self.num_heads or config.get("num_attention_heads")
-            return foreign.recognise(self.weights, self.path, heads, self.architecture)
-        if self.num_heads is not None or self.architecture is not None:
-            raise UserError(f"the config.json of checkpoint={self.path} defines the model: leave task.source.num_heads "
-                            f"and task.source.architecture null")  # fmt: skip
-        return foreign.from_timm_config(config, self.weights, self.path)
+        if "architecture" in config:
+            if self.num_heads is not None or self.architecture is not None:
+                raise UserError(f"the config.json of {self.given} defines the model: leave task.source.num_heads and "
+                                f"task.source.architecture null")  # fmt: skip
+            return foreign.from_timm_config(config, self.weights, self.given)
+        heads = self.num_heads or config.get("num_attention_heads")
+        return foreign.recognise(self.weights, self.given, heads, self.architecture, self.projection)
+
+    def _fine_tuned(self, classifier: dict[str, Any]) -> EncoderWeights:
+        """The classifier in a checkpoint of semaim."""
+        sizes, classes, pool = (classifier[key] for key in ("sizes", "num_classes", "pool"))
+        weights = select_weights(self.state, self.given, self.ema)
+        with torch.device("meta"):
+            expected = build_vit(sizes, classes, pool, 0.0).state_dict()
+        check_weights(expected, weights, self.given)
+        return EncoderWeights(sizes, pool, classes, weights)
 
     def _config(self) -> dict[str, Any]:
         return self._json_file("config.json")
@@ -82,15 +111,11 @@ class StoredEncoder:
     @property
     def num_classes(self) -> int:
         """Classes of its trained classifier; 0 for none."""
-        if self.fine_tuned is not None:
-            return int(self.fine_tuned["num_classes"])
-        return 0 if self.foreign is None else self.foreign.num_classes
+        return self.content.num_classes
 
     def encoder(self) -> VisionTransformer:
         """The encoder; a fine-tuned semaim model keeps its head, which does not affect features."""
-        if self.fine_tuned is not None:
-            return self.trained_classifier()
-        return self._two_stream(0, "cls", 0.0) if self.foreign is None else self.foreign.encoder()
+        return self.content.encoder() if self.fine_tuned is None else self.content.trained_classifier()
 
     def classifier(self, num_classes: int, pool: Pool, drop_path: float) -> VisionTransformer:
         """The encoder with a new head.
@@ -100,25 +125,14 @@ class StoredEncoder:
         """
         if self.fine_tuned is not None:
             raise UserError(
-                f"checkpoint={self.path} is fine-tuned already: task.eval_only=true evaluates it; to fine-tune, "
+                f"{self.given} is fine-tuned already: task.eval_only=true evaluates it; to fine-tune, "
                 f"give a pretrained checkpoint"
             )
-        if self.foreign is None:
-            return self._two_stream(num_classes, pool, drop_path)
-        return self.foreign.classifier(num_classes, pool, drop_path)
+        return self.content.classifier(num_classes, pool, drop_path)
 
     def trained_classifier(self) -> VisionTransformer:
         """The encoder with its trained head."""
-        if self.fine_tuned is None:
-            assert self.foreign is not None
-            return self.foreign.trained_classifier()
-        sizes, pool = self.fine_tuned["sizes"], self.fine_tuned["pool"]
-        vit = build_vit(sizes, self.fine_tuned["num_classes"], pool, 0.0)
-        load_weights(vit, select_weights(self.state, self.path, self.ema), self.path)
-        return vit
-
-    def _two_stream(self, num_classes: int, pool: Pool, drop_path: float) -> VisionTransformer:
-        return vit_of(model_of(self.state, self.path, self.num_heads, self.ema), num_classes, pool, drop_path)
+        return self.content.trained_classifier()
 
     @property
     def origin(self) -> Origin | None:
@@ -137,11 +151,11 @@ class StoredEncoder:
     @property
     def normalisation(self) -> Normalisation | None:
         """Colour normalisation of its images; None if unknown."""
-        if self.foreign is not None:
+        if self.is_foreign:
             preprocessor = self._json_file("preprocessor_config.json")
-            if self.foreign.normalisation is None and {"image_mean", "image_std"} <= preprocessor.keys():
+            if self.content.normalisation is None and {"image_mean", "image_std"} <= preprocessor.keys():
                 return tuple(preprocessor["image_mean"]), tuple(preprocessor["image_std"])
-            return self.foreign.normalisation
+            return self.content.normalisation
         if not self.is_semaim:
             return IMAGENET  # SemAIM and SAIM
         transform = self._eval_transform
