@@ -18,7 +18,7 @@ from torch import Tensor
 from semaim.checkpoints import timm_models
 from semaim.checkpoints.encoder_source import MLFLOW, RANDOM, TIMM
 from semaim.checkpoints.formats import Normalisation
-from semaim.checkpoints.teacher_network import OPTION, fill, named_network, network_of, stored_encoder
+from semaim.checkpoints.teacher_network import OPTION, named_network, network_of, stored_encoder, weights_of_named
 from semaim.errors import UserError
 from semaim.models.aim import AIM
 from semaim.models.flops import encoder_cost
@@ -117,6 +117,14 @@ class Teacher(Features):
         adapted.to(self.scale_C11.device)
         return adapted
 
+    def check_weights(self) -> None:
+        """Raise UserError if `weights` do not fit the named model. Those of the hub are not looked for."""
+        if self.model is not None and self.weights is not None:
+            self._weights_of_named(self.model, self.weights)
+
+    def _weights_of_named(self, model: str, weights: str) -> dict[str, Tensor]:
+        return weights_of_named(self.network, model, stored_encoder(weights, self.projection))
+
     def load(self) -> None:
         """Load the network's weights and freeze them.
 
@@ -127,7 +135,7 @@ class Teacher(Features):
             return
         source = self.weights or "hub"
         if self.model is not None and self.weights is not None:
-            fill(self.network, self.model, stored_encoder(self.weights, self.projection))
+            self.network.load_state_dict(self._weights_of_named(self.model, self.weights), assign=True)
         elif self.model is not None and self.pretrained:
             source = "folder" if self.model.startswith(timm_models.LOCAL) else "hub"
             self.network = named_network(self.model, self.projection, from_hub=True)

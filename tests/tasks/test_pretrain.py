@@ -173,7 +173,7 @@ def test_two_processes_give_the_losses_of_one(tmp_path: Path) -> None:
     [
         (
             ("semantic_map.source=teacher",),
-            "semantic_map.source=teacher needs a teacher: choose target=dino or target=cl",
+            "semantic_map.source=teacher needs a teacher: choose target=dino, clip or tea",
         ),
         (("target=online", "semantic_map.source=teacher"), "semantic_map.source=teacher needs a teacher"),
         (("target=online", "target.channels=7"), "target.channels=7, but the encoder's tokens have 32"),

@@ -7,7 +7,7 @@ from pathlib import Path
 import timm
 import torch
 from timm.models.vision_transformer import VisionTransformer
-from torch import nn
+from torch import Tensor, nn
 
 from semaim.checkpoints import timm_models
 from semaim.checkpoints.foreign import converted
@@ -97,8 +97,8 @@ def network_of(stored: StoredEncoder, projection: bool) -> VisionTransformer:
     return network
 
 
-def fill(network: VisionTransformer, name: str, stored: StoredEncoder) -> None:
-    """Load the weights of a named network on the meta device from another project's file, in float32.
+def weights_of_named(network: VisionTransformer, name: str, stored: StoredEncoder) -> dict[str, Tensor]:
+    """The weights of a named network in another project's file, in float32.
 
     Raises:
         UserError: if the weights do not match the network exactly.
@@ -114,5 +114,4 @@ def fill(network: VisionTransformer, name: str, stored: StoredEncoder) -> None:
             f"{problem}). Choose the matching model, let the weights determine it (target.model=null), or get the "
             f"weights of this one. {download_advice(name)}"
         )
-    floats = {name: value.float().contiguous() for name, value in weights.items()}
-    network.load_state_dict(floats, assign=True)
+    return {name: value.float().contiguous() for name, value in weights.items()}

@@ -96,7 +96,7 @@ class Pretraining(Task, TrainingTask):
         self.teacher = target if isinstance(target, Teacher) else None
         self.map_network = semantic_map.network_beside(target.network_name) if permutation.needs_map else None
         if self.map_network == "teacher" and self.teacher is None:
-            raise UserError("semantic_map.source=teacher needs a teacher: choose target=dino or target=clip, or "
+            raise UserError("semantic_map.source=teacher needs a teacher: choose target=dino, clip or teacher, or "
                             "semantic_map.source=auto")  # fmt: skip
         self.trainer = replace(trainer, ema=trainer.ema or "ema" in (target.network_name, self.map_network))
         watched = {what: why for each in self.evaluators.values() for what, why in each.highlights.items()}
@@ -123,6 +123,8 @@ class Pretraining(Task, TrainingTask):
         loop.step_plan(self, self.trainer, seed, processes)
         for evaluator in self.evaluators.values():
             evaluator.check(self.data)
+        if self.teacher is not None:
+            self.teacher.check_weights()
 
     def load(self, processes: Processes) -> None:
         """Load the teacher, if there is one."""

@@ -55,7 +55,7 @@ class Task:
     highlights: Mapping[str, str] = {}
 
     def check(self, seed: int, processes: Processes) -> None:
-        """Raise UserError if the settings do not fit together or these processes. Loads and writes nothing."""
+        """Raise UserError if settings, data and processes do not fit together. Writes nothing and keeps no weights."""
 
     def load(self, processes: Processes) -> None:
         """Load weights besides those of the model or encoder, such as a teacher's, before the run folder is opened.
