@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import timm
 import torch
 from torch import Tensor
 
@@ -23,6 +24,33 @@ def test_an_encoder_alone_costs_what_it_costs_in_the_model(tiny_model: Callable[
     assert found.parameters == whole.encoder_parameters + 32 * 10 + 10
     assert found.predict == whole.encode + 2 * 32 * 10
     assert found.training_step == 3 * found.predict - 2 * 64 * 48 * 32  # no gradient of the images
+
+
+@pytest.mark.parametrize(
+    ("name", "encode", "head"),
+    [
+        ("vit_base_patch16_224", 35_126_120_448, 2 * 768 * 1000),
+        ("beit_base_patch16_224", 35_126_120_448, 2 * 768 * 1000),  # its tables of positions are added, not multiplied
+        ("deit_base_distilled_patch16_224", 35_310_551_040, 2 * 2 * 768 * 1000),  # two heads
+        # A query attends to the patches (q, k, v and proj), then an MLP, as the head.
+        ("vit_base_patch16_siglip_224", 34_941_763_584, 2 * (2 + 2 * 196 + 8) * 768**2 + 4 * 196 * 768),
+    ],
+)
+def test_encoders_of_timm(name: str, encode: int, head: int) -> None:
+    with torch.device("meta"):
+        vit = timm.create_model(name)
+    found = encoder_cost(vit)
+    assert (found.encode, found.predict - found.encode) == (encode, head)
+
+
+def test_counting_leaves_the_model_and_random_numbers_as_they_are(tiny_model: Callable[..., AIM]) -> None:
+    model = tiny_model(drop_path=0.5).train()
+    before, weights = torch.get_rng_state(), {name: value.clone() for name, value in model.state_dict().items()}
+    cost(model, 1)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert model.training
+    assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
+    assert all(p.grad is None for p in model.parameters())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -1,16 +1,23 @@
 """Cost of a model: parameters and floating-point operations per image.
 
-Only matrix products are counted (a multiplication and an addition are two operations), with dense attention: the
-convention of torch's FlopCounterMode and of published figures.
+Torch's FlopCounterMode counts the matrix products of a forward pass (a multiplication and an addition are two
+operations), with dense attention: the convention of published figures. The backward pass counts twice the forward pass,
+once for the patch embedding, whose input needs no gradient. Recomputation by fused attention or activation
+checkpointing is not counted.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
 
 import torch
 from timm.models.vision_transformer import VisionTransformer
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from semaim.models.aim import AIM
 
@@ -43,31 +50,25 @@ class Cost:
     training_step: int  # forward and backward, plus the passes without gradient
 
 
-def cost(model: AIM, encoder_passes: int, teacher: int = 0) -> Cost:
-    """Compute the cost of a two-stream model from its sizes alone; the model may be on the meta device.
+def operations(forward: Callable[[], object]) -> int:
+    """Count the floating-point operations of a forward pass, which on the meta device computes nothing.
 
-    The backward pass counts twice the forward pass (once for the patch embedding, whose input needs no gradient).
-    Recomputation by fused attention or activation checkpointing is not counted.
+    Attention runs as matrix products, because not every version of torch counts every fused kernel.
+    """
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        forward()
+    return counter.get_total_flops()
+
+
+def cost(model: AIM, encoder_passes: int, teacher: int = 0) -> Cost:
+    """Compute the cost of a two-stream model.
 
     Args:
-        model: the two-stream model.
+        model: the two-stream model, on any device.
         encoder_passes: encoder passes without gradient per training step, for example 1 if the order needs a map.
         teacher: operations per image of a teacher's pass, if there is one.
     """
-    dim, patches = model.embed_dim, model.grid[0] * model.grid[1]
-    linear = {name: p.numel() for name, p in model.named_parameters() if p.ndim >= 2 and name != "cls_token"}
-
-    def weights(prefix: str) -> int:
-        return sum(size for name, size in linear.items() if name.startswith(prefix))
-
-    embed = 2 * patches * weights("patch_embed.")
-
-    def content(tokens: int) -> int:
-        return 2 * tokens * weights("blocks.") + len(model.blocks) * 4 * tokens * tokens * dim
-
-    query = 2 * patches * weights("query_blocks.") + len(model.query_blocks) * 4 * patches * patches * dim
-    encode = embed + content(patches + 1)
-    predict = embed + content(patches) + query + 2 * patches * weights("prediction_head.")
+    embed, encode, predict = _two_stream_operations(**model.architecture)
     encoder = ("patch_embed.", "cls_token", "blocks.", "norm.")
     return Cost(
         encoder_parameters=sum(p.numel() for name, p in model.named_parameters() if name.startswith(encoder)),
@@ -78,22 +79,31 @@ def cost(model: AIM, encoder_passes: int, teacher: int = 0) -> Cost:
     )
 
 
-def encoder_cost(vit: VisionTransformer, patches: int | None = None) -> Cost:
+@lru_cache
+def _two_stream_operations(**architecture: Any) -> tuple[int, int, int]:
+    """Operations of patch embedding, `encode` and `predict` on an image."""
+    with torch.device("meta"):
+        model = AIM(**architecture).eval()
+        images_BCHW = torch.empty(1, 3, *model.image_size)
+        order_BL = torch.empty(1, model.grid[0] * model.grid[1], dtype=torch.long)
+    return (
+        operations(lambda: model.patch_embed(images_BCHW)),
+        operations(lambda: model.encode(images_BCHW)),
+        operations(lambda: model.predict(images_BCHW, order_BL)),
+    )
+
+
+def encoder_cost(vit: VisionTransformer) -> Cost:
     """Compute the cost of an encoder: `predict` is a forward pass with its head, `training_step` is fine-tuning.
 
     Args:
-        vit: the encoder.
-        patches: patches per image; default: those of the encoder's own image size.
+        vit: the encoder; on the meta device this takes no memory and less than a second.
     """
-    linear = {name: p.numel() for name, p in vit.named_parameters() if p.ndim >= 2}
-    patches = patches or vit.patch_embed.num_patches
-    tokens = patches + vit.num_prefix_tokens
-
-    def weights(prefix: str) -> int:
-        return sum(size for name, size in linear.items() if name.startswith(prefix))
-
-    embed, head = 2 * patches * weights("patch_embed."), sum(p.numel() for p in vit.head.parameters())
-    encode = embed + 2 * tokens * weights("blocks.") + len(vit.blocks) * 4 * tokens * tokens * vit.embed_dim
+    images_BCHW = vit.patch_embed.proj.weight.new_empty(1, 3, *vit.patch_embed.img_size)
+    tokens_BND = images_BCHW.new_empty(1, vit.patch_embed.num_patches + vit.num_prefix_tokens, vit.embed_dim)
+    encode = operations(lambda: vit.forward_features(images_BCHW))
+    predict = encode + operations(lambda: vit.forward_head(tokens_BND))
     parameters = sum(p.numel() for name, p in vit.named_parameters() if name != "pos_embed")
-    predict = encode + 2 * weights("head.")
+    head = sum(p.numel() for p in vit.head.parameters())
+    embed = operations(lambda: vit.patch_embed(images_BCHW))
     return Cost(parameters - head, parameters, encode, predict, 3 * predict - embed)
