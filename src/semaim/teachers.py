@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from copy import copy
-from functools import lru_cache
 from typing import TYPE_CHECKING, Literal, Self
 
 import torch
@@ -22,7 +21,7 @@ from semaim.checkpoints.formats import Normalisation
 from semaim.checkpoints.teacher_network import OPTION, named_network, network_of, stored_encoder, weights_of_named
 from semaim.errors import UserError
 from semaim.models.aim import AIM
-from semaim.models.flops import operations
+from semaim.models.flops import on_meta, operations
 from semaim.models.layers import first_row_of_attention
 from semaim.models.vit import weights_checksum
 from semaim.targets import Features, check_patch_size
@@ -199,7 +198,10 @@ class Teacher(Features):
 
     def flops(self, patches: int) -> int:
         """Floating-point operations of a forward pass over an image with this number of patches."""
-        return _operations(self.model, self.projection, patches)
+        network = on_meta(self.network)
+        height, width = network.patch_embed.patch_size
+        images_BCHW = torch.empty(1, 3, height, patches * width, device="meta")  # a row costs as much as any grid
+        return operations(lambda: network.head(network.fc_norm(network.forward_features(images_BCHW))))
 
     def encode(self, images_BCHW: Tensor) -> Tensor:
         """Tokens (B, N, P) of normalised images, after the final norm and the projection if there is one."""
@@ -229,13 +231,3 @@ class Teacher(Features):
         if images_BCHW.shape[-2:] == size:
             return images_BCHW
         return F.interpolate(images_BCHW, size=size, mode="bicubic", antialias=True, align_corners=False)
-
-
-@lru_cache
-def _operations(model: str, projection: bool, patches: int) -> int:
-    """Floating-point operations of a teacher's pass over a row of patches, which costs as much as any grid of them."""
-    with torch.device("meta"):
-        network = build(model, projection)
-        height, width = network.patch_embed.patch_size
-        images_BCHW = torch.empty(1, 3, height, patches * width)
-    return operations(lambda: network.head(network.fc_norm(network.forward_features(images_BCHW))))

@@ -10,16 +10,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from timm.models.vision_transformer import VisionTransformer
+from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from semaim.models.aim import AIM
+
+Network = TypeVar("Network", bound=nn.Module)
 
 
 def matrix_product_speed(device: torch.device, dtype: torch.dtype) -> float:
@@ -58,6 +62,12 @@ def operations(forward: Callable[[], object]) -> int:
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         forward()
     return counter.get_total_flops()
+
+
+def on_meta(network: Network) -> Network:
+    """A copy of a network that has shapes but no values, so that its forward pass computes nothing."""
+    parameters = {id(each): nn.Parameter(each.detach().to("meta")) for each in network.parameters()}
+    return deepcopy(network, parameters | {id(each): each.to("meta") for each in network.buffers()})
 
 
 def cost(model: AIM, encoder_passes: int, teacher: int = 0) -> Cost:
