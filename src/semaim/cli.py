@@ -7,12 +7,12 @@ was not finite; 75 stopped by a signal with everything saved; 130 interrupted at
 
 from __future__ import annotations
 
-import os
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
 from typing import NoReturn
 
+from semaim.config.messages import reports_errors
 from semaim.core import interpreter
 from semaim.verbs import VERBS
 
@@ -28,7 +28,8 @@ usage: semaim <verb> ...
 `semaim <verb> --help` explains a verb; `semaim run --help` lists all choices of a run."""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+@reports_errors
+def main(argv: Sequence[str] | None = None) -> int | None:
     """Parse the command line and execute the verb; returns the exit code."""
     name, *words = (sys.argv[1:] if argv is None else argv) or ["--help"]
     if name in ("-h", "--help", "-V", "--version"):
@@ -41,20 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     verb = VERBS[name]
     arguments = Namespace(words=words) if verb.by_hydra else verb.parser(name).parse_intermixed_args(words)
-    try:
-        exit_code = verb.run(arguments)
-        sys.stdout.flush()
-        return exit_code
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    except BrokenPipeError:  # the reader of the output has ended, such as head
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its exit
-        return 141
-    except Exception as error:
-        from semaim.config.messages import print_error
-
-        return print_error(error)
+    return verb.run(arguments)
 
 
 def program() -> NoReturn:

@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 
 from semaim.config.compose import CONF
 from semaim.config.follow_ups import follow_ups
-from semaim.config.messages import print_error
+from semaim.config.messages import exits_on_error, reports_errors
 from semaim.config.run_spec import run_spec_of_this_process
 from semaim.core import interpreter
 
@@ -22,7 +22,7 @@ from semaim.core import interpreter
 @hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")
 def main(cfg: DictConfig) -> float:
     """Execute a run and its follow-up runs; returns the metric of the first one."""
-    try:
+    with exits_on_error():
         spec = run_spec_of_this_process(cfg)
         specs = [spec, *follow_ups(spec)]
         from semaim.lifecycle import execute, session  # imports torch, after the configuration is checked
@@ -30,21 +30,16 @@ def main(cfg: DictConfig) -> float:
         with session(cfg.device) as (processes, stop):
             values = [execute(each, processes, stop) for each in specs]
         return values[0]
-    except (Exception, KeyboardInterrupt) as error:
-        sys.exit(print_error(error))
 
 
-def command_line() -> int:
+@reports_errors
+def command_line() -> None:
     """Compose and run; errors of composition are reported like errors of the run."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # raise errors instead of Hydra's own report
     hydra_only = ("-m", "--multirun", "-c", "--cfg", "-i", "--info", "-h", "--help", "--hydra-help")
     if any(word.startswith("hydra/launcher=") for word in sys.argv) and not set(hydra_only) & set(sys.argv):
         sys.argv.insert(1, "--multirun")  # Hydra's launchers need a sweep; this one has a single point
-    try:
-        main()
-    except Exception as error:
-        return print_error(error)
-    return 0
+    main()
 
 
 if __name__ == "__main__":

@@ -21,14 +21,14 @@ class Verb:
         summary: a line for the list of verbs.
         description: text of `--help`; empty if Hydra handles `--help`.
         arguments: adds the arguments to a parser; None if Hydra handles `--help`.
-        run: executes the verb and returns the exit code.
+        run: executes the verb and returns the exit code, if it is not 0.
         by_hydra: whether Hydra parses the command line.
     """
 
     summary: str
     description: str
     arguments: Callable[[ArgumentParser], None] | None
-    run: Callable[[Namespace], int]
+    run: Callable[[Namespace], int | None]
     by_hydra: bool = False
 
     def parser(self, name: str) -> ArgumentParser:
@@ -101,13 +101,12 @@ def status(arguments: Namespace) -> int:
     return 1 if any(state.unsuccessful for state in states) else 0
 
 
-def cancel(arguments: Namespace) -> int:
+def cancel(arguments: Namespace) -> None:
     """Stop the runs of each folder."""
     from semaim.sweeps import commands
 
     for path in arguments.folders:
         print(commands.cancel_and_show(path))
-    return 0
 
 
 def retry_arguments(parser: ArgumentParser) -> None:
@@ -117,14 +116,13 @@ def retry_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--failed", action="store_true", required=True, help="every run that is over, but not finished")
 
 
-def retry(arguments: Namespace) -> int:
+def retry(arguments: Namespace) -> None:
     """Submit the jobs again."""
     from semaim.core.terminal import show_logs
     from semaim.sweeps import commands
 
     show_logs(to_screen=True)
     print(commands.retry_and_show(arguments.folder, arguments.options))
-    return 0
 
 
 def sync_arguments(parser: ArgumentParser) -> None:
@@ -134,14 +132,13 @@ def sync_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--experiment", help="MLflow experiment for runs started with tracking=none (default: semaim)")
 
 
-def sync(arguments: Namespace) -> int:
+def sync(arguments: Namespace) -> None:
     """Deliver each folder to MLflow."""
     from semaim.tracking.sync import sync as send
 
     for path in arguments.folders:
         points = send(path, arguments.uri, arguments.experiment)
         print(f"{path}: {plural(points, 'metric point')} sent")
-    return 0
 
 
 def report_arguments(parser: ArgumentParser) -> None:
@@ -157,12 +154,11 @@ def report_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--no-published", action="store_true", help="leave out published results")
 
 
-def report(arguments: Namespace) -> int:
+def report(arguments: Namespace) -> None:
     """Print and write the report."""
     from semaim.report.report import write_report
 
     write_report(arguments)
-    return 0
 
 
 def export_arguments(parser: ArgumentParser) -> None:
@@ -177,7 +173,7 @@ def export_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--mlflow", action="store_true", help="also log the model to the MLflow run it is from")
 
 
-def export(arguments: Namespace) -> int:
+def export(arguments: Namespace) -> None:
     """Write the folder."""
     import torch
 
@@ -188,7 +184,6 @@ def export(arguments: Namespace) -> int:
     show_logs(to_screen=True)
     with torch.no_grad():
         write(Options(**vars(arguments)))
-    return 0
 
 
 def ls_arguments(parser: ArgumentParser) -> None:
@@ -205,7 +200,7 @@ def ls_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON, for programs")
 
 
-def ls(arguments: Namespace) -> int:
+def ls(arguments: Namespace) -> None:
     """List runs and sweeps, from their folders only, without SLURM or MLflow."""
     from semaim.sweeps import listing
 
@@ -213,7 +208,6 @@ def ls(arguments: Namespace) -> int:
     selected = listing.select(entries, arguments.state, arguments.task, arguments.where)
     selected = listing.ordered(selected, arguments.sort)
     print(listing.as_json(selected) if arguments.json else listing.table(selected, arguments.folder, len(entries)))
-    return 0
 
 
 def rm_arguments(parser: ArgumentParser) -> None:
@@ -223,7 +217,7 @@ def rm_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--keep-mlflow", action="store_true", help="keep the MLflow runs")
 
 
-def rm(arguments: Namespace) -> int:
+def rm(arguments: Namespace) -> None:
     """Delete folders, after asking for confirmation."""
     from semaim.sweeps import removal
 
@@ -231,11 +225,10 @@ def rm(arguments: Namespace) -> int:
     print(removal.description(removals, arguments.keep_mlflow))
     if not arguments.yes and not removal.confirm():
         print("nothing was deleted")
-        return 0
+        return
     for each in removals:
         removal.remove(each, arguments.keep_mlflow)
         print(f"deleted {each.path}")
-    return 0
 
 
 def completion_arguments(parser: ArgumentParser) -> None:
@@ -243,7 +236,7 @@ def completion_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("shell", choices=["bash", "zsh"])
 
 
-def completion(arguments: Namespace) -> int:
+def completion(arguments: Namespace) -> None:
     """Print the completion script."""
     from semaim.config.completion import script
 
@@ -252,7 +245,6 @@ def completion(arguments: Namespace) -> int:
         words = [] if verb.by_hydra else [w for a in verb.parser(name)._actions for w in a.option_strings]
         flags[name] = [word for word in words if word.startswith("--")] or list(HYDRA_FLAGS)
     print(script(arguments.shell, flags), end="")
-    return 0
 
 
 VERBS = {

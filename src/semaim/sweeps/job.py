@@ -7,6 +7,7 @@ the job, with submitit's handler; after SIGTERM SLURM requeues the job itself, o
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import signal
@@ -16,9 +17,9 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from semaim.config.messages import EXIT_INTERRUPTED, explain, print_error
+from semaim.config.messages import EXIT_INTERRUPTED, exits_on_error, explain
 from semaim.core import interpreter
 from semaim.core.files import write_json
 from semaim.core.signals import StopRequest
@@ -76,16 +77,8 @@ class PointJob:
         interpreter.prepare()
         os.environ["HYDRA_FULL_ERROR"] = "1"
         sweep = Sweep.load(Path(self.sweep))
-        try:
+        with exits_on_error(functools.partial(_record_failure_of_this_job, sweep)):
             metric = run_point(sweep, sweep.points[self.number], stop)
-        except Interrupted as error:
-            _exit(print_error(error))
-        except (Exception, KeyboardInterrupt) as error:
-            from submitit import JobEnvironment
-
-            job = JobEnvironment()
-            record_failure(sweep.job_folder(job.job_id), error, job.global_rank)
-            _exit(print_error(error))
         interpreter.announce_exit(0)
         return metric
 
@@ -96,9 +89,11 @@ class PointJob:
         return DelayedSubmission(self)
 
 
-def _exit(code: int) -> NoReturn:
-    interpreter.announce_exit(code)
-    sys.exit(code)
+def _record_failure_of_this_job(sweep: Sweep, error: BaseException) -> None:
+    from submitit import JobEnvironment
+
+    job = JobEnvironment()
+    record_failure(sweep.job_folder(job.job_id), error, job.global_rank)
 
 
 def record_failure(job_folder: Path, error: BaseException, rank: int = 0) -> None:

@@ -14,11 +14,11 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from semaim.config.messages import EXIT_INTERRUPTED_AT_ONCE, print_error
+from semaim.config.messages import EXIT_INTERRUPTED_AT_ONCE
 from semaim.config.run_spec import RunSpec, compose_run_spec
 from semaim.core import terminal
 from semaim.core.formatting import plural, program
-from semaim.errors import Interrupted, SweepFailed, UserError
+from semaim.errors import SweepFailed, UserError
 from semaim.runs.provenance import code_version, command_line
 from semaim.sweeps.mlflow_parent import open_parent, update_parent
 from semaim.sweeps.states import PointState, states
@@ -45,6 +45,7 @@ def launch(
 
     Raises:
         UserError: for a mistake, before anything is submitted.
+        Interrupted: after a signal, if the runs are executed in this process.
     """
     is_main = os.environ.get("RANK", "0") == "0"  # torchrun starts several processes
     terminal.show_logs(is_main)
@@ -74,8 +75,6 @@ def launch(
             _create(sweep, spec)
             _submit_or_run(sweep, indices)
         point_states = wait(sweep) if spec.cfg.sweep.wait and executor != "basic" else states(sweep)
-    except Interrupted as error:
-        sys.exit(print_error(error))
     except KeyboardInterrupt:
         if executor == "slurm":
             log.info("no longer waiting; the jobs continue:\n%s", next_commands(sweep))

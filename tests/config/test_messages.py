@@ -1,0 +1,61 @@
+"""Errors of commands: one message and an exit code, for each kind of error."""
+
+from __future__ import annotations
+
+import pytest
+
+from semaim.config.messages import exits_on_error, reports_errors
+from semaim.core import interpreter
+from semaim.errors import Interrupted, NonFiniteError, SweepFailed, UserError
+
+ERRORS = [
+    (UserError("set x"), 2, "error: set x\n"),
+    (NonFiniteError("not finite"), 3, "error: not finite\n"),
+    (SweepFailed("2 of 3"), 1, "error: 2 of 3\n"),
+    (Interrupted("stopped"), 75, "stopped; everything is saved, and the same command continues\n"),
+]
+
+
+@pytest.mark.parametrize(("error", "code", "said"), [*ERRORS, (KeyboardInterrupt(), 130, "interrupted\n")], ids=repr)
+def test_a_program_returns_the_exit_code(
+    error: BaseException, code: int, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    @reports_errors
+    def program(word: str) -> None:
+        print(word)
+        raise error
+
+    assert program("begun") == code
+    assert capsys.readouterr() == ("begun\n", said)
+
+
+def test_a_program_without_errors_returns_its_own_exit_code() -> None:
+    assert [reports_errors(lambda code=code: code)() for code in (None, 0, 2)] == [0, 0, 2]
+
+
+def test_a_fault_has_a_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    @reports_errors
+    def program() -> None:
+        raise RuntimeError("a fault")
+
+    assert program() == 1
+    said = capsys.readouterr().err
+    assert said.startswith("Traceback")
+    assert said.endswith("RuntimeError: a fault\n")
+
+
+AT_ONCE = "interrupted at once; the same command continues from the last checkpoint\n"
+
+
+@pytest.mark.parametrize(("error", "code", "said"), [*ERRORS, (KeyboardInterrupt(), 130, AT_ONCE)], ids=repr)
+def test_a_run_ends_the_process_and_records_failures(
+    error: BaseException, code: int, said: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorded: list[BaseException] = []
+    announced: list[int] = []
+    monkeypatch.setattr(interpreter, "announce_exit", announced.append)
+    with pytest.raises(SystemExit) as ended, exits_on_error(recorded.append):
+        raise error
+    assert (ended.value.code, announced) == (code, [code])
+    assert recorded == ([] if isinstance(error, Interrupted) else [error])
+    assert capsys.readouterr().err == said
