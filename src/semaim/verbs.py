@@ -66,10 +66,11 @@ def features(arguments: Namespace) -> int:
 
 
 def check_arguments(parser: ArgumentParser) -> None:
-    """Add the arguments of a run, and --tflops."""
+    """Add the arguments of a run, --fetch and --tflops."""
     parser.add_argument("overrides", nargs="*", metavar="option=value", help="options of the run, as for semaim run")
     parser.add_argument("-m", "--multirun", action="store_true", help="the options are a sweep")
     parser.add_argument("-cd", "--config-dir", type=Path, help="a configuration folder besides semaim's own")
+    parser.add_argument("--fetch", action="store_true", help="download the data and teachers that the runs would")
     parser.add_argument("--tflops", type=float, help="TFLOP/s that a GPU sustains in training, for the GPU-hours")
 
 
@@ -77,7 +78,7 @@ def check(arguments: Namespace) -> int:
     """Check runs; returns 2 if there are problems."""
     from semaim.preflight.check import check_command_line
 
-    checked = check_command_line(arguments.overrides, arguments.multirun, arguments.config_dir, arguments.tflops)
+    checked = check_command_line(**vars(arguments))
     print(checked)
     return 2 if checked.problems else 0
 
@@ -251,10 +252,10 @@ VERBS = {
     "run": Verb("start a run: pretraining, an evaluation, or with -m a sweep", "", None, run, by_hydra=True),
     "check": Verb("find what would make runs fail, before they start", """\
 Finds problems that would make runs fail hours later, before they are queued. It takes exactly the arguments of `semaim
-run`, with -m, then=[...] and hydra/launcher=... Every run is composed, its data are opened (and downloaded if the run
-would download them), its networks are built without memory, and its folder, tracking store and SLURM request are
-checked. No run is started and no run folder is written. Prints a table of the runs and their costs, and a line for each
-problem.
+run`, with -m, then=[...] and hydra/launcher=... Every run is composed, its data are opened, its networks are built
+without memory, and its folder, tracking store and SLURM request are checked. No run is started and nothing is written;
+only --fetch downloads data, and teachers from the hub, for compute nodes without a network. Prints a table of the runs
+and their costs, and a line for each problem.
 Exit codes: 0 no problem, 2 problems.""", check_arguments, check),
     "status": Verb("show the state, progress and results of sweeps and runs", """\
 Shows the state, progress and results of sweeps and runs, from their folders and from SLURM. A run whose job has

@@ -237,7 +237,7 @@ def test_its_hours_follow_from_its_operations(name: str, noise_images: Path) -> 
         config.data.root = str(noise_images)
         if name in EVALUATIONS:
             config.task.source.checkpoint = "random"
-        task = build_task(config, open_data(config.data))
+        task = build_task(config, open_data(config.data, fetch=False))
         if isinstance(task, Pretraining):
             flops.append(task.spent().training_step)
         else:

@@ -100,6 +100,12 @@ MISTAKES = {
     "nothing given": ("trainer.epochs=", ("trainer.epochs=",)),
     "size of three numbers": ("data.image_size=[32,32,32]", ("data.image_size=[32",)),
     "removed group": ("~model", ("~model", "no option can be removed")),
+    "former option": ("task.online_knn.ks=[5]", ("no option task.online_knn.ks", "It is task.evaluators.knn.ks now")),
+    "unknown evaluator": ("evaluators=[knn,nope]", ("no nope in evaluators", "choose from knn, linear, pictures")),
+    "evaluations per epoch": (
+        "task.evaluators.knn.every_epochs=0",
+        ("task.evaluators.knn.every_epochs=0", "positive, or null"),
+    ),
     "removed option": ("~trainer.epochs", ("~trainer.epochs", "no option can be removed")),
     "negative workers": ("data.num_workers=-1", ("data.num_workers=-1", "negative")),
     "one number for two": ("trainer.ema_decay=0.9", ("trainer.ema_decay=0.9", "a list")),

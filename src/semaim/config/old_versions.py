@@ -23,6 +23,13 @@ NEW_NAMES = {
     "semaim.trainer.Trainer": "semaim.training.settings.TrainerSettings",
 }
 
+FORMER_OPTIONS = {
+    "task.online_knn": "task.evaluators.knn",
+    "task.pictures": "task.evaluators.pictures",
+    "task.knn_every_epochs": "task.evaluators.knn.every_epochs",
+    "task.online_linear_lr": "evaluators=[knn,linear] and task.evaluators.linear.base_lr",
+}
+
 
 def upgraded(config: Any) -> dict[str, Any]:
     """A stored configuration, in plain types, as this version would store it."""

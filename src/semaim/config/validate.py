@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from semaim.config.compose import CONF, options
 from semaim.config.naming import flatten
+from semaim.config.old_versions import FORMER_OPTIONS
 from semaim.errors import UserError
 
 
@@ -20,6 +21,9 @@ def _plain(config: DictConfig) -> Any:
 
 def suggestion(key: str) -> str:
     """A hint for a misspelt option: the most similar options, and the options of the same group."""
+    for former, now in FORMER_OPTIONS.items():
+        if key == former or key.startswith(f"{former}."):
+            return f"It is {now}{key.removeprefix(former)} now"
     container = _plain(options())
     parent, _, _ = key.rpartition(".")
     node: Any = container

@@ -14,7 +14,6 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from semaim.data.image_data import ImageData
-from semaim.errors import UserError
 from semaim.models.aim import AIM
 from semaim.models.token_cache import Encoder
 from semaim.models.vit import pooled
@@ -71,8 +70,6 @@ class Evaluator:
     learns: ClassVar[bool] = False
 
     def __init__(self, every_epochs: int | None) -> None:
-        if every_epochs is not None and every_epochs < 1:
-            raise UserError(f"every_epochs={every_epochs} of an evaluator must be positive, or null")
         self.every_epochs = every_epochs
 
     def is_due(self, epoch: int, last: bool) -> bool:

@@ -53,6 +53,7 @@ def check_sweep(
     folders: Sequence[str] = (),
     launcher: Mapping[str, Any] | None = None,
     tflops: float = TFLOPS,
+    fetch: bool = False,
 ) -> CheckReport:
     """Check every run of a sweep without starting any. A problem of one point does not affect the check of the others.
 
@@ -61,10 +62,11 @@ def check_sweep(
         folders: additional configuration folders.
         launcher: its options, resolved (cfg.hydra.launcher); None for runs in this process.
         tflops: TFLOP/s that a GPU sustains in training, for the GPU-hours.
+        fetch: download the data and teachers that the runs would; else nothing is written.
     """
     previous = GlobalHydra.instance().hydra  # composing replaces it, and this process may be running a sweep
     try:
-        return _SweepCheck(folders, SlurmRequest.of(launcher or {}), tflops).run(points)
+        return _SweepCheck(folders, SlurmRequest.of(launcher or {}), tflops, fetch).run(points)
     finally:
         GlobalHydra.instance().hydra = previous
 
@@ -72,11 +74,11 @@ def check_sweep(
 class _SweepCheck:
     """One check of a sweep. Data and stores shared by several runs are checked once."""
 
-    def __init__(self, folders: Sequence[str], request: SlurmRequest, tflops: float) -> None:
-        self.folders, self.request, self.tflops = folders, request, tflops
+    def __init__(self, folders: Sequence[str], request: SlurmRequest, tflops: float, fetch: bool) -> None:
+        self.folders, self.request, self.tflops, self.fetch = folders, request, tflops, fetch
         self.messages: dict[str, list[str]] = {}  # messages, and the runs with this problem
         self.rows: list[CheckRow] = []
-        self.data: dict[str, ImageData | Exception] = {}
+        self.data: dict[str, ImageData | Exception | None] = {}  # None: a run downloads them
         self.stores: dict[str, str | None] = {}
         self.run_dirs: set[Path] = set()
 
@@ -140,11 +142,14 @@ class _SweepCheck:
         task: Task | None = None
         with self.recording(label):
             row.data = self.data_of(cfg)
-            if network_cfg is not None:
+            if network_cfg is not None and row.data is not None:
                 task = build_task(network_cfg, row.data)
                 on_gpu = cfg.device != "cpu" and (self.request.gpus > 0 or torch.cuda.is_available())
                 row.cost = task.cost(self.request.processes, on_gpu)
-                task.check(config["seed"], Processes(0, self.request.processes, torch.device("cpu")))
+                processes = Processes(0, self.request.processes, torch.device("cpu"))
+                task.check(config["seed"], processes)
+                if self.fetch:
+                    task.load(processes)
         with self.recording(label):
             if isinstance(task, TrainingTask):
                 training = task.training
@@ -185,12 +190,12 @@ class _SweepCheck:
         if uri is not None and (reason := self.stores[uri]) is not None:
             raise UserError(f"tracking.uri={uri}: {reason}, or set tracking=none")
 
-    def data_of(self, cfg: DictConfig) -> ImageData:
-        """The data of a run; data shared by several runs are opened once."""
+    def data_of(self, cfg: DictConfig) -> ImageData | None:
+        """The data of a run, None if it downloads them; data shared by several runs are opened once."""
         key = json.dumps(OmegaConf.to_container(cfg.data, resolve=True), sort_keys=True)
         if key not in self.data:
             try:
-                self.data[key] = open_data(cfg.data)
+                self.data[key] = open_data(cfg.data, self.fetch)
             except Exception as error:  # raised again for every run with these data
                 self.data[key] = error
         if isinstance(data := self.data[key], Exception):
@@ -210,6 +215,8 @@ class _SweepCheck:
     def notes(self) -> list[str]:
         """Notes on what works, but may not be intended."""
         notes, request = [], self.request
+        if None in self.data.values():
+            notes.append("the runs will download their data, which cannot be checked yet: --fetch downloads them now")
         if request.gpus > request.tasks:
             notes.append(
                 f"of {request.gpus} GPUs on each node, {plural(request.tasks, 'process', 'es')} will use one each: "
@@ -274,7 +281,11 @@ def expand(
 
 
 def check_command_line(
-    overrides: Sequence[str], multirun: bool = False, config_dir: Path | None = None, tflops: float | None = None
+    overrides: Sequence[str],
+    multirun: bool = False,
+    config_dir: Path | None = None,
+    tflops: float | None = None,
+    fetch: bool = False,
 ) -> CheckReport:
     """Check the runs of a command line.
 
@@ -283,6 +294,7 @@ def check_command_line(
         multirun: whether they are a sweep.
         config_dir: an additional configuration folder.
         tflops: TFLOP/s that a GPU sustains in training; None for the default.
+        fetch: see `check_sweep`.
 
     Raises:
         UserError: for an invalid option.
@@ -294,6 +306,6 @@ def check_command_line(
         raise UserError(f"--tflops {tflops:g} must be positive")
     folders = [] if config_dir is None else [f"file://{config_dir.absolute()}"]
     points, launcher, problems = expand(overrides, folders, multirun)
-    checked = check_sweep(points, folders, launcher, tflops or TFLOPS)
+    checked = check_sweep(points, folders, launcher, tflops or TFLOPS, fetch)
     checked.problems[:0] = problems
     return checked

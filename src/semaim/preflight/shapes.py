@@ -6,12 +6,14 @@ ViT-H takes milliseconds and no memory.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 from PIL import Image
@@ -93,8 +95,22 @@ def _shapes(value: Any) -> Any:
     return {key: _shapes(each) for key, each in value.items()} if isinstance(value, dict) else value
 
 
-def open_data(cfg: DictConfig) -> ImageData:
-    """Open data and read one image of each part; raises UserError if this fails."""
+def open_data(cfg: DictConfig, fetch: bool) -> ImageData | None:
+    """Open data and read one image of each part.
+
+    Args:
+        cfg: the `data` group of a configuration.
+        fetch: download the data if a run would; else the result is None if they are not here yet.
+
+    Raises:
+        UserError: if they cannot be opened or read.
+    """
+    if not fetch and cfg.source.get("download"):
+        cfg = cfg.copy()
+        cfg.source.download = False
+        with suppress(InstantiationException):
+            return open_data(cfg, fetch=True)
+        return None
     data: ImageData = instantiate(cfg, _convert_="all")
     for images in (data.splits.train, data.splits.val):
         if images is not None:

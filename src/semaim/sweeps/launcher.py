@@ -129,7 +129,7 @@ def _preflight(sweep: Sweep, indices: Sequence[int]) -> None:
     options = sweep.launcher if sweep.executor == "slurm" else {}
     if sweep.executor == "local":  # without SLURM's options, which a site configuration may set
         options = {key: value for key, value in sweep.launcher.items() if key in ("tasks_per_node", "gpus_per_node")}
-    checked = check_sweep(command_lines, sweep.folders, options)
+    checked = check_sweep(command_lines, sweep.folders, options, fetch=True)
     if checked.problems:
         raise UserError("\n  ".join(["nothing was started, because of these problems (sweep.check=false starts it "
                                      "anyway):", *checked.problems]))  # fmt: skip
