@@ -19,10 +19,11 @@ status.json and MLflow have the stored states. The others follow from the absenc
 
 from __future__ import annotations
 
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, TypedDict, get_args
 
 StoredState = Literal["running", "requeued", "finished", "failed", "interrupted", "vanished"]
 RunState = Literal["new", "pending", "starting", StoredState, "ending", "unknown"]
+FOLDER_STATES: tuple[RunState, ...] = ("new", *get_args(StoredState))  # those that a run folder tells
 # Nothing works on these runs until a command starts or submits them.
 OVER: tuple[RunState, ...] = ("new", "finished", "failed", "interrupted", "vanished")
 

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from omegaconf import OmegaConf
 
@@ -18,11 +18,9 @@ from semaim.core.formatting import duration, plural, relative_to_cwd, size
 from semaim.core.tables import text_table
 from semaim.errors import UserError
 from semaim.runs.folder import RunFolder
-from semaim.runs.status import RunState, StoredState
+from semaim.runs.status import RunState
 from semaim.sweeps.sweep import FILE, Sweep, swept
 
-STATES: tuple[RunState, ...] = ("new", *get_args(StoredState))  # those that a folder tells
-ORDERS = ("age", "name", "size", "metric")
 _SHOWN_GROUPS = ("data", "model", "permutation", "target")
 
 

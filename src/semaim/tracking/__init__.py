@@ -1,1 +1,3 @@
 """Copies of runs in MLflow."""
+
+DEFAULT_URI = "sqlite:///mlflow.db"  # of semaim report

@@ -16,12 +16,12 @@ from semaim.core.formatting import program
 from semaim.errors import UserError
 from semaim.runs.folder import RunFolder
 from semaim.runs.journal import Journal, read
+from semaim.tracking import DEFAULT_URI
 from semaim.tracking.delivery import Delivery
 from semaim.tracking.store import existing_store, failure_reason, mlflow_errors
 
 log = logging.getLogger(__name__)
 LOCAL_SERVER = "http://127.0.0.1:5000"  # default address of mlflow ui
-DEFAULT_URI = "sqlite:///mlflow.db"  # default of semaim report
 
 
 class MLflow:
