@@ -86,7 +86,7 @@ def cancel(arguments: Namespace) -> None:
     from semaim.sweeps import commands
 
     for path in arguments.folders:
-        print(commands.cancel_and_show(path))
+        print(commands.cancel(path))
 
 
 def retry(arguments: Namespace) -> None:
@@ -95,7 +95,7 @@ def retry(arguments: Namespace) -> None:
     from semaim.sweeps import commands
 
     show_logs(to_screen=True)
-    print(commands.retry_and_show(arguments.folder, arguments.options))
+    print(commands.retry(arguments.folder, arguments.options))
 
 
 def sync(arguments: Namespace) -> None:

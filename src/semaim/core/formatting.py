@@ -19,7 +19,7 @@ def duration(seconds: float) -> str:
 
 
 def count(value: float, unit: str = "") -> str:
-    """Format a large number with an SI prefix: 5.42 M, 251 G, 1.3 T."""
+    """Format a large number with an SI prefix: 5.42 M, 251 GB, 1.3 T."""
     for power, letter in ((15, "P"), (12, "T"), (9, "G"), (6, "M"), (3, "k")):
         if value >= 10**power:
             return f"{value / 10**power:.3g} {letter}{unit}"
@@ -29,11 +29,6 @@ def count(value: float, unit: str = "") -> str:
 def plural(quantity: int, noun: str, ending: str = "s") -> str:
     """Format a quantity of a noun: 1 run, 2 runs."""
     return f"{quantity} {noun}{'' if quantity == 1 else ending}"
-
-
-def size(num_bytes: float) -> str:
-    """Format a size in bytes: 5.42 MB, 251 GB."""
-    return count(num_bytes, "B")
 
 
 def program(verb: str, *words: str | Path) -> str:

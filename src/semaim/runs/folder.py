@@ -15,6 +15,8 @@ import fcntl
 import logging
 import os
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +88,15 @@ class RunFolder:
         if self._lock_file is not None:
             self._lock_file.close()
             self._lock_file = None
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the lock during a block; raises UserError as `lock`."""
+        self.lock()
+        try:
+            yield
+        finally:
+            self.unlock()
 
     @property
     def is_held(self) -> bool:

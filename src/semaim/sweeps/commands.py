@@ -78,12 +78,13 @@ def watch(paths: Sequence[Path], print_text: Callable[[str], None]) -> list[Poin
         time.sleep(REFRESH_SECONDS)
 
 
-def cancel(sweep: Sweep, indices: Sequence[int]) -> list[PointState]:
-    """Ask the jobs of unfinished points to stop and wait until they have; returns the states of all points.
+def cancel(path: Path) -> str:
+    """Ask the jobs of unfinished points of a folder to stop, and wait until they have; returns the table of the points.
 
     Raises:
-        UserError: if the request fails.
+        UserError: if the request fails, or if jobs have not ended in time.
     """
+    sweep, indices = find(path)
     point_states = states(sweep)
     alive = [sweep.points[index] for index in indices if not point_states[index].over]
     if sweep.executor == "slurm":
@@ -99,18 +100,27 @@ def cancel(sweep: Sweep, indices: Sequence[int]) -> list[PointState]:
     deadline = time.monotonic() + CANCEL_TIMEOUT_SECONDS
     while not all((point_states := states(sweep))[index].over for index in indices) and time.monotonic() < deadline:
         time.sleep(1)
-    return point_states
+    update_parent(sweep, point_states)
+    if remaining := [str(sweep.points[index].job) for index in indices if not point_states[index].over]:
+        raise UserError(f"jobs that have not ended after {CANCEL_TIMEOUT_SECONDS:.0f} s: {', '.join(remaining)}")
+    return f"{path}\n{table(sweep, point_states, indices)}"
 
 
-def retry(sweep: Sweep, indices: Sequence[int], options: dict[str, Any]) -> int:
-    """Submit unsuccessful points again.
+def retry(path: Path, words: Sequence[str]) -> str:
+    """Submit unsuccessful points of a folder again, with launcher options such as "mem_gb=64".
 
     Returns:
-        the number of these points.
+        the table of the points, and the next commands.
 
     Raises:
-        UserError: for an option that the launcher does not have, or a sweep without jobs.
+        UserError: for an option that is malformed or that the launcher does not have, or a sweep without jobs.
     """
+    if malformed := [word for word in words if "=" not in word]:
+        raise UserError(f"{malformed[0]}: give launcher options as option=value")
+    options: Any = OmegaConf.to_container(
+        OmegaConf.from_dotlist([word.removeprefix("hydra.launcher.") for word in words])
+    )
+    sweep, indices = find(path)
     if sweep.executor == "basic":
         raise UserError(f"{sweep.path} ran without jobs: type its command again, it continues\n  {sweep.command}")
     if unknown := sorted(options.keys() - sweep.launcher.keys()):
@@ -120,36 +130,6 @@ def retry(sweep: Sweep, indices: Sequence[int], options: dict[str, Any]) -> int:
     point_states = states(sweep)
     retried = [index for index in indices if point_states[index].unsuccessful]
     submit(sweep, retried)
-    return len(retried)
-
-
-def cancel_and_show(path: Path) -> str:
-    """Cancel the points of a folder; returns their table.
-
-    Raises:
-        UserError: if jobs cannot be cancelled, or have not ended in time.
-    """
-    sweep, indices = find(path)
-    point_states = cancel(sweep, indices)
-    update_parent(sweep, point_states)
-    if remaining := [str(sweep.points[index].job) for index in indices if not point_states[index].over]:
-        raise UserError(f"jobs that have not ended after {CANCEL_TIMEOUT_SECONDS:.0f} s: {', '.join(remaining)}")
-    return f"{path}\n{table(sweep, point_states, indices)}"
-
-
-def retry_and_show(path: Path, words: Sequence[str]) -> str:
-    """Submit failed points of a folder again, with launcher options such as "mem_gb=64"; returns table and commands.
-
-    Raises:
-        UserError: for a malformed or unknown option, or a sweep without jobs.
-    """
-    if malformed := [word for word in words if "=" not in word]:
-        raise UserError(f"{malformed[0]}: give launcher options as option=value")
-    options: Any = OmegaConf.to_container(
-        OmegaConf.from_dotlist([word.removeprefix("hydra.launcher.") for word in words])
-    )
-    sweep, indices = find(path)
-    count = retry(sweep, indices, options)
     point_states = states(sweep)
     update_parent(sweep, point_states)
-    return f"submitted {plural(count, 'job')}\n{table(sweep, point_states, indices)}\n{next_commands(sweep)}"
+    return f"submitted {plural(len(retried), 'job')}\n{table(sweep, point_states, indices)}\n{next_commands(sweep)}"

@@ -93,7 +93,7 @@ def _record_failure_of_this_job(sweep: Sweep, error: BaseException) -> None:
     from submitit import JobEnvironment
 
     job = JobEnvironment()
-    record_failure(sweep.job_folder(job.job_id), error, job.global_rank)
+    record_failure(sweep.jobs / job.job_id, error, job.global_rank)
 
 
 def record_failure(job_folder: Path, error: BaseException, rank: int = 0) -> None:

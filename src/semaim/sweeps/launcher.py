@@ -5,8 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +67,7 @@ def launch(
         run_here(sweep, to_submit(sweep, None), is_main)
         return []
     try:
-        with _locked(sweep):
+        with sweep.folder.locked():  # only one process at a time launches it
             indices = to_submit(sweep, _previous_states(sweep))
             if spec.cfg.sweep.check:
                 _preflight(sweep, indices)
@@ -85,16 +84,6 @@ def launch(
         (point, state) for point, state in zip(sweep.points, point_states, strict=True) if point.after is None
     ]
     return [_job_return(point.overrides, state, sweep) for point, state in first_points]
-
-
-@contextmanager
-def _locked(sweep: Sweep) -> Iterator[None]:
-    """Lock a sweep: only one process at a time launches it."""
-    sweep.folder.lock()
-    try:
-        yield
-    finally:
-        sweep.folder.unlock()
 
 
 def _previous_states(sweep: Sweep) -> list[PointState] | None:

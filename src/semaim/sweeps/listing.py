@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 
 from semaim.config.naming import flatten
 from semaim.core.files import read_json
-from semaim.core.formatting import duration, plural, relative_to_cwd, size
+from semaim.core.formatting import count, duration, plural, relative_to_cwd
 from semaim.core.tables import text_table
 from semaim.errors import UserError
 from semaim.runs.folder import RunFolder
@@ -87,7 +87,7 @@ def _run(path: Path) -> Entry:
 def _sweep(path: Path) -> Entry:
     sweep = Sweep.load(path)
     states = Counter(RunFolder(run_dir).state() for run_dir in sweep.run_dirs)
-    text = ", ".join(f"{count} {state}" for state, count in states.most_common())
+    text = ", ".join(f"{number} {state}" for state, number in states.most_common())
     axes = {option: ",".join(values) for option, values in swept(sweep).items()}
     return Entry(path, text, tuple(states), "sweep", axes, {}, None, None, _changed(path), folder_bytes(path))
 
@@ -130,14 +130,13 @@ def _matches(entry: Entry, option: str, value: str) -> bool:
 
 def ordered(entries: Sequence[Entry], by: str) -> list[Entry]:
     """Sort by name, or newest, largest or best first. Runs without a value come last."""
-    if by == "name":
-        return sorted(entries, key=lambda entry: entry.path.name)
-    if by == "metric":
-        with_value = sorted(
-            (entry for entry in entries if entry.value is not None), key=lambda e: (e.metric, -(e.value or 0))
-        )
-        return [*with_value, *(entry for entry in entries if entry.value is None)]
-    return sorted(entries, key=lambda entry: entry.bytes if by == "size" else entry.changed, reverse=True)
+    keys: dict[str, Callable[[Entry], Any]] = {
+        "age": lambda entry: -entry.changed,
+        "name": lambda entry: entry.path.name,
+        "size": lambda entry: -entry.bytes,
+        "metric": lambda entry: (entry.value is None, entry.metric, -(entry.value or 0)),
+    }
+    return sorted(entries, key=keys[by])
 
 
 def table(entries: Sequence[Entry], folder: Path, total: int) -> str:
@@ -151,15 +150,14 @@ def table(entries: Sequence[Entry], folder: Path, total: int) -> str:
         choices = " ".join(value if entry.task != "sweep" else f"{key}={value}" for key, value in entry.choices.items()
                            if key != "task" and (entry.task == "sweep" or key in _SHOWN_GROUPS))  # fmt: skip
         age = duration(max(0.0, time.time() - entry.changed))
-        lines.append(
-            (entry.state, metric, age, size(entry.bytes), entry.task, choices, str(relative_to_cwd(entry.path)))
-        )
-    count = f"{len(entries)} of {total}" if len(entries) < total else str(total)
-    return f"{text_table(lines)}\n{count} in {folder}, {size(sum(entry.bytes for entry in entries))}"
+        path = str(relative_to_cwd(entry.path))
+        lines.append((entry.state, metric, age, count(entry.bytes, "B"), entry.task, choices, path))
+    shown = f"{len(entries)} of {total}" if len(entries) < total else str(total)
+    return f"{text_table(lines)}\n{shown} in {folder}, {count(sum(entry.bytes for entry in entries), 'B')}"
 
 
 def as_json(entries: Sequence[Entry]) -> str:
     """A JSON list of objects."""
     keys = ("path", "state", "task", "choices", "metric", "value", "changed", "bytes")
-    objects = [{key: value for key, value in asdict(entry).items() if key in keys} for entry in entries]
+    objects = [{key: getattr(entry, key) for key in keys} for entry in entries]
     return json.dumps(objects, indent=2, default=str)

@@ -6,7 +6,7 @@ Like every run it has a folder (that of the sweep) and a journal, of which MLflo
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -130,13 +130,10 @@ def _table(sweep: Sweep, point_states: Sequence[PointState], max_characters: int
     rows = [("run", "state", *names)]
     for label, state in zip(labels(sweep), point_states, strict=True):
         outcome = state.name if state.name == "finished" else f"{state.name}: {state.detail[:100]}"
-        rows.append((f"`{label}`", outcome.replace("\n", " "), *_cells(state.result, names)))
+        cells = (format_number(state.result[name]) if name in state.result else "" for name in names)
+        rows.append((f"`{label}`", outcome.replace("\n", " "), *cells))
     shown = rows
     while len(markdown_table(shown)) > max_characters and len(shown) > 1:
         shown = shown[:-1]
     omitted = len(rows) - len(shown)
     return markdown_table(shown) + (f"\n\nand {omitted} more: see results.csv among the artifacts" if omitted else "")
-
-
-def _cells(result: Mapping[str, float], names: Sequence[str]) -> list[str]:
-    return [format_number(result[name]) if name in result else "" for name in names]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from semaim.core.files import read_json
-from semaim.core.formatting import plural, program, relative_to_cwd, size
+from semaim.core.formatting import count, plural, program, relative_to_cwd
 from semaim.errors import UserError
 from semaim.runs.folder import RunFolder
 from semaim.sweeps.commands import find
@@ -27,12 +27,12 @@ class Removal:
     Attributes:
         path: of a run or a sweep.
         bytes: its size.
-        tracked: content of mlflow.json; None for a run without an MLflow run.
+        tracked: content of mlflow.json; empty for a run without an MLflow run.
     """
 
     path: Path
     bytes: int
-    tracked: dict[str, Any] | None
+    tracked: dict[str, Any]
 
 
 def plan_removals(paths: Sequence[Path]) -> list[Removal]:
@@ -54,7 +54,7 @@ def plan_removals(paths: Sequence[Path]) -> list[Removal]:
 def _refuse_live(path: Path, sweep: Sweep, indices: Sequence[int]) -> None:
     point_states = states(sweep)
     unfinished = [sweep.points[index].name for index in indices if not point_states[index].over]
-    locked = [point.name for point in (sweep.points[index] for index in indices) if point.folder.is_locked()]
+    locked = [sweep.points[index].name for index in indices if sweep.points[index].folder.is_locked()]
     if names := list(dict.fromkeys([*unfinished, *locked])):
         raise UserError(
             f"{path} is not over ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''}): wait for it, or stop it "
@@ -62,23 +62,19 @@ def _refuse_live(path: Path, sweep: Sweep, indices: Sequence[int]) -> None:
         )
 
 
-def _tracked(path: Path) -> dict[str, Any] | None:
-    stored: dict[str, Any] | None = read_json(path / "mlflow.json")
-    return stored if stored and stored.get("run_id") else None
+def _tracked(path: Path) -> dict[str, Any]:
+    stored: dict[str, Any] = read_json(path / "mlflow.json") or {}
+    return stored if stored.get("run_id") else {}
 
 
 def description(removals: Sequence[Removal], keep_mlflow: bool) -> str:
     """The folders to be deleted, as text for the confirmation."""
-    lines = [
-        f"  {removal.path}  ({size(removal.bytes)})"
-        + (
-            f", MLflow run {removal.tracked['run_id']} at {removal.tracked['uri']}"
-            if removal.tracked and not keep_mlflow
-            else ""
-        )
-        for removal in removals
-    ]
-    total = size(sum(removal.bytes for removal in removals))
+    lines = []
+    for each in removals:
+        shown = each.tracked and not keep_mlflow
+        mlflow_run = f", MLflow run {each.tracked['run_id']} at {each.tracked['uri']}" if shown else ""
+        lines.append(f"  {each.path}  ({count(each.bytes, 'B')}){mlflow_run}")
+    total = count(sum(removal.bytes for removal in removals), "B")
     return "\n".join([f"to be deleted, {plural(len(removals), 'folder')}, {total}:", *lines])
 
 
@@ -102,22 +98,19 @@ def remove(removal: Removal, keep_mlflow: bool) -> None:
         UserError: if a process has started the run meanwhile, or if the MLflow run or the folder cannot be deleted.
     """
     folder = RunFolder(removal.path)
-    folder.lock()
-    try:
-        if removal.tracked is not None and not keep_mlflow:
+    with folder.locked():
+        if removal.tracked and not keep_mlflow:
             _delete_tracked(removal)
-        shutil.rmtree(folder.path)
-    except OSError as error:
-        raise UserError(f"{removal.path} cannot be deleted completely: {error}") from error
-    finally:
-        folder.unlock()
+        try:
+            shutil.rmtree(folder.path)
+        except OSError as error:
+            raise UserError(f"{removal.path} cannot be deleted completely: {error}") from error
 
 
 def _delete_tracked(removal: Removal) -> None:
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
-    assert removal.tracked is not None
     uri, run_id = removal.tracked["uri"], removal.tracked["run_id"]
     problem = (
         f"{removal.path} was not deleted, since its MLflow run cannot be deleted ({uri}: {{reason}}). To delete the "

@@ -83,7 +83,9 @@ def _basic_states(sweep: Sweep) -> list[JobState]:
     """The same for points that one process executes in turn, which may be this one, between two points."""
     elsewhere = sweep.folder.is_locked()
     started = [point for point in sweep.points if point.job is not None]
-    current = max(started, key=_start_time, default=None) if elsewhere else None
+    # by the time in nanoseconds at the end of the job's name (`semaim.sweeps.submit.run_here`)
+    latest = max(started, key=lambda point: str(point.job).rpartition("_")[2], default=None)
+    current = latest if elsewhere else None
 
     def state(point: Point) -> JobState:
         if point is current or point.folder.is_locked():
@@ -93,11 +95,6 @@ def _basic_states(sweep: Sweep) -> list[JobState]:
         return JobState("over")
 
     return [state(point) for point in sweep.points]
-
-
-def _start_time(point: Point) -> str:
-    """Time at the end of the job's name, in nanoseconds (`semaim.sweeps.submit.run_here`)."""
-    return (point.job or "").rpartition("_")[2]
 
 
 def _is_submitit(process: str | None) -> bool:
@@ -111,7 +108,7 @@ def _state(sweep: Sweep, point: Point, job_state: JobState) -> PointState:
     status = _status(point.folder)
     current_job = bool(status) and (sweep.executor != "slurm" or status.get("job") == point.job)
     if job_state.state == "waiting":
-        killed = _killed_process(sweep.job_folder(point.job or ""), job_state.restarts - 1)
+        killed = _killed_process(sweep.jobs / (point.job or ""), job_state.restarts - 1)
         return PointState(
             "requeued" if job_state.restarts else "pending", _join(job_state.reason, killed or ""), job_state.restarts
         )
@@ -148,7 +145,7 @@ def _unsuccessful_state(sweep: Sweep, point: Point, job_state: JobState, status:
     """The state of a run that did not finish and whose job has ended, with the most specific reason."""
     if point.job is None and not status:
         return PointState("new", "never submitted")
-    stored, job_folder = status.get("state"), sweep.job_folder(point.job or "")
+    stored, job_folder = status.get("state"), sweep.jobs / (point.job or "")
     attempt = max(job_state.restarts, status.get("restarts", 0))
     if error := _killed_process(job_folder, attempt) or _failure(job_folder, attempt):
         return PointState("failed", error, job_state.restarts)

@@ -51,7 +51,8 @@ def submit(sweep: Sweep, indices: Sequence[int]) -> None:
     ready = [index for index in first if _dependency(sweep, sweep.points[index]) is None]
     _submit_array(sweep, ready, None)
     rest = [index for index in indices if index not in ready]
-    for array in _arrays_after(sweep, ready, rest):
+    followers = [[index for index in rest if sweep.points[index].after == before] for before in ready]
+    for array in zip(*followers, strict=False):  # the n-th depends on the n-th of the array before
         of_array = (sweep.points[ready[0]].job or "").split("_")[0]
         _submit_array(sweep, array, f"aftercorr:{of_array}" if len(array) > 1 else f"afterok:{of_array}")
         rest = [index for index in rest if index not in array]
@@ -67,19 +68,13 @@ def _dependency(sweep: Sweep, point: Point) -> str | None:
     return None if before.folder.state() == "finished" else f"afterok:{before.job}"
 
 
-def _arrays_after(sweep: Sweep, ready: Sequence[int], rest: Sequence[int]) -> Iterator[list[int]]:
-    """Lists of points of which the n-th depends on the n-th of an array, so that each list can be an array."""
-    followers = [[index for index in rest if sweep.points[index].after == before] for before in ready]
-    for array in zip(*followers, strict=False):
-        yield list(array)
-
-
 def _submit_array(sweep: Sweep, indices: Sequence[int], dependency: str | None) -> None:
     if not indices:
         return
     import submitit
 
-    executor = submitit.AutoExecutor(folder=sweep.jobs / "%j", cluster=sweep.executor, **_executor_options(sweep))
+    timeouts = {f"{sweep.executor}_max_num_timeout": sweep.launcher.get("max_num_timeout", 0)}
+    executor = submitit.AutoExecutor(folder=sweep.jobs / "%j", cluster=sweep.executor, **timeouts)
     executor.update_parameters(**_parameters(sweep, dependency))
     points = [PointJob(str(sweep.path), index) for index in indices]
     with _clean_environment():
@@ -90,10 +85,6 @@ def _submit_array(sweep: Sweep, indices: Sequence[int], dependency: str | None) 
     for index, job in zip(indices, jobs, strict=True):
         sweep.points[index].job = job.job_id
     sweep.save()
-
-
-def _executor_options(sweep: Sweep) -> dict[str, Any]:
-    return {f"{sweep.executor}_max_num_timeout": sweep.launcher.get("max_num_timeout", 0)}
 
 
 def _parameters(sweep: Sweep, dependency: str | None) -> dict[str, Any]:
@@ -177,7 +168,7 @@ def run_here(sweep: Sweep, indices: Sequence[int], is_main: bool) -> None:
             raise
         except Exception as error:  # any error: continue with the next run
             if is_main:
-                record_failure(sweep.job_folder(point.job), error)
+                record_failure(sweep.jobs / point.job, error)
             print_error(error)
         if is_main:
             update_parent(sweep, states(sweep))

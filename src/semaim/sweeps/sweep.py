@@ -100,12 +100,8 @@ class Sweep:
 
     @property
     def jobs(self) -> Path:
-        """Folder of the output of jobs."""
+        """Folder of the output of jobs, in a folder for each."""
         return self.path / "jobs"
-
-    def job_folder(self, job: str) -> Path:
-        """Folder of the output of one job."""
-        return self.jobs / job
 
     @classmethod
     def load(cls, path: Path) -> Sweep:
@@ -173,31 +169,30 @@ def _run_dir(spec: RunSpec) -> str:
 
 def labels(sweep: Sweep) -> list[str]:
     """A label for each point: the options that distinguish it."""
-    firsts = [point.overrides for point in sweep.points if point.after is None]
-    if len(firsts) == 1:
-        names_of_firsts = [sweep.points[0].name]
-    else:
-        names_of_firsts = [" ".join(override for override in each if override not in common(firsts)) for each in firsts]
+    same = common(sweep.points)
     names: list[str] = []
     for point in sweep.points:
-        names.append(names_of_firsts.pop(0) if point.after is None else f"{names[point.after]}, {point.overrides[0]}")
+        if point.after is not None:
+            names.append(f"{names[point.after]}, {point.overrides[0]}")
+        else:
+            names.append(" ".join(each for each in point.overrides if each not in same) or point.name)
     return names
 
 
 def swept(sweep: Sweep) -> dict[str, list[str]]:
     """The swept options: each option that differs between the points, and its values."""
-    firsts = [point.overrides for point in sweep.points if point.after is None]
-    axes: dict[str, list[str]] = {}
-    for override in (override for each in firsts for override in each if override not in common(firsts)):
-        key, _, value = override.partition("=")
-        axes.setdefault(key, [])
-        axes[key] += [value] if value not in axes[key] else []
-    return axes
+    same = common(sweep.points)
+    axes: dict[str, dict[str, None]] = {}
+    for override in (each for point in sweep.points if point.after is None for each in point.overrides):
+        if override not in same:
+            key, _, value = override.partition("=")
+            axes.setdefault(key, {})[value] = None
+    return {key: list(values) for key, values in axes.items()}
 
 
-def common(command_lines: Sequence[Sequence[str]]) -> set[str]:
-    """The overrides that all command lines share."""
-    return set[str].intersection(*(set(line) for line in command_lines))
+def common(points: Sequence[Point]) -> set[str]:
+    """The overrides that all points share, except follow-up runs."""
+    return set[str].intersection(*(set(point.overrides) for point in points if point.after is None))
 
 
 def sweep_name(points: Sequence[Point], overrides: Sequence[str]) -> str:
@@ -207,10 +202,9 @@ def sweep_name(points: Sequence[Point], overrides: Sequence[str]) -> str:
         points: its points.
         overrides: its command line, with comma-separated sweep values.
     """
-    firsts = [point.overrides for point in points if point.after is None]
-    if len(firsts) == 1:
+    if sum(point.after is None for point in points) == 1:
         return f"sweep_{points[0].name}"
-    same = {override.split("=")[0] for override in common(firsts)}
+    same = {override.split("=")[0] for override in common(points)}
     everything = other_overrides((), overrides)
     swept = "_".join(override for override in everything if override.split("=")[0] not in same)
     readable = re.sub(r"[^A-Za-z0-9_.+-]+", "-", swept)[:60].strip("-")
