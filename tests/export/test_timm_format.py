@@ -62,7 +62,7 @@ def test_the_side_before_the_crop_is_the_same(side: int, ratio: float, square: P
     """timm rounds it down; semaim rounds to the nearest."""
     found = StoredEncoder(square, read_checkpoint(square), False, None, None)
     found.state["config"]["data"]["eval_transform"]["crop_ratio"] = ratio
-    model = formats.Model.of(found)
+    model = formats.Model(found)
     model.vit.patch_embed.img_size = (side, side)
     card = formats.timm_content(model).settings["config.json"]["pretrained_cfg"]
     assert math.floor(side / card["crop_pct"]) == round(side / ratio)

@@ -33,7 +33,7 @@ def photograph(width: int = 50, height: int = 41) -> Image.Image:
 def stored(path: Path, ema: bool = False) -> VisionTransformer:
     """The encoder or classifier of a checkpoint, loaded by semaim."""
     found = StoredEncoder(path, read_checkpoint(path), ema, None, None)
-    return (found.trained_classifier() if found.num_classes else found.encoder()).eval()
+    return found.content.network(head=True).eval()
 
 
 def exported(folder: Path, given: Path, *options: str) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -45,6 +46,7 @@ class Target(Protocol):
     def channels(self) -> int: ...
 
 
+@dataclass(eq=False)
 class EncoderSource:
     """The encoder to evaluate.
 
@@ -66,42 +68,32 @@ class EncoderSource:
         UserError: if no checkpoint is given, or an option does not apply to it.
     """
 
-    def __init__(
-        self,
-        checkpoint: str | None,
-        model: Callable[..., AIM],
-        target: Target,
-        tracking: Tracking,
-        ema: bool,
-        num_heads: int | None,
-        architecture: str | None,
-        interpolate: bool,
-        image_size: int | tuple[int, int],
-        mean: Sequence[float] | None,
-        std: Sequence[float] | None,
-    ) -> None:
-        if checkpoint is None:
+    checkpoint: str
+    model: Callable[..., AIM]
+    target: Target
+    tracking: Tracking
+    ema: bool
+    num_heads: int | None
+    architecture: str | None
+    interpolate: bool
+    image_size: int | tuple[int, int]
+    mean: Sequence[float] | None
+    std: Sequence[float] | None
+
+    def __post_init__(self) -> None:
+        if self.checkpoint is None:
             raise UserError(
                 "an evaluation needs a checkpoint: set checkpoint=runs/<name> (or a file, mlflow:<run id>, "
                 "timm:<name>, or random for comparison)"
             )
-        self.from_file = checkpoint != RANDOM and not checkpoint.startswith(TIMM)
-        if ema and not self.from_file:
-            raise UserError(f"task.source.ema=true, but checkpoint={checkpoint} has no moving average")
-        if architecture is not None and not self.from_file:
+        self.from_file = self.checkpoint != RANDOM and not self.checkpoint.startswith(TIMM)
+        if self.ema and not self.from_file:
+            raise UserError(f"task.source.ema=true, but checkpoint={self.checkpoint} has no moving average")
+        if self.architecture is not None and not self.from_file:
             raise UserError(
-                f"task.source.architecture={architecture}, but checkpoint={checkpoint} defines its architecture"
+                f"task.source.architecture={self.architecture}, but checkpoint={self.checkpoint} defines its "
+                f"architecture"
             )
-        self.checkpoint = checkpoint
-        self.model = model
-        self.target = target
-        self.tracking = tracking
-        self.ema = ema
-        self.num_heads = num_heads
-        self.architecture = architecture
-        self.interpolate = interpolate
-        self.image_size = pair(image_size)
-        self.data_normalisation = None if mean is None or std is None else (tuple(mean), tuple(std))
 
     def encoder(self) -> VisionTransformer:
         """The encoder in eval mode; a head, if present, is not used."""
@@ -121,33 +113,42 @@ class EncoderSource:
             UserError: if the checkpoint has no trained head, or the number of classes differs.
         """
         stored = self._stored
-        if stored is None or stored.num_classes == 0:
+        if stored is None or stored.content.num_classes == 0:
             raise UserError(
                 f"checkpoint={self.checkpoint} has no trained head, so there is nothing to evaluate without training: "
                 f"fine-tune it first (task.eval_only=false), or give the run folder of a fine-tuning"
             )
-        if stored.num_classes != num_classes:
+        if stored.content.num_classes != num_classes:
             raise UserError(
-                f"checkpoint={self.checkpoint} was fine-tuned for {stored.num_classes} classes, the data have "
+                f"checkpoint={self.checkpoint} was fine-tuned for {stored.content.num_classes} classes, the data have "
                 f"{num_classes}: choose the data it was fine-tuned on (data=...)"
             )
-        return self._adapted(stored.trained_classifier()).eval()
+        return self._adapted(stored.content.network(head=True)).eval()
 
     def _vit(self, num_classes: int, pool: Pool, drop_path: float) -> VisionTransformer:
         """The encoder, with a new head unless `num_classes` is 0."""
         if self.checkpoint == RANDOM:
             return vit_of(self.model(out_channels=self.target.channels), num_classes, pool, drop_path)
-        if self._stored is None:
+        stored = self._stored
+        if stored is None:
             return self._from_timm(num_classes, pool, drop_path)
-        return self._stored.classifier(num_classes, pool, drop_path) if num_classes else self._stored.encoder()
+        if not num_classes:  # a fine-tuned model of semaim keeps its head, which does not affect features
+            return stored.content.network(head=stored.fine_tuned is not None)
+        if stored.fine_tuned is not None:
+            raise UserError(
+                f"{stored.given} is fine-tuned already: task.eval_only=true evaluates it; to fine-tune, "
+                f"give a pretrained checkpoint"
+            )
+        return stored.content.classifier(num_classes, pool, drop_path)
 
     def _adapted(self, vit: VisionTransformer) -> VisionTransformer:
         """Resample positions to the data's image size if `interpolate`; warn if the normalisation differs."""
-        if self.interpolate and pair(vit.patch_embed.img_size) != self.image_size:
-            h, w = pair(vit.patch_embed.img_size)
-            resample_positions(vit, self.image_size)
-            log.info("positions of %dx%d pixels are resampled to %dx%d", h, w, *self.image_size)
-        expected, actual = self._normalisation(vit), self.data_normalisation
+        own, wanted = pair(vit.patch_embed.img_size), pair(self.image_size)
+        if self.interpolate and own != wanted:
+            resample_positions(vit, wanted)
+            log.info("positions of %dx%d pixels are resampled to %dx%d", *own, *wanted)
+        expected = self._normalisation(vit)
+        actual = None if self.mean is None or self.std is None else (tuple(self.mean), tuple(self.std))
         if actual is not None and expected is not None and expected != actual:
             mean, std = (f"[{','.join(f'{value:.6g}' for value in values)}]" for values in expected)
             log.warning("%s expects another colour normalisation than that of these data: data.train_transform.mean=%s "

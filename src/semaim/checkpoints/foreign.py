@@ -16,12 +16,12 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from semaim.checkpoints.encoder_weights import HEADS, EncoderWeights
+from semaim.checkpoints.encoder_weights import EncoderWeights
 from semaim.checkpoints.formats import ANY, Layout, Normalisation, Weights, layout_of, other_model_kind
 from semaim.checkpoints.two_stream import check_weights, default_num_heads
 from semaim.core.formatting import plural
 from semaim.errors import UserError
-from semaim.models.vit import Pool, build_vit, from_timm
+from semaim.models.vit import HEADS, Pool, build_vit, from_timm
 
 log = logging.getLogger(__name__)
 USAGE_ARGS = ("num_classes", "global_pool", "drop_path_rate")  # timm arguments that `build_vit` sets itself

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from timm.models.vision_transformer import VisionTransformer
 
 from semaim.checkpoints import foreign, store
 from semaim.checkpoints.encoder_weights import EncoderWeights
@@ -17,9 +17,10 @@ from semaim.checkpoints.origin import Origin, origin_of
 from semaim.checkpoints.two_stream import check_weights, is_two_stream, model_of, select_weights
 from semaim.core.files import read_json
 from semaim.errors import UserError
-from semaim.models.vit import SIZES, Pool, build_vit
+from semaim.models.vit import SIZES, build_vit
 
 
+@dataclass(eq=False)
 class StoredEncoder:
     """An encoder from a file or folder, with its metadata.
 
@@ -36,31 +37,25 @@ class StoredEncoder:
         UserError: for an option that does not apply to this checkpoint.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        state: dict[str, Any],
-        ema: bool,
-        num_heads: int | None,
-        architecture: str | None,
-        option: str = "checkpoint",
-        projection: bool = False,
-    ) -> None:
-        self.path = path
-        self.option = option
-        self.given = f"{option}={path}"
-        self.state = state
-        self.ema = ema
-        self.num_heads = num_heads
-        self.architecture = architecture
-        self.projection = projection
-        self.fine_tuned: dict[str, Any] | None = (state.get("architecture") or {}).get("classifier")
-        self.is_semaim = "architecture" in state
-        self.weights = {} if self.is_semaim else unwrapped(state)
+    path: Path
+    state: dict[str, Any]
+    ema: bool
+    num_heads: int | None
+    architecture: str | None
+    option: str = "checkpoint"
+    projection: bool = False
+
+    def __post_init__(self) -> None:
+        self.given = f"{self.option}={self.path}"
+        self.fine_tuned: dict[str, Any] | None = (self.state.get("architecture") or {}).get("classifier")
+        self.is_semaim = "architecture" in self.state
+        self.weights = {} if self.is_semaim else unwrapped(self.state)
         self.is_foreign = not self.is_semaim and not is_two_stream(self.weights)
-        if architecture is not None and not self.is_foreign:
-            raise UserError(f"task.source.architecture={architecture} is for files of other projects, not {self.given}")
-        if ema and not self.is_semaim:
+        if self.architecture is not None and not self.is_foreign:
+            raise UserError(
+                f"task.source.architecture={self.architecture} is for files of other projects, not {self.given}"
+            )
+        if self.ema and not self.is_semaim:
             raise UserError(f"{self.given} is not from a run of semaim, so it holds no moving average")
 
     @cached_property
@@ -71,12 +66,17 @@ class StoredEncoder:
             UserError: if it is no encoder, or its weights do not fit its architecture.
         """
         if self.fine_tuned is not None:
-            return self._fine_tuned(self.fine_tuned)
+            sizes, classes, pool = (self.fine_tuned[key] for key in ("sizes", "num_classes", "pool"))
+            weights = select_weights(self.state, self.given, self.ema)
+            with torch.device("meta"):
+                expected = build_vit(sizes, classes, pool, 0.0).state_dict()
+            check_weights(expected, weights, self.given)
+            return EncoderWeights(sizes, pool, classes, weights)
         if not self.is_foreign:
             model = model_of(self.state, self.path, self.num_heads, self.ema, self.option)
             sizes = {key: model.architecture[key] for key in SIZES}
             return EncoderWeights(sizes, "cls", 0, model.state_dict())
-        config = self._config()
+        config = self._json_file("config.json")
         if "architecture" in config:
             if self.num_heads is not None or self.architecture is not None:
                 raise UserError(f"the config.json of {self.given} defines the model: leave task.source.num_heads and "
@@ -84,18 +84,6 @@ class StoredEncoder:
             return foreign.from_timm_config(config, self.weights, self.given)
         heads = self.num_heads or config.get("num_attention_heads")
         return foreign.recognise(self.weights, self.given, heads, self.architecture, self.projection)
-
-    def _fine_tuned(self, classifier: dict[str, Any]) -> EncoderWeights:
-        """The classifier in a checkpoint of semaim."""
-        sizes, classes, pool = (classifier[key] for key in ("sizes", "num_classes", "pool"))
-        weights = select_weights(self.state, self.given, self.ema)
-        with torch.device("meta"):
-            expected = build_vit(sizes, classes, pool, 0.0).state_dict()
-        check_weights(expected, weights, self.given)
-        return EncoderWeights(sizes, pool, classes, weights)
-
-    def _config(self) -> dict[str, Any]:
-        return self._json_file("config.json")
 
     def _json_file(self, name: str) -> dict[str, Any]:
         """Content of a JSON file next to the weights in a folder of timm or transformers; else empty."""
@@ -109,37 +97,11 @@ class StoredEncoder:
         return content if isinstance(content, dict) else {}
 
     @property
-    def num_classes(self) -> int:
-        """Classes of its trained classifier; 0 for none."""
-        return self.content.num_classes
-
-    def encoder(self) -> VisionTransformer:
-        """The encoder; a fine-tuned semaim model keeps its head, which does not affect features."""
-        return self.content.encoder() if self.fine_tuned is None else self.content.trained_classifier()
-
-    def classifier(self, num_classes: int, pool: Pool, drop_path: float) -> VisionTransformer:
-        """The encoder with a new head.
-
-        Raises:
-            UserError: if it is a fine-tuned semaim model.
-        """
-        if self.fine_tuned is not None:
-            raise UserError(
-                f"{self.given} is fine-tuned already: task.eval_only=true evaluates it; to fine-tune, "
-                f"give a pretrained checkpoint"
-            )
-        return self.content.classifier(num_classes, pool, drop_path)
-
-    def trained_classifier(self) -> VisionTransformer:
-        """The encoder with its trained head."""
-        return self.content.trained_classifier()
-
-    @property
     def origin(self) -> Origin | None:
         """Its origin, if stored: in semaim checkpoints, and in folders exported by semaim."""
         if "overrides" in self.state:
             return origin_of(self.state, self.ema)
-        exported = self._config().get("semaim", {}).get("origin")
+        exported = self._json_file("config.json").get("semaim", {}).get("origin")
         return Origin(exported["tags"], exported["metrics"], exported["step"]) if exported else None
 
     @property
@@ -164,5 +126,7 @@ class StoredEncoder:
     @property
     def crop_ratio(self) -> float | None:
         """Side of the centre crop over the shorter side of the resized image; None if unknown."""
-        ratio = self._eval_transform.get("crop_ratio", self._config().get("pretrained_cfg", {}).get("crop_pct"))
+        ratio = self._eval_transform.get(
+            "crop_ratio", self._json_file("config.json").get("pretrained_cfg", {}).get("crop_pct")
+        )
         return None if ratio is None else float(ratio)

@@ -88,7 +88,7 @@ def network_of(stored: StoredEncoder, projection: bool) -> VisionTransformer:
         raise UserError(f"target.projection=true, but {stored.given} has no layer after its norm: set it to false")
     with torch.random.fork_rng(devices=[]):  # later random draws do not depend on the teacher
         try:
-            network = stored.content.encoder_for_any_size(head=projection)
+            network = stored.content.network(head=projection, any_size=True)
         except TypeError:  # timm's model has a fixed image size, as BEiT
             network = None
     if network is None or not _can_teach(network):

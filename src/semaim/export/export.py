@@ -11,6 +11,7 @@ import shutil
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import indent
 
 from safetensors.torch import save as safetensors_bytes
 
@@ -25,6 +26,7 @@ from semaim.export.mlflow_model import log_model, tracked_run
 from semaim.export.model_card import card, run_folder_of
 
 WEIGHTS, CARD = "model.safetensors", "README.md"
+INDENT = "    "
 
 
 @dataclass(frozen=True)
@@ -64,28 +66,25 @@ def export(options: Options) -> None:
     """
     path = Path(options.checkpoint).expanduser()
     stored = StoredEncoder(path, read_checkpoint(path), options.ema, options.num_heads, options.architecture)
-    model = Model.of(stored)
+    model = Model(stored)
     content = FORMATS[options.format](model)
-    output = Path(options.output).expanduser() if options.output else default_output(path, options.format)
+    inside = path / options.format if path.is_dir() else path.with_name(f"{path.stem}-{options.format}")
+    output = Path(options.output).expanduser() if options.output else inside
     run = run_folder_of(path)
     tracked = tracked_run(run, path) if options.mlflow else None
     check_output(output, content, options.overwrite)
     write(output, content, card(model, stored, run, content, output))
     parameters = sum(value.numel() for value in content.weights.values())
     print(f"exported: {output} ({count(parameters)} weights, for {content.tool})")
-    if not model.normalisation_known:
+    if stored.normalisation is None:
         print("note: the normalisation of its images is not known; the folder has ImageNet's mean and deviation")
-    print(f"load it:\n\n{indented(content.snippet(output))}\n")
+    print(f"load it:\n\n{indent(content.snippet(output), INDENT)}\n")
     evaluate = program("run", "task=knn", f"checkpoint={value_text(str(output))}")
     print(f"evaluate it: {evaluate} data=...")
     if tracked is not None:
         uri, model_uri = log_model(model.vit, "classifier" if model.num_classes else "encoder", tracked)
-        print(f"logged to MLflow: {model_uri}\nload it:\n\n{indented(mlflow_snippet(uri, model_uri))}\n")
-
-
-def default_output(path: Path, format: str) -> Path:
-    """Default output: inside a checkpoint folder, next to a checkpoint file."""
-    return path / format if path.is_dir() else path.with_name(f"{path.stem}-{format}")
+        snippet = f'import mlflow\nmlflow.set_tracking_uri("{uri}")\nmodel = mlflow.pytorch.load_model("{model_uri}")'
+        print(f"logged to MLflow: {model_uri}\nload it:\n\n{indent(snippet, INDENT)}\n")
 
 
 def check_output(output: Path, content: Content, overwrite: bool) -> None:
@@ -125,13 +124,3 @@ def write(output: Path, content: Content, text: str) -> None:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
-
-
-def indented(text: str) -> str:
-    """Indent lines for display."""
-    return "\n".join(f"    {line}" for line in text.splitlines())
-
-
-def mlflow_snippet(uri: str, model_uri: str) -> str:
-    """Python code that loads a logged model."""
-    return f'import mlflow\nmlflow.set_tracking_uri("{uri}")\nmodel = mlflow.pytorch.load_model("{model_uri}")'

@@ -8,62 +8,41 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 import semaim
-from semaim.checkpoints.formats import IMAGENET, Normalisation
+from semaim.checkpoints.formats import IMAGENET
 from semaim.checkpoints.huggingface import model_config, preprocessor_config, to_huggingface
 from semaim.checkpoints.stored_encoder import StoredEncoder
 from semaim.core.image_size import pair
 from semaim.errors import UserError
-from semaim.models.vit import Pool, as_timm
+from semaim.models.vit import as_timm
 
 CROP_RATIO = 0.875  # of SemAIM's evaluation, and the usual value
 
 
-@dataclass(frozen=True)
 class Model:
-    """An encoder to export.
+    """The encoder in a checkpoint, to export.
 
     Attributes:
         vit: the encoder, with its trained head if it has one, in eval mode.
         sizes: arguments of `build_vit`.
         pool: input of the head.
         num_classes: outputs of the head; 0 for none.
-        normalisation: of its images.
-        normalisation_known: whether that is known; if not, it is ImageNet's.
+        normalisation: of its images; ImageNet's if the checkpoint does not say.
         crop_ratio: side of the centre crop divided by the resized image's shorter side.
         about: version and origin, for `config.json`.
     """
 
-    vit: VisionTransformer
-    sizes: dict[str, Any]
-    pool: Pool
-    num_classes: int
-    normalisation: Normalisation
-    normalisation_known: bool
-    crop_ratio: float
-    about: dict[str, Any]
-
-    @classmethod
-    def of(cls, stored: StoredEncoder) -> Model:
-        """The encoder in a checkpoint."""
-        vit = (stored.trained_classifier() if stored.num_classes else stored.encoder()).eval()
-        classifier = vit.architecture["classifier"]
-        about: dict[str, Any] = {"version": semaim.__version__}
+    def __init__(self, stored: StoredEncoder) -> None:
+        content = stored.content
+        self.vit = content.network(head=True).eval()
+        self.sizes, self.pool, self.num_classes = content.sizes, content.pool, content.num_classes
+        self.normalisation = stored.normalisation or IMAGENET
+        self.crop_ratio = stored.crop_ratio or CROP_RATIO
+        self.about: dict[str, Any] = {"version": semaim.__version__}
         if (origin := stored.origin) is not None:
-            about["origin"] = asdict(origin) | {"data": None}
-        return cls(
-            vit,
-            classifier["sizes"],
-            classifier["pool"],
-            classifier["num_classes"],
-            stored.normalisation or IMAGENET,
-            stored.normalisation is not None,
-            stored.crop_ratio or CROP_RATIO,
-            about,
-        )
+            self.about["origin"] = asdict(origin) | {"data": None}
 
     @property
     def image_size(self) -> tuple[int, int]:

@@ -24,7 +24,7 @@ def card(model: Model, stored: StoredEncoder, run: Path | None, content: Content
     parameters = sum(p.numel() for p in vit.parameters())
     patch = vit.patch_embed.patch_size[0]
     mean, std = (", ".join(f"{value:.6g}" for value in values) for values in model.normalisation)
-    assumption = "" if model.normalisation_known else " (assumed: the checkpoint does not say)"
+    assumption = "" if stored.normalisation is not None else " (assumed: the checkpoint does not say)"
     pooling = "the mean of the patch tokens, then normed" if model.pool == "mean" else "the class token"
     return f"""---
 library_name: {content.tool}

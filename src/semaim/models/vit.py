@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, Literal
 
@@ -22,6 +23,7 @@ from semaim.models.layers import LAYER_NORM_EPS
 
 Pool = Literal["cls", "mean"]
 SIZES = ("image_size", "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio")
+HEADS = ("head.", "head_dist.")  # beginnings of the names of their weights
 PLAIN = "vit_base_patch16_224"  # timm's model with the architecture of semaim's encoders
 
 
@@ -77,15 +79,29 @@ def from_timm(name: str, args: dict[str, Any]) -> dict[str, Any]:
     return {"image_size": pair(args["img_size"]), "patch_size": sides.pop()} | {name: args[name] for name in SIZES[2:]}
 
 
+def with_weights(vit: VisionTransformer, weights: Mapping[str, Tensor], new_head: bool = False) -> VisionTransformer:
+    """Load weights by timm's names into a vision transformer; names that it does not have are ignored.
+
+    Args:
+        vit: the vision transformer, changed in place.
+        weights: all of its weights.
+        new_head: its head is new, and so is the norm before the head if its position differs in the weights.
+    """
+    initial = vit.state_dict()
+    loaded = {name: value for name, value in weights.items() if name in initial}
+    if new_head:
+        loaded = {name: value for name, value in loaded.items() if not name.startswith(HEADS)}
+    new = ("norm.", "fc_norm.", *HEADS) if new_head else ()
+    missing = [name for name in initial.keys() - loaded.keys() if not name.startswith(new)]
+    assert not missing, missing
+    vit.load_state_dict(initial | loaded)
+    return vit
+
+
 def vit_of(model: AIM, num_classes: int = 0, pool: Pool = "cls", drop_path: float = 0.0) -> VisionTransformer:
     """The encoder of a two-stream model; the head, and the norm before it if pool="mean", are newly initialised."""
     vit = build_vit({key: model.architecture[key] for key in SIZES}, num_classes, pool, drop_path)
-    weights = vit.state_dict()
-    own = {name: value for name, value in model.state_dict().items() if name in weights}
-    missing = weights.keys() - own.keys() - {"fc_norm.weight", "fc_norm.bias", "head.weight", "head.bias"}
-    assert not missing, missing
-    vit.load_state_dict(weights | own)
-    return vit
+    return with_weights(vit, model.state_dict(), new_head=True)
 
 
 def resample_positions(vit: VisionTransformer, image_size: tuple[int, int]) -> None:
