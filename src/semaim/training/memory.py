@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -23,14 +24,8 @@ def moments(optimization: Optimization, model: nn.Module) -> int:
     """
     optimization.groups(model, optimization.weight_decay)
     parameter = nn.Parameter(torch.zeros(2, 3))
-    single = Optimization(
-        optimization.optimizer,
-        lambda _, weight_decay: [{"params": [parameter], "weight_decay": weight_decay}],
-        optimization.base_lr,
-        optimization.min_lr,
-        optimization.weight_decay,
-    )
-    optimizer = single.build(model)
+    group = {"params": [parameter], "weight_decay": optimization.weight_decay}
+    optimizer = replace(optimization, groups=lambda *_: [group]).build(model)
     parameter.grad = torch.ones_like(parameter)
     optimizer.step()
     return sum(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
@@ -79,6 +80,7 @@ def lr_at(step: int, peak: float, floor: float, warmup_steps: int, total_steps: 
     return floor + (peak - floor) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
+@dataclass(frozen=True)
 class Optimization:
     """The `optimizer` group of the configuration: an optimizer and its learning rates.
 
@@ -90,24 +92,18 @@ class Optimization:
         weight_decay: weight decay of parameters with more than one dimension.
     """
 
-    def __init__(
-        self,
-        optimizer: Callable[[Iterable[dict[str, Any]]], Optimizer],
-        groups: Callable[[nn.Module, float], list[dict[str, Any]]],
-        base_lr: float,
-        min_lr: float,
-        weight_decay: float,
-    ) -> None:
-        if base_lr <= 0 or min_lr < 0 or weight_decay < 0:
+    optimizer: Callable[[Iterable[dict[str, Any]]], Optimizer]
+    groups: Callable[[nn.Module, float], list[dict[str, Any]]]
+    base_lr: float
+    min_lr: float
+    weight_decay: float
+
+    def __post_init__(self) -> None:
+        if self.base_lr <= 0 or self.min_lr < 0 or self.weight_decay < 0:
             raise UserError(
-                f"optimizer.base_lr={base_lr} must be positive, optimizer.min_lr={min_lr} and "
-                f"optimizer.weight_decay={weight_decay} not negative"
+                f"optimizer.base_lr={self.base_lr} must be positive, optimizer.min_lr={self.min_lr} and "
+                f"optimizer.weight_decay={self.weight_decay} not negative"
             )
-        self.optimizer = optimizer
-        self.groups = groups
-        self.base_lr = base_lr
-        self.min_lr = min_lr
-        self.weight_decay = weight_decay
 
     def build(self, model: nn.Module) -> Optimizer:
         """Build the optimizer of a model."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass, field
 
 from semaim.core.formatting import duration
 from semaim.core.terminal import StatusLine
@@ -14,6 +15,7 @@ from semaim.training.step import StepResult
 log = logging.getLogger(__name__)
 
 
+@dataclass
 class ProgressReporter:
     """Writes training metrics to the journal and a status line to the terminal.
 
@@ -25,14 +27,15 @@ class ProgressReporter:
         last: step at which training ends.
     """
 
-    def __init__(self, trainer: TrainerSettings, plan: StepPlan, run: Run, first: int, last: int) -> None:
-        self.trainer = trainer
-        self.plan = plan
-        self.run = run
-        self.first = first
-        self.last = last
-        self.line = StatusLine(run.processes.is_main, every=trainer.log_every_steps)
-        self.mean_seconds = 0.0
+    trainer: TrainerSettings
+    plan: StepPlan
+    run: Run
+    first: int
+    last: int
+    mean_seconds: float = field(default=0.0, init=False)
+
+    def __post_init__(self) -> None:
+        self.line = StatusLine(self.run.processes.is_main, every=self.trainer.log_every_steps)
 
     def step(self, done: int, step: StepResult, device_seconds: float) -> None:
         """Report a step.
@@ -60,18 +63,14 @@ class ProgressReporter:
         )
         self.line.update(text, last=done == self.last or step.stop)
         if done % self.trainer.log_every_steps == 0 or done == self.last:
-            self.run.log(
-                done, self.metrics(epoch, step, rate, wait_share) | {"train/device_hours": device_seconds / 3600}
-            )
-
-    def metrics(self, epoch: float, step: StepResult, rate: float, wait_share: float) -> dict[str, float]:
-        """Metrics of a step for the journal."""
-        return {
-            "train/loss": step.loss,
-            "train/lr": step.lr,
-            "train/grad_norm": step.grad_norm,
-            "train/epoch": epoch,
-            "train/images_per_second": rate,
-            "data/wait": wait_share,
-            "data/unreadable_images": step.unreadable,
-        }
+            metrics = {
+                "train/loss": step.loss,
+                "train/lr": step.lr,
+                "train/grad_norm": step.grad_norm,
+                "train/epoch": epoch,
+                "train/images_per_second": rate,
+                "data/wait": wait_share,
+                "data/unreadable_images": step.unreadable,
+                "train/device_hours": device_seconds / 3600,
+            }
+            self.run.log(done, metrics)
