@@ -92,16 +92,16 @@ def _write_share(folder: Path, request: Extraction, run: Run) -> None:
         for kind, rows in part.by_kind.items():
             with open(folder / f"{run.processes.rank}.{kind}.raw", "ab") as file:
                 file.write(np.ascontiguousarray(rows, dtype=np.float32).tobytes())
-        labels.append(part.labels_B)
-        index.append(part.index_B)
+        labels.append(part.labels_M)
+        index.append(part.index_M)
     if index:
-        np.savez(folder / f"{run.processes.rank}.npz", labels=np.concatenate(labels), index=np.concatenate(index))
+        np.savez(folder / f"{run.processes.rank}.npz", labels=torch.cat(labels).numpy(), index=torch.cat(index).numpy())
 
 
 def _merge(folder: Path, request: Extraction, processes: int) -> None:
     """Merge the files of all processes into one per kind, in the order of the pass."""
-    by_rank = {rank: dict(np.load(folder / f"{rank}.npz")) for rank in range(processes)
-             if (folder / f"{rank}.npz").exists()}  # fmt: skip
+    files = {rank: folder / f"{rank}.npz" for rank in range(processes)}
+    by_rank = {rank: dict(np.load(file)) for rank, file in files.items() if file.exists()}
     if not by_rank:
         raise no_readable_image(request)
     index = np.concatenate([part["index"] for part in by_rank.values()])

@@ -80,23 +80,14 @@ def extract(request: Extraction, run: Run) -> Features:
     parts = [part for share in run.processes.gather(list(extract_share(request, run))) for part in share]
     if not parts:
         raise no_readable_image(request)
-    index = np.concatenate([part.index_B for part in parts])
-    order = sort_rows(index, request.indices)
-    labels = np.concatenate([part.labels_B for part in parts])[order]
+    index_M = torch.cat([part.index_M for part in parts])
+    order = sort_rows(index_M.numpy(), request.indices)
+    labels_M = torch.cat([part.labels_M for part in parts])[order]
     by_kind = {kind: np.concatenate([part.by_kind[kind] for part in parts])[order] for kind in parts[0].by_kind}
-    return Features(by_kind, torch.from_numpy(labels), torch.from_numpy(index[order]))
+    return Features(by_kind, labels_M, index_M[order])
 
 
-@dataclass(frozen=True)
-class FeatureBatch:
-    """Outputs on one batch."""
-
-    by_kind: Mapping[str, Array]
-    labels_B: Array
-    index_B: Array
-
-
-def extract_share(request: Extraction, run: Run) -> Iterator[FeatureBatch]:
+def extract_share(request: Extraction, run: Run) -> Iterator[Features]:
     """The batches of this process. A batch has the same images as with a single process, so features are the same.
 
     Raises:
@@ -118,7 +109,7 @@ def extract_share(request: Extraction, run: Run) -> Iterator[FeatureBatch]:
             batch = batch.to(processes.device)
             with torch.no_grad():
                 by_kind = {kind: value.cpu().numpy() for kind, value in request.encode(batch.images_BCHW).items()}
-            yield FeatureBatch(by_kind, batch.labels_B.cpu().numpy(), batch.index_B.numpy())
+            yield Features(by_kind, batch.labels_B.cpu(), batch.index_B)
         seconds_left = (time.monotonic() - started) / max(done, 1) * (len(share) - done)
         if seconds_left > 2 or line.terminal:
             line.update(f"{request.title}: {done}/{len(share)} images, {duration(seconds_left)} left", last=False)

@@ -88,14 +88,8 @@ class OnlinePictures(Evaluator):
         if not run.processes.is_main:
             return {}
         order, step = run.choices["permutation"], learner.step
-        viewer = Viewer(
-            learner.model,
-            learner.encoders,
-            learner.map_network or "online",
-            learner.semantic_map,
-            {order: learner.permutation},
-            learner.target,
-        )
+        model, encoders, network = learner.model, learner.encoders, learner.map_network or "online"
+        viewer = Viewer(model, encoders, network, learner.semantic_map, {order: learner.permutation}, learner.target)
         sample = self._sample(learner.data, viewer.model.patch_size)
         images_BCHW = sample.images_BCHW.to(run.processes.device)
         view = viewer.view(images_BCHW, derive_seed(run.seed, "pictures", step), order)
