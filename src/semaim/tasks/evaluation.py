@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor
 
 from semaim.checkpoints.encoder_source import EncoderSource, fingerprint
 from semaim.checkpoints.origin import Origin
@@ -17,6 +17,7 @@ from semaim.config.run_spec import RunSpec
 from semaim.core.image_size import pair
 from semaim.data.image_data import ImageData
 from semaim.data.image_sets import ImageSet
+from semaim.data.transforms import Transform
 from semaim.errors import UserError
 from semaim.evaluation.feature_cache import cached_features
 from semaim.evaluation.features import Extraction, Features
@@ -27,8 +28,16 @@ from semaim.runs.folder import RunFolder
 from semaim.runs.journal import Journal
 from semaim.tasks.task import RunCost, Task
 from semaim.tracking.delivery import deliver, locked
+from semaim.training.optimizers import Optimization
+from semaim.training.settings import TrainerSettings
+from semaim.training.step import TrainingTask
 
 log = logging.getLogger(__name__)
+HIGHLIGHTS = {
+    "eval/...": "accuracies in percent on held-out images, at the last step of the encoder's pretraining",
+    "tags pretrained.... and metrics pretrained/...": "which encoder it is, and what its pretraining cost",
+    "artifacts": "`per_class.csv` and `confusion.csv` (not of few-shot evaluations)",
+}
 
 
 def check_image_size(vit: VisionTransformer, data: ImageData, checkpoint: str) -> None:
@@ -42,6 +51,7 @@ def check_image_size(vit: VisionTransformer, data: ImageData, checkpoint: str) -
         )
 
 
+@dataclass(eq=False)
 class Evaluation(Task):
     """Base of the tasks that evaluate an encoder.
 
@@ -50,17 +60,14 @@ class Evaluation(Task):
         data: labelled images, some of them held out.
     """
 
-    highlights: Mapping[str, str] = {
-        "eval/...": "accuracies in percent on held-out images, at the last step of the encoder's pretraining",
-        "tags pretrained.... and metrics pretrained/...": "which encoder it is, and what its pretraining cost",
-        "artifacts": "`per_class.csv` and `confusion.csv` (not of few-shot evaluations)",
-    }
+    highlights = HIGHLIGHTS
 
-    def __init__(self, source: EncoderSource, data: ImageData) -> None:
-        self.source = source
-        self.data = data
-        self.labelled, self.held_out = data.labelled_and_held_out()
-        self.classes = data.splits.classes
+    source: EncoderSource
+    data: ImageData
+
+    def __post_init__(self) -> None:
+        self.labelled, self.held_out = self.data.labelled_and_held_out()
+        self.classes = self.data.splits.classes
 
     def begin(self, run: Run) -> Origin:
         """Log the origin of the encoder in the run."""
@@ -89,6 +96,7 @@ class Evaluation(Task):
         return {"compare": command} if command else {}
 
 
+@dataclass(eq=False)
 class FeatureEvaluation(Evaluation):
     """Base of the evaluations that compute an encoder's features once and use only these.
 
@@ -99,12 +107,13 @@ class FeatureEvaluation(Evaluation):
         features_dir: folder of the feature cache, which later evaluations reuse; null to keep features in memory only.
     """
 
-    def __init__(self, source: EncoderSource, data: ImageData, batch_size: int, features_dir: str | None) -> None:
-        super().__init__(source, data)
-        self.batch_size = batch_size
-        self.features_dir = None if features_dir is None else Path(features_dir)
-        self.vit = source.encoder()
-        check_image_size(self.vit, data, source.checkpoint)
+    batch_size: int
+    features_dir: str | None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.vit = self.source.encoder()
+        check_image_size(self.vit, self.data, self.source.checkpoint)
         self.weights = fingerprint(self.vit)
 
     def cost(self, processes: int, on_gpu: bool) -> RunCost:
@@ -114,8 +123,58 @@ class FeatureEvaluation(Evaluation):
     def features(self, images: ImageSet, indices: Sequence[int], run: Run, title: str) -> Features:
         """Features of some images, from the cache if they were computed before."""
         self.vit.to(run.processes.device)
-        request = Extraction(encoder_pass(self.vit), self.data, images, indices, self.batch_size, title)
-        return cached_features(self.features_dir, self.weights, request, run)
+        request = Extraction(partial(encode, self.vit), self.data, images, indices, self.batch_size, title)
+        cache = None if self.features_dir is None else Path(self.features_dir)
+        return cached_features(cache, self.weights, request, run)
+
+
+@dataclass(eq=False)
+class TrainedEvaluation(Evaluation, TrainingTask):
+    """Base of the evaluations that train a classifier with the training loop.
+
+    Args:
+        source: the encoder.
+        data: labelled images, some of them held out.
+        train_transform: augmentation of the training images.
+        optimizer: optimizer and learning rates.
+        trainer: settings of the loop.
+        recipe: name of the recipe that optimizer, trainer and augmentation are from, for the log.
+        batch_size: images per batch on each process when accuracy is measured.
+        evaluate_every_epochs: epochs between evaluations during training; null for the last only.
+
+    Attributes:
+        weights: fingerprint of the encoder at the start.
+    """
+
+    train_transform: Transform
+    optimizer: Optimization
+    trainer: TrainerSettings
+    recipe: str
+    batch_size: int
+    evaluate_every_epochs: int | None
+    weights: str = field(init=False, repr=False)
+
+    def begin(self, run: Run) -> Origin:
+        """As of `Evaluation`; the origin is stored in checkpoints."""
+        self.origin = super().begin(run)
+        return self.origin
+
+    def is_due(self, epoch: int, last: bool) -> bool:
+        """Whether to evaluate after an epoch (0: before training)."""
+        every = self.evaluate_every_epochs
+        return last or (every is not None and epoch > 0 and epoch % every == 0)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Origin and identity of the encoder."""
+        return {"origin": asdict(self.origin) | {"data": None}, "encoder": self.weights}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Raise UserError if the stored evaluation was started with another encoder."""
+        if state["encoder"] != self.weights:
+            raise UserError(
+                f"checkpoint={self.source.checkpoint} has changed since this run began, so it cannot continue: give "
+                f"this run another name with run_name=..."
+            )
 
 
 def encoding_cost(vit: VisionTransformer, *image_sets: ImageSet) -> RunCost:
@@ -147,22 +206,3 @@ def split_differs(before: dict[str, Any], now: dict[str, Any]) -> bool:
         for each in (before, now)
     ]
     return same_data and splits[0] != splits[1]
-
-
-def encoder_pass(vit: VisionTransformer) -> Callable[[Tensor], Mapping[str, Tensor]]:
-    """The function that computes an encoder's features."""
-    return lambda images_BCHW: encode(vit, images_BCHW)
-
-
-def origin_record(origin: Origin, weights: str) -> dict[str, Any]:
-    """What checkpoints of a trained evaluation store about the encoder they started from."""
-    return {"origin": asdict(origin) | {"data": None}, "encoder": weights}
-
-
-def check_same_encoder(state: dict[str, Any], weights: str, checkpoint: str) -> None:
-    """Raise UserError if a stored evaluation was started with another encoder."""
-    if state["encoder"] != weights:
-        raise UserError(
-            f"checkpoint={checkpoint} has changed since this run began, so it cannot continue: give this run another "
-            f"name with run_name=..."
-        )

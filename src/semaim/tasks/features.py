@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,13 +18,16 @@ from semaim.data.image_data import ImageData
 from semaim.data.image_sets import ImageSet
 from semaim.errors import UserError
 from semaim.evaluation.features import Extraction, extract
+from semaim.models.vit import encode
 from semaim.runs.context import Run
-from semaim.tasks.evaluation import check_image_size, encoder_pass, encoding_cost
+from semaim.tasks.evaluation import check_image_size, encoding_cost
 from semaim.tasks.task import RunCost, Task
 
 log = logging.getLogger(__name__)
+HIGHLIGHTS = {"run folder": "`train.*` and `val.*` hold the features"}
 
 
+@dataclass(eq=False)
 class ExportFeatures(Task):
     """The task: `train.npz` and `val.npz` (or .safetensors) with cls, mean (M, D), labels and index (M,).
 
@@ -34,19 +39,18 @@ class ExportFeatures(Task):
     """
 
     metric = "images"
-    highlights: Mapping[str, str] = {"run folder": "`train.*` and `val.*` hold the features"}
+    highlights = HIGHLIGHTS
 
-    def __init__(
-        self, source: EncoderSource, data: ImageData, format: Literal["npz", "safetensors"], batch_size: int
-    ) -> None:
-        if format not in ("npz", "safetensors"):
-            raise UserError(f"task.format={format} is unknown: choose npz or safetensors")
-        self.source = source
-        self.data = data
-        self.format = format
-        self.batch_size = batch_size
-        self.vit = source.encoder()
-        check_image_size(self.vit, data, source.checkpoint)
+    source: EncoderSource
+    data: ImageData
+    format: Literal["npz", "safetensors"]
+    batch_size: int
+
+    def __post_init__(self) -> None:
+        if self.format not in ("npz", "safetensors"):
+            raise UserError(f"task.format={self.format} is unknown: choose npz or safetensors")
+        self.vit = self.source.encoder()
+        check_image_size(self.vit, self.data, self.source.checkpoint)
 
     def cost(self, processes: int, on_gpu: bool) -> RunCost:
         """A pass of the encoder over all images."""
@@ -56,9 +60,9 @@ class ExportFeatures(Task):
         """Compute and write features; returns the number of images and the feature width."""
         run.tag(self.source.origin(run.seed, run.choices).tags)
         self.vit.to(run.processes.device)
-        total, width = 0, 0
+        encoder, total, width = partial(encode, self.vit), 0, 0
         for part, images in self._parts.items():
-            request = Extraction(encoder_pass(self.vit), self.data, images, range(len(images)), self.batch_size, part)
+            request = Extraction(encoder, self.data, images, range(len(images)), self.batch_size, part)
             features = extract(request, run)
             arrays = {**features.by_kind, "labels": features.labels_M.numpy(), "index": features.index_M.numpy()}
             total, width = total + len(features.labels_M), arrays["mean"].shape[1]
@@ -66,9 +70,8 @@ class ExportFeatures(Task):
                 path = run.folder.path / f"{part}.{self.format}"
                 self._write(path, arrays)
                 names = [images.name(int(index)) for index in features.index_M]
-                write_json(
-                    run.folder.path / f"{part}.json", {"classes": list(self.data.splits.classes), "images": names}
-                )
+                record = {"classes": list(self.data.splits.classes), "images": names}
+                write_json(run.folder.path / f"{part}.json", record)
                 log.info("%s: %d images, features of width %d", path, len(names), width)
         return {"images": total, "width": width}
 

@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import logging
 import statistics
+from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from semaim.checkpoints.encoder_source import EncoderSource
 from semaim.core.distributed import Processes
 from semaim.core.seeding import derive_seed
-from semaim.data.image_data import ImageData
 from semaim.data.subsets import few_shot_indices
 from semaim.errors import Interrupted, UserError
 from semaim.evaluation.accuracy import Predictions
@@ -31,42 +31,32 @@ log = logging.getLogger(__name__)
 TOLERANCE, MAX_ITERATIONS = 1e-6, 1000
 
 
+@dataclass(eq=False)
 class FewShot(FeatureEvaluation):
     """The task.
 
     Args:
-        source: the encoder.
-        data: labelled images, some of them held out.
+        source, data, batch_size, features_dir: see `FeatureEvaluation`.
         shots: numbers of labelled images per class.
         repeats: random choices of these images for each number; results are mean and standard deviation over them.
         ks: numbers of neighbours; a k above the number of images per class is skipped.
         C: of the logistic regression, see `logistic_regression`.
-        batch_size: images per batch on each process.
-        features_dir: folder of the feature cache; null to keep features in memory only.
     """
 
-    def __init__(
-        self,
-        source: EncoderSource,
-        data: ImageData,
-        shots: Sequence[int],
-        repeats: int,
-        ks: Sequence[int],
-        C: float,
-        batch_size: int,
-        features_dir: str | None,
-    ) -> None:
-        super().__init__(source, data, batch_size, features_dir)
-        if not shots or min(shots) < 1 or repeats < 1:
-            raise UserError(f"task.shots={list(shots)} and task.repeats={repeats} must be positive")
-        if not C > 0:
-            raise UserError(f"task.C={C:g} must be positive: a smaller C is a stronger penalty on the weights")
+    shots: Sequence[int]
+    repeats: int
+    ks: Sequence[int]
+    C: float
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.shots or min(self.shots) < 1 or self.repeats < 1:
+            raise UserError(f"task.shots={list(self.shots)} and task.repeats={self.repeats} must be positive")
+        if not self.C > 0:
+            raise UserError(f"task.C={self.C:g} must be positive: a smaller C is a stronger penalty on the weights")
         if len(self.classes) < 2:
             raise UserError("task=fewshot needs data of two classes or more, these have one: choose other data")
-        self.shots = list(shots)
-        self.repeats = repeats
-        self.ks = check_ks(ks)
-        self.C = C
+        check_ks(self.ks)
         self.metric = f"linprobe_mean_{self.shots[-1]}shot"
 
     def check(self, seed: int, processes: Processes) -> None:
@@ -85,12 +75,12 @@ class FewShot(FeatureEvaluation):
         needed = sorted({index for indices in chosen.values() for index in indices})
         bank = self.features(self.labelled, needed, run, "few-shot images")
         queries = self.features(self.held_out, range(len(self.held_out)), run, "held-out images")
-        by_name: dict[str, list[float]] = {}
+        by_name: defaultdict[str, list[float]] = defaultdict(list)
         for (shots, repeat), indices in chosen.items():
             if (signal := run.stop.agree(run.processes)) is not None:
                 raise Interrupted(f"stopped by {signal} during an evaluation")
             for name, value in self._accuracies(rows_of(bank, indices), queries, shots, run.processes).items():
-                by_name.setdefault(f"{name}_{shots}shot", []).append(value)
+                by_name[f"{name}_{shots}shot"].append(value)
             if repeat == self.repeats - 1:
                 values = by_name[f"linprobe_mean_{shots}shot"]
                 log.info(

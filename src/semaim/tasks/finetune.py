@@ -6,99 +6,74 @@ Shapes: B images, C classes.
 from __future__ import annotations
 
 import logging
-from typing import Any
+from dataclasses import dataclass
 
 import torch.nn.functional as F
 from timm.data import Mixup
 from torch import Tensor, nn
 
 from semaim.checkpoints import store
-from semaim.checkpoints.encoder_source import EncoderSource, fingerprint
+from semaim.checkpoints.encoder_source import fingerprint
 from semaim.core.distributed import Processes
 from semaim.core.seeding import StepNoise, seeded
-from semaim.data.image_data import ImageData
 from semaim.data.loading import Batch
-from semaim.data.transforms import Transform
 from semaim.errors import UserError
 from semaim.evaluation.accuracy import Predictions, predict_classes
 from semaim.models.flops import encoder_cost
 from semaim.models.vit import Pool
 from semaim.runs.context import Run
-from semaim.tasks.evaluation import Evaluation, check_image_size, check_same_encoder, encoding_cost, origin_record
+from semaim.tasks.evaluation import TrainedEvaluation, check_image_size, encoding_cost
 from semaim.tasks.task import RunCost, training_cost
 from semaim.training import loop
-from semaim.training.optimizers import Optimization
-from semaim.training.settings import TrainerSettings
 from semaim.training.state import TrainingState
-from semaim.training.step import TrainingTask
 
 log = logging.getLogger(__name__)
 
 
-class FineTuning(Evaluation, TrainingTask):
+@dataclass(eq=False)
+class FineTuning(TrainedEvaluation):
     """The task.
 
     Args:
-        source: the encoder.
-        data: labelled images, some of them held out.
-        train_transform: augmentation of the training images.
-        optimizer: optimizer and learning rates.
-        trainer: settings of the loop.
-        recipe: name of the recipe that optimizer, trainer and augmentation are from, for the log.
+        source, data, train_transform, optimizer, trainer, recipe, batch_size: see `TrainedEvaluation`.
+        evaluate_every_epochs: epochs between evaluations during training.
         pool: what the head reads: "mean" of the patch tokens, normed, or the class token ("cls").
         drop_path: stochastic depth rate of the last block.
         mixup, cutmix: parameters of the Beta distributions of the mixing weights; 0 for none.
         label_smoothing: share of a label's weight that is spread over all classes.
         eval_only: measure the accuracy of a fine-tuned checkpoint without training.
-        batch_size: images per batch on each process when accuracy is measured.
-        evaluate_every_epochs: epochs between evaluations during training.
     """
 
     metric = "finetune"
 
-    def __init__(
-        self,
-        source: EncoderSource,
-        data: ImageData,
-        train_transform: Transform,
-        optimizer: Optimization,
-        trainer: TrainerSettings,
-        recipe: str,
-        pool: Pool,
-        drop_path: float,
-        mixup: float,
-        cutmix: float,
-        label_smoothing: float,
-        eval_only: bool,
-        batch_size: int,
-        evaluate_every_epochs: int,
-    ) -> None:
-        super().__init__(source, data)
-        if mixup < 0 or cutmix < 0 or not 0 <= label_smoothing < 1 or not 0 <= drop_path < 1:
+    evaluate_every_epochs: int
+    pool: Pool
+    drop_path: float
+    mixup: float
+    cutmix: float
+    label_smoothing: float
+    eval_only: bool
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        smoothing, mixup, cutmix = self.label_smoothing, self.mixup, self.cutmix
+        if mixup < 0 or cutmix < 0 or not 0 <= smoothing < 1 or not 0 <= self.drop_path < 1:
             raise UserError(
                 f"task.mixup={mixup} and task.cutmix={cutmix} must not be negative, task.label_smoothing="
-                f"{label_smoothing} and task.drop_path={drop_path} must be shares below 1"
+                f"{smoothing} and task.drop_path={self.drop_path} must be shares below 1"
             )
-        if evaluate_every_epochs < 1:
-            raise UserError(f"task.evaluate_every_epochs={evaluate_every_epochs} must be a positive number")
-        self.optimizer = optimizer
-        self.trainer = trainer
-        self.recipe = recipe
-        self.eval_only = eval_only
-        self.batch_size = batch_size
-        self.evaluate_every_epochs = evaluate_every_epochs
-        self.label_smoothing = label_smoothing
-        self.training = data.training(self.labelled, train_transform)
+        if self.evaluate_every_epochs < 1:
+            raise UserError(f"task.evaluate_every_epochs={self.evaluate_every_epochs} must be a positive number")
+        self.training = self.data.training(self.labelled, self.train_transform)
         classes = len(self.classes)
-        self.mix = (
-            Mixup(mixup, cutmix, label_smoothing=label_smoothing, num_classes=classes) if mixup or cutmix else None
-        )
-        if eval_only:
-            self.model = source.trained_classifier(classes)
+        mixes = mixup or cutmix
+        self.mix = Mixup(mixup, cutmix, label_smoothing=smoothing, num_classes=classes) if mixes else None
+        if self.eval_only:
+            self.model = self.source.trained_classifier(classes)
         else:
-            self.model = source.classifier(classes, pool, drop_path)
+            self.model = self.source.classifier(classes, self.pool, self.drop_path)
             self.weights = fingerprint(self.model)
-        check_image_size(self.model, data, source.checkpoint)
+        check_image_size(self.model, self.data, self.source.checkpoint)
 
     def check(self, seed: int, processes: Processes) -> None:
         """Raise UserError if the settings do not fit these processes, before anything is written."""
@@ -121,7 +96,6 @@ class FineTuning(Evaluation, TrainingTask):
     def run(self, run: Run) -> dict[str, float]:
         """Fine-tune and evaluate, or only evaluate; returns accuracies in percent."""
         origin = self.begin(run)
-        self.origin = origin
         if self.eval_only:
             predictions = self._predictions(self.model.to(run.processes.device), run)
             predictions.write(run)
@@ -131,7 +105,7 @@ class FineTuning(Evaluation, TrainingTask):
             f"and {len(self.held_out)} held-out images in {len(self.classes)} classes"
         )
         state = loop.fit(self, self.trainer, run)
-        measured: dict[str, dict[str, float]] = run.processes.broadcast(loop.evaluations(run))
+        measured = loop.evaluations(run)
         last = measured[str(state.step)]
         result = {"finetune": last["val/accuracy"]}
         if "val/accuracy_ema" in last:
@@ -151,7 +125,7 @@ class FineTuning(Evaluation, TrainingTask):
 
     def evaluate(self, state: TrainingState, epoch: int, last: bool, run: Run) -> dict[str, float]:
         """Accuracy on the held-out images, if due; the best model so far is saved in `best/`."""
-        if not last and not (epoch and epoch % self.evaluate_every_epochs == 0):
+        if not self.is_due(epoch, last):
             return {}
         predictions = self._predictions(self.model, run)
         metrics = {"val/accuracy": predictions.accuracy}
@@ -159,8 +133,8 @@ class FineTuning(Evaluation, TrainingTask):
             metrics["val/accuracy_ema"] = self._predictions(state.ema.module, run).accuracy
         if last:
             predictions.write(run)
-        before = run.processes.broadcast([each["val/accuracy"] for each in loop.evaluations(run).values()])
-        if predictions.accuracy > max(before, default=-1.0):
+        before = max((each["val/accuracy"] for each in loop.evaluations(run).values()), default=-1.0)
+        if predictions.accuracy > before:
             self._keep_best(state, run)
         log.info("accuracy after step %d: %.2f %%", state.step, predictions.accuracy)
         return metrics
@@ -180,11 +154,3 @@ class FineTuning(Evaluation, TrainingTask):
             return {"class": model(images_BCHW).argmax(-1)}
 
         return predict_classes(predict, self.data, self.held_out, self.batch_size, run)["class"]
-
-    def state_dict(self) -> dict[str, Any]:
-        """Identity of the initial encoder."""
-        return origin_record(self.origin, self.weights)
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Check that the encoder is the same."""
-        check_same_encoder(state, self.weights, self.source.checkpoint)

@@ -7,110 +7,85 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from semaim.checkpoints.encoder_source import EncoderSource, fingerprint
+from semaim.checkpoints.encoder_source import fingerprint
 from semaim.core.distributed import Processes
 from semaim.core.seeding import StepNoise
-from semaim.data.image_data import ImageData
 from semaim.data.image_sets import ImageSet
 from semaim.data.loading import Batch
 from semaim.data.subsets import hold_out
-from semaim.data.transforms import Transform
 from semaim.errors import UserError
 from semaim.evaluation.accuracy import Predictions, predict_classes
 from semaim.models.flops import encoder_cost
 from semaim.models.heads import LinearHeads
 from semaim.models.vit import encode
 from semaim.runs.context import Run
-from semaim.tasks.evaluation import Evaluation, check_image_size, check_same_encoder, origin_record
+from semaim.tasks.evaluation import TrainedEvaluation, check_image_size
 from semaim.tasks.task import RunCost, training_cost
 from semaim.training import loop
-from semaim.training.optimizers import Optimization
-from semaim.training.settings import TrainerSettings
 from semaim.training.state import TrainingState
-from semaim.training.step import TrainingTask
 
 log = logging.getLogger(__name__)
 
 
-class LinearProbe(Evaluation, TrainingTask):
+@dataclass(eq=False)
+class LinearProbe(TrainedEvaluation):
     """The task.
 
     Args:
         source: the encoder; frozen, in eval mode.
-        data: labelled images, some of them held out.
-        train_transform: augmentation of the training images.
         optimizer: of the heads.
-        trainer: settings of the loop.
-        recipe: name of the recipe that optimizer, trainer and augmentation are from, for the log.
+        data, train_transform, trainer, recipe, batch_size, evaluate_every_epochs: see `TrainedEvaluation`.
         features: kinds of features, "cls" or "mean"; a head for each.
         base_lrs: learning rates to try in one pass, in place of the optimizer's; the best on held-out training images
             is selected. Null for the optimizer's only, which needs no selection and trains on all images.
         holdout: share of each class of the training images that is held out for the selection.
         seed: for the choice of these images.
-        batch_size: images per batch on each process when accuracy is measured.
-        evaluate_every_epochs: epochs between evaluations during training; null for the last only.
     """
 
-    def __init__(
-        self,
-        source: EncoderSource,
-        data: ImageData,
-        train_transform: Transform,
-        optimizer: Optimization,
-        trainer: TrainerSettings,
-        recipe: str,
-        features: Sequence[str],
-        base_lrs: Sequence[float] | None,
-        holdout: float,
-        seed: int,
-        batch_size: int,
-        evaluate_every_epochs: int | None,
-    ) -> None:
-        super().__init__(source, data)
-        if not features or not set(features) <= {"cls", "mean"} or len(set(features)) < len(features):
-            raise UserError(f"task.features={list(features)} must name cls, mean or both")
-        if base_lrs is not None and (
-            not base_lrs or min(base_lrs) <= 0 or len({f"{lr:g}" for lr in base_lrs}) < len(base_lrs)
-        ):
-            raise UserError(f"task.base_lrs={list(base_lrs)} must be positive and different learning rates, or null")
-        self.kinds = list(features)
-        self.base_lrs = [optimizer.base_lr] if base_lrs is None else list(base_lrs)
-        if trainer.clip_grad is not None and len(self.kinds) * len(self.base_lrs) > 1:
+    features: Sequence[str]
+    base_lrs: Sequence[float] | None
+    holdout: float
+    seed: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        kinds, lrs, optimizer = self.features, self.base_lrs, self.optimizer
+        if not kinds or not set(kinds) <= {"cls", "mean"} or len(set(kinds)) < len(kinds):
+            raise UserError(f"task.features={list(kinds)} must name cls, mean or both")
+        if lrs is not None and (not lrs or min(lrs) <= 0 or len({f"{lr:g}" for lr in lrs}) < len(lrs)):
+            raise UserError(f"task.base_lrs={list(lrs)} must be positive and different learning rates, or null")
+        self.lrs = [optimizer.base_lr] if lrs is None else lrs
+        if self.trainer.clip_grad is not None and len(kinds) * len(self.lrs) > 1:
             raise UserError("trainer.clip_grad would couple the heads' gradients: leave it null")
-        if trainer.ema:
+        if self.trainer.ema:
             raise UserError("trainer.ema=true: no moving average of linear heads is measured; leave it false")
-        self.trainer = trainer
-        self.recipe = recipe
-        self.batch_size = batch_size
-        self.evaluate_every_epochs = evaluate_every_epochs
-        self.metric = f"linprobe_{self.kinds[0]}"
-        self.vit = source.encoder().requires_grad_(False)
-        check_image_size(self.vit, data, source.checkpoint)
-        if "cls" in self.kinds and self.vit.cls_token is None:
-            raise UserError(f"checkpoint={source.checkpoint} has no class token: set task.features=[mean]")
+        self.metric = f"linprobe_{kinds[0]}"
+        self.vit = self.source.encoder().requires_grad_(False)
+        check_image_size(self.vit, self.data, self.source.checkpoint)
+        if "cls" in kinds and self.vit.cls_token is None:
+            raise UserError(f"checkpoint={self.source.checkpoint} has no class token: set task.features=[mean]")
         self.weights = fingerprint(self.vit)
         images: ImageSet = self.labelled
         self.selection_images: ImageSet | None = None
-        if len(self.base_lrs) > 1:
-            images, self.selection_images = hold_out(self.labelled, holdout, seed)
-        self.training = data.training(images, train_transform)
-        self.optimizer = optimizer
-        scales = [lr / optimizer.base_lr for lr in self.base_lrs]
-        self.model = LinearHeads(self.vit.embed_dim, len(self.classes), len(self.kinds), scales)
-        if len(self.base_lrs) > 1 and any("lr_scale" not in group for group in optimizer.groups(self.model, 0.0)):
+        if len(self.lrs) > 1:
+            images, self.selection_images = hold_out(self.labelled, self.holdout, self.seed)
+        self.training = self.data.training(images, self.train_transform)
+        scales = [lr / optimizer.base_lr for lr in self.lrs]
+        self.model = LinearHeads(self.vit.embed_dim, len(self.classes), len(kinds), scales)
+        if len(self.lrs) > 1 and any("lr_scale" not in group for group in optimizer.groups(self.model, 0.0)):
             raise UserError("task.base_lrs needs an optimizer with a group for each head, as in optimizer=sgd_linprobe")
 
     @property
     def head_names(self) -> list[str]:
         """Names of the heads, in their order."""
-        several = len(self.base_lrs) > 1
-        return [f"{kind}_lr{lr:g}" if several else kind for kind in self.kinds for lr in self.base_lrs]
+        several = len(self.lrs) > 1
+        return [f"{kind}_lr{lr:g}" if several else kind for kind in self.features for lr in self.lrs]
 
     def check(self, seed: int, processes: Processes) -> None:
         """Raise UserError if the settings do not fit these processes, before anything is written."""
@@ -134,21 +109,19 @@ class LinearProbe(Evaluation, TrainingTask):
     def run(self, run: Run) -> dict[str, float]:
         """Train the heads; returns the accuracy in percent for each kind of feature."""
         origin = self.begin(run)
-        self.origin = origin
         self.vit.to(run.processes.device)
         log.info(
             f"linear probe of {self.source.checkpoint}, recipe={self.recipe}: {', '.join(self.head_names)}; "
             f"{len(self.training.images)} training and {len(self.held_out)} held-out images"
         )
         state = loop.fit(self, self.trainer, run)
-        accuracies = loop.evaluations(run)[str(state.step)] if run.processes.is_main else {}
-        accuracies = run.processes.broadcast(accuracies)
+        accuracies = loop.evaluations(run)[str(state.step)]
         result = {}
-        for kind in self.kinds:
+        for kind in self.features:
             best = self._best(kind, accuracies)
             result[f"linprobe_{kind}"] = accuracies[f"val/{best}"]
             if self.selection_images is not None:
-                result[f"linprobe_{kind}_base_lr"] = self.base_lrs[self.head_names.index(best) % len(self.base_lrs)]
+                result[f"linprobe_{kind}_base_lr"] = self.lrs[self.head_names.index(best) % len(self.lrs)]
         return self.end(run, origin, result)
 
     def _best(self, kind: str, accuracies: dict[str, float]) -> str:
@@ -158,18 +131,16 @@ class LinearProbe(Evaluation, TrainingTask):
 
     def evaluate(self, state: TrainingState, epoch: int, last: bool, run: Run) -> dict[str, float]:
         """Accuracy of each head on the held-out images, and on those held out for the selection, if due."""
-        every = self.evaluate_every_epochs
-        if not last and not (every is not None and epoch and epoch % every == 0):
+        if not self.is_due(epoch, last):
             return {}
         self.model.eval()
         predictions = {f"val/{name}": each for name, each in self._predictions(self.held_out, run).items()}
         if self.selection_images is not None:
-            predictions |= {
-                f"holdout/{name}": each for name, each in self._predictions(self.selection_images, run).items()
-            }
+            selection = self._predictions(self.selection_images, run)
+            predictions |= {f"holdout/{name}": each for name, each in selection.items()}
         accuracies = {name: each.accuracy for name, each in predictions.items()}
         if last:
-            predictions[f"val/{self._best(self.kinds[0], accuracies)}"].write(run)
+            predictions[f"val/{self._best(self.features[0], accuracies)}"].write(run)
         shown = ", ".join(f"{name} {value:.2f} %" for name, value in accuracies.items())
         log.info("linear probe after step %d: %s", state.step, shown)
         return accuracies
@@ -183,12 +154,4 @@ class LinearProbe(Evaluation, TrainingTask):
     def _read(self, images_BCHW: Tensor) -> Tensor:
         """Features (K, B, D)."""
         by_kind = encode(self.vit, images_BCHW)
-        return torch.stack([by_kind[kind] for kind in self.kinds])
-
-    def state_dict(self) -> dict[str, Any]:
-        """Identity of the encoder."""
-        return origin_record(self.origin, self.weights)
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Check that the encoder is the same."""
-        check_same_encoder(state, self.weights, self.source.checkpoint)
+        return torch.stack([by_kind[kind] for kind in self.features])

@@ -40,6 +40,7 @@ from semaim.visualization.figures import ModelView
 from semaim.visualization.views import Colours, Prediction, Viewer
 
 log = logging.getLogger(__name__)
+HIGHLIGHTS = {"artifacts, pictures": "orders and maps, predictions, and film strips"}
 IMAGES_PER_PAGE = 16
 DEFAULT_ORDERS = ("raster", "stochastic", "attention", "attention_center")  # as in the paper's figure
 
@@ -66,6 +67,7 @@ class ShownModel:
     target: str | None
 
 
+@dataclass(eq=False)
 class Visualize(Task):
     """The task.
 
@@ -89,50 +91,42 @@ class Visualize(Task):
     """
 
     metric = "images"
-    highlights: Mapping[str, str] = {"artifacts, pictures": "orders and maps, predictions, and film strips"}
+    highlights = HIGHLIGHTS
 
-    def __init__(
-        self,
-        checkpoint: str | Sequence[str] | None,
-        tracking: Tracking,
-        images: str | Sequence[str] | None,
-        data: ImageData,
-        count: int,
-        permutations: Mapping[str, Permutation],
-        orders: Sequence[str] | None,
-        predict_order: str | None,
-        semantic_map: SemanticMap,
-        target: Target,
-        palette: str,
-        formats: Sequence[str],
-    ) -> None:
-        if not checkpoint:
+    checkpoint: str | Sequence[str] | None
+    tracking: Tracking
+    images: str | Sequence[str] | None
+    data: ImageData
+    count: int
+    permutations: Mapping[str, Permutation]
+    orders: Sequence[str] | None
+    predict_order: str | None
+    semantic_map: SemanticMap
+    target: Target
+    palette: str
+    formats: Sequence[str]
+
+    def __post_init__(self) -> None:
+        if not self.checkpoint:
             raise UserError("task=visualize needs a checkpoint: checkpoint=runs/<name>, or several: checkpoint=[a,b]")
-        if count < 1:
-            raise UserError(f"task.count={count} must be positive")
-        for option, requested in (
-            ("orders", orders or []),
-            ("predict_order", [predict_order] if predict_order else []),
-        ):
-            if unknown := [name for name in requested if name not in permutations]:
-                raise UserError(f"task.{option}: there is no order {unknown[0]}; choose from {', '.join(permutations)}")
-        if not formats or set(formats) - {"png", "svg"}:
-            raise UserError(f"task.formats={list(formats)} is unknown: choose png, svg or both")
-        plotting.check_palette(palette, "task.palette")
-        names = [checkpoint] if isinstance(checkpoint, str) else list(checkpoint)
-        self.images: ImageSet = data.splits.val or data.splits.train
-        if images is not None:
-            self.images = image_files([images] if isinstance(images, str) else images)
-        self.indices = sample_indices(len(self.images), count)
-        self.permutations = permutations
-        self.predict_order = predict_order
-        self.semantic_map = semantic_map
-        self.target = target
-        self.palette = palette
-        self.formats = list(formats)
-        headings = short_names(names)
-        self.shown = [load(*each, tracking, target.network_name == "ema") for each in zip(names, headings, strict=True)]
-        self.orders = orders or (DEFAULT_ORDERS if len(names) == 1 else None)
+        if self.count < 1:
+            raise UserError(f"task.count={self.count} must be positive")
+        known = ", ".join(self.permutations)
+        named = {"orders": self.orders or [], "predict_order": [self.predict_order] if self.predict_order else []}
+        for option, requested in named.items():
+            if unknown := [name for name in requested if name not in self.permutations]:
+                raise UserError(f"task.{option}: there is no order {unknown[0]}; choose from {known}")
+        if not self.formats or set(self.formats) - {"png", "svg"}:
+            raise UserError(f"task.formats={list(self.formats)} is unknown: choose png, svg or both")
+        plotting.check_palette(self.palette, "task.palette")
+        names = [self.checkpoint] if isinstance(self.checkpoint, str) else self.checkpoint
+        self.image_set: ImageSet = self.data.splits.val or self.data.splits.train
+        if self.images is not None:
+            self.image_set = image_files([self.images] if isinstance(self.images, str) else self.images)
+        self.indices = sample_indices(len(self.image_set), self.count)
+        ema = self.target.network_name == "ema"
+        self.shown = [load(*each, self.tracking, ema) for each in zip(names, short_names(names), strict=True)]
+        self.orders = self.orders or (DEFAULT_ORDERS if len(names) == 1 else None)
 
     def load(self, processes: Processes) -> None:
         """Load the teacher, if there is one."""
@@ -161,12 +155,12 @@ class Visualize(Task):
         quality: dict[str, Tensor] = {}
         images_BHWC = None
         for index, each in enumerate(self.shown):
-            readable, images_BCHW = read_images(self.images, indices, each.transform)
+            readable, images_BCHW = read_images(self.image_set, indices, each.transform)
             images_BCHW = images_BCHW.to(run.processes.device)
             each.model.to(run.processes.device)
             view, prediction = self._view(each, images_BCHW, run)
             views.append(view)
-            object_BL = object_patches(self.images, readable, each.transform, each.model.patch_size)
+            object_BL = object_patches(self.image_set, readable, each.transform, each.model.patch_size)
             prefix = f"{each.name}/" if len(self.shown) > 1 else ""
             quality |= {f"{prefix}{name}": value_B for name, value_B in order_quality(view, object_BL).items()}
             if images_BHWC is None:
@@ -185,17 +179,12 @@ class Visualize(Task):
         encoders: dict[str, Any] = {"online": model, "ema": shown.average, "teacher": target}
         available = {name: encoder for name, encoder in encoders.items() if encoder is not None}
         viewer = Viewer(model, available, "online", self.semantic_map, self.permutations, target)
-        training_order = "attention_center"
-        if shown.order is not None and shown.order in self.permutations:
-            training_order = shown.order
-        predicts = model.architecture["out_channels"] == target.channels and shown.target in (
-            None,
-            run.choices["target"],
-        )
+        training_order = shown.order if shown.order and shown.order in self.permutations else "attention_center"
+        same_target = shown.target in (None, run.choices["target"])
+        predicts = same_target and model.architecture["out_channels"] == target.channels
         if not predicts:
-            log.info(
-                "%s predicts %s: set it to draw predictions", shown.name, f"target={shown.target or 'something else'}"
-            )
+            other = shown.target or "something else"
+            log.info("%s predicts target=%s: set it to draw predictions", shown.name, other)
         view = viewer.view(images_BCHW, run.seed, (self.predict_order or training_order) if predicts else None)
         drawn = {name: view.orders[name] for name in self.orders or [training_order]}
         return ModelView(shown.name, view.maps, drawn, model.grid), view.prediction

@@ -101,7 +101,7 @@ def evaluate(task: TrainingTask, state: TrainingState, run: Run, per_epoch: int,
     """Evaluate at the start, after each epoch and at the end, if the task requires it; once per step."""
     if state.step % per_epoch and state.step != last:
         return
-    previous: dict[str, dict[str, float]] = run.processes.broadcast(evaluations(run))
+    previous = evaluations(run)
     if str(state.step) in previous:
         return
     metrics = task.evaluate(state, state.step // per_epoch, state.step == last, run)
@@ -112,8 +112,8 @@ def evaluate(task: TrainingTask, state: TrainingState, run: Run, per_epoch: int,
 
 
 def evaluations(run: Run) -> dict[str, dict[str, float]]:
-    """Metrics of the evaluations so far, by step."""
-    return read_json(run.folder.path / "evaluations.json") or {}
+    """Metrics of the evaluations so far, by step; collective."""
+    return run.processes.broadcast(read_json(run.folder.path / "evaluations.json")) or {}
 
 
 def checkpoint_is_due(step: int, per_epoch: int, trainer: TrainerSettings) -> bool:
