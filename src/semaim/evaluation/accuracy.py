@@ -1,13 +1,13 @@
 """Predictions of a classifier: accuracy, in all and per class, and the confusion matrix.
 
-Shapes: M images, C classes.
+Shapes: S classifiers, B images of a batch, M images in all, C classes.
 """
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,19 +16,29 @@ from torch import Tensor
 from semaim.core.files import write_text
 from semaim.data.image_data import ImageData
 from semaim.data.image_sets import ImageSet
-from semaim.evaluation.features import Encode, Extraction, extract
+from semaim.evaluation.features import Extraction, extract
 from semaim.runs.context import Run
 
 
 def predict_classes(
-    predict: Encode, data: ImageData, images: ImageSet, batch_size: int, run: Run
+    names: Sequence[str],
+    logits: Callable[[Tensor], Tensor],
+    data: ImageData,
+    images: ImageSet,
+    batch_size: int,
+    run: Run,
 ) -> dict[str, Predictions]:
-    """Predict the classes of all images of a set; processes share the work.
+    """Predict the classes of all images of a set, by the name of the classifier; processes share the work.
 
     Args:
-        predict: predicted classes (B,) of a batch of normalised images, by the name of the classifier.
+        names: of the classifiers.
+        logits: their outputs (S, B, C) on a batch of normalised images.
         data, images, batch_size, run: as for `semaim.evaluation.features.extract`.
     """
+
+    def predict(images_BCHW: Tensor) -> dict[str, Tensor]:
+        return dict(zip(names, logits(images_BCHW).argmax(-1), strict=True))
+
     outputs = extract(Extraction(predict, data, images, range(len(images)), batch_size, "accuracy"), run)
     return {name: Predictions(outputs.tensor(name), outputs.labels_M, data.splits.classes) for name in outputs.by_kind}
 

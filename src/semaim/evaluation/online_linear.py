@@ -85,12 +85,10 @@ class OnlineLinear(Evaluator):
         """Accuracy in percent for each kind of features."""
         self._normalise(learner, run)
         self.heads.eval()
-
-        def predict(images_BCHW: Tensor) -> dict[str, Tensor]:
-            return dict(zip(KINDS, self.heads(_stack(learner.features(images_BCHW))).argmax(-1), strict=True))
-
         _, held_out = learner.data.labelled_and_held_out()
-        predictions = predict_classes(predict, learner.data, held_out, self.batch_size, run)
+        predictions = predict_classes(
+            KINDS, lambda x: self.heads(_stack(learner.features(x))), learner.data, held_out, self.batch_size, run
+        )
         self.heads.train()
         shown = ", ".join(f"{each.accuracy:.1f} % ({kind})" for kind, each in predictions.items())
         log.info("online linear classifier after step %d: %s", learner.step, shown)

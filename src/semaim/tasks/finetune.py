@@ -149,8 +149,7 @@ class FineTuning(TrainedEvaluation):
 
     def _predictions(self, model: nn.Module, run: Run) -> Predictions:
         model.eval()
-
-        def predict(images_BCHW: Tensor) -> dict[str, Tensor]:
-            return {"class": model(images_BCHW).argmax(-1)}
-
-        return predict_classes(predict, self.data, self.held_out, self.batch_size, run)["class"]
+        predictions = predict_classes(
+            ["finetune"], lambda x: model(x)[None], self.data, self.held_out, self.batch_size, run
+        )
+        return predictions["finetune"]

@@ -19,11 +19,8 @@ class KNN(FeatureEvaluation):
     """The task: k-NN accuracy of a checkpoint's encoder.
 
     Args:
-        source: the encoder.
-        data: labelled images, some of them held out.
+        source, data, batch_size, features_dir: see `FeatureEvaluation`.
         ks: numbers of neighbours.
-        batch_size: images per batch on each process.
-        features_dir: folder of the feature cache, which later evaluations reuse; null to keep features in memory only.
     """
 
     def __init__(

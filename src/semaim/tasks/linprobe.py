@@ -146,10 +146,9 @@ class LinearProbe(TrainedEvaluation):
         return accuracies
 
     def _predictions(self, images: ImageSet, run: Run) -> dict[str, Predictions]:
-        def predict(images_BCHW: Tensor) -> dict[str, Tensor]:
-            return dict(zip(self.head_names, self.model(self._read(images_BCHW)).argmax(-1), strict=True))
-
-        return predict_classes(predict, self.data, images, self.batch_size, run)
+        return predict_classes(
+            self.head_names, lambda x: self.model(self._read(x)), self.data, images, self.batch_size, run
+        )
 
     def _read(self, images_BCHW: Tensor) -> Tensor:
         """Features (K, B, D)."""

@@ -138,7 +138,8 @@ class Visualize(Task):
         """Draw; returns the number of images and the order metrics (means over these images)."""
         quality: dict[str, list[Tensor]] = defaultdict(list)
         if run.processes.is_main:
-            for page, start in enumerate(range(0, len(self.indices), IMAGES_PER_PAGE)):
+            for number, start in enumerate(range(0, len(self.indices), IMAGES_PER_PAGE), start=1):
+                page = f"_page{number}" if len(self.indices) > IMAGES_PER_PAGE else ""
                 for name, value_B in self._draw(self.indices[start : start + IMAGES_PER_PAGE], page, run).items():
                     quality[name].append(value_B)
         metrics = means({name: torch.cat(parts) for name, parts in quality.items()})
@@ -149,12 +150,12 @@ class Visualize(Task):
         """Folder of the pictures."""
         return {"pictures": str(folder / "pictures")}
 
-    def _draw(self, indices: Sequence[int], page: int, run: Run) -> dict[str, Tensor]:
-        """Draw one page; returns the order metrics, (B,) each, by name."""
+    def _draw(self, indices: Sequence[int], page: str, run: Run) -> dict[str, Tensor]:
+        """Draw one page, whose files end in `page`; returns the order metrics, (B,) each, by name."""
         views: list[ModelView] = []
         quality: dict[str, Tensor] = {}
         images_BHWC = None
-        for index, each in enumerate(self.shown):
+        for index, each in enumerate(self.shown, start=1):
             readable, images_BCHW = read_images(self.image_set, indices, each.transform)
             images_BCHW = images_BCHW.to(run.processes.device)
             each.model.to(run.processes.device)
@@ -166,10 +167,10 @@ class Visualize(Task):
             if images_BHWC is None:
                 images_BHWC = each.colours.denormalise(images_BCHW)
             if prediction is not None:
-                suffix = f"_{index + 1}" if len(self.shown) > 1 else ""
-                self._draw_prediction(each, images_BCHW, prediction, suffix, page, run)
+                suffix = f"_{index}{page}" if len(self.shown) > 1 else page
+                self._draw_prediction(each, images_BCHW, prediction, suffix, run)
         assert images_BHWC is not None
-        self._save(figures.orders_figure(images_BHWC, views, self.palette), "orders", page, run)
+        self._save(figures.orders_figure(images_BHWC, views, self.palette), f"orders{page}", run)
         return quality
 
     def _view(self, shown: ShownModel, images_BCHW: Tensor, run: Run) -> tuple[ModelView, Prediction | None]:
@@ -190,28 +191,24 @@ class Visualize(Task):
         return ModelView(shown.name, view.maps, drawn, model.grid), view.prediction
 
     def _draw_prediction(
-        self, shown: ShownModel, images_BCHW: Tensor, prediction: Prediction, suffix: str, page: int, run: Run
+        self, shown: ShownModel, images_BCHW: Tensor, prediction: Prediction, suffix: str, run: Run
     ) -> None:
         colours, grid, patch_size = shown.colours, shown.model.grid, shown.model.patch_size
         images_BHWC = colours.denormalise(images_BCHW)
         figure = figures.reconstruction_figure(images_BHWC, prediction, grid, colours, self.palette)
-        self._save(figure, f"reconstruction{suffix}", page, run)
+        self._save(figure, f"reconstruction{suffix}", run)
         first = slice(0, 4)  # film strips are long
         first_prediction = prediction.subset(first)
         strip = figures.film_figure(images_BCHW[first], first_prediction, patch_size, colours, self.palette)
-        self._save(strip, f"film{suffix}", page, run)
-        file = run.folder.path / "pictures" / f"film{suffix}{self._page(page)}.gif"
+        self._save(strip, f"film{suffix}", run)
+        file = run.folder.path / "pictures" / f"film{suffix}.gif"
         plotting.animation(figures.film_frames(images_BCHW[first], first_prediction, patch_size, colours), file)
         run.artifact(f"pictures/{file.name}")
 
-    def _save(self, figure: Any, name: str, page: int, run: Run) -> None:
-        path = run.folder.path / "pictures" / f"{name}{self._page(page)}"
-        for file in plotting.save_figure(figure, path, self.formats):
+    def _save(self, figure: Any, name: str, run: Run) -> None:
+        for file in plotting.save_figure(figure, run.folder.path / "pictures" / name, self.formats):
             log.info("%s", file)
             run.artifact(f"pictures/{file.name}")
-
-    def _page(self, page: int) -> str:
-        return f"_page{page + 1}" if len(self.indices) > IMAGES_PER_PAGE else ""
 
 
 def order_quality(view: ModelView, object_BL: Tensor) -> dict[str, Tensor]:

@@ -5,7 +5,6 @@ The colour map is perceptually uniform and readable with colour blindness: warm 
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -149,14 +148,8 @@ def save_figure(figure: Figure, path: Path, formats: Sequence[str]) -> list[Path
     return files
 
 
-def animation(frames_TBHWC: Sequence[Array], path: Path, seconds: float = 6.0) -> Path:
-    """Write an animated GIF of images side by side.
-
-    Args:
-        frames_TBHWC: the images of each frame, colours in [0, 1].
-        path: of the file.
-        seconds: duration; the last frame is shown for two more seconds.
-    """
+def animation(frames_TBHWC: Sequence[Array], path: Path) -> None:
+    """Write an animated GIF of images side by side, with colours in [0, 1]: six seconds, and two for the last frame."""
     from PIL import Image
 
     scale = max(1, round(128 / frames_TBHWC[0].shape[2]))
@@ -165,17 +158,7 @@ def animation(frames_TBHWC: Sequence[Array], path: Path, seconds: float = 6.0) -
         line = np.concatenate([np.pad(each, ((2, 2), (2, 2), (0, 0)), constant_values=1.0) for each in images_BHWC], 1)
         picture = Image.fromarray((line * 255).round().astype(np.uint8))
         pictures.append(picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST))
-    duration_ms = round(1000 * seconds / len(pictures))
-    file = io.BytesIO()
-    pictures[0].save(
-        file,
-        "GIF",
-        save_all=True,
-        append_images=pictures[1:],
-        duration=[duration_ms] * (len(pictures) - 1) + [2000],
-        loop=0,
-    )
+    milliseconds = [round(6000 / len(pictures))] * (len(pictures) - 1) + [2000]
     path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic(path) as stream:
-        stream.write(file.getvalue())
-    return path
+    with atomic(path) as file:
+        pictures[0].save(file, "GIF", save_all=True, append_images=pictures[1:], duration=milliseconds, loop=0)

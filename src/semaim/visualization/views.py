@@ -38,7 +38,7 @@ class Colours:
 
 @dataclass(frozen=True)
 class Maps:
-    """Attention and semantic map of an encoder on images.
+    """Attention and semantic map of an encoder on images, in float32.
 
     Attributes:
         attention_BL: the last block's attention from the class token, averaged over heads.
@@ -47,22 +47,6 @@ class Maps:
 
     attention_BL: Tensor
     semantic_BL: Tensor
-
-
-def maps(cache: TokenCache, network: str, semantic_map: SemanticMap) -> Maps:
-    """Maps from one network's pass over images, (B, L) each, float32."""
-    attention_BL = cache.attention(network).float()
-    semantic_BL = attention_BL if semantic_map.kind == "self" else semantic_map(cache, network)
-    return Maps(attention_BL, semantic_BL)
-
-
-def draw_orders(
-    permutations: Mapping[str, Permutation], grid: Grid, semantic_BL: Tensor, seed: int
-) -> dict[str, Tensor]:
-    """An order of each kind for each image, (B, L) long. The same seed breaks ties in the same way."""
-    generator = torch.Generator().manual_seed(seed)
-    noise_BK = torch.rand(len(semantic_BL), noise_columns(grid), generator=generator).to(semantic_BL.device)
-    return {name: each.order(grid, noise_BK, semantic_BL) for name, each in permutations.items()}
 
 
 @dataclass(frozen=True)
@@ -134,19 +118,22 @@ class Viewer:
 
         Args:
             images_BCHW: on the model's device.
-            seed: for random parts of orders.
+            seed: for random parts of orders; the same seed breaks ties in the same way.
             predict_order: name of the order to predict in; None for no prediction.
         """
-        cache = TokenCache(self.encoders, images_BCHW)
-        grid = self.model.grid
-        own_maps = maps(cache, self.network, self.semantic_map)
-        orders = draw_orders(self.permutations, grid, own_maps.semantic_BL, seed)
+        cache, grid = TokenCache(self.encoders, images_BCHW), self.model.grid
+        attention_BL = cache.attention(self.network).float()
+        semantic_BL = attention_BL if self.semantic_map.kind == "self" else self.semantic_map(cache, self.network)
+        maps = Maps(attention_BL, semantic_BL)
+        generator = torch.Generator().manual_seed(seed)
+        noise_BK = torch.rand(len(images_BCHW), noise_columns(grid), generator=generator).to(images_BCHW.device)
+        orders = {name: each.order(grid, noise_BK, semantic_BL) for name, each in self.permutations.items()}
         if predict_order is None:
-            return View(own_maps, orders, None)
+            return View(maps, orders, None)
         order_BL = orders[predict_order]
         prediction_BLP = self.model.predict(images_BCHW, order_BL)
         prediction = predict(prediction_BLP, images_BCHW, order_BL, self.target, cache, grid)
-        return View(own_maps, orders, prediction)
+        return View(maps, orders, prediction)
 
 
 @dataclass(frozen=True)
@@ -177,10 +164,9 @@ def unpatchify(patches_BLP: Tensor, grid: Grid) -> Tensor:
     return cut.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
 
 
-def reveal(images_BCHW: Tensor, order_BL: Tensor, patch_size: int, count: int, blank: float = 0.0) -> Tensor:
+def reveal(images_BCHW: Tensor, order_BL: Tensor, patch_size: int, count: int) -> Tensor:
     """Normalised images in which the first `count` patches of their order are visible and the rest is blank."""
     grid = images_BCHW.shape[-2] // patch_size, images_BCHW.shape[-1] // patch_size
-    visible_BL = ranks(order_BL) < count
-    visible_B1hw = visible_BL.unflatten(1, grid)[:, None]
-    visible_B1HW = visible_B1hw.repeat_interleave(patch_size, 2).repeat_interleave(patch_size, 3)
-    return torch.where(visible_B1HW, images_BCHW, torch.full_like(images_BCHW, blank))
+    hidden_B1hw = (ranks(order_BL) >= count).unflatten(1, grid)[:, None]
+    hidden_B1HW = hidden_B1hw.repeat_interleave(patch_size, 2).repeat_interleave(patch_size, 3)
+    return images_BCHW.masked_fill(hidden_B1HW, 0.0)
