@@ -47,17 +47,17 @@ def online_points(evaluations: DataFrame) -> DataFrame:
     )
     newest = {run.info.run_name: run for run in runs}
     found = [
-        (f"{title(metric)}, {encoder.pretrained_on}", encoder.label, epoch, accuracy)
+        (f"online {title}, {encoder.pretrained_on}", encoder.label, epoch, accuracy)
         for encoder in evaluations.drop_duplicates("encoder").itertuples()
         if encoder.encoder in newest
-        for metric, epoch, accuracy in history(newest[encoder.encoder])
+        for title, epoch, accuracy in history(newest[encoder.encoder])
     ]
     by_epoch = pd.DataFrame(found, columns=["panel", "label", "x", "y"]).groupby(["panel", "label", "x"])["y"]
     return by_epoch.agg(y="mean", deviation="std").reset_index()
 
 
 def history(run: Any) -> Iterator[tuple[str, float, float]]:
-    """Online metrics of a pretraining run, their epochs and values."""
+    """Titles of the online metrics of a pretraining run, their epochs and values."""
     from mlflow import MlflowClient
 
     client = MlflowClient()
@@ -67,15 +67,10 @@ def history(run: Any) -> Iterator[tuple[str, float, float]]:
     per_step = epochs_logged[-1].value / epochs_logged[-1].step
     for metric in run.data.metrics:
         if metric.startswith(ONLINE):
+            name = metric.removeprefix(ONLINE)
+            known = evaluation(f"eval/{name}")
             for point in client.get_metric_history(run.info.run_id, metric):
-                yield metric, round(point.step * per_step, 2), point.value
-
-
-def title(metric: str) -> str:
-    """Title of an online metric."""
-    name = metric.removeprefix(ONLINE)
-    known_evaluation = evaluation(f"eval/{name}")
-    return f"online {known_evaluation.title if known_evaluation else name.replace('_', ' ')}"
+                yield known.title if known else name.replace("_", " "), round(point.step * per_step, 2), point.value
 
 
 def draw(points: DataFrame, labels: Sequence[str], x_label: str, files: Iterable[Path]) -> None:

@@ -210,14 +210,10 @@ class Pretraining(Task, TrainingTask):
     def evaluate(self, state: TrainingState, epoch: int, last: bool, run: Run) -> dict[str, float]:
         """Metrics of the evaluators that are due."""
         self.model.eval()
-        learner = self.learner(state, epoch)
+        encoders, order, maps, target = self._encoders(state), self.permutation, self.semantic_map, self.target
+        learner = Learner(self.model, encoders, self.map_network, order, maps, target, self.data, state.step, epoch)
         due = [each for each in self.evaluators.values() if each.is_due(epoch, last)]
         return {name: value for each in due for name, value in each.evaluate(learner, run).items()}
-
-    def learner(self, state: TrainingState, epoch: int) -> Learner:
-        """What evaluators see."""
-        encoders, order, maps = self._encoders(state), self.permutation, self.semantic_map
-        return Learner(self.model, encoders, self.map_network, order, maps, self.target, self.data, state.step, epoch)
 
     def _log_plan(self, run: Run) -> None:
         """Log model, data, batch, and the lower bound of the training time."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -43,19 +43,19 @@ class ModelView:
 
 def orders_figure(images_BHWC: Tensor, views: Sequence[ModelView], palette: str) -> Figure:
     """The figure of SemAIM's paper: each image, and for each model its attention, its semantic map and its orders."""
-    columns = [_view_columns(view) for view in views]
-    named = [(view.name, len(view_columns)) for view, view_columns in zip(views, columns, strict=True)]
-    groups = [("", 1), *named] if len(views) > 1 else []
-    return _figure(
-        [_image(images_BHWC), *(column for view_columns in columns for column in view_columns)], groups, palette
-    )
+    columns, groups = [_image(images_BHWC)], [("", 1)]
+    for view in views:
+        own = _view_columns(view)
+        columns += own
+        groups.append((view.name, len(own)))
+    return _figure(columns, groups if len(views) > 1 else [], palette)
 
 
 def reconstruction_figure(
     images_BHWC: Tensor, prediction: Prediction, grid: Grid, colours: Colours, palette: str
 ) -> Figure:
     """Each image, the blurred target, each patch predicted from those before it, the error, and the order."""
-    order = _order("order", prediction.order_BL, grid)
+    order = _patches("order", ranks(prediction.order_BL), grid, "order")
     return _figure([_image(images_BHWC), *_predicted(prediction, grid, colours), order], [], palette)
 
 
@@ -63,9 +63,8 @@ def overview_figure(
     images_BHWC: Tensor, view: ModelView, prediction: Prediction, colours: Colours, palette: str
 ) -> Figure:
     """Each image with maps, orders and predictions of one model."""
-    return _figure(
-        [_image(images_BHWC), *_view_columns(view), *_predicted(prediction, view.grid, colours)], [], palette
-    )
+    predicted = _predicted(prediction, view.grid, colours)
+    return _figure([_image(images_BHWC), *_view_columns(view), *predicted], [], palette)
 
 
 Column = tuple[str, list[Panel]]  # a title, and a panel for each image
@@ -80,8 +79,8 @@ def _image(images_BHWC: Tensor, title: str = "image") -> Column:
     return title, [Panel(image_HWC.numpy()) for image_HWC in images_BHWC]
 
 
-def _order(name: str, order_BL: Tensor, grid: Grid) -> Column:
-    return name, [Panel(to_grid(rank_L, grid), "order") for rank_L in ranks(order_BL)]
+def _patches(title: str, values_BL: Tensor, grid: Grid, kind: Literal["map", "order", "error"]) -> Column:
+    return title, [Panel(values_L.float().cpu().numpy().reshape(grid), kind) for values_L in values_BL]
 
 
 def _view_columns(view: ModelView) -> list[Column]:
@@ -90,8 +89,8 @@ def _view_columns(view: ModelView) -> list[Column]:
     if not torch.equal(view.maps.attention_BL, view.maps.semantic_BL):
         maps["similarity"] = view.maps.semantic_BL
     return [
-        *((name, [Panel(to_grid(map_L, view.grid), "map") for map_L in map_BL]) for name, map_BL in maps.items()),
-        *(_order(name, order_BL, view.grid) for name, order_BL in view.orders.items()),
+        *(_patches(name, map_BL, view.grid, "map") for name, map_BL in maps.items()),
+        *(_patches(name, ranks(order_BL), view.grid, "order") for name, order_BL in view.orders.items()),
     ]
 
 
@@ -101,7 +100,7 @@ def _predicted(prediction: Prediction, grid: Grid, colours: Colours) -> list[Col
     if prediction.target_BCHW is not None and prediction.predicted_BCHW is not None:
         columns += [_image(colours.denormalise(prediction.target_BCHW), "target")]
         columns += [_image(colours.denormalise(prediction.predicted_BCHW), "predicted")]
-    return [*columns, ("error", [Panel(to_grid(error_L, grid), "error") for error_L in prediction.error_BL])]
+    return [*columns, _patches("error", prediction.error_BL, grid, "error")]
 
 
 def film_figure(images_BCHW: Tensor, prediction: Prediction, patch_size: int, colours: Colours, palette: str) -> Figure:
@@ -134,9 +133,3 @@ def partial_images(
     """Images with only their first `count` patches, (B, H, W, C): true and (for pixels) predicted patches."""
     versions = [images_BCHW] if prediction.predicted_BCHW is None else [images_BCHW, prediction.predicted_BCHW]
     return [colours.denormalise(reveal(each, prediction.order_BL, patch_size, count)).numpy() for each in versions]
-
-
-def to_grid(values_L: Tensor, grid: Grid) -> Array:
-    """Values per patch as rows and columns."""
-    values: Array = values_L.float().cpu().numpy().reshape(grid)
-    return values

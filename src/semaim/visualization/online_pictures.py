@@ -93,11 +93,20 @@ class OnlinePictures(Evaluator):
         sample = self._sample(learner.data, viewer.model.patch_size)
         images_BCHW = sample.images_BCHW.to(run.processes.device)
         view = viewer.view(images_BCHW, derive_seed(run.seed, "pictures", step), order)
+        assert view.prediction is not None
         folder = run.folder.path / "pictures"
         folder.mkdir(exist_ok=True)
         previous_BL = _previous_orders(folder, step, sample.names)
         path = folder / f"step_{step:08d}"
-        self._save_arrays(path, sample, view, order)
+        arrays = {
+            "image": np.array(sample.names),
+            "attention_BL": view.maps.attention_BL.cpu().numpy(),
+            "semantic_map_BL": view.maps.semantic_BL.cpu().numpy(),
+            "order_BL": view.orders[order].cpu().numpy(),
+            "error_BL": view.prediction.error_BL.cpu().numpy(),
+        }
+        with atomic(path.with_suffix(".npz")) as file:
+            np.savez(file, **arrays)  # type: ignore[arg-type]  # its stub takes the second name for an option
         self._draw(path, images_BCHW, view, order, viewer.model.grid)
         run.image(KEY, step, f"pictures/{path.name}.png")
         order_BL = view.orders[order].cpu()
@@ -113,29 +122,15 @@ class OnlinePictures(Evaluator):
             self._loaded_sample = Sample([images.name(index) for index in indices], images_BCHW, object_BL)
         return self._loaded_sample
 
-    def _save_arrays(self, path: Path, sample: Sample, view: View, order: str) -> None:
-        """Write the data of the picture."""
-        assert view.prediction is not None
-        arrays = {
-            "image": np.array(sample.names),
-            "attention_BL": view.maps.attention_BL.cpu().numpy(),
-            "semantic_map_BL": view.maps.semantic_BL.cpu().numpy(),
-            "order_BL": view.orders[order].cpu().numpy(),
-            "error_BL": view.prediction.error_BL.cpu().numpy(),
-        }
-        with atomic(path.with_suffix(".npz")) as file:
-            np.savez(file, **arrays)  # type: ignore[arg-type]  # its stub takes the second name for an option
-
     def _draw(self, path: Path, images_BCHW: Tensor, view: View, order: str, grid: Grid) -> None:
         stride = max(1, len(images_BCHW) // self.drawn)
         drawn = slice(0, self.drawn * stride, stride)
         view = view.subset(drawn)
         assert view.prediction is not None
         model_view = ModelView("", view.maps, {order: view.orders[order]}, grid)
-        images_BHWC = self.colours.denormalise(images_BCHW[drawn])
-        plotting.save_figure(
-            figures.overview_figure(images_BHWC, model_view, view.prediction, self.colours, self.palette), path, ["png"]
-        )
+        images_BHWC, colours = self.colours.denormalise(images_BCHW[drawn]), self.colours
+        figure = figures.overview_figure(images_BHWC, model_view, view.prediction, colours, self.palette)
+        plotting.save_figure(figure, path, ["png"])
 
 
 def _previous_orders(folder: Path, step: int, names: Sequence[str]) -> Tensor | None:
