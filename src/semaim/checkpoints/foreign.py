@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -17,7 +17,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from semaim.checkpoints.encoder_weights import EncoderWeights
-from semaim.checkpoints.formats import ANY, Layout, Normalisation, Weights, layout_of, other_model_kind
+from semaim.checkpoints.formats import ANY, Layout, Weights, layout_of, other_model_kind
 from semaim.checkpoints.two_stream import check_weights, default_num_heads
 from semaim.core.formatting import plural
 from semaim.errors import UserError
@@ -53,13 +53,9 @@ def recognise(
         )
     if layout.ambiguity and architecture is None:
         log.warning("%s: %s", given, layout.ambiguity)
-    kept, left_out = layout.split(weights, projection)
+    kept = layout.select(weights, projection)
     sizes = _sizes(layout, kept, given, num_heads, architecture)
-    classes = kept[layout.head].shape[0] if layout.head in kept else 0
-    if layout.projection in kept:
-        classes = kept[layout.projection].numel() // kept[layout.patches].shape[0]
-    encoder = _build(layout.family, kept, layout.convert, sizes, classes, layout.normalisation, given)
-    _log_left_out(left_out)
+    encoder = _build(layout, kept, sizes, given)
     if architecture is not None and (cfg := timm.get_pretrained_cfg(architecture)) is not None:
         return replace(encoder, normalisation=(tuple(cfg.mean), tuple(cfg.std)))
     return encoder
@@ -74,7 +70,7 @@ def converted(weights: Weights, network: VisionTransformer) -> dict[str, Tensor]
     """
     layout = layout_of(weights) or ANY
     has_head = isinstance(network.head, nn.Linear)
-    kept, left_out = layout.split(weights, projection=has_head)
+    kept = layout.select(weights, projection=has_head)
     try:
         found = layout.convert(dict(kept), network)
     except Exception:  # timm raises various exceptions for weights of other models
@@ -82,13 +78,7 @@ def converted(weights: Weights, network: VisionTransformer) -> dict[str, Tensor]
     for ours, theirs in ((ANY.patches, layout.patches), (ANY.positions, layout.positions)):
         if ours in found and theirs in kept and found[ours].numel() != kept[theirs].numel():
             found[ours] = kept[theirs]  # timm has silently resampled it to the size of the model
-    _log_left_out(left_out)
     return {name: value for name, value in found.items() if has_head or not name.startswith(HEADS)}
-
-
-def _log_left_out(parts: Mapping[str, int]) -> None:
-    if parts:
-        log.info("left out: %s", ", ".join(f"{part} ({plural(n, 'weight')})" for part, n in parts.items()))
 
 
 def from_timm_config(config: Mapping[str, Any], weights: Weights, given: str) -> EncoderWeights:
@@ -109,11 +99,10 @@ def from_timm_config(config: Mapping[str, Any], weights: Weights, given: str) ->
     if "cls_token" not in weights and "fc_norm.weight" not in weights:
         args["fc_norm"] = False
     weights = {name: value for name, value in weights.items() if not name.startswith("attn_pool.")}
-    classes = weights["head.weight"].shape[0] if "head.weight" in weights else 0
     normalisation = (tuple(cfg["mean"]), tuple(cfg["std"])) if {"mean", "std"} <= cfg.keys() else None
     name = str(config["architecture"])
-    sizes = from_timm(name, args)
-    return _build(f"timm's {name}", weights, lambda unchanged, _: unchanged, sizes, classes, normalisation, given)
+    layout = replace(ANY, family=f"timm's {name}", convert=lambda found, _: found, normalisation=normalisation)
+    return _build(layout, weights, from_timm(name, args), given)
 
 
 def _sizes(
@@ -143,34 +132,30 @@ def _sizes(
     return from_timm(architecture or layout.architecture, shapes | common | args)
 
 
-def _build(
-    family: str,
-    weights: Weights,
-    convert: Callable[[dict[str, Tensor], nn.Module], dict[str, Tensor]],
-    sizes: dict[str, Any],
-    num_classes: int,
-    normalisation: Normalisation | None,
-    given: str,
-) -> EncoderWeights:
+def _build(layout: Layout, weights: Weights, sizes: dict[str, Any], given: str) -> EncoderWeights:
     """The encoder; names and shapes of the converted weights must match it exactly."""
     after_pooling = "fc_norm.weight" in weights or sizes.get("args", {}).get("fc_norm") is False
+    num_classes = weights[layout.head].shape[0] if layout.head in weights else 0
+    if layout.projection in weights:
+        num_classes = weights[layout.projection].numel() // weights[layout.patches].shape[0]
     pool: Pool = "mean" if after_pooling else "cls"
     try:
         with torch.device("meta"):
             model = build_vit(sizes, num_classes, pool, 0.0)
-        by_timm = convert(dict(weights), model)
+        by_timm = layout.convert(dict(weights), model)
     except Exception as error:  # timm raises various exceptions for unsuitable weights or arguments
         reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
-        raise UserError(f"{given} does not fit {sizes.get('timm', family)} ({reason})") from error
+        raise UserError(f"{given} does not fit {sizes.get('timm', layout.family)} ({reason})") from error
     if not is_vision_transformer(model):
         raise UserError(f"{given} is not a vision transformer, which semaim evaluates")
     check_weights(model.state_dict(), by_timm, given)
     heads, patch, image = model.blocks[0].attn.num_heads, model.patch_embed.patch_size, model.patch_embed.img_size
     log.info(
         "%s: %s, width %d, %d blocks, %d heads, images of %dx%d in patches of %d; %s loaded, none missing",
-        given, family, model.embed_dim, len(model.blocks), heads, *image, patch[0], plural(len(by_timm), "weight"),
+        given, layout.family, model.embed_dim, len(model.blocks), heads, *image, patch[0],
+        plural(len(by_timm), "weight"),
     )  # fmt: skip
-    return EncoderWeights(sizes, pool, num_classes, by_timm, normalisation)
+    return EncoderWeights(sizes, pool, num_classes, by_timm, layout.normalisation)
 
 
 def is_vision_transformer(model: nn.Module) -> bool:

@@ -13,7 +13,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -82,13 +82,15 @@ class Layout:
     block: str = "blocks."
     hidden: str = "mlp.fc1.weight"
 
-    def split(self, weights: Weights, projection: bool) -> tuple[dict[str, Tensor], Counter[str]]:
-        """Split weights into those of the encoder (and of its projection), and numbers of left-out weights by part."""
+    def select(self, weights: Weights, projection: bool) -> dict[str, Tensor]:
+        """The weights of the encoder (and of its projection); logs the parts that are left out."""
         patterns = dict(self.left_out)
         if self.projection and not projection:
             patterns["projection"] = rf"{self.projection}$"
         parts = {name: next((p for p, pattern in patterns.items() if re.match(pattern, name)), "") for name in weights}
-        return {name: weights[name] for name in weights if not parts[name]}, Counter(filter(None, parts.values()))
+        if left_out := Counter(filter(None, parts.values())):
+            log.info("left out: %s", ", ".join(f"{part} ({plural(n, 'weight')})" for part, n in left_out.items()))
+        return {name: weights[name] for name in weights if not parts[name]}
 
 
 def unwrapped(state: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -124,9 +126,8 @@ def infer_plain(weights: Weights, positions: str) -> tuple[int, dict[str, Any]]:
 def infer_dinov2(weights: Weights, positions: str) -> tuple[int, dict[str, Any]]:
     """DINOv2, with or without registers."""
     patches, args = infer_plain(weights, positions)
-    if (
-        "register_tokens" in weights
-    ):  # timm adds the position of the class token to the token itself; registers have no position
+    # timm adds the position of the class token to the token itself; registers have no position.
+    if "register_tokens" in weights:
         args |= {"reg_tokens": weights["register_tokens"].shape[1], "no_embed_class": True}
     return patches, args
 
@@ -164,7 +165,6 @@ def from_clip_tower(weights: dict[str, Tensor], model: nn.Module) -> dict[str, T
 
 MASK = {"mask token": r"(embeddings\.)?mask_token$"}
 PROJECTOR = {"projection heads": r"(dino_|ibot_)?head\.(?!(weight|bias)$)"}
-TEXT = {"text tower": r"(?!visual\.)"}
 GELU = (
     "CLIP's weights do not distinguish GELU from QuickGELU: assuming GELU, as in most models of open_clip. Those of "
     "OpenAI, DFN and MetaCLIP need task.source.architecture=vit_base_patch16_clip_quickgelu_224 (at any size); a "
@@ -175,15 +175,16 @@ BEIT2 = (
     "1; for 2 set task.source.architecture=beitv2_base_patch16_224 (at any size)"
 )
 # The first layout that matches is used.
+OPEN_CLIP = Layout(
+    "CLIP (open_clip)", ("visual.class_embedding",), "vit_base_patch16_clip_224", infer_with_class_token,
+    left_out={"text tower": r"(?!visual\.)"}, head="", projection="visual.proj", normalisation=CLIP, ambiguity=GELU,
+    patches="visual.conv1.weight", positions="visual.positional_embedding", block="visual.transformer.resblocks.",
+    hidden="mlp.c_fc.weight",
+)  # fmt: skip
 LAYOUTS = (
-    Layout("CLIP (OpenAI)", ("visual.class_embedding", "input_resolution"), "vit_base_patch16_clip_quickgelu_224",
-           infer_with_class_token, left_out=TEXT, head="", projection="visual.proj", normalisation=CLIP,
-           patches="visual.conv1.weight", positions="visual.positional_embedding",
-           block="visual.transformer.resblocks.", hidden="mlp.c_fc.weight"),
-    Layout("CLIP (open_clip)", ("visual.class_embedding",), "vit_base_patch16_clip_224", infer_with_class_token,
-           left_out=TEXT, head="", projection="visual.proj", normalisation=CLIP, ambiguity=GELU,
-           patches="visual.conv1.weight", positions="visual.positional_embedding",
-           block="visual.transformer.resblocks.", hidden="mlp.c_fc.weight"),
+    replace(OPEN_CLIP, family="CLIP (OpenAI)", marks=(*OPEN_CLIP.marks, "input_resolution"), ambiguity="",
+            architecture="vit_base_patch16_clip_quickgelu_224"),
+    OPEN_CLIP,
     Layout("CLIP's image tower", ("class_embedding",), "vit_base_patch16_clip_224", infer_with_class_token,
            from_clip_tower, head="", projection="proj", normalisation=CLIP, ambiguity=GELU, patches="conv1.weight",
            positions="positional_embedding", block="transformer.resblocks.", hidden="mlp.c_fc.weight"),

@@ -37,9 +37,8 @@ def origin_of(state: dict[str, Any], ema: bool) -> Origin:
         "run": Path(state["config"]["run_dir"]).name,
         "seed": str(state["config"]["seed"]),
         "device": state["device"],
-        "options": " ".join(
-            option for option in options if not option.startswith(("task.", "evaluators="))
-        ),  # these affect measurements only
+        # Options of the task and the evaluators affect measurements only.
+        "options": " ".join(option for option in options if not option.startswith(("task.", "evaluators="))),
         "weights": "moving average" if ema else "",
     }
     metrics = {
