@@ -5,6 +5,7 @@ Shapes: B images, L patches, N = 1 + L tokens (cls first), D width. Source: SemA
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -41,6 +42,7 @@ def semantic_map(tokens_BND: Tensor, kind: Literal["cls", "gap"] = "cls") -> Ten
     return F.cosine_similarity(global_B1D, patches_BLD, dim=-1).softmax(-1)
 
 
+@dataclass(eq=False)
 class SemanticMap:
     """Computes semantic maps from encoder tokens, without mask, drop path or gradient.
 
@@ -53,19 +55,15 @@ class SemanticMap:
             shares the pass gets these tokens too.
     """
 
-    def __init__(
-        self,
-        kind: Literal["cls", "gap", "self"] = "cls",
-        source: Literal["auto", "online", "ema", "teacher"] = "auto",
-        full_precision: bool = False,
-    ) -> None:
-        if kind not in ("cls", "gap", "self"):
-            raise UserError(f"semantic_map.kind={kind} is unknown: choose cls, gap or self")
-        if source not in ("auto", "online", "ema", "teacher"):
-            raise UserError(f"semantic_map.source={source} is unknown: choose auto, online, ema or teacher")
-        self.kind = kind
-        self.source = source
-        self.full_precision = full_precision
+    kind: Literal["cls", "gap", "self"] = "cls"
+    source: Literal["auto", "online", "ema", "teacher"] = "auto"
+    full_precision: bool = False
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("cls", "gap", "self"):
+            raise UserError(f"semantic_map.kind={self.kind} is unknown: choose cls, gap or self")
+        if self.source not in ("auto", "online", "ema", "teacher"):
+            raise UserError(f"semantic_map.source={self.source} is unknown: choose auto, online, ema or teacher")
 
     def network_beside(self, target_network: str | None) -> str:
         """Name of the network whose tokens make the map.

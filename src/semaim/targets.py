@@ -58,7 +58,27 @@ class Target(Protocol):
         ...
 
 
-class Pixels:
+class PatchTarget:
+    """Base of targets that depend on the side of a patch in pixels, their `patch_size`."""
+
+    patch_size: int
+
+    def check(self, model: AIM) -> None:
+        """Raise UserError if the model's patch size differs."""
+        if self.patch_size != model.patch_size:
+            raise UserError(
+                f"the model has patches of {model.patch_size} pixels, the target of {self.patch_size}: change "
+                f"data.patch_size, which both follow"
+            )
+
+    def fitted(self, model: AIM, mean: Sequence[float], std: Sequence[float]) -> Self:
+        """Copy of this target for another model; see `Target`."""
+        adapted = copy(self)
+        adapted.patch_size = model.patch_size
+        return adapted
+
+
+class Pixels(PatchTarget):
     """The pixels of each patch of the blurred image, optionally normalised per patch.
 
     Args:
@@ -95,16 +115,6 @@ class Pixels:
     def channels(self) -> int:
         """P: three colours per pixel of a patch."""
         return 3 * self.patch_size**2
-
-    def check(self, model: AIM) -> None:
-        """Raise UserError if the model's patch size differs."""
-        check_patch_size(self.patch_size, model)
-
-    def fitted(self, model: AIM, mean: Sequence[float], std: Sequence[float]) -> Self:
-        """Copy of this target for another model; see `Target`."""
-        adapted = copy(self)
-        adapted.patch_size = model.patch_size
-        return adapted
 
     def __call__(self, images_BCHW: Tensor, cache: TokenCache | None = None) -> Tensor:
         """Targets (B, L, P), float32, of normalised images; channel last inside a patch (row, column, colour)."""
@@ -185,15 +195,6 @@ class EncoderFeatures(Features):
         adapted = copy(self)
         adapted.channels = model.embed_dim
         return adapted
-
-
-def check_patch_size(patch_size: int, model: AIM) -> None:
-    """Raise UserError if the patch sizes of target and model differ."""
-    if patch_size != model.patch_size:
-        raise UserError(
-            f"the model has patches of {model.patch_size} pixels, the target of {patch_size}: change data.patch_size, "
-            f"which both follow"
-        )
 
 
 def patchify(images_BCHW: Tensor, patch_size: int) -> Tensor:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from copy import copy
 from typing import TYPE_CHECKING, Literal, Self
 
 import torch
@@ -24,7 +23,7 @@ from semaim.models.aim import AIM
 from semaim.models.flops import on_meta, operations
 from semaim.models.layers import first_row_of_attention
 from semaim.models.vit import weights_checksum
-from semaim.targets import Features, check_patch_size
+from semaim.targets import Features, PatchTarget
 
 if TYPE_CHECKING:
     from semaim.runs.context import Run
@@ -32,7 +31,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-class Teacher(Features):
+class Teacher(PatchTarget, Features):
     """Target: patch tokens of a frozen vision transformer.
 
     The network of a named model has no weights before `load`; weights that determine the model are read at once.
@@ -105,25 +104,21 @@ class Teacher(Features):
         self.scale_C11 = (std_C / teacher_std_C).float()[:, None, None]
         self.shift_C11 = ((mean_C - teacher_mean_C) / teacher_std_C).float()[:, None, None]
 
-    def check(self, model: AIM) -> None:
-        """Raise UserError if the model's patch size differs."""
-        check_patch_size(self.patch_size, model)
-
     def fitted(self, model: AIM, mean: Sequence[float], std: Sequence[float]) -> Self:
         """Copy of this teacher for another model; see `Target`."""
-        adapted = copy(self)
-        adapted.patch_size = model.patch_size
+        adapted = super().fitted(model, mean, std)
         adapted._set_normalization(mean, std)
         adapted.to(self.scale_C11.device)
         return adapted
 
     def check_weights(self) -> None:
         """Raise UserError if `weights` do not fit the named model. Those of the hub are not looked for."""
-        if self.model is not None and self.weights is not None:
-            self._weights_of_named(self.model, self.weights)
+        self._weights_of_named()
 
-    def _weights_of_named(self, model: str, weights: str) -> dict[str, Tensor]:
-        return weights_of_named(self.network, model, stored_encoder(weights, self.projection))
+    def _weights_of_named(self) -> dict[str, Tensor] | None:
+        if self.model is None or self.weights is None:
+            return None
+        return weights_of_named(self.network, self.model, stored_encoder(self.weights, self.projection))
 
     def load(self) -> None:
         """Load the network's weights and freeze them.
@@ -134,8 +129,8 @@ class Teacher(Features):
         if self.identity:
             return
         source = self.weights or "hub"
-        if self.model is not None and self.weights is not None:
-            self.network.load_state_dict(self._weights_of_named(self.model, self.weights), assign=True)
+        if (weights := self._weights_of_named()) is not None:
+            self.network.load_state_dict(weights, assign=True)
         elif self.model is not None and self.pretrained:
             source = "folder" if self.model.startswith(timm_models.LOCAL) else "hub"
             self.network = named_network(self.model, self.projection, from_hub=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from itertools import chain
 from pathlib import Path
 from typing import Literal
 
@@ -68,17 +69,11 @@ def labelled_files(folder: Path) -> tuple[list[str], list[int], list[str]]:
         UserError: if there are no images, or a class folder is empty.
     """
     classes = subfolders(folder)
-    files: list[str] = []
-    labels: list[int] = []
-    empty = []
-    for index, name in enumerate(classes):
-        class_files = images_below(folder / name, folder)
-        files += class_files
-        labels += [index] * len(class_files)
-        if not class_files:
-            empty.append(name)
+    class_files = [images_below(folder / name, folder) for name in classes]
+    files = list(chain.from_iterable(class_files))
     if not files:
         raise UserError(no_images_message(folder))
-    if empty:
+    if empty := [name for name, own in zip(classes, class_files, strict=True) if not own]:
         raise UserError(f"{len(empty)} class folders of {folder} hold no image: {empty[:5]}; remove or fill them")
+    labels = [index for index, own in enumerate(class_files) for _ in own]
     return files, labels, classes

@@ -116,9 +116,8 @@ class FileImages:
         self, root: Path, files: Sequence[str], labels: Sequence[int] | None, masks: Path | None = None
     ) -> None:
         self.root = root
-        self.files = np.asarray(
-            files
-        )  # one memory block, which forked workers share; reference counts of a list would copy its pages
+        # One memory block, which forked workers share; reference counts of a list would copy its pages.
+        self.files = np.asarray(files)
         self.labels = None if labels is None else np.asarray(labels, dtype=np.int64)
         self.masks = masks
         self.has_mask = np.zeros(len(files), bool)

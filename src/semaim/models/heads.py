@@ -36,18 +36,15 @@ class LinearHeads(nn.Module):
         self.lr_scales = list(lr_scales)
         self.norms = nn.ModuleList(nn.BatchNorm1d(width, affine=False, eps=BATCH_NORM_EPS) for _ in range(kinds))
         self.heads = nn.ModuleList(nn.Linear(width, num_classes) for _ in range(kinds * len(self.lr_scales)))
-        self.apply(_init)
+        for head in self.heads.modules():
+            if isinstance(head, nn.Linear):
+                nn.init.normal_(head.weight, std=INIT_STD)
+                nn.init.zeros_(head.bias)
 
     def forward(self, features_KBD: Tensor) -> Tensor:
         """Logits (S, B, C) in float32."""
         normed = [norm(x_BD.float()) for norm, x_BD in zip(self.norms, features_KBD, strict=True)]
         return torch.stack([head(normed[s // len(self.lr_scales)]).float() for s, head in enumerate(self.heads)])
-
-
-def _init(module: nn.Module) -> None:
-    if isinstance(module, nn.Linear):
-        nn.init.normal_(module.weight, std=INIT_STD)
-        nn.init.zeros_(module.bias)
 
 
 def head_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

@@ -11,17 +11,11 @@ from torch import Tensor
 from semaim.errors import UserError
 
 
-def _sincos_1d(positions_L: Tensor, dim: int) -> Tensor:
-    """Sines, then cosines, at dim/2 geometrically spaced frequencies (Vaswani et al. 2017, section 3.5)."""
-    frequencies = 10000.0 ** -(torch.arange(dim // 2, dtype=torch.float64) / (dim // 2))
-    angles = positions_L[:, None] * frequencies
-    return torch.cat([angles.sin(), angles.cos()], dim=1)
-
-
 def sincos_2d(dim: int, grid: tuple[int, int]) -> Tensor:
     """Position embedding of every patch of a grid.
 
-    The first half of the channels encodes the column, the second half the row ("w first", as in MAE and SemAIM).
+    The first half of the channels encodes the column, the second half the row ("w first", as in MAE and SemAIM): sines,
+    then cosines, at D/4 geometrically spaced frequencies (Vaswani et al. 2017, section 3.5).
 
     Args:
         dim: width D, divisible by 4.
@@ -38,4 +32,6 @@ def sincos_2d(dim: int, grid: tuple[int, int]) -> Tensor:
     h, w = grid
     rows_L = torch.arange(h, dtype=torch.float64).repeat_interleave(w)
     columns_L = torch.arange(w, dtype=torch.float64).repeat(h)
-    return torch.cat([_sincos_1d(columns_L, dim // 2), _sincos_1d(rows_L, dim // 2)], dim=1).float()
+    frequencies = 10000.0 ** -(torch.arange(dim // 4, dtype=torch.float64) / (dim // 4))
+    x, y = (positions_L[:, None] * frequencies for positions_L in (columns_L, rows_L))
+    return torch.cat([x.sin(), x.cos(), y.sin(), y.cos()], dim=1).float()

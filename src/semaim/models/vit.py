@@ -44,19 +44,11 @@ def build_vit(sizes: dict[str, Any], num_classes: int, pool: Pool, drop_path: fl
         raise UserError(f"task.pool={pool} is unknown: choose cls or mean")
     settings: dict[str, Any] = {"num_classes": num_classes, "global_pool": "token" if pool == "cls" else "avg"}
     settings["drop_path_rate"] = drop_path
+    name, args = as_timm(sizes)
     if "timm" in sizes:
-        model = timm.create_model(sizes["timm"], pretrained=False, **sizes.get("args", {}), **settings)
+        model = timm.create_model(name, pretrained=False, **args, **settings)
     else:
-        model = VisionTransformer(
-            img_size=tuple(sizes["image_size"]),
-            patch_size=sizes["patch_size"],
-            embed_dim=sizes["embed_dim"],
-            depth=sizes["depth"],
-            num_heads=sizes["num_heads"],
-            mlp_ratio=sizes["mlp_ratio"],
-            norm_layer=partial(nn.LayerNorm, eps=LAYER_NORM_EPS),
-            **settings,
-        )
+        model = VisionTransformer(**args, norm_layer=partial(nn.LayerNorm, eps=LAYER_NORM_EPS), **settings)
     # Stored in checkpoints, to rebuild the model.
     model.architecture = {"classifier": {"sizes": sizes, "num_classes": num_classes, "pool": pool}}
     return model
