@@ -82,14 +82,12 @@ def draw(points: DataFrame, labels: Sequence[str], x_label: str, files: Iterable
         x_label: name of the horizontal axis.
         files: files to save; the suffix sets the format.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     panels = points.groupby("panel", sort=False)
     across = min(PANELS_PER_ROW, len(panels))
     down = math.ceil(len(panels) / across)
     figure = Figure(figsize=(4.5 * across, 3.4 * down + 0.25 * len(labels)), layout="constrained")
-    FigureCanvasAgg(figure)
     handles = {}
     for position, (panel, inside) in enumerate(panels, start=1):
         axes = figure.add_subplot(down, across, position, title=panel, xlabel=x_label, ylabel="accuracy (%)")
