@@ -39,10 +39,10 @@ class SweepLauncher(Launcher):  # type: ignore[misc]
     """Passes a sweep to `semaim.sweeps`."""
 
     executor: ClassVar[Literal["basic", "local", "slurm"]]
+    config: DictConfig  # given to setup, which Hydra calls before launch
 
     def __init__(self, **options: Any) -> None:
         self.options: Any = OmegaConf.to_container(OmegaConf.create(options), resolve=True)
-        self.config: DictConfig | None = None
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.config = config
@@ -50,7 +50,6 @@ class SweepLauncher(Launcher):  # type: ignore[misc]
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         from semaim.sweeps.launcher import launch
 
-        assert self.config is not None
         return launch(self.executor, self.options, self.config, job_overrides)
 
 

@@ -80,7 +80,9 @@ def execute(spec: RunSpec, processes: Processes, stop: StopRequest) -> float:
         log.info("finished in %s", duration(time.monotonic() - started))
         _log_result(result)
         folder_path = relative_to_cwd(folder.path)
-        _log_next_commands(folder_path, tracking.view_commands(folder), task.next_commands(folder_path, spec))
+        log.info("the run is in %s", folder_path)
+        for purpose, command in (tracking.view_commands(folder) | task.next_commands(folder_path, spec)).items():
+            log.info("  %-13s %s", purpose + ":", command)
     return result[task.metric]
 
 
@@ -188,7 +190,7 @@ def _record_start(folder: RunFolder, spec: RunSpec, processes: Processes) -> Non
 def _tag_run(run: Run, spec: RunSpec, highlights: Mapping[str, str], result: dict[str, float] | None) -> None:
     """Write the run's tags and the description on its page to the journal."""
     if run.processes.is_main:
-        start = run_page.last_start(run.folder.path)
+        start = run.folder.last_start()
         run.tag(run_page.tags(spec, start))
         run.tag({run_page.NOTE: run_page.description(spec, start, highlights, result)})
 
@@ -202,10 +204,3 @@ def _log_result(result: dict[str, float]) -> None:
         deviation = f" ± {result[f'{name}_std']:.2f}" if f"{name}_std" in result else ""
         digits = "d" if isinstance(value, int) else ".2f" if abs(value) >= 1 else ".4g"
         log.info("  %-*s  %s%s", width, name, format(value, digits), deviation)
-
-
-def _log_next_commands(folder: Path, view_commands: dict[str, str], commands: dict[str, str]) -> None:
-    """Log the run folder, and commands that the user may run next."""
-    log.info("the run is in %s", folder)
-    for purpose, command in (view_commands | commands).items():
-        log.info("  %-13s %s", purpose + ":", command)

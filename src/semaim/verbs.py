@@ -75,9 +75,8 @@ def status(arguments: Namespace) -> int:
     if arguments.watch:
         states = commands.watch(arguments.folders, lambda text: print(text, flush=True))
     else:
-        tables = [commands.show(path) for path in arguments.folders]
-        print("\n\n".join(text for text, _ in tables))
-        states = [state for _, each in tables for state in each]
+        text, states = commands.show(arguments.folders)
+        print(text)
     return 1 if any(state.unsuccessful for state in states) else 0
 
 

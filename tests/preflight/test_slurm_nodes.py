@@ -31,7 +31,7 @@ def asked(**options: Any) -> SlurmRequest:
 def two_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
     """sinfo returns the recorded output."""
     monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
-    monkeypatch.setattr(slurm_nodes, "slurm_output", lambda *words: {slurm_nodes.SINFO: SINFO}[words])
+    monkeypatch.setattr(slurm_nodes, "output_of", lambda *words: {slurm_nodes.SINFO: SINFO}[words])
 
 
 @pytest.mark.usefixtures("two_nodes")

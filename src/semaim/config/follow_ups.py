@@ -57,17 +57,15 @@ def with_parent(spec: RunSpec, parent: str) -> RunSpec:
 def _carried(spec: RunSpec) -> list[str]:
     """Overrides that reproduce the data, tracking, seed and device of a run."""
     defaults = options((), spec.folders)
-    group_choices = [f"{group}={spec.choices[group]}" for group in CARRIED_GROUPS]
-    with_choices = options(group_choices, spec.folders)
+    choices = {group: f"{group}={spec.choices[group]}" for group in CARRIED_GROUPS}
+    with_choices = options(list(choices.values()), spec.folders)
     before, now = (flatten(OmegaConf.to_container(config)) for config in (with_choices, spec.cfg))
     changed = [
         f"{key}={value_text(value)}"
         for key, value in now.items()
         if value != before.get(key) and (key in CARRIED_OPTIONS or key.split(".")[0] in CARRIED_GROUPS)
     ]
-    changed_choices = [
-        choice for choice in group_choices if defaults[choice.split("=")[0]] != with_choices[choice.split("=")[0]]
-    ]
+    changed_choices = [choice for group, choice in choices.items() if defaults[group] != with_choices[group]]
     if spec.choices["recipe"] != with_choices.recipe:  # not the default of these data
         changed_choices.append(f"recipe={spec.choices['recipe']}")
     return [*changed_choices, *changed]

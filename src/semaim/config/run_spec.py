@@ -71,17 +71,6 @@ class RunSpec:
         return config
 
 
-def _resolved_name(cfg: DictConfig) -> str:
-    """The run's name; its resolver needs the global Hydra configuration."""
-    hydra_config = HydraConfig.instance()
-    before = hydra_config.cfg
-    hydra_config.set_config(cfg)
-    try:
-        return str(cfg.run_name)
-    finally:
-        hydra_config.cfg = before
-
-
 def compose_run_spec(overrides: Sequence[str], folders: Sequence[str] = ()) -> RunSpec:
     """Compose the run of a command line, in any process; equal to that of `semaim run`.
 
@@ -94,7 +83,13 @@ def compose_run_spec(overrides: Sequence[str], folders: Sequence[str] = ()) -> R
     with open_dict(cfg):
         choices = {group: choice for group, choice in cfg.pop("hydra").runtime.choices.items() if group in cfg}
     check_overrides(overrides, cfg, folders)
-    cfg.run_name = _resolved_name(whole)
+    hydra_config = HydraConfig.instance()
+    before = hydra_config.cfg
+    hydra_config.set_config(whole)  # for the resolver of the run's name
+    try:
+        cfg.run_name = str(whole.run_name)
+    finally:
+        hydra_config.cfg = before
     return RunSpec(cfg, overrides, choices, folders)
 
 

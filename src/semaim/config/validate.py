@@ -15,16 +15,12 @@ from semaim.config.old_versions import FORMER_OPTIONS
 from semaim.errors import UserError
 
 
-def _plain(config: DictConfig) -> Any:
-    return OmegaConf.to_container(config, resolve=False)
-
-
 def suggestion(key: str) -> str:
     """A hint for a misspelt option: the most similar options, and the options of the same group."""
     for former, now in FORMER_OPTIONS.items():
         if key == former or key.startswith(f"{former}."):
             return f"It is {now}{key.removeprefix(former)} now"
-    container = _plain(options())
+    container = OmegaConf.to_container(options())
     parent, _, _ = key.rpartition(".")
     node: Any = container
     for part in parent.split(".") if parent else ():
@@ -64,7 +60,7 @@ def check_overrides(overrides: Sequence[str], config: DictConfig, folders: Seque
             raise UserError(f"+{key}: there is no option {key}. {suggestion(key)}")
     if unknown := sorted(str(key) for key in set(config) - set(options())):
         raise UserError(f"there is no option {unknown[0]}. {suggestion(unknown[0])}")
-    expected, given = flatten(_plain(options(choices, folders))), flatten(_plain(config))
+    expected, given = (flatten(OmegaConf.to_container(each)) for each in (options(choices, folders), config))
     for key, value in given.items():
         if key in expected and (kind := _expected_kind(expected[key], value)):
             shown = "nothing" if value == "" else value

@@ -105,9 +105,11 @@ class Ranks:
 
 def start(device: str) -> Processes:
     """Initialise the process group if torchrun or a submitit job started several processes."""
-    ranks = _torchrun_ranks() or _submitit_ranks()
+    ranks = _ranks()
     if ranks is None or ranks.world_size == 1:
-        _limit_threads()
+        # Not every cluster binds processes to their CPUs, and oversubscribed CPUs are many times slower.
+        if "OMP_NUM_THREADS" not in os.environ and "SLURM_CPUS_PER_TASK" in os.environ:
+            torch.set_num_threads(int(os.environ["SLURM_CPUS_PER_TASK"]))
         return Processes(0, 1, choose_device(device))
     # With SLURM's --gpus-per-task each process sees only its own GPU, as index 0.
     gpu = 0 if "SLURM_GPUS_PER_TASK" in os.environ else ranks.local_rank
@@ -123,24 +125,12 @@ def start(device: str) -> Processes:
     return Processes(dist.get_rank(), dist.get_world_size(), torch_device)
 
 
-def _limit_threads() -> None:
-    """Set the number of threads to the CPUs SLURM assigned to this process, unless OMP_NUM_THREADS is set.
-
-    Not every cluster binds processes to their CPUs, and oversubscribed CPUs are many times slower.
-    """
-    if "OMP_NUM_THREADS" not in os.environ and "SLURM_CPUS_PER_TASK" in os.environ:
-        torch.set_num_threads(int(os.environ["SLURM_CPUS_PER_TASK"]))
-
-
-def _torchrun_ranks() -> Ranks | None:
-    if "RANK" not in os.environ:
-        return None
-    rank, world_size = int(os.environ["RANK"]), int(os.environ.get("WORLD_SIZE", 1))
-    local = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
-    return Ranks(rank, world_size, *local)
-
-
-def _submitit_ranks() -> Ranks | None:
+def _ranks() -> Ranks | None:
+    """The ranks given by torchrun or else by submitit; None without either."""
+    if "RANK" in os.environ:
+        rank, world_size = int(os.environ["RANK"]), int(os.environ.get("WORLD_SIZE", 1))
+        local = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
+        return Ranks(rank, world_size, *local)
     if "SUBMITIT_EXECUTOR" not in os.environ:
         return None
     from submitit import JobEnvironment

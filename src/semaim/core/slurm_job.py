@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -32,8 +32,8 @@ class JobState:
     nodes: str = ""
 
 
-def slurm_output(*command: str, seconds: float = 20) -> str | None:
-    """Standard output of a SLURM command; None if it is not installed, fails or times out."""
+def output_of(*command: str, seconds: float = 20) -> str | None:
+    """Standard output of a command; None if it is not installed, fails or times out."""
     try:
         completed = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False)
     except (OSError, subprocess.TimeoutExpired):
@@ -49,7 +49,7 @@ def job_states(job_ids: Sequence[str]) -> dict[str, JobState]:
     """
     if not job_ids:
         return {}
-    if slurm_output("squeue", "--version") is None or slurm_output("scontrol", "ping") is None:
+    if output_of("squeue", "--version") is None or output_of("scontrol", "ping") is None:
         return dict.fromkeys(job_ids, JobState("unknown", "SLURM does not answer"))
     states = _from_controller(job_ids)
     missing = [job for job in job_ids if job not in states]
@@ -65,7 +65,7 @@ def _from_controller(job_ids: Sequence[str]) -> dict[str, JobState]:
     states: dict[str, JobState] = {}
     columns = ",".join(f"{field}:|" for field in FIELDS)
     for array in _arrays(job_ids):  # with several ids in one query, one unknown id makes the query fail
-        text = slurm_output("squeue", "--noheader", "--array", "--states=all", f"--jobs={array}", f"--Format={columns}")
+        text = output_of("squeue", "--noheader", "--array", "--states=all", f"--jobs={array}", f"--Format={columns}")
         for line in (text or "").splitlines():
             job, state, restarts, nodes, reason = line.split("|")[: len(FIELDS)]
             states[job.strip()] = JobState(_kind(state), _reason(state, reason), int(restarts), nodes.strip())
@@ -75,7 +75,7 @@ def _from_controller(job_ids: Sequence[str]) -> dict[str, JobState]:
 def _from_accounting(job_ids: Sequence[str]) -> dict[str, JobState]:
     states: dict[str, JobState] = {}
     columns = "--format=JobID,State,ExitCode,NodeList"
-    text = slurm_output("sacct", "-X", "--noheader", "--parsable2", f"--jobs={','.join(_arrays(job_ids))}", columns)
+    text = output_of("sacct", "-X", "--noheader", "--parsable2", f"--jobs={','.join(_arrays(job_ids))}", columns)
     for line in (text or "").splitlines():
         job, state, code, nodes = line.split("|")
         word = state.split()[0]  # "CANCELLED by 1000"
@@ -96,25 +96,25 @@ def _reason(state: str, reason: str) -> str:
     return reason if state in WAITING else ": ".join(part for part in (state, reason) if part)
 
 
-def this_job(environment: Mapping[str, str] = os.environ) -> dict[str, str | int]:
+def this_job() -> dict[str, str | int]:
     """The SLURM job of this process: id, array index, nodes and restarts; empty outside SLURM."""
-    if "SLURM_JOB_ID" not in environment:
+    if "SLURM_JOB_ID" not in os.environ:
         return {}
-    job: dict[str, str | int] = {"job": environment["SLURM_JOB_ID"]}
-    if "SLURM_ARRAY_JOB_ID" in environment:
-        index = int(environment["SLURM_ARRAY_TASK_ID"])
-        job = {"job": f"{environment['SLURM_ARRAY_JOB_ID']}_{index}", "array_index": index}
-    nodes = environment.get("SLURM_JOB_NODELIST", "")
-    return job | {"nodes": nodes, "restarts": int(environment.get("SLURM_RESTART_COUNT", 0))}
+    job: dict[str, str | int] = {"job": os.environ["SLURM_JOB_ID"]}
+    if "SLURM_ARRAY_JOB_ID" in os.environ:
+        index = int(os.environ["SLURM_ARRAY_TASK_ID"])
+        job = {"job": f"{os.environ['SLURM_ARRAY_JOB_ID']}_{index}", "array_index": index}
+    nodes = os.environ.get("SLURM_JOB_NODELIST", "")
+    return job | {"nodes": nodes, "restarts": int(os.environ.get("SLURM_RESTART_COUNT", 0))}
 
 
 def is_being_requeued() -> bool:
     """Whether SLURM is about to restart this job: its restart counter is already incremented."""
-    text = slurm_output("scontrol", "--oneliner", "show", "job", os.environ.get("SLURM_JOB_ID", ""), seconds=5)
+    text = output_of("scontrol", "--oneliner", "show", "job", os.environ.get("SLURM_JOB_ID", ""), seconds=5)
     words = dict(word.split("=", 1) for word in (text or "").split() if "=" in word)
     return int(words.get("Restarts", 0)) > int(os.environ.get("SLURM_RESTART_COUNT", 0))
 
 
 def cancel(job_ids: Sequence[str]) -> bool:
     """Cancel SLURM jobs; they receive SIGTERM first. Returns whether SLURM accepted the request."""
-    return not job_ids or slurm_output("scancel", *job_ids) is not None
+    return not job_ids or output_of("scancel", *job_ids) is not None

@@ -9,6 +9,7 @@ result is a table of runs and costs, and a line for each problem.
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -79,7 +80,7 @@ class _SweepCheck:
         self.messages: dict[str, list[str]] = {}  # messages, and the runs with this problem
         self.rows: list[CheckRow] = []
         self.data: dict[str, ImageData | Exception | None] = {}  # None: a run downloads them
-        self.stores: dict[str, str | None] = {}
+        self.unreachable = functools.cache(unreachable)
         self.run_dirs: set[Path] = set()
 
     def run(self, points: Sequence[Sequence[str]]) -> CheckReport:
@@ -185,9 +186,7 @@ class _SweepCheck:
     def check_tracking(self, cfg: DictConfig) -> None:
         """Raise UserError if the tracking store is unreachable; each store is checked once."""
         uri = getattr(instantiate(cfg.tracking, _convert_="all"), "uri", None)
-        if uri is not None and uri not in self.stores:
-            self.stores[uri] = unreachable(uri)
-        if uri is not None and (reason := self.stores[uri]) is not None:
+        if uri is not None and (reason := self.unreachable(uri)) is not None:
             raise UserError(f"tracking.uri={uri}: {reason}, or set tracking=none")
 
     def data_of(self, cfg: DictConfig) -> ImageData | None:
@@ -254,10 +253,9 @@ def expand(
     parser, problems = OverridesParser.create(), []
     parsed = parser.parse_overrides(list(words))
     hydra_overrides = [str(each.input_line) for each in parsed if each.is_hydra_override()]
-    own_overrides = [str(each.input_line) for each in parsed if not each.is_hydra_override()]
-    not_swept = [
-        str(each.input_line) for each in parsed if not each.is_hydra_override() and not each.is_sweep_override()
-    ]
+    own = [each for each in parsed if not each.is_hydra_override()]
+    own_overrides = [str(each.input_line) for each in own]
+    not_swept = [str(each.input_line) for each in own if not each.is_sweep_override()]
     try:
         cfg = composition([*hydra_overrides, *not_swept], folders, return_hydra_config=True).hydra
     except Exception:  # mistakes in a run's options are reported with the run

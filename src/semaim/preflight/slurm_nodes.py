@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from semaim.core.formatting import plural
-from semaim.core.slurm_job import slurm_output
+from semaim.core.slurm_job import output_of
 
 SINFO = ("sinfo", "--noheader", "--Node", "--format=%P|%N|%G|%c|%m|%l|%T")
 OUT_OF_SERVICE = re.compile(r"down|drain|drng|fail|error|unknown|inval|future|\*")  # a star: not responding
@@ -93,7 +93,7 @@ def slurm_problems(request: SlurmRequest) -> list[str]:
         return []
     if shutil.which(SINFO[0]) is None:
         return ["the launcher submits to SLURM, but there is no SLURM here (no sinfo): do this on a login node"]
-    if (text := slurm_output(*SINFO)) is None:
+    if (text := output_of(*SINFO)) is None:
         return ["the launcher submits to SLURM, but SLURM does not answer: see what sinfo says"]
     return not_granted(request, nodes_of(text))
 
@@ -115,9 +115,8 @@ def not_granted(request: SlurmRequest, nodes: Sequence[Node]) -> list[str]:
         problems.append(f"hydra.launcher.timeout_min={request.minutes}: {partition} allows {limit} minutes, lower it")
     available = [node for node in candidates if node.in_service]
     if len(available) < request.nodes:
-        down = (
-            f" ({len(candidates) - len(available)} more are out of service)" if len(available) < len(candidates) else ""
-        )
+        others = len(candidates) - len(available)
+        down = f" ({others} more are out of service)" if others else ""
         problems.append(f"hydra.launcher.nodes={request.nodes}: {partition} has {len(available)}{down}, ask for fewer")
         return problems
     options = request.options

@@ -143,6 +143,10 @@ class RunFolder:
         status: Status | None = read_json(self.path / "status.json")
         return status or {}
 
+    def last_start(self) -> dict[str, Any]:
+        """The entry of the last start in environment.json; empty before the first start."""
+        return (read_json(self.path / "environment.json") or {"starts": [{}]})["starts"][-1]
+
     def state(self) -> RunState:
         """The state as far as the folder tells it: a stored one, or "new"."""
         return "vanished" if self.process_is_gone() else self.status().get("state", "new")

@@ -44,7 +44,7 @@ class Journal:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # also held by `_write`
         self._last_step: dict[str, int] = {}
         self._last_image: dict[str, int] = {}
         if path.exists():
@@ -66,18 +66,15 @@ class Journal:
 
     def status(self, status: MLflowStatus) -> None:
         """Write a change of status."""
-        with self._lock:
-            self._write({"status": status})
+        self._write({"status": status})
 
     def tags(self, tags: Mapping[str, str]) -> None:
         """Write tags of the run."""
-        with self._lock:
-            self._write({"tags": dict(tags)})
+        self._write({"tags": dict(tags)})
 
     def artifact(self, name: str) -> None:
         """Register a file of the run folder as an artifact."""
-        with self._lock:
-            self._write({"artifact": name})
+        self._write({"artifact": name})
 
     def image(self, key: str, step: int, file: str) -> None:
         """Write an image of a step, unless one of this or a later step is already written.
@@ -100,8 +97,9 @@ class Journal:
         return self._last_step.get(key, -1) + 1
 
     def _write(self, line: dict[str, Any]) -> None:
-        self._file.write(json.dumps({"time": int(time.time() * 1000), **line}) + "\n")
-        self._file.flush()
+        with self._lock:
+            self._file.write(json.dumps({"time": int(time.time() * 1000), **line}) + "\n")
+            self._file.flush()
 
     def close(self) -> None:
         """Close the file."""

@@ -6,15 +6,15 @@ import os
 import platform
 import shlex
 import socket
-import subprocess
 import sys
 import time
-from importlib.metadata import PackageNotFoundError, version
+from functools import partial
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import semaim
-from semaim.core.slurm_job import this_job
+from semaim.core.slurm_job import output_of, this_job
 
 if TYPE_CHECKING:  # commands that do not train start without torch
     import torch
@@ -22,25 +22,13 @@ if TYPE_CHECKING:  # commands that do not train start without torch
 PACKAGES = ("torch", "torchvision", "timm", "hydra-core", "omegaconf", "submitit", "mlflow", "numpy", "pillow")
 
 
-def _git(*arguments: str) -> str | None:
-    try:
-        completed = subprocess.run(
-            ["git", "-C", str(Path(__file__).parent), *arguments],
-            capture_output=True,
-            text=True,
-            timeout=20,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return completed.stdout.strip() if completed.returncode == 0 else None
-
-
 def code_version() -> dict[str, Any]:
     """Commit of the checkout that contains this package, and whether it has changes; None if there is no checkout."""
-    if _git("ls-files", "--error-unmatch", Path(__file__).name) is None:
+    git = partial(output_of, "git", "-C", str(Path(__file__).parent))
+    if git("ls-files", "--error-unmatch", Path(__file__).name) is None:
         return {"commit": None, "dirty": None}
-    return {"commit": _git("rev-parse", "HEAD"), "dirty": bool(_git("status", "--porcelain"))}
+    commit = git("rev-parse", "HEAD")
+    return {"commit": commit and commit.strip(), "dirty": bool(git("status", "--porcelain"))}
 
 
 def command_line() -> str:
@@ -49,13 +37,6 @@ def command_line() -> str:
     if words and Path(words[0]).name == "semaim":  # the console script
         return shlex.join(["semaim", *words[1:]])
     return shlex.join([Path(interpreter).name, *words])
-
-
-def _installed(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def describe(device: torch.device, world_size: int) -> dict[str, Any]:
@@ -69,7 +50,7 @@ def describe(device: torch.device, world_size: int) -> dict[str, Any]:
         "semaim": semaim.__version__,
         **code_version(),
         "python": platform.python_version(),
-        "packages": {name: _installed(name) for name in PACKAGES},
+        "packages": {name: next((each.version for each in distributions(name=name)), None) for name in PACKAGES},
         "host": socket.gethostname(),
         "cpus": len(os.sched_getaffinity(0)),
         "processes": world_size,

@@ -14,9 +14,9 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from semaim.core import slurm_job
-from semaim.core.files import read_json
 from semaim.core.formatting import plural
 from semaim.errors import UserError
+from semaim.runs.folder import RunFolder
 from semaim.sweeps.mlflow_parent import update_parent
 from semaim.sweeps.states import PointState, states
 from semaim.sweeps.submit import submit
@@ -48,31 +48,33 @@ def find(path: Path) -> tuple[Sweep, list[int]]:
         if run in run_dirs:
             index = run_dirs.index(run)
             return sweep, [i for i, point in enumerate(sweep.points) if index in (i, point.after)]
-    status = read_json(path / "status.json") or {}
-    starts = (read_json(path / "environment.json") or {"starts": [{}]})["starts"]
+    folder = RunFolder(path)
+    status, start = folder.status(), folder.last_start()
     executor: Executor = "slurm" if "job" in status else "basic"
     point = Point([], run, job=status.get("job", "here"))
-    return Sweep(path.absolute(), executor, {}, [point], restarts=0, command=starts[-1].get("command", "")), [0]
+    return Sweep(folder.path, executor, {}, [point], restarts=0, command=start.get("command", "")), [0]
 
 
-def show(path: Path) -> tuple[str, list[PointState]]:
-    """The table of a folder, and the states in it."""
-    sweep, indices = find(path)
-    point_states = states(sweep)
-    update_parent(sweep, point_states)
-    return f"{path}\n{table(sweep, point_states, indices)}", [point_states[index] for index in indices]
+def show(paths: Sequence[Path]) -> tuple[str, list[PointState]]:
+    """The tables of folders, and the states in them."""
+    tables, shown = [], []
+    for path in paths:
+        sweep, indices = find(path)
+        point_states = states(sweep)
+        update_parent(sweep, point_states)
+        tables.append(f"{path}\n{table(sweep, point_states, indices)}")
+        shown += [point_states[index] for index in indices]
+    return "\n\n".join(tables), shown
 
 
 def watch(paths: Sequence[Path], print_text: Callable[[str], None]) -> list[PointState]:
     """Print the tables whenever they change, until all runs have ended."""
     previous = ""
     while True:
-        tables = [show(path) for path in paths]
-        text = "\n\n".join(text for text, _ in tables)
+        text, point_states = show(paths)
         if text != previous:
             print_text(("\x1b[2J\x1b[H" if sys.stdout.isatty() else "") + f"{time.strftime('%H:%M:%S')}\n{text}")
             previous = text
-        point_states = [state for _, each in tables for state in each]
         if all(state.over for state in point_states):
             return point_states
         time.sleep(REFRESH_SECONDS)

@@ -49,7 +49,9 @@ def run_point(sweep: Sweep, point: Point, stop: StopRequest | None = None) -> fl
 
     specs = sweep.compose(point)
     with session(specs[0].cfg.device, stop) as (processes, stop):
-        _warn_if_code_changed(sweep)
+        now = code_version()  # jobs use the code at the time of their start, not of their submission
+        if sweep.code and any(sweep.code[key] != now[key] for key in now):
+            log.warning("the code has changed since this was submitted: commit %s then, %s now", sweep.code, now)
         try:
             return [execute(each, processes, stop) for each in specs][0]  # noqa: RUF015 - executes all of them
         except Interrupted:
@@ -120,10 +122,3 @@ def _requeue(stop: StopRequest, point: Point) -> None:
         raise Interrupted(message) from error
     time.sleep(WAIT_FOR_JOB_END_SECONDS)  # a process that exits before the first one has requeued the job kills the job
     sys.exit(EXIT_INTERRUPTED)
-
-
-def _warn_if_code_changed(sweep: Sweep) -> None:
-    """Jobs use the code at the time of their start, not of their submission."""
-    now = code_version()
-    if sweep.code and any(sweep.code[key] != now[key] for key in now):
-        log.warning("the code has changed since this was submitted: commit %s then, %s now", sweep.code, now)

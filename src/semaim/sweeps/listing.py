@@ -13,7 +13,6 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from semaim.config.naming import flatten
-from semaim.core.files import read_json
 from semaim.core.formatting import count, duration, plural, relative_to_cwd
 from semaim.core.tables import text_table
 from semaim.errors import UserError
@@ -73,8 +72,7 @@ def _run(path: Path) -> Entry:
     folder = RunFolder(path)
     status, state = folder.status(), folder.state()
     config: Any = OmegaConf.to_container(OmegaConf.load(path / "config.yaml"))
-    starts = (read_json(path / "environment.json") or {"starts": [{}]})["starts"]
-    choices = dict(starts[-1].get("choices", {}))
+    choices = dict(folder.last_start().get("choices", {}))
     named_after = [group for group in config.get("named_after", ()) if group != "task"]
     ordered_choices = {group: choices[group] for group in named_after if group in choices} | choices
     metric = status["metric"] if state == "finished" else None

@@ -20,7 +20,7 @@ from semaim.sweeps.states import PointState, journal_tail
 from semaim.sweeps.sweep import FILE, Sweep, labels, swept
 from semaim.sweeps.table import write_results
 from semaim.tracking.delivery import deliver, locked
-from semaim.tracking.run_page import MAX_TAG_CHARACTERS, NOTE, command_block, format_number
+from semaim.tracking.run_page import MAX_TAG_CHARACTERS, NOTE, command_block
 
 FINISHED, FAILED = "sweep/finished", "sweep/failed"
 RESERVED_CHARACTERS = 200  # kept free in the description
@@ -130,7 +130,7 @@ def _table(sweep: Sweep, point_states: Sequence[PointState], max_characters: int
     rows = [("run", "state", *names)]
     for label, state in zip(labels(sweep), point_states, strict=True):
         outcome = state.name if state.name == "finished" else f"{state.name}: {state.detail[:100]}"
-        cells = (format_number(state.result[name]) if name in state.result else "" for name in names)
+        cells = (f"{state.result[name]:.4g}" if name in state.result else "" for name in names)
         rows.append((f"`{label}`", outcome.replace("\n", " "), *cells))
     shown = rows
     while len(markdown_table(shown)) > max_characters and len(shown) > 1:

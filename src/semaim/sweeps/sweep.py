@@ -147,14 +147,12 @@ def make_points(job_overrides: Sequence[Sequence[str]], folders: Sequence[str], 
     points: list[Point] = []
     for overrides in job_overrides:
         spec = compose_run_spec(list(overrides), folders)
-        points.append(Point(list(overrides), _run_dir(spec)))
-        first, followers = len(points) - 1, follow_ups(spec)
+        point, first, followers = Point(list(overrides), _run_dir(spec)), len(points), follow_ups(spec)
+        points.append(point)
         if dependent:
-            points += [
-                Point(list(each.overrides), _run_dir(each), parent=_run_dir(spec), after=first) for each in followers
-            ]
+            points += [Point(list(each.overrides), _run_dir(each), point.run_dir, first) for each in followers]
         else:
-            points[first].then = [_run_dir(each) for each in followers]
+            point.then = [_run_dir(each) for each in followers]
     run_dirs = [point.run_dir for point in points]
     if duplicates := sorted({run_dir for run_dir in run_dirs if run_dirs.count(run_dir) > 1}):
         raise UserError(

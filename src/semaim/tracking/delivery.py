@@ -64,10 +64,9 @@ class Delivery:
             if uri is None:
                 raise UserError(f"{folder.path} was run without MLflow: give --uri, such as --uri sqlite:///mlflow.db")
             stored = {"experiment": "semaim", "uid": uuid.uuid4().hex, "run_id": None, "sent": 0}
-        if uri is not None and stored.get("uri") not in (None, absolute_uri(uri)):
-            # another store does not have this run yet
-            stored |= {"run_id": None, "sent": 0}
         if uri is not None:
+            if stored.get("uri") not in (None, absolute_uri(uri)):  # another store does not have this run yet
+                stored |= {"run_id": None, "sent": 0}
             stored["uri"] = absolute_uri(uri)
         if experiment is not None and stored["run_id"] is None:
             stored["experiment"] = experiment
@@ -109,22 +108,18 @@ class Delivery:
         experiment_id = self._experiment_id()
         marker = "semaim.uid"
         runs = self._client.search_runs([experiment_id], f"tags.`{marker}` = '{self.state['uid']}'", max_results=1)
-        if runs:
-            run_id = runs[0].info.run_id
-        else:
+        if not runs:
             tags = {marker: self.state["uid"], "run_folder": str(self.folder.path), **self._parent()}
-            created = self._client.create_run(experiment_id, self._start_time(), tags, self.folder.path.name)
-            run_id = created.info.run_id
+            # when the run started: this may be much later
+            start_time = next((line["time"] for _, line in read(self.folder.journal, 0)), None)
+            runs = [self._client.create_run(experiment_id, start_time, tags, self.folder.path.name)]
+        run_id = runs[0].info.run_id
         config: Any = OmegaConf.to_container(OmegaConf.load(self.folder.path / "config.yaml"))
         params = [Param(key, value) for key, value in parameters(config).items()]
         for start in range(0, len(params), PARAMS_PER_CALL):
             self._client.log_batch(run_id, params=params[start : start + PARAMS_PER_CALL])
         self._client.log_artifact(run_id, str(self.folder.path / "config.yaml"))
         self._update_state(run_id=run_id, experiment_id=experiment_id)
-
-    def _start_time(self) -> int | None:
-        """Start of the run, in milliseconds since 1970; the MLflow run may be created much later."""
-        return next((line["time"] for _, line in read(self.folder.journal, 0)), None)
 
     def _experiment_id(self) -> str:
         from mlflow.exceptions import MlflowException
@@ -174,11 +169,10 @@ class Delivery:
 
         for next_offset, line in read(self.folder.journal, offset):
             new = [Metric(k, float(v), line["time"], line["step"]) for k, v in line.get("metrics", {}).items()]
-            if len(points) + len(new) > METRICS_PER_CALL:
+            if len(points) + len(new) > METRICS_PER_CALL or "metrics" not in line:
                 flush()
             points += new
             if "metrics" not in line:
-                flush()
                 self._send_other(line)
             offset = next_offset
         flush()

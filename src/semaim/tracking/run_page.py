@@ -7,17 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from semaim.config.run_spec import RunSpec
-from semaim.core.files import read_json
 from semaim.core.tables import markdown_table
 
 NOTE = "mlflow.note.content"  # the tag that MLflow shows as a run's description, in Markdown
 MAX_TAG_CHARACTERS = 8000  # MLflow truncates longer tags
-
-
-def last_start(folder: Path) -> dict[str, Any]:
-    """The entry of a run's last start in environment.json."""
-    start: dict[str, Any] = read_json(folder / "environment.json")["starts"][-1]
-    return start
 
 
 def tags(spec: RunSpec, start: Mapping[str, Any]) -> dict[str, str]:
@@ -25,7 +18,7 @@ def tags(spec: RunSpec, start: Mapping[str, Any]) -> dict[str, str]:
 
     Args:
         spec: its configuration and choices.
-        start: its last start (`last_start`).
+        start: its last start (`RunFolder.last_start`).
     """
     values = {name: start[name] for name in ("commit", "dirty", "host", "device")} | {"command": spec.command}
     values |= spec.parts | {f"slurm.{name}": value for name, value in start.get("slurm", {}).items()}
@@ -39,7 +32,7 @@ def description(
 
     Args:
         spec: its configuration and choices.
-        start: its last start (`last_start`).
+        start: its last start (`RunFolder.last_start`).
         highlights: metrics and artifacts to look at, with a description.
         result: its result; None while it runs.
     """
@@ -62,17 +55,10 @@ def description(
     if highlights:
         parts.append("\n".join(["What to look at:", "", *(f"* **{what}**: {why}" for what, why in highlights.items())]))
     if result is not None:
-        parts.append(
-            markdown_table([("result", ""), *((name, format_number(value)) for name, value in result.items())])
-        )
+        parts.append(markdown_table([("result", ""), *((name, f"{value:.4g}") for name, value in result.items())]))
     return "\n\n".join(parts)
 
 
 def command_block(command: str, folder: str) -> str:
     """A command, and the folder to run it in."""
     return f"To repeat or continue it, in `{folder}`:\n\n```bash\n{command}\n```"
-
-
-def format_number(value: float) -> str:
-    """A result, for display."""
-    return format(value, ".4g")
