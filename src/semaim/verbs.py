@@ -61,7 +61,7 @@ def features(arguments: Namespace) -> int:
 
 def check(arguments: Namespace) -> int:
     """Check runs; returns 2 if there are problems."""
-    from semaim.preflight.check import check_command_line
+    from semaim.preflight.command_line import check_command_line
 
     checked = check_command_line(**vars(arguments))
     print(checked)

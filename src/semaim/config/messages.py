@@ -86,6 +86,14 @@ def explain(error: BaseException) -> str | None:
     return None
 
 
+def one_line(error: Exception) -> str:
+    """The message of an error in one line; faults of the program with their type."""
+    first, *others = (explain(error) or f"{type(error).__name__}: {error}").strip().splitlines()
+    for line in filter(None, map(str.strip, others)):
+        first += (" " if first.endswith((":", ".")) else "; ") + line
+    return first
+
+
 def print_error(error: BaseException) -> int:
     """Print the message of the error that ended a run, and return the exit code."""
     if isinstance(error, Interrupted):

@@ -18,18 +18,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from semaim.checkpoints import store
 from semaim.checkpoints.encoder_source import RANDOM
-from semaim.config.compose import composition
 from semaim.config.follow_ups import follow_ups
-from semaim.config.messages import explain
+from semaim.config.messages import one_line
 from semaim.config.run_spec import RunSpec, compose_run_spec
 from semaim.core.distributed import Processes, choose_device
 from semaim.core.files import nearest_existing, writable
@@ -231,79 +227,3 @@ class _SweepCheck:
                 f"hydra.launcher.timeout_min or hydra.launcher.max_num_timeout"
             )
         return notes
-
-
-def one_line(error: Exception) -> str:
-    """The message of an error in one line; faults of the program with their type."""
-    first, *others = (explain(error) or f"{type(error).__name__}: {error}").strip().splitlines()
-    for line in filter(None, map(str.strip, others)):
-        first += (" " if first.endswith((":", ".")) else "; ") + line
-    return first
-
-
-def expand(
-    words: Sequence[str], folders: Sequence[str], multirun: bool
-) -> tuple[list[list[str]], dict[str, Any], list[str]]:
-    """The command line of each run, the launcher's options (none for runs in this process), and their problems.
-
-    Raises:
-        UserError: for a sweeper other than Hydra's basic one.
-        hydra.errors.HydraException: for what cannot be parsed.
-    """
-    parser, problems = OverridesParser.create(), []
-    parsed = parser.parse_overrides(list(words))
-    hydra_overrides = [str(each.input_line) for each in parsed if each.is_hydra_override()]
-    own = [each for each in parsed if not each.is_hydra_override()]
-    own_overrides = [str(each.input_line) for each in own]
-    not_swept = [str(each.input_line) for each in own if not each.is_sweep_override()]
-    try:
-        cfg = composition([*hydra_overrides, *not_swept], folders, return_hydra_config=True).hydra
-    except Exception:  # mistakes in a run's options are reported with the run
-        try:
-            cfg = composition(hydra_overrides, folders, return_hydra_config=True).hydra
-        except Exception as error:
-            problems.append(one_line(error))
-            cfg = composition((), folders, return_hydra_config=True).hydra
-    if not (
-        multirun or cfg.mode == RunMode.MULTIRUN or any(word.startswith("hydra/launcher=") for word in hydra_overrides)
-    ):
-        return [own_overrides], {}, problems
-    if not cfg.sweeper._target_.endswith("BasicSweeper"):
-        raise UserError(
-            f"hydra/sweeper={cfg.sweeper._target_}: only the points of Hydra's basic sweeper can be checked"
-        )
-    swept = [f"{key}={value}" for key, value in (cfg.sweeper.params or {}).items()]
-    (points,) = BasicSweeper.split_arguments(parser.parse_overrides([*swept, *own_overrides]), None)
-    runtime_keys = {"name", "submitit_folder"}  # Hydra sets them at launch
-    return points, {key: cfg.launcher[key] for key in cfg.launcher if key not in runtime_keys}, problems
-
-
-def check_command_line(
-    overrides: Sequence[str],
-    multirun: bool = False,
-    config_dir: Path | None = None,
-    tflops: float | None = None,
-    fetch: bool = False,
-) -> CheckReport:
-    """Check the runs of a command line.
-
-    Args:
-        overrides: options of the run, as for `semaim run`.
-        multirun: whether they are a sweep.
-        config_dir: an additional configuration folder.
-        tflops: TFLOP/s that a GPU sustains in training; None for the default.
-        fetch: see `check_sweep`.
-
-    Raises:
-        UserError: for an invalid option.
-        hydra.errors.HydraException: for what cannot be parsed.
-    """
-    if config_dir is not None and not config_dir.is_dir():
-        raise UserError(f"--config-dir {config_dir} is not a folder")
-    if tflops is not None and not tflops > 0:
-        raise UserError(f"--tflops {tflops:g} must be positive")
-    folders = [] if config_dir is None else [f"file://{config_dir.absolute()}"]
-    points, launcher, problems = expand(overrides, folders, multirun)
-    checked = check_sweep(points, folders, launcher, tflops or TFLOPS, fetch)
-    checked.problems[:0] = problems
-    return checked
