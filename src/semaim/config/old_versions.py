@@ -41,7 +41,8 @@ def upgraded(config: Any) -> dict[str, Any]:
         found = {"knn": task.pop("online_knn"), "linear": lr and linear, "pictures": task.pop("pictures")}
         task["evaluators"] = {name: {"every_epochs": every} | each for name, each in found.items() if each is not None}
     if "recipe" not in config:  # 0.1.0: data=digits and data=shapes alone had a short one
-        embedded = config["data"]["source"]["_target_"] in ("semaim.data.sources.digits", "semaim.data.shapes.shapes")
+        source = config.get("data", {}).get("source", {}).get("_target_")
+        embedded = source in ("semaim.data.sources.digits", "semaim.data.shapes.shapes")
         config["recipe"] = "short" if embedded else "published"
         if config.get("target", {}).get("source") == "ema":  # which then set trainer.ema
             config["trainer"]["ema"] = False
