@@ -129,3 +129,10 @@ def test_its_accuracy_is_measured_after_epochs(tmp_path: Path) -> None:
         assert all(0 <= value <= 100 for value in metrics.values())
     result = json.loads((folder / "status.json").read_text())["result"]
     assert result["online/linear_cls_after"] == found["4"]["online/linear_cls"]
+
+
+def test_a_run_that_ends_within_its_first_epoch_is_measured(tmp_path: Path) -> None:
+    folder = run(tmp_path, "trainer.batch_size=718", "trainer.max_steps=1", *BESIDE)
+    assert sorted(json.loads((folder / "evaluations.json").read_text())) == ["1"]
+    result = json.loads((folder / "status.json").read_text())["result"]
+    assert set(result) == {"loss", "online/linear_cls_after", "online/linear_mean_after"}

@@ -56,7 +56,7 @@ class OnlineLinear(Evaluator):
 
     def is_due(self, epoch: int, last: bool) -> bool:
         """As of `Evaluator`, but not before training."""
-        return epoch > 0 and super().is_due(epoch, last)
+        return (epoch > 0 or last) and super().is_due(epoch, last)
 
     def check(self, data: ImageData) -> None:
         """Raise UserError without labelled training and held-out images."""
