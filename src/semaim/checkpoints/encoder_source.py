@@ -23,6 +23,7 @@ from semaim.core.image_size import pair
 from semaim.errors import UserError
 from semaim.models.aim import AIM
 from semaim.models.vit import Pool, resample_positions, vit_of, weights_checksum
+from semaim.targets import Target
 
 log = logging.getLogger(__name__)
 TIMM, MLFLOW, RANDOM = "timm:", "mlflow:", "random"
@@ -37,13 +38,6 @@ class Tracking(Protocol):
     def run_folder(self, run_id: str) -> Path: ...
 
     def report_command(self) -> str | None: ...
-
-
-class Target(Protocol):
-    """Interface of a target: the number of channels that a model predicts."""
-
-    @property
-    def channels(self) -> int: ...
 
 
 @dataclass(eq=False)

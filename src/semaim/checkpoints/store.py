@@ -21,13 +21,14 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from semaim.config.old_versions import upgraded
+from semaim.config.old_versions import upgraded, upgraded_state
 from semaim.core.files import HashingWriter, atomic, sha256, write_text
 from semaim.errors import UserError
 
 log = logging.getLogger(__name__)
 FORMAT = 2  # format 1 lacked the group choices and the task's state
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # file names in folders of timm and transformers
+UPGRADES = {"config": upgraded, "task": upgraded_state}  # of parts that older versions stored otherwise
 Checkpoint = dict[str, Any]
 
 
@@ -146,8 +147,8 @@ def load(path: Path, option: str = "checkpoint") -> Checkpoint:
         raise UserError(f"{option}={path} holds a {type(state).__name__}, not a checkpoint")
     if "architecture" in state and state.get("format") != FORMAT:
         raise UserError(f"{option}={path} has format {state.get('format')}; this semaim reads {FORMAT}")
-    if "architecture" in state and "config" in state:
-        state["config"] = upgraded(state["config"])
+    if "architecture" in state:
+        state |= {key: convert(state[key]) for key, convert in UPGRADES.items() if key in state}
     return state
 
 

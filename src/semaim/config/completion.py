@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 from omegaconf import OmegaConf
 
-from semaim.config.compose import CONF, LOCAL_LAUNCHERS, options
+from semaim.config.compose import CONF, LOCAL_LAUNCHERS, choices, options
 from semaim.config.naming import flatten
 
 COMPOSING = ("run", "check", "features")  # verbs that take configuration options
@@ -46,10 +46,9 @@ def option_words() -> list[str]:
     groups = sorted(
         folder for folder in CONF.iterdir() if folder.is_dir() and folder.name not in ("hydra", "experiment")
     )
-    words = [f"{group.name}={file.stem}" for group in groups for file in sorted(group.glob("*.yaml"))]
-    words += [f"+experiment={file.stem}" for file in sorted((CONF / "experiment").glob("*.yaml"))]
-    launchers = {file.stem for file in (CONF / "hydra" / "launcher").glob("*.yaml")} | set(LOCAL_LAUNCHERS)
-    words += [f"hydra/launcher={name}" for name in sorted(launchers)]
+    words = [f"{group.name}={choice}" for group in groups for choice in choices(group.name)]
+    words += [f"+experiment={choice}" for choice in choices("experiment")]
+    words += [f"hydra/launcher={name}" for name in sorted({*choices("hydra/launcher"), *LOCAL_LAUNCHERS})]
     defaults = flatten(OmegaConf.to_container(options(), resolve=False))
     names = {group.name for group in groups}
     keys = [key for key, value in defaults.items() if not (key.startswith("task.") and str(value).startswith("${"))]

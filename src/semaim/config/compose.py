@@ -31,21 +31,27 @@ for _name, _node in LOCAL_LAUNCHERS.items():
     ConfigStore.instance().store(group="hydra/launcher", name=_name, node=_node, provider="semaim")
 
 
-def options(choices: Sequence[str] = (), folders: Sequence[str] = ()) -> DictConfig:
+def options(group_choices: Sequence[str] = (), folders: Sequence[str] = ()) -> DictConfig:
     """The configuration with the given group choices and default options; it defines the options and their types.
 
     Args:
-        choices: such as "model=aim_large".
+        group_choices: such as "model=aim_large".
         folders: additional configuration folders (Hydra's --config-dir).
     """
-    return _options(tuple(choices), tuple(folders))
+    return _options(tuple(group_choices), tuple(folders))
 
 
 @lru_cache(maxsize=256)
-def _options(choices: tuple[str, ...], folders: tuple[str, ...]) -> DictConfig:
-    config = composition(choices, folders)
+def _options(group_choices: tuple[str, ...], folders: tuple[str, ...]) -> DictConfig:
+    config = composition(group_choices, folders)
     OmegaConf.set_readonly(config, True)
     return config
+
+
+def choices(group: str, folders: Sequence[str] = ()) -> list[str]:
+    """The choices of a group, also those in additional configuration folders."""
+    roots = [CONF, *(Path(folder.removeprefix("file://")) for folder in folders)]
+    return sorted({path.stem for root in roots for path in root.glob(f"{group}/*.yaml")})
 
 
 def composition(overrides: Sequence[str], folders: Sequence[str] = (), return_hydra_config: bool = False) -> DictConfig:

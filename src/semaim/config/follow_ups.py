@@ -9,7 +9,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from semaim.config.compose import CONF, options
+from semaim.config.compose import choices, options
 from semaim.config.naming import flatten
 from semaim.config.run_spec import RunSpec, compose_run_spec
 from semaim.errors import UserError
@@ -27,8 +27,7 @@ def follow_ups(spec: RunSpec) -> list[RunSpec]:
         UserError: if a requested evaluation does not exist.
     """
     cfg = spec.cfg
-    configurations = [CONF, *(Path(folder.removeprefix("file://")) for folder in spec.folders)]
-    known = sorted({path.stem for conf in configurations for path in conf.glob("task/*.yaml")} - {"pretrain"})
+    known = [task for task in choices("task", spec.folders) if task != "pretrain"]
     if cfg.then and spec.choices["task"] != "pretrain":
         raise UserError(f"then={list(cfg.then)} is for task=pretrain: there is nothing new to evaluate after this one")
     if unknown := [task for task in cfg.then if task not in known]:

@@ -69,10 +69,9 @@ def explain(error: BaseException) -> str | None:
 
         return f"there is no option {match[1]}. {suggestion(match[1])}"
     if match := re.search(r"Could not load '([^']+)/([^'/]+)'", text):
-        from semaim.config.compose import CONF
+        from semaim.config.compose import choices
 
-        known = ", ".join(sorted(path.stem for path in (CONF / match[1]).glob("*.yaml")))
-        return f"there is no {match[2]} in {match[1]}: choose from {known}"
+        return f"there is no {match[2]} in {match[1]}: choose from {', '.join(choices(match[1]))}"
     if match := re.search(r"Missing mandatory value: .*?full_key: (\S+)", text, re.DOTALL):
         return f"{match[1]} must be given: {match[1]}=..."
     if match := re.search(r"unexpected keyword argument '(\w+)'.*?full_key: (\S+)", text, re.DOTALL):

@@ -50,7 +50,9 @@ def upgraded(config: Any) -> dict[str, Any]:
 
 
 def upgraded_state(task_state: dict[str, Any]) -> dict[str, Any]:
-    """What a checkpoint of pretraining stores of its task, as this version would store it."""
+    """What a checkpoint stores of its task, as this version would store it."""
+    if "evaluators" in task_state or "origin" in task_state:  # of this version, or of an evaluation
+        return task_state
     linear = task_state.pop("online_linear", None)  # 0.1.0
     return {"evaluators": {} if linear is None else {"linear": linear}} | task_state
 

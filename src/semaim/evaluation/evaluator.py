@@ -54,6 +54,11 @@ class Learner:
         return pooled(self.model.encode(images_BCHW))
 
 
+def evaluation_is_due(every_epochs: int | None, epoch: int, last: bool) -> bool:
+    """Whether to evaluate after an epoch (0: before training): at the end, and every so many epochs, if it is given."""
+    return last or (every_epochs is not None and epoch > 0 and epoch % every_epochs == 0)
+
+
 class Evaluator:
     """Base class of evaluators. A subclass implements `evaluate`; the other methods are for those that learn.
 
@@ -74,7 +79,7 @@ class Evaluator:
 
     def is_due(self, epoch: int, last: bool) -> bool:
         """Whether to evaluate after an epoch (0: before training)."""
-        return epoch == 0 or last or (self.every_epochs is not None and epoch % self.every_epochs == 0)
+        return epoch == 0 or evaluation_is_due(self.every_epochs, epoch, last)
 
     def check(self, data: ImageData) -> None:
         """Raise UserError if these data cannot be evaluated, before anything is written."""

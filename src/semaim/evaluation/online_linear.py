@@ -18,7 +18,7 @@ from semaim.data.image_data import ImageData
 from semaim.data.image_sets import UNLABELLED
 from semaim.errors import UserError
 from semaim.evaluation.accuracy import predict_classes
-from semaim.evaluation.evaluator import Evaluator, Learner
+from semaim.evaluation.evaluator import Evaluator, Learner, evaluation_is_due
 from semaim.evaluation.features import Extraction, extract
 from semaim.models.aim import AIM
 from semaim.models.heads import LinearHeads
@@ -56,7 +56,7 @@ class OnlineLinear(Evaluator):
 
     def is_due(self, epoch: int, last: bool) -> bool:
         """As of `Evaluator`, but not before training."""
-        return (epoch > 0 or last) and super().is_due(epoch, last)
+        return evaluation_is_due(self.every_epochs, epoch, last)
 
     def check(self, data: ImageData) -> None:
         """Raise UserError without labelled training and held-out images."""

@@ -19,6 +19,7 @@ from semaim.data.image_data import ImageData
 from semaim.data.image_sets import ImageSet
 from semaim.data.transforms import Transform
 from semaim.errors import UserError
+from semaim.evaluation.evaluator import evaluation_is_due
 from semaim.evaluation.feature_cache import cached_features
 from semaim.evaluation.features import Extraction, Features
 from semaim.models.flops import encoder_cost
@@ -161,8 +162,7 @@ class TrainedEvaluation(Evaluation, TrainingTask):
 
     def is_due(self, epoch: int, last: bool) -> bool:
         """Whether to evaluate after an epoch (0: before training)."""
-        every = self.evaluate_every_epochs
-        return last or (every is not None and epoch > 0 and epoch % every == 0)
+        return evaluation_is_due(self.evaluate_every_epochs, epoch, last)
 
     def state_dict(self) -> dict[str, Any]:
         """Origin and identity of the encoder."""

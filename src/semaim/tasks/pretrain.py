@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -117,9 +118,12 @@ class Pretraining(Task, TrainingTask):
 
     def spent(self) -> Cost:
         """Parameters of the model, and floating-point operations of the model and of a step with all passes."""
+        return cost(self.model, len(self.networks - {"teacher"}), self._teacher_flops)
+
+    @cached_property
+    def _teacher_flops(self) -> int:
         h, w = self.model.grid
-        teacher = self.teacher.flops(h * w) if self.teacher is not None else 0
-        return cost(self.model, len(self.networks - {"teacher"}), teacher)
+        return 0 if self.teacher is None else self.teacher.flops(h * w)
 
     def check(self, seed: int, processes: Processes) -> None:
         """Raise UserError if the settings do not fit these processes, before anything is written."""
@@ -229,7 +233,7 @@ class Pretraining(Task, TrainingTask):
         if self.teacher is not None:
             log.info(
                 f"teacher: {self.teacher.identity['model']} ({self.teacher.identity['source']}), "
-                f"{count(self.teacher.parameters)} parameters, {count(self.teacher.flops(h * w), 'FLOP')} of these"
+                f"{count(self.teacher.parameters)} parameters, {count(self._teacher_flops, 'FLOP')} of these"
             )
         log.info(
             f"data: {plan.dataset_size} training images, {steps} steps of {trainer.batch_size} images "

@@ -12,7 +12,6 @@ import torch
 from timm.utils.model_ema import ModelEmaV3
 
 from semaim.checkpoints import store
-from semaim.config.old_versions import upgraded_state
 from semaim.core.distributed import Processes
 from semaim.core.files import read_json, write_json
 from semaim.data.loading import StepPlan, TrainingImages, UnreadableImages, training_batches
@@ -92,7 +91,7 @@ def prepare(task: TrainingTask, trainer: TrainerSettings, run: Run, plan: StepPl
                 f"{plan.dataset_size}: give the run on these another name with run_name=..."
             )
         state.load_state_dict(saved, run.processes)
-        task.load_state_dict(upgraded_state(saved["task"]))
+        task.load_state_dict(saved["task"])
         log.info("continuing after step %d", state.step)
     return state
 
