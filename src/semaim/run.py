@@ -6,17 +6,21 @@ everything saved (the same command continues), 130 by a second Ctrl-C; 1 a fault
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 
 import hydra
 from omegaconf import DictConfig
 
-from semaim.config.compose import CONF
+from semaim.config.compose import CONF, quoted_home
+from semaim.config.effects import without_effect
 from semaim.config.follow_ups import follow_ups
 from semaim.config.messages import exits_on_error, reports_errors
 from semaim.config.run_spec import run_spec_of_this_process
 from semaim.core import interpreter
+
+log = logging.getLogger("semaim")
 
 
 @hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")
@@ -28,6 +32,8 @@ def main(cfg: DictConfig) -> float:
         from semaim.lifecycle import execute, session  # imports torch, after the configuration is checked
 
         with session(cfg.device) as (processes, stop):
+            for message in without_effect(cfg, spec.overrides) if processes.is_main else ():
+                log.warning(message)
             values = [execute(each, processes, stop) for each in specs]
         return values[0]
 
@@ -36,6 +42,7 @@ def main(cfg: DictConfig) -> float:
 def command_line() -> None:
     """Compose and run; errors of composition are reported like errors of the run."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # raise errors instead of Hydra's own report
+    sys.argv[1:] = quoted_home(sys.argv[1:])
     hydra_only = ("-m", "--multirun", "-c", "--cfg", "-i", "--info", "-h", "--help", "--hydra-help")
     if any(word.startswith("hydra/launcher=") for word in sys.argv) and not set(hydra_only) & set(sys.argv):
         sys.argv.insert(1, "--multirun")  # Hydra's launchers need a sweep; this one has a single point

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -52,6 +53,14 @@ def choices(group: str, folders: Sequence[str] = ()) -> list[str]:
     """The choices of a group, also those in additional configuration folders."""
     roots = [CONF, *(Path(folder.removeprefix("file://")) for folder in folders)]
     return sorted({path.stem for root in roots for path in root.glob(f"{group}/*.yaml")})
+
+
+def quoted_home(words: Sequence[str]) -> list[str]:
+    """A command line in which values that begin with ~ are quoted, since Hydra cannot read them otherwise.
+
+    `data.root=~/photos` reaches the program as typed: shells replace ~ only at the start of a word.
+    """
+    return [re.sub(r"^([^~=]+)=(~[^'\n]*)$", r"\1='\2'", word) for word in words]
 
 
 def composition(overrides: Sequence[str], folders: Sequence[str] = (), return_hydra_config: bool = False) -> DictConfig:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import os
-import re
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -63,26 +62,12 @@ def explain(error: BaseException) -> str | None:
     for link in chain:
         if isinstance(link, UserError):
             return str(link)
-    text = "\n".join(str(link) for link in chain)
-    if match := re.search(r"Could not override '([^']+)'", text):
-        from semaim.config.validate import suggestion
+    of_hydra = any(type(link).__module__.startswith(("hydra.", "omegaconf.")) for link in chain)
+    if not of_hydra and "Config group override must be" not in str(error):  # Hydra raises a plain ValueError there
+        return None
+    from semaim.config.hydra_messages import hydra_message
 
-        return f"there is no option {match[1]}. {suggestion(match[1])}"
-    if match := re.search(r"Could not load '([^']+)/([^'/]+)'", text):
-        from semaim.config.compose import choices
-
-        return f"there is no {match[2]} in {match[1]}: choose from {', '.join(choices(match[1]))}"
-    if match := re.search(r"Missing mandatory value: .*?full_key: (\S+)", text, re.DOTALL):
-        return f"{match[1]} must be given: {match[1]}=..."
-    if match := re.search(r"unexpected keyword argument '(\w+)'.*?full_key: (\S+)", text, re.DOTALL):
-        return f"there is no option {match[2].removeprefix('task.')}.{match[1]}: no component accepts it"
-    if match := re.search(r"Error in call to target .*?\n(.*)\nfull_key: (\S+)", text, re.DOTALL):
-        return f"the options of {match[2].removeprefix('task.')} do not fit: {match[1]}"
-    if "Error locating target" in text:
-        return f"{str(error).split(', set env var')[0]}: {chain[-1]}"
-    if any(type(link).__module__.startswith(("hydra.", "omegaconf.")) for link in chain):
-        return str(error).split("\nConfig search path:")[0].strip()
-    return None
+    return hydra_message(chain, sys.argv[1:])
 
 
 def one_line(error: Exception) -> str:

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from semaim.config.compose import composition
 from semaim.config.naming import may_differ, run_name
-from semaim.config.validate import check_overrides
+from semaim.config.validate import check_overrides, with_home_folders
 from semaim.core.formatting import program
 
 
@@ -83,6 +83,7 @@ def compose_run_spec(overrides: Sequence[str], folders: Sequence[str] = ()) -> R
     with open_dict(cfg):
         choices = {group: choice for group, choice in cfg.pop("hydra").runtime.choices.items() if group in cfg}
     check_overrides(overrides, cfg, folders)
+    with_home_folders(cfg)
     hydra_config = HydraConfig.instance()
     before = hydra_config.cfg
     hydra_config.set_config(whole)  # for the resolver of the run's name
@@ -104,5 +105,6 @@ def run_spec_of_this_process(cfg: DictConfig) -> RunSpec:
     sources = hydra_config.runtime.config_sources
     folders = [f"file://{source.path}" for source in sources if source.provider == "command-line"]
     check_overrides(overrides, cfg, folders)
+    with_home_folders(cfg)
     choices = {group: choice for group, choice in hydra_config.runtime.choices.items() if group in cfg}
     return RunSpec(cfg, overrides, choices, folders)

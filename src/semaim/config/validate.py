@@ -1,26 +1,43 @@
-"""Validation of overrides: unknown options, and values of the wrong type."""
+"""Validation of a composed configuration: unknown options, wrong values, and options that cannot be combined."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
-from typing import Any
+import itertools
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
-from semaim.config.compose import CONF, options
+from semaim.config.compose import CONF, choices, options
+from semaim.config.kinds import TARGET, TRUTH, Kind
 from semaim.config.naming import flatten
 from semaim.config.old_versions import FORMER_OPTIONS
+from semaim.config.schema import COMPONENTS, TOP
 from semaim.errors import UserError
 
+PYTHON = {"_target_": TARGET, "_partial_": TRUTH}
+SEVERAL = ("evaluators",)  # groups of which a run has any number of choices
 
-def suggestion(key: str) -> str:
-    """A hint for a misspelt option: the most similar options, and the options of the same group."""
+
+def suggestion(key: str, words: Sequence[str] = ()) -> str:
+    """A hint for a misspelt option: the most similar options, and the options of the same group.
+
+    Args:
+        key: the option.
+        words: the command line; its choices, such as task=knn, decide which options there are.
+    """
+    if key.startswith("hydra.launcher."):
+        return "Launchers differ: hydra/launcher=slurm has the options of a cluster (semaim run --cfg hydra)"
     for former, now in FORMER_OPTIONS.items():
         if key == former or key.startswith(f"{former}."):
             return f"It is {now}{key.removeprefix(former)} now"
-    container = OmegaConf.to_container(options())
+    container = OmegaConf.to_container(options(_choices_among(words)))
     parent, _, _ = key.rpartition(".")
     node: Any = container
     for part in parent.split(".") if parent else ():
@@ -38,16 +55,22 @@ def suggestion(key: str) -> str:
     return "; ".join(parts) or "see semaim run --cfg job"
 
 
-def check_overrides(overrides: Sequence[str], config: DictConfig, folders: Sequence[str] = ()) -> None:
-    """Reject overrides that Hydra accepts but semaim cannot use.
+def _choices_among(words: Sequence[str]) -> list[str]:
+    """Those words of a command line that choose one file of a group."""
+    pairs = [word.partition("=") for word in words]
+    return [f"{group}={choice}" for group, _, choice in pairs if choice and choice in choices(group)]
 
-    These are `+option=value`, which no code reads; `~option`, which removes a required option; an unknown option in an
-    experiment file; and a value of the wrong type.
+
+def check_overrides(overrides: Sequence[str], config: DictConfig, folders: Sequence[str] = ()) -> None:
+    """Reject what Hydra accepts but semaim cannot use, before anything heavy is imported or written.
+
+    These are `+option=value`, which no code reads; `~option`, which removes a required option; a group without or with
+    several choices; an unknown option in an experiment file; and values that are not of an option's kind.
 
     Raises:
         UserError: for the first such override; the message names the option.
     """
-    choices = []
+    chosen = []
     for text, override in zip(overrides, OverridesParser.create().parse_overrides(list(overrides)), strict=True):
         key = override.key_or_group
         if override.is_delete():
@@ -55,28 +78,142 @@ def check_overrides(overrides: Sequence[str], config: DictConfig, folders: Seque
                 f"~{key}: no option can be removed; give {key} another value, or null where that means none"
             )
         if (CONF / key).is_dir():
-            choices.append(text)
+            _check_choice(text, key, override.value(), folders)
+            chosen.append(text)
         elif override.is_add() and not key.startswith("hydra"):
-            raise UserError(f"+{key}: there is no option {key}. {suggestion(key)}")
-    if unknown := sorted(str(key) for key in set(config) - set(options())):
-        raise UserError(f"there is no option {unknown[0]}. {suggestion(unknown[0])}")
-    expected, given = (flatten(OmegaConf.to_container(each)) for each in (options(choices, folders), config))
+            raise UserError(f"+{key}: there is no option {key}. {suggestion(key, overrides)}")
+    expected = options(chosen, folders)
+    if unknown := sorted(str(key) for key in set(config) - set(expected)):
+        if (CONF / unknown[0]).is_dir():
+            raise UserError(f"{unknown[0]}: this task does not use {unknown[0]}, leave it out")
+        raise UserError(f"there is no option {unknown[0]}. {suggestion(unknown[0], overrides)}")
+    check_values(config, expected)
+    if config.parent_run is not None and not Path(config.parent_run).expanduser().is_dir():
+        raise UserError(f"parent_run={shown(config.parent_run)} is not the folder of a run or a sweep")
+    root = None if OmegaConf.is_missing(config.data, "root") else config.data.get("root")
+    if root is not None and not OmegaConf.is_missing(expected.data, "root") and expected.data.root is None:
+        name = next((text.partition("=")[2] for text in chosen if text.startswith("data=")), "digits")
+        raise UserError(f"data.root={shown(root)} is not read by data={name}, whose images need no folder: add "
+                        f"data=folder (or another choice of data) for images of your own")  # fmt: skip
+
+
+def _check_choice(text: str, group: str, value: Any, folders: Sequence[str]) -> None:
+    if not (isinstance(value, str) and value) and not (isinstance(value, list) and group in SEVERAL):
+        names = choices(group, folders)
+        raise UserError(f"{text}: {group} must be {'one ' if len(names) > 1 else ''}of {', '.join(names)}")
+
+
+def check_values(config: DictConfig, expected: DictConfig) -> None:
+    """Reject values that are not of their option's kind.
+
+    Args:
+        config: the configuration.
+        expected: the same choices with default values.
+
+    Raises:
+        UserError: for the first such value, with what it must be and the nearest choice.
+    """
+    given, defaults = OmegaConf.to_container(config), OmegaConf.to_container(expected)
+    values = [_values(config, given, defaults, TOP, references=references) for references in (False, True)]
+    for name, value, kind, default in itertools.chain(*values):
+        if isinstance(default, Mapping):
+            inside = ", ".join(f"{name}.{key}" for key in default if not str(key).startswith("_"))
+            raise UserError(f"{name}={shown(value)}: {name} is a group of options{inside and f', set these: {inside}'}")
+        words = kind.words if kind and not kind.accepts(value) else None if kind else _kind_of(default, value)
+        if words is not None:
+            near = difflib.get_close_matches(str(value), kind.choices if kind else (), n=1, cutoff=0.5)
+            usual = "" if default is None or "${" in f"{default}" else f", such as {shown(default)}"
+            hint = f"; did you mean {near[0]}?" if near else usual
+            raise UserError(f"{name}={shown(value)}: {name} must be {words}{hint}")
+
+
+def with_home_folders(config: DictConfig) -> None:
+    """Replace a leading ~ in paths by the home folder, in place: a shell does so only at the start of a word."""
+    plain: Any = OmegaConf.to_container(config)
+    for name, value, kind, _ in _values(config, plain, plain, TOP):
+        if isinstance(kind, Kind) and kind.is_path and "~" in f"{value}":
+            home = [str(Path(path).expanduser()) for path in ([value] if isinstance(value, str) else value)]
+            OmegaConf.update(config, name, home[0] if isinstance(value, str) else home)
+
+
+class Option(NamedTuple):
+    """An option of a configuration.
+
+    Attributes:
+        name: as typed.
+        value: resolved.
+        kind: what it must be, if that is declared.
+        default: of the same choices.
+    """
+
+    name: str
+    value: Any
+    kind: Kind | None
+    default: Any
+
+
+def _values(
+    config: DictConfig, given: Any, defaults: Any, declared: Mapping[str, Any], path: str = "", references: bool = False
+) -> Iterator[Option]:
+    """The options of a part of the configuration, or those that others refer to, with the kind that these need.
+
+    Raises:
+        UserError: for a reference to something that does not exist.
+    """
     for key, value in given.items():
-        if key in expected and (kind := _expected_kind(expected[key], value)):
-            shown = "nothing" if value == "" else value
-            raise UserError(f"{key}={shown}: {key} must be {kind}, such as {expected[key]}")
+        name = f"{path}.{key}" if path else str(key)
+        default = defaults.get(key)
+        kind = declared.get(key, PYTHON.get(key))
+        if isinstance(value, Mapping) and not isinstance(kind, Kind) and isinstance(default, Mapping):
+            own = kind if kind is not None else COMPONENTS.get(str(value.get("_target_")), {})
+            yield from _values(config, value, default, own, name, references)
+            continue
+        is_text = isinstance(value, str)
+        if references and is_text and value == default and isinstance(kind, Kind):
+            if reference := re.fullmatch(r"\$\{([\w.]+)\}", value):
+                yield Option(reference[1], _resolved(config, name, value), kind, None)
+        if references or value == "???" or (is_text and "${" in value and value == default):
+            continue
+        if str(key).startswith("_") and key not in PYTHON:
+            continue
+        if value is not None or path != "task.evaluators":  # null switches one off
+            yield Option(name, _resolved(config, name, value) if is_text and "${" in value else value, kind, default)
 
 
-def _expected_kind(default: Any, value: Any) -> str | None:
-    """The expected type, in words, if a value's type differs from its default's; None if it fits or is unknown."""
-    if value is None or (isinstance(value, str) and "${" in value):
+def _resolved(config: DictConfig, name: str, text: str) -> Any:
+    try:
+        value = OmegaConf.select(config, name)
+    except OmegaConfBaseException as error:
+        raise UserError(f"{name}={text}: {str(error).splitlines()[0]}") from error
+    return OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
+
+
+def _kind_of(default: Any, value: Any) -> str | None:
+    """The kind of an undeclared option, in words, if a value's differs from its default's; None if it fits."""
+    if value is None or default is None:
         return None
     if isinstance(default, bool):
         return None if isinstance(value, bool) else "true or false"
-    if isinstance(default, int):  # sizes may also be pairs
-        return None if isinstance(value, int | list) and not isinstance(value, bool) else "a whole number"
+    if isinstance(default, int):
+        return None if isinstance(value, int) and not isinstance(value, bool) else "a whole number"
     if isinstance(default, float):
-        return None if isinstance(value, int | float) and not isinstance(value, bool) else "a number"
+        return None if type(value) in (int, float) and math.isfinite(value) else "a number"
+    if isinstance(default, str):
+        return None if isinstance(value, str) and value else "a text, not empty"
     if isinstance(default, list):
         return None if isinstance(value, list) else "a list"
     return None
+
+
+def shown(value: Any) -> str:
+    """A value as it is typed on the command line."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, str):  # quoted also where it would be read as another type
+        readable = re.fullmatch(r"[^\s'\"\\,\[\]{}()\d+-][^\s'\"\\,\[\]{}()]*", value) and value.isprintable()
+        return value if readable and value not in ("true", "false", "null", "nan", "inf") else repr(value)
+    if isinstance(value, list):
+        return f"[{','.join(map(shown, value))}]"
+    if isinstance(value, Mapping):
+        return "{" + ",".join(f"{key}:{shown(each)}" for key, each in value.items()) + "}"
+    return str(value)

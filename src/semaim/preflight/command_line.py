@@ -10,7 +10,7 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 
-from semaim.config.compose import composition
+from semaim.config.compose import composition, quoted_home
 from semaim.config.messages import one_line
 from semaim.errors import UserError
 from semaim.preflight.check import TFLOPS, check_sweep
@@ -79,7 +79,7 @@ def check_command_line(
     if tflops is not None and not tflops > 0:
         raise UserError(f"--tflops {tflops:g} must be positive")
     folders = [] if config_dir is None else [f"file://{config_dir.absolute()}"]
-    points, launcher, problems = expand(overrides, folders, multirun)
+    points, launcher, problems = expand(quoted_home(overrides), folders, multirun)
     checked = check_sweep(points, folders, launcher, tflops or TFLOPS, fetch)
     checked.problems[:0] = problems
     return checked

@@ -1,0 +1,92 @@
+"""Errors of Hydra and OmegaConf in the words of the command line: the option as typed, and what to do."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import shlex
+from collections.abc import Sequence
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+
+from semaim.config.compose import CONF, choices
+from semaim.config.validate import suggestion
+
+
+def hydra_message(chain: Sequence[BaseException], words: Sequence[str]) -> str | None:
+    """The message for an error of Hydra or OmegaConf; None for another one.
+
+    Args:
+        chain: the error and its causes.
+        words: the command line.
+    """
+    text = "\n".join(str(link) for link in chain)
+    for link in chain:
+        if typed := getattr(link, "override", None):
+            return _unreadable(str(typed))
+    if match := re.search(r"(?:Ambiguous value for argument|Sweep parameters) '([^']+)'", text):
+        several = "several values are a sweep, which -m starts; a value with a comma is typed"
+        return f"{match[1]}: {several} {_quoted(match[1])}"
+    if match := re.search(r"Could not (?:find|load) '([^']+)/([^'/]*)'", text):
+        return _no_choice(match[1].removeprefix("/"), match[2])
+    if "Config group override must be a string or a list" in text:
+        return _no_group_choice(words)
+    if match := re.search(r"Could not override '([^']+)'", text):
+        inside = re.search(r"is not in struct\s+full_key: (\S+)", text)
+        key = inside[1] if inside else match[1]
+        return f"there is no option {key}. {suggestion(key, words)}"
+    if match := re.search(r"Missing mandatory value: .*?full_key: (\S+)", text, re.DOTALL):
+        return f"{match[1]} must be given: {match[1]}=..."
+    if match := re.search(r"unexpected keyword argument '(\w+)'.*?full_key: (\S+)", text, re.DOTALL):
+        return f"there is no option {match[2].removeprefix('task.')}.{match[1]}: no component accepts it"
+    if match := re.search(r"Error in call to target .*?\n(.*)\nfull_key: (\S+)", text, re.DOTALL):
+        return f"the options of {match[2].removeprefix('task.')} do not fit: {match[1]}"
+    if "Error locating target" in text:
+        return f"{str(chain[0]).split(', set env var')[0]}: {chain[-1]}"
+    if any(type(link).__module__.startswith("omegaconf.") for link in chain):
+        name = next((key for link in chain if (key := getattr(link, "full_key", None))), "")
+        typed = next((word for word in words if name and word.lstrip("+").startswith(f"{name}=")), name)
+        return f"{typed}: {str(chain[0]).splitlines()[0]}" if typed else str(chain[0]).strip()
+    if any(isinstance(link, HydraException) for link in chain):
+        return str(chain[0]).split("\nConfig search path:")[0].strip()
+    return None
+
+
+def _quoted(word: str) -> str:
+    """A word of the command line whose value is a text for Hydra as well as for the shell."""
+    key, _, value = word.partition("=")
+    return shlex.quote(f'{key}="{value}"')
+
+
+def _unreadable(word: str) -> str:
+    key, equals, _ = word.partition("=")
+    if not equals:
+        return f"{word}: an option is typed option=value"
+    if not re.fullmatch(r"[+~]*[\w./@$-]*[\w$]", key):
+        return f"{word}: {key} is not the name of an option"
+    return (
+        f"{word}: Hydra cannot read this value. A text with ~, brackets, braces, quotes or commas is quoted for Hydra "
+        f"and for the shell: {_quoted(word)}"
+    )
+
+
+def _no_choice(group: str, name: str) -> str:
+    """Message for a choice that a group does not have."""
+    known = choices(group)
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]}? " if near else ""
+    return f"there is no {name or 'empty choice'} in {group} ({group}={name}): {hint}choose from {', '.join(known)}"
+
+
+def _no_group_choice(words: Sequence[str]) -> str:
+    """Message for a choice that is not a name, such as model=null."""
+    parser = OverridesParser.create()
+    for word in words:
+        key = word.lstrip("+").partition("=")[0]
+        if "=" in word and (not key or (CONF / key).is_dir()):
+            value = parser.parse_overrides([word])[0].value()
+            if not isinstance(value, str | list):
+                names = ", ".join(choices(key)) if key else ""
+                return f"{word}: {key or 'the text before ='} must be one of {names}" if key else _unreadable(word)
+    return "a group of the configuration needs the name of a choice, such as model=aim_base"
