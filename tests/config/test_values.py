@@ -25,6 +25,7 @@ from semaim.config.schema import COMPONENTS, TOP
 from semaim.config.validate import check_overrides, check_values, shown
 from semaim.core.distributed import Processes
 from semaim.errors import UserError
+from semaim.preflight.command_line import check_command_line
 
 NAN, INF = math.nan, math.inf
 VALUES: list[Any] = [
@@ -255,3 +256,16 @@ def test_values_are_judged_before_torch_is_imported() -> None:
     assert done.stdout.startswith("trainer.epochs=0: trainer.epochs must be a whole number from 1 to")
     assert done.stdout.endswith(" False\n")
     assert options().trainer.epochs == 20
+
+
+@pytest.mark.parametrize(("typed", "words"), [
+    ("gpus_per_node=-1", "a whole number from 0 to 1024, or null"),
+    ("timeout_min=0", "a whole number from 1 to 10000000"),
+    ("mem_gb=-2", "a number above 0, or null"),
+])  # fmt: skip
+def test_options_of_the_launcher(typed: str, words: str, elsewhere: Path) -> None:
+    key, _, value = typed.partition("=")
+    with pytest.raises(UserError) as caught:
+        check_command_line(["hydra/launcher=slurm", f"hydra.launcher.{typed}", "seed=0,1"], multirun=True)
+    assert str(caught.value) == f"hydra.launcher.{key}={value}: hydra.launcher.{key} must be {words}"
+    assert list(elsewhere.iterdir()) == []

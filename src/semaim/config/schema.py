@@ -64,6 +64,22 @@ TOP: dict[str, Kind | dict[str, Kind]] = {
     },
 }
 
+# Options of the launchers (hydra.launcher); those that submitit passes on to SLURM are judged there.
+LAUNCHERS: dict[str, Kind] = {
+    "nodes": whole(1, 100_000),
+    "gpus_per_node": whole(0, 1024) | NULL,
+    "tasks_per_node": whole(1, 4096) | NULL,
+    "cpus_per_task": whole(1, 4096) | NULL,
+    "mem_gb": POSITIVE | NULL,
+    "partition": TEXT | NULL,
+    "account": TEXT | NULL,
+    "qos": TEXT | NULL,
+    "constraint": TEXT | NULL,
+    "timeout_min": whole(1, 10_000_000),
+    "max_num_timeout": whole(0, 1_000_000),
+    "signal_delay_s": whole(0, 1_000_000),
+}
+
 # Options of each `_target_`.
 COMPONENTS: dict[str, dict[str, Kind]] = {
     "semaim.training.settings.TrainerSettings": {

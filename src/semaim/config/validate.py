@@ -18,10 +18,11 @@ from semaim.config.compose import CONF, choices, options
 from semaim.config.kinds import TARGET, TRUTH, Kind
 from semaim.config.naming import flatten
 from semaim.config.old_versions import FORMER_OPTIONS
-from semaim.config.schema import COMPONENTS, TOP
+from semaim.config.schema import COMPONENTS, LAUNCHERS, TOP
 from semaim.errors import UserError
 
 PYTHON = {"_target_": TARGET, "_partial_": TRUTH}
+REFERENCE = re.compile(r"\$\{([\w.]+)\}").fullmatch  # to one other option
 SEVERAL = ("evaluators",)  # groups of which a run has any number of choices
 
 
@@ -127,6 +128,14 @@ def check_values(config: DictConfig, expected: DictConfig) -> None:
             raise UserError(f"{name}={shown(value)}: {name} must be {words}{hint}")
 
 
+def check_launcher(launcher: Mapping[str, Any]) -> None:
+    """Reject options of a launcher that are not of their kind; raises UserError for the first."""
+    for key, kind in LAUNCHERS.items():
+        if key in launcher and not kind.accepts(launcher[key]):
+            name = f"hydra.launcher.{key}"
+            raise UserError(f"{name}={shown(launcher[key])}: {name} must be {kind.words}")
+
+
 def with_home_folders(config: DictConfig) -> None:
     """Replace a leading ~ in paths by the home folder, in place: a shell does so only at the start of a word."""
     plain: Any = OmegaConf.to_container(config)
@@ -169,9 +178,8 @@ def _values(
             yield from _values(config, value, default, own, name, references)
             continue
         is_text = isinstance(value, str)
-        if references and is_text and value == default and isinstance(kind, Kind):
-            if reference := re.fullmatch(r"\$\{([\w.]+)\}", value):
-                yield Option(reference[1], _resolved(config, name, value), kind, None)
+        if references and is_text and value == default and isinstance(kind, Kind) and (reference := REFERENCE(value)):
+            yield Option(reference[1], _resolved(config, name, value), kind, None)
         if references or value == "???" or (is_text and "${" in value and value == default):
             continue
         if str(key).startswith("_") and key not in PYTHON:

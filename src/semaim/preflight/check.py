@@ -24,6 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from semaim.checkpoints import store
 from semaim.checkpoints.encoder_source import RANDOM
+from semaim.config.effects import without_effect
 from semaim.config.follow_ups import follow_ups
 from semaim.config.messages import one_line
 from semaim.config.run_spec import RunSpec, compose_run_spec
@@ -74,6 +75,7 @@ class _SweepCheck:
     def __init__(self, folders: Sequence[str], request: SlurmRequest, tflops: float, fetch: bool) -> None:
         self.folders, self.request, self.tflops, self.fetch = folders, request, tflops, fetch
         self.messages: dict[str, list[str]] = {}  # messages, and the runs with this problem
+        self.useless: dict[str, None] = {}  # options without effect, in the order of their first run
         self.rows: list[CheckRow] = []
         self.data: dict[str, ImageData | Exception | None] = {}  # None: a run downloads them
         self.unreachable = functools.cache(unreachable)
@@ -82,6 +84,7 @@ class _SweepCheck:
     def run(self, points: Sequence[Sequence[str]]) -> CheckReport:
         common = set.intersection(*map(set, points)) if len(points) > 1 else set(*points)
         labels = [" ".join(word for word in point if word not in common) for point in points]
+        self.is_sweep = len(points) > 1 or self.request.slurm
         for point, label in zip(points, labels, strict=True):
             self.check_point(list(point), label)
         with self.recording(""):
@@ -110,6 +113,7 @@ class _SweepCheck:
         with self.recording(label):
             spec = compose_run_spec(overrides, self.folders)
             row.name = spec.cfg.run_name
+            self.useless |= dict.fromkeys(without_effect(spec.cfg, overrides, self.is_sweep))
             with self.recording(label):
                 if (run_dir := Path(spec.cfg.run_dir).absolute()) in self.run_dirs:
                     raise UserError(f"several points of this sweep are the same run, {spec.cfg.run_dir}: leave "
@@ -209,7 +213,7 @@ class _SweepCheck:
 
     def notes(self) -> list[str]:
         """Notes on what works, but may not be intended."""
-        notes, request = [], self.request
+        notes, request = list(self.useless), self.request
         if None in self.data.values():
             notes.append("the runs will download their data, which cannot be checked yet: --fetch downloads them now")
         if request.gpus > request.tasks:

@@ -12,6 +12,7 @@ from hydra.types import RunMode
 
 from semaim.config.compose import composition, quoted_home
 from semaim.config.messages import one_line
+from semaim.config.validate import check_launcher
 from semaim.errors import UserError
 from semaim.preflight.check import TFLOPS, check_sweep
 from semaim.preflight.table import CheckReport
@@ -80,6 +81,7 @@ def check_command_line(
         raise UserError(f"--tflops {tflops:g} must be positive")
     folders = [] if config_dir is None else [f"file://{config_dir.absolute()}"]
     points, launcher, problems = expand(quoted_home(overrides), folders, multirun)
+    check_launcher(launcher)
     checked = check_sweep(points, folders, launcher, tflops or TFLOPS, fetch)
     checked.problems[:0] = problems
     return checked

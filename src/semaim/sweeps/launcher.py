@@ -13,8 +13,10 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from semaim.config.effects import without_effect
 from semaim.config.messages import EXIT_INTERRUPTED_AT_ONCE
 from semaim.config.run_spec import RunSpec, compose_run_spec
+from semaim.config.validate import check_launcher
 from semaim.core import terminal
 from semaim.core.formatting import plural, program
 from semaim.errors import SweepFailed, UserError
@@ -48,6 +50,7 @@ def launch(
     """
     is_main = os.environ.get("RANK", "0") == "0"  # torchrun starts several processes
     terminal.show_logs(is_main)
+    check_launcher(launcher)
     sources = config.hydra.runtime.config_sources
     folders = [f"file://{source.path}" for source in sources if source.provider == "command-line"]
     overrides: Any = OmegaConf.to_container(config.hydra.overrides.task, resolve=False)
@@ -71,6 +74,8 @@ def launch(
             indices = to_submit(sweep, _previous_states(sweep))
             if spec.cfg.sweep.check:
                 _preflight(sweep, indices)
+            for message in () if spec.cfg.sweep.check else without_effect(spec.cfg, spec.overrides, is_sweep=True):
+                log.warning(message)  # a check says so itself
             _create(sweep, spec)
             _submit_or_run(sweep, indices)
         point_states = wait(sweep) if spec.cfg.sweep.wait and executor != "basic" else states(sweep)
