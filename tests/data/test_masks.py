@@ -82,8 +82,8 @@ def test_share_of_object_by_hand():
 
 
 def test_patches_of_a_grid_that_is_not_square():
-    mask_HW = np.zeros((12, 18), np.uint8)  # rows 2 to 9 and columns 3 to 14 are kept
-    mask_HW[6:10, 3:7] = 1
+    mask_HW = np.zeros((8, 16), np.uint8)  # columns 2 to 13 are kept
+    mask_HW[4:8, 2:6] = 1
     share = object_share(mask_HW, evaluation((8, 12), crop_ratio=1.0), 4)
     assert share.tolist() == [[0, 0, 0], [1, 0, 0]]  # raster index 3
 
@@ -199,13 +199,13 @@ def test_a_folder_without_masks_of_the_images(voc):
 def test_an_invalid_mask_is_named(voc):
     images, file = in_voc(voc), voc / "SegmentationObject" / "2007_000000.png"
     Image.new("L", (8, 12)).save(file)
-    with pytest.raises(UserError, match=rf"mask {file} has 8x12 pixels and its image 12x8"):
+    with pytest.raises(UserError, match=rf"mask '{file}' has 8x12 pixels and its image 12x8"):
         images.mask(0)
     Image.new("RGB", (12, 8)).save(file)
-    with pytest.raises(UserError, match=rf"mask {file} is an image of mode RGB: a mask has one 8-bit value"):
+    with pytest.raises(UserError, match=rf"mask '{file}' is an image of mode RGB: a mask has one 8-bit value"):
         images.mask(0)
     file.write_bytes(b"no image")
-    with pytest.raises(UserError, match=rf"mask {file} cannot be read \(cannot identify"):
+    with pytest.raises(UserError, match=rf"mask '{file}' cannot be read \(UnidentifiedImageError: cannot identify"):
         object_patches(images, [2, 0], STILL, 4)
     Image.new("1", (12, 8), 1).save(file)
     assert (images.mask(0) == 1).all()

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import random
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from timm.data import create_transform
 from timm.data.transforms import RandomResizedCropAndInterpolation
 
 from semaim.core.seeding import seeded
 from semaim.data import transforms
 from semaim.data.transforms import IMAGENET_MEAN, IMAGENET_STD, finetuning, linear_probe
+from semaim.errors import UserError
 
 PLAIN = {"mean": (0, 0, 0), "std": (1, 1, 1)}
 MAKERS = {"linear_probe": linear_probe, "finetuning": finetuning}
@@ -94,8 +97,9 @@ def test_flip(make, still):
         ((40, 24), 16, (26, 16)),  # width first; 40 * 16 / 24 = 26.7, truncated
         ((30, 50), 16, (16, 26)),
         ((10, 12), 16, (16, 19)),  # enlarged
-        ((20, 20), (16, 24), (24, 24)),  # the larger side counts, so that the crop fits
+        ((20, 20), (16, 24), (24, 24)),  # the smallest size that covers the crop
         ((20, 30), (16, 20), (20, 30)),
+        ((44, 22), (16, 24), (32, 16)),
     ],
 )
 def test_linear_probe_crops_the_resized_image_anywhere(source, size, resized):
@@ -242,8 +246,53 @@ def test_evaluation_is_resize_and_centre_crop(source, resized, box):
     assert (tensor - torch.from_numpy(expected).permute(2, 0, 1)).abs().max() <= 1e-5
 
 
-def test_evaluation_of_a_size_that_is_not_square():
-    array = np.random.default_rng(0).integers(0, 256, (55, 80, 3), dtype=np.uint8)
-    tensor = transforms.evaluation((32, 48), crop_ratio=0.875, mean=(0, 0, 0), std=(1, 1, 1))(Image.fromarray(array))
-    # The longer side decides: 48 / 0.875 = 54.9, so the image is not resized; rows 12..43 and columns 16..63 remain.
-    assert (tensor * 255).round().byte().permute(1, 2, 0).tolist() == array[12:44, 16:64].tolist()
+def test_the_whole_image_is_seen_at_crop_ratio_1():
+    image = picture(64, 32)  # of the target's size
+    for transform in (transforms.evaluation((32, 64), 1.0, **PLAIN), linear_probe((32, 64), 0.0, **PLAIN)):
+        assert (pixels(transform(image)) == np.asarray(image)).all()
+    twice = picture(128, 64).resize((128, 64))
+    halved = np.asarray(twice.resize((64, 32), Image.Resampling.BICUBIC))
+    assert (pixels(transforms.evaluation((32, 64), 1.0, **PLAIN)(twice)) == halved).all()
+
+
+@pytest.mark.parametrize("ratio", [1.0, 0.875, 0.5])
+@pytest.mark.parametrize("size", [(28, 28), (28, 56), (56, 28), (56, 84)])  # timm rounds size / ratio down
+def test_evaluation_crops_like_timm(size, ratio):
+    theirs = create_transform((3, *size), crop_pct=ratio, crop_mode="center", interpolation="bicubic", **PLAIN)
+    ours = transforms.evaluation(size, ratio, **PLAIN)
+    for source in ((70, 50), (50, 70), (64, 32), (33, 65), (200, 90), (5, 7), (1, 1)):
+        image = picture(*source)
+        assert (pixels(ours(image)) == pixels(theirs(image))).all()
+
+
+@pytest.mark.parametrize("source", [(3000, 2), (2, 3001), (4100, 40)])
+def test_only_the_crop_of_a_long_image_is_computed(source, monkeypatch):
+    """With the values of the whole resized image: at most one level apart, where float32 rounds otherwise."""
+    image, makers = picture(*source), (transforms.evaluation, linear_probe)
+    mask_HW = np.random.default_rng(1).integers(0, 256, source[::-1], dtype=np.uint8)
+    sizes = []
+    resize = Image.Image.resize
+    monkeypatch.setattr(Image.Image, "resize", lambda *args, **more: [sizes.append(args[1]), resize(*args, **more)][1])
+
+    def all_of_them():
+        sizes.clear()
+        with seeded(0):
+            images = [make(size, **PLAIN)(image) for make in makers for size in (16, (16, 24))]
+        return images, transforms.on_mask(transforms.evaluation(16, **PLAIN), mask_HW), max(map(math.prod, sizes))
+
+    parts, mask, largest = all_of_them()
+    assert largest <= 64 * 16 * 24
+    monkeypatch.setattr(transforms.CoveringCrop, "LARGE", math.inf)
+    whole, whole_mask, largest = all_of_them()
+    assert largest > 100 * 16 * 16
+    assert torch.equal(mask, whole_mask)
+    for part, expected in zip(parts, whole, strict=True):
+        difference = (pixels(part).astype(int) - pixels(expected)).__abs__()
+        assert difference.max() <= 1
+        assert (difference > 0).mean() < 0.02
+
+
+@pytest.mark.parametrize("ratio", [0, -1, 1.5, float("nan")])
+def test_a_ratio_without_a_crop(ratio):
+    with pytest.raises(UserError, match=r"data\.eval_transform\.crop_ratio=\S+ must be above 0 and at most 1"):
+        transforms.evaluation(16, ratio)

@@ -62,7 +62,7 @@ def test_the_model_card_describes_the_training(pretrained: Path, tuned: dict[str
             f"| semaim | {start['semaim']}, commit {start['commit']}",
             f"\n    {start['command']}\n",
             "images of 32x24 pixels in patches of 8",
-            "the shorter side has 40 pixels (bicubic), the centre of 32x24",
+            "the smallest size that covers 40x30 pixels (bicubic), the centre of 32x24",
             "mean 0.3, 0.3, 0.3 and deviation 0.36, 0.36, 0.36.",
         ):
             assert row in card, row

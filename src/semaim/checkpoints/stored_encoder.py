@@ -125,7 +125,7 @@ class StoredEncoder:
 
     @property
     def crop_ratio(self) -> float | None:
-        """Side of the centre crop over the shorter side of the resized image; None if unknown."""
+        """Sides of the centre crop over those that the resized image covers; None if unknown."""
         ratio = self._eval_transform.get(
             "crop_ratio", self._json_file("config.json").get("pretrained_cfg", {}).get("crop_pct")
         )

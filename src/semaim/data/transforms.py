@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,16 +13,90 @@ from timm.data import create_transform
 from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import InterpolationMode, v2
+from torchvision.transforms.v2 import functional as F
 
 from semaim.core.image_size import pair
+from semaim.errors import UserError
 
 Transform = Callable[[Image.Image], Tensor]
+TRAINING = "the augmentation (data.train_transform, or task.train_transform of an evaluation)"  # for messages
+EVALUATION = "data.eval_transform"
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 def _to_normalised(mean: Sequence[float], std: Sequence[float]) -> list[Callable[..., object]]:
     return [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean=list(mean), std=list(std))]
+
+
+class CoveringCrop(torch.nn.Module):
+    """Resize an image or mask to the smallest size that covers `cover`, and crop `size` from it.
+
+    The resized sizes are those of timm's `crop_mode="center"`. Images are interpolated bicubically, masks by nearest
+    neighbours.
+
+    Args:
+        size: height and width of the crop.
+        cover: height and width that the resized image has at least.
+        anywhere: crop at a random position, not in the centre.
+    """
+
+    LARGE = 64  # times the crop: only the part that is cropped is computed then
+
+    def __init__(self, size: tuple[int, int], cover: tuple[int, int], anywhere: bool) -> None:
+        super().__init__()
+        self.size, self.cover, self.anywhere = size, cover, anywhere
+
+    def extra_repr(self) -> str:
+        return f"{self.size}, {self.cover}, {self.anywhere}"
+
+    def forward(self, image: Any) -> Any:
+        source = F.get_size(image)
+        side, whole = max(zip(self.cover, source, strict=True), key=lambda pair: pair[0] / pair[1])
+        rounded: Callable[[float], int] = int if self.cover[0] == self.cover[1] else round  # as timm does
+        resized = [rounded(side * each / whole) for each in source]
+        spare = [each - crop for each, crop in zip(resized, self.size, strict=True)]
+        if self.anywhere:
+            start = [int(torch.randint(0, each + 1, size=())) if each else 0 for each in spare]
+        else:
+            start = [round(each / 2) for each in spare]
+        if math.prod(resized) <= self.LARGE * math.prod(self.size):
+            return F.crop(F.resize(image, resized, InterpolationMode.BICUBIC), *start, *self.size)
+        return self._part(image, source, [each / to for each, to in zip(source, resized, strict=True)], start)
+
+    def _part(self, image: Any, source: list[int], scale: list[float], start: list[int]) -> Any:
+        """The crop from `start` of an image resized by 1 / `scale`, of which the rest is not computed."""
+        axes = list(zip(source, scale, start, self.size, strict=True))
+        if isinstance(image, Tensor):
+            rows, columns = (((first + torch.arange(side)) * each).long() for _, each, first, side in axes)
+            return tv_tensors.wrap(image[..., rows[:, None], columns], like=image)
+        ends, edges = [], []  # of the pixels that the crop depends on, and of the crop within them
+        for whole, each, first, side in axes:
+            low, high = first * each, min((first + side) * each, whole)
+            reach = 2 * max(each, 1) + 1  # of the bicubic filter
+            ends.append((max(0, math.floor(low - reach)), min(whole, math.ceil(high + reach))))
+            edges.append((low - ends[-1][0], high - ends[-1][0]))
+        near = image.crop([each[end] for end in (0, 1) for each in ends[::-1]])
+        box = [each[end] for end in (0, 1) for each in edges[::-1]]
+        return near.resize(self.size[::-1], Image.Resampling.BICUBIC, box)
+
+
+def transformed(transform: Transform, image: Any, name: str, option: str) -> Tensor:
+    """An image by a transform.
+
+    Args:
+        transform: see above.
+        image: PIL image, or mask.
+        name: of the image, for the message.
+        option: that chooses the transform, for the message.
+
+    Raises:
+        UserError: if the transform fails, for whatever reason: the image is not at fault.
+    """
+    try:
+        return transform(image)
+    except Exception as error:
+        raise UserError(f"{option} fails on {name!r}: {type(error).__name__}: {error}") from error
 
 
 def pretraining(
@@ -52,13 +127,13 @@ def linear_probe(
     """Resize (bicubic), random crop and horizontal flip: the augmentation of SemAIM's linear probe.
 
     Args:
-        image_size: pixels after the crop; the shorter side is resized to its larger side.
+        image_size: pixels after the crop; the image is resized to the smallest size that covers them.
         flip: probability of a horizontal flip.
         mean, std: colour normalisation.
     """
     size = pair(image_size)
-    resize = v2.Resize(max(size), interpolation=InterpolationMode.BICUBIC)
-    return v2.Compose([resize, v2.RandomCrop(size), v2.RandomHorizontalFlip(flip), *_to_normalised(mean, std)])
+    crop = CoveringCrop(size, size, anywhere=True)
+    return v2.Compose([crop, v2.RandomHorizontalFlip(flip), *_to_normalised(mean, std)])
 
 
 def finetuning(
@@ -105,13 +180,21 @@ def evaluation(
 
     Args:
         image_size: pixels after the crop.
-        crop_ratio: the crop's side over the resized image's shorter side.
+        crop_ratio: the crop's sides over those that the resized image covers.
         mean, std: colour normalisation.
+
+    Raises:
+        UserError: if the ratio is not above 0 and at most 1.
     """
     size = pair(image_size)
-    shorter = round(max(size) / crop_ratio)
-    resize = v2.Resize(shorter, interpolation=InterpolationMode.BICUBIC)
-    return v2.Compose([resize, v2.CenterCrop(size), *_to_normalised(mean, std)])
+    return v2.Compose([CoveringCrop(size, covered(size, crop_ratio), anywhere=False), *_to_normalised(mean, std)])
+
+
+def covered(size: tuple[int, int], crop_ratio: float) -> tuple[int, int]:
+    """Height and width that images cover after resizing, before a centre crop of `size`."""
+    if not 0 < crop_ratio <= 1:
+        raise UserError(f"data.eval_transform.crop_ratio={crop_ratio} must be above 0 and at most 1")
+    return round(size[0] / crop_ratio), round(size[1] / crop_ratio)
 
 
 def on_mask(transform: Transform, mask_HW: np.ndarray[Any, Any]) -> Tensor:
@@ -119,5 +202,5 @@ def on_mask(transform: Transform, mask_HW: np.ndarray[Any, Any]) -> Tensor:
 
     Interpolation is nearest-neighbour, so values are unchanged.
     """
-    mask: Any = tv_tensors.Mask(torch.from_numpy(mask_HW))  # torchvision skips operations that do not apply to masks
-    return transform(mask).as_subclass(Tensor)
+    mask = tv_tensors.Mask(torch.from_numpy(mask_HW))  # torchvision skips operations that do not apply to masks
+    return transformed(transform, mask, "a mask", EVALUATION).as_subclass(Tensor)

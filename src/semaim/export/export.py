@@ -78,6 +78,11 @@ def export(options: Options) -> None:
     print(f"exported: {output} ({count(parameters)} weights, for {content.tool})")
     if stored.normalisation is None:
         print("note: the normalisation of its images is not known; the folder has ImageNet's mean and deviation")
+    if options.format == "huggingface" and len(set(model.image_size)) > 1:
+        print(
+            "note: transformers resizes the shorter side alone, so that its processor shows less of an image than "
+            f"semaim: prepare images as {output / CARD} says"
+        )
     print(f"load it:\n\n{indent(content.snippet(output), INDENT)}\n")
     evaluate = program("run", "task=knn", f"checkpoint={value_text(str(output))}")
     print(f"evaluate it: {evaluate} data=...")

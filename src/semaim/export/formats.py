@@ -15,6 +15,7 @@ from semaim.checkpoints.formats import IMAGENET
 from semaim.checkpoints.huggingface import model_config, preprocessor_config, to_huggingface
 from semaim.checkpoints.stored_encoder import StoredEncoder
 from semaim.core.image_size import pair
+from semaim.data.transforms import covered
 from semaim.errors import UserError
 from semaim.models.vit import as_timm
 
@@ -30,7 +31,7 @@ class Model:
         pool: input of the head.
         num_classes: outputs of the head; 0 for none.
         normalisation: of its images; ImageNet's if the checkpoint does not say.
-        crop_ratio: side of the centre crop divided by the resized image's shorter side.
+        crop_ratio: sides of the centre crop divided by those that the resized image covers.
         about: version and origin, for `config.json`.
     """
 
@@ -50,9 +51,9 @@ class Model:
         return pair(self.vit.patch_embed.img_size)
 
     @property
-    def shorter_side(self) -> int:
-        """Shorter side of resized images, before the centre crop."""
-        return round(max(self.image_size) / self.crop_ratio)
+    def covered(self) -> tuple[int, int]:
+        """Height and width that resized images cover, before the centre crop."""
+        return covered(self.image_size, self.crop_ratio)
 
 
 @dataclass(frozen=True)
@@ -76,10 +77,9 @@ def timm_content(model: Model) -> Content:
     """A folder that `timm.create_model("local-dir:...")` reads."""
     name, args = as_timm(model.sizes)
     mean, std = model.normalisation
-    side = max(model.image_size)
     ratio = model.crop_ratio
-    if math.floor(side / ratio) != model.shorter_side:  # timm rounds down, semaim rounds to nearest
-        ratio = side / (model.shorter_side + 0.5)
+    if tuple(math.floor(side / ratio) for side in model.image_size) != model.covered:  # semaim rounds to nearest
+        ratio = min(side / (cover + 0.5) for side, cover in zip(model.image_size, model.covered, strict=True))
     config = {
         "architecture": name,
         "num_classes": model.num_classes,
@@ -129,7 +129,7 @@ def huggingface_content(model: Model) -> Content:
     mean, std = model.normalisation
     settings = {
         "config.json": model_config(model.sizes, classes) | {"semaim": model.about},
-        "preprocessor_config.json": preprocessor_config(model.image_size, model.shorter_side, mean, std),
+        "preprocessor_config.json": preprocessor_config(model.image_size, max(model.covered), mean, std),
     }
     weights = to_huggingface(model.vit.state_dict(), classifier=bool(classes))
     kind, options = ("AutoModelForImageClassification", "") if classes else ("AutoModel", ", add_pooling_layer=False")

@@ -19,7 +19,7 @@ def run_folder_of(path: Path) -> Path | None:
 def card(model: Model, stored: StoredEncoder, run: Path | None, content: Content, folder: Path) -> str:
     """The model card in Markdown, with the header for model hubs."""
     h, w = model.image_size
-    vit = model.vit
+    vit, covered = model.vit, model.covered
     kind = f"classifier of {model.num_classes} classes" if model.num_classes else "encoder"
     parameters = sum(p.numel() for p in vit.parameters())
     patch = vit.patch_embed.patch_size[0]
@@ -37,8 +37,8 @@ A vision transformer ({kind}): {parameters:,} parameters, width {vit.embed_dim},
 {vit.blocks[0].attn.num_heads} heads, images of {h}x{w} pixels in patches of {patch}.
 The feature of an image is {pooling}.
 
-Images are resized so that the shorter side has {model.shorter_side} pixels (bicubic), the centre of {h}x{w} is cut out,
-and colours are normalised by mean {mean} and deviation {std}{assumption}.
+Images are resized to the smallest size that covers {covered[0]}x{covered[1]} pixels (bicubic), the centre of {h}x{w} is
+cut out, and colours are normalised by mean {mean} and deviation {std}{assumption}.
 
 ## Load
 
