@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
+import struct
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -18,6 +21,7 @@ from semaim.data.loading import (
     evaluation_batches,
     training_batches,
 )
+from semaim.data.samples import read_images
 from semaim.data.transforms import evaluation, pretraining
 from semaim.errors import UserError
 
@@ -50,7 +54,7 @@ def test_training_replaces_unreadable_images(broken, caplog, workers):
         assert batch.index_B.tolist() == batch.labels_B.tolist() == seen
         assert (batch.images_BCHW[:, 0, 0, 0] * 255).round().tolist() == seen  # no row of a batch is missing
         unreadable.record(batch)
-    assert unreadable.names == {broken.name(i) for i in (2, 3, 6)}
+    assert set(unreadable.reasons) == {broken.name(i) for i in (2, 3, 6)}
     messages = [record.getMessage() for record in caplog.records]
     assert [sum(broken.name(i) in message for message in messages) for i in (2, 3, 6)] == [1, 1, 1]
     assert [message.split(",")[0] for message in messages] == [f"unreadable image {n}" for n in (1, 2, 3)]
@@ -101,3 +105,78 @@ def test_an_image_that_pillow_refuses_for_its_size_is_unreadable(broken, monkeyp
     else:
         with pytest.raises(UserError, match="images in a row cannot be read"):
             TrainingImages(broken, transform, 0)[Item(0, 0, 0)]
+
+
+def fails(_):
+    raise OSError("no transform today")
+
+
+FAULTS = [RuntimeError("cannot decode"), struct.error("4 bytes\nerror: forged"), MemoryError(), KeyError("x")]
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: type(fault).__name__)
+def test_any_exception_of_reading_means_unreadable(broken, monkeypatch, fault):
+    expected = f"{type(fault).__name__}: {fault}".replace("\n", " ").strip()
+    monkeypatch.setattr("semaim.data.image_sets.read_rgb", mock.Mock(side_effect=fault))
+    tensor, *_, unreadable = EvaluationImages(broken, evaluation(4), [0])[0]
+    assert (tensor, unreadable) == (None, [(broken.name(0), expected)])
+    with pytest.raises(UserError, match="8 images in a row cannot be read") as raised:  # each is counted once
+        TrainingImages(broken, pretraining(4), 0)[Item(0, 0, 0)]
+    assert f"{broken.name(2)!r} ({expected})" in str(raised.value)
+    assert broken.name(3) not in str(raised.value)  # the first three
+    with pytest.raises(UserError, match="none of these images can be read"):
+        read_images(broken, [0, 1], evaluation(4))
+
+
+def test_a_damaged_avif_is_unreadable(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "a.avif")
+    header, data = (tmp_path / "a.avif").read_bytes().split(b"mdat")
+    (tmp_path / "a.avif").write_bytes(header + b"mdat" + bytes(len(data)))
+    with pytest.raises(RuntimeError), Image.open(tmp_path / "a.avif") as image:  # not one of Pillow's usual errors
+        image.load()
+    tensor, *_, unreadable = EvaluationImages(FileImages(tmp_path, ["a.avif"], None), evaluation(4), [0])[0]
+    assert tensor is None
+    assert unreadable[0][1].startswith("RuntimeError: ")
+
+
+def test_an_error_of_the_transform_ends_the_run_and_blames_no_image(broken):
+    one_line = r"fails on '\S+/0\.png': OSError: no transform today$"
+    for dataset, item, option in (
+        (EvaluationImages(broken, fails, [0]), 0, r"data\.eval_transform "),
+        (TrainingImages(broken, fails, 0), Item(0, 0, 0), r"the augmentation \(data\.train_transform, or .*\) "),
+    ):
+        with pytest.raises(UserError, match=option + one_line):
+            dataset[item]
+    with pytest.raises(UserError, match=r"data\.eval_transform " + one_line):
+        read_images(broken, [0], fails)
+
+
+def test_the_message_gives_the_first_reasons(broken):
+    unreadable = UnreadableImages(limit=2)
+    (batch,) = evaluation_batches(EvaluationImages(broken, evaluation(4), list(range(8))), 8, 0, False)
+    with pytest.raises(UserError) as raised:
+        unreadable.record(batch)
+    first, second, third = (f"{broken.name(i)!r}" for i in (2, 3, 6))
+    assert f"{first} (OSError: image file is truncated" in str(raised.value)
+    assert str(raised.value).index(first) < str(raised.value).index(second) < str(raised.value).index(third)
+    assert "\n" not in str(raised.value)
+
+
+def test_names_are_quoted(tmp_path, caplog, monkeypatch):
+    """A newline in a name forges no line of the log, and a name that is not UTF-8 can be logged."""
+    monkeypatch.setattr(logging.getLogger("semaim"), "propagate", True)
+    forged, latin = "a\nerror: forged.png", os.fsdecode(b"\xe9.png")
+    for name in (forged, latin):
+        (tmp_path / name).write_bytes(b"")
+    images = FileImages(tmp_path, [forged, latin], None)
+    assert len(images.fingerprint()) == 64
+    unreadable = UnreadableImages(limit=1)
+    (batch,) = evaluation_batches(EvaluationImages(images, evaluation(4), [0, 1]), 2, 0, False)
+    with pytest.raises(UserError) as raised:
+        unreadable.record(batch)
+    for message in (*caplog.messages, str(raised.value)):
+        assert "\n" not in message
+        message.encode()
+    assert r"a\nerror: forged.png'" in caplog.messages[0]
+    assert r"\udce9.png'" in caplog.messages[1]

@@ -82,6 +82,12 @@ def test_another_configuration_is_still_refused(home: Path) -> None:
     assert "_target_" not in done.stdout  # a difference in names only is none
 
 
+def test_folders_of_the_old_version_were_read_as_stored() -> None:
+    found = upgraded({"recipe": "short", "data": {"source": {"_target_": "semaim.data.sources.image_folders"}}})
+    assert found["data"]["source"]["exif"] is False
+    assert upgraded({"recipe": "short", "data": None}) == {"recipe": "short", "data": None}
+
+
 def test_names_inside_lists_and_other_values_are_kept() -> None:
     stored = {
         "a": [{"_target_": "semaim.trainer.Trainer", "b": "semaim.trainer.Trainer"}],

@@ -141,10 +141,10 @@ FOLDER = ("data=folder", "data.root=data", "data.image_size=32", "data.patch_siz
 
 def test_data_are_counted_and_read(folder: Path) -> None:
     (problem,) = one(*FOLDER, "data.max_unreadable=0").problems
-    assert problem.startswith("data/train/cat/0.png cannot be read (cannot identify image file")
+    assert problem.startswith("'data/train/cat/0.png' cannot be read (UnidentifiedImageError: cannot identify")
     shutil.copy(folder / "train" / "cat" / "1.png", folder / "train" / "cat" / "0.png")
     (problem,) = one(*FOLDER, "data.max_unreadable=0").problems
-    assert problem.startswith("data/val/cat/0.png cannot be read")
+    assert problem.startswith("'data/val/cat/0.png' cannot be read")
     checked = one(*FOLDER)  # data.max_unreadable=10
     assert checked.problems == []
     (row,) = checked.rows
@@ -176,4 +176,6 @@ def broken(**_: Any) -> Callable[[Image.Image], Tensor]:
 
 def test_augmentation_is_tried() -> None:
     with mock.patch("semaim.data.transforms.finetuning", broken):
-        assert one("task=finetune", "checkpoint=random").problems == ["ValueError: no (32, 32)"]
+        (problem,) = one("task=finetune", "checkpoint=random").problems
+    assert problem.startswith("the augmentation (data.train_transform, or task.train_transform")
+    assert problem.endswith("fails on 'digits/train[0]': ValueError: no (32, 32)")

@@ -99,7 +99,7 @@ def test_own_images_one_of_them_unreadable(home: Path, capsys: pytest.CaptureFix
     broken = ("run_name=broken", f"checkpoint={home}/run_raster_pixels", f"images={home}/broken")
     assert run_here(home, *DRAW, *broken) == 2
     said = capsys.readouterr().err
-    assert f"error: none of these images can be read: {home}/broken/c.png" in said
+    assert f"error: none of these images can be read: '{home}/broken/c.png'" in said
 
 
 @pytest.mark.parametrize("target", ["online", "ema", "dino"])

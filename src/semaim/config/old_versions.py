@@ -40,9 +40,11 @@ def upgraded(config: Any) -> dict[str, Any]:
         linear = {"_target_": "semaim.evaluation.online_linear.OnlineLinear", "base_lr": lr, "batch_size": 64}
         found = {"knn": task.pop("online_knn"), "linear": lr and linear, "pictures": task.pop("pictures")}
         task["evaluators"] = {name: {"every_epochs": every} | each for name, each in found.items() if each is not None}
+    source = (config.get("data") or {}).get("source") or {}
+    if source.get("_target_") == "semaim.data.sources.image_folders":
+        source.setdefault("exif", False)  # 0.1.0 read images as stored
     if "recipe" not in config:  # 0.1.0: data=digits and data=shapes alone had a short one
-        source = config.get("data", {}).get("source", {}).get("_target_")
-        embedded = source in ("semaim.data.sources.digits", "semaim.data.shapes.shapes")
+        embedded = source.get("_target_") in ("semaim.data.sources.digits", "semaim.data.shapes.shapes")
         config["recipe"] = "short" if embedded else "published"
         if config.get("target", {}).get("source") == "ema":  # which then set trainer.ema
             config["trainer"]["ema"] = False

@@ -7,13 +7,9 @@ from itertools import chain
 from pathlib import Path
 from typing import Literal
 
-from PIL import Image
-
 from semaim.errors import UserError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
-# Exceptions of Pillow for broken files and for oversized images.
-UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 
 def _is_image(name: str) -> bool:

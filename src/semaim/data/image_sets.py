@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -12,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from semaim.data.masks import mask_names, read_mask
+from semaim.data.reading import Unreadable, read_rgb, reason
 
 UNLABELLED = -1
 
@@ -24,7 +26,7 @@ class ImageSet(Protocol):
         ...
 
     def read(self, index: int) -> Image.Image:
-        """The image in RGB. Raises OSError, SyntaxError or ValueError if it cannot be decoded."""
+        """The image in RGB. Raises any exception if it cannot be read: see `read_image`."""
         ...
 
     def label(self, index: int) -> int:
@@ -46,6 +48,14 @@ class ImageSet(Protocol):
     def mask(self, index: int) -> np.ndarray[Any, np.dtype[np.uint8]] | None:
         """Mask (height, width) of the image as read, or None: 0 background, 255 void, other values object."""
         ...
+
+
+def read_image(images: ImageSet, index: int) -> Image.Image:
+    """An image in RGB. Raises Unreadable if it cannot be read."""
+    try:
+        return images.read(index)
+    except Exception as error:  # Pillow and its libraries raise whatever they like
+        raise Unreadable(reason(error)) from error
 
 
 @dataclass(frozen=True)
@@ -110,12 +120,19 @@ class FileImages:
         files: their paths relative to the root.
         labels: their class indices, or None.
         masks: folder of masks; a mask has the relative path of its image with the suffix .png.
+        exif: turn images as their EXIF orientation says.
     """
 
     def __init__(
-        self, root: Path, files: Sequence[str], labels: Sequence[int] | None, masks: Path | None = None
+        self,
+        root: Path,
+        files: Sequence[str],
+        labels: Sequence[int] | None,
+        masks: Path | None = None,
+        exif: bool = False,
     ) -> None:
         self.root = root
+        self.exif = exif
         # One memory block, which forked workers share; reference counts of a list would copy its pages.
         self.files = np.asarray(files)
         self.labels = None if labels is None else np.asarray(labels, dtype=np.int64)
@@ -129,8 +146,7 @@ class FileImages:
         return len(self.files)
 
     def read(self, index: int) -> Image.Image:
-        with Image.open(self.name(index)) as image:
-            return image.convert("RGB")
+        return read_rgb(self.name(index), self.exif)
 
     def label(self, index: int) -> int:
         return UNLABELLED if self.labels is None else int(self.labels[index])
@@ -140,8 +156,8 @@ class FileImages:
 
     def fingerprint(self) -> str:
         labels = b"" if self.labels is None else self.labels.tobytes()
-        paths = "\n".join([str(self.root.resolve()), *self.files.tolist()])
-        return hashlib.sha256(paths.encode() + labels).hexdigest()
+        paths = "\n".join([str(self.root.resolve()), *self.files.tolist(), *["exif"] * self.exif])
+        return hashlib.sha256(os.fsencode(paths) + labels).hexdigest()
 
     def masked(self) -> np.ndarray[Any, np.dtype[np.int64]]:
         return np.flatnonzero(self.has_mask)
@@ -149,8 +165,7 @@ class FileImages:
     def mask(self, index: int) -> np.ndarray[Any, np.dtype[np.uint8]] | None:
         if self.masks is None or not self.has_mask[index]:
             return None
-        with Image.open(self.name(index)) as image:  # reads only the header
-            return read_mask(self.masks / mask_name(self.files[index]), image.size)
+        return read_mask(self.masks / mask_name(self.files[index]), self.read(index).size)
 
 
 def mask_name(file: str) -> str:

@@ -13,9 +13,10 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice
 from typing import Any
 
 import torch
@@ -25,9 +26,9 @@ from torch.utils.data import DataLoader, Dataset
 from semaim.core.distributed import usable_cpus
 from semaim.core.seeding import derive_seed, seeded
 from semaim.core.signals import SIGNALS
-from semaim.data.folders import UNREADABLE
-from semaim.data.image_sets import ImageSet
-from semaim.data.transforms import Transform
+from semaim.data.image_sets import ImageSet, read_image
+from semaim.data.reading import Unreadable
+from semaim.data.transforms import EVALUATION, TRAINING, Transform, transformed
 from semaim.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -153,16 +154,17 @@ class TrainingImages(Dataset[Any]):
 
     def __getitem__(self, item: Item) -> tuple[Tensor, int, int, int, list[tuple[str, str]]]:
         unreadable = []
-        for offset in range(self.MAX_IN_A_ROW):
+        for offset in range(min(self.MAX_IN_A_ROW, len(self.images))):
             index = (item.index + offset) % len(self.images)
             try:
-                image = self.images.read(index)
-            except UNREADABLE as error:
+                image = read_image(self.images, index)
+            except Unreadable as error:
                 unreadable.append((self.images.name(index), str(error)))
                 continue
             with seeded(derive_seed(self.seed, "augmentation", item.epoch, item.index)):
-                return self.transform(image), self.images.label(index), index, item.row, unreadable
-        raise UserError(f"{self.MAX_IN_A_ROW} images in a row cannot be read, the last because of: {unreadable[-1]}")
+                tensor = transformed(self.transform, image, self.images.name(index), TRAINING)
+            return tensor, self.images.label(index), index, item.row, unreadable
+        raise UserError(f"{len(unreadable)} images in a row cannot be read: {first_reasons(unreadable)}")
 
 
 @dataclass(frozen=True)
@@ -195,10 +197,17 @@ class EvaluationImages(Dataset[Any]):
 
     def __getitem__(self, row: int) -> tuple[Tensor | None, int, int, int, list[tuple[str, str]]]:
         index = self.indices[row]
+        name, label = self.images.name(index), self.images.label(index)
         try:
-            return self.transform(self.images.read(index)), self.images.label(index), index, row, []
-        except UNREADABLE as error:
-            return None, self.images.label(index), index, row, [(self.images.name(index), str(error))]
+            image = read_image(self.images, index)
+        except Unreadable as error:
+            return None, label, index, row, [(name, str(error))]
+        return transformed(self.transform, image, name, EVALUATION), label, index, row, []
+
+
+def first_reasons(unreadable: Iterable[tuple[str, str]]) -> str:
+    """The first three unreadable images with their reasons, for messages."""
+    return "; ".join(f"{name!r} ({reason})" for name, reason in islice(unreadable, 3))
 
 
 def collate(samples: Sequence[tuple[Tensor | None, int, int, int, list[tuple[str, str]]]]) -> Batch:
@@ -222,7 +231,7 @@ class UnreadableImages:
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
-        self.names: set[str] = set()
+        self.reasons: dict[str, str] = {}  # by name
 
     def record(self, batch: Batch) -> None:
         """Log each unreadable image of a batch once.
@@ -231,13 +240,14 @@ class UnreadableImages:
             UserError: if there are more than the limit.
         """
         for name, reason in batch.unreadable:
-            if name not in self.names:
-                self.names.add(name)
-                log.warning("unreadable image %d, skipped: %s (%s)", len(self.names), name, reason)
-        if len(self.names) > self.limit:
+            if name not in self.reasons:
+                self.reasons[name] = reason
+                log.warning("unreadable image %d, skipped: %r (%s)", len(self.reasons), name, reason)
+        if len(self.reasons) > self.limit:
             raise UserError(
-                f"{len(self.names)} images cannot be read, more than data.max_unreadable={self.limit}; they are named "
-                f"in the log, the last is {name}. Repair or remove them, or raise data.max_unreadable"
+                f"{len(self.reasons)} images cannot be read, more than data.max_unreadable={self.limit}: "
+                f"{first_reasons(self.reasons.items())}. The log names all. Repair or remove them, or raise "
+                f"data.max_unreadable"
             )
 
 

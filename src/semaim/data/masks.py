@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from semaim.data.folders import UNREADABLE, images_below
+from semaim.data.folders import images_below
+from semaim.data.reading import reason
 from semaim.errors import UserError
 
 BACKGROUND, VOID = 0, 255
@@ -39,16 +40,18 @@ def read_mask(file: Path, size: tuple[int, int]) -> np.ndarray[Any, np.dtype[np.
     try:
         with Image.open(file) as mask:
             values, mode = np.asarray(mask), mask.mode
-    except UNREADABLE as error:
-        raise UserError(f"mask {file} cannot be read ({error}): repair or remove it (data.source.masks)") from error
+    except Exception as error:  # as of images
+        raise UserError(
+            f"mask {str(file)!r} cannot be read ({reason(error)}): repair or remove it (data.source.masks)"
+        ) from error
     if mode not in MODES:
         raise UserError(
-            f"mask {file} is an image of mode {mode}: a mask has one 8-bit value per pixel, grey or with a "
+            f"mask {str(file)!r} is an image of mode {mode}: a mask has one 8-bit value per pixel, grey or with a "
             f"palette, 0 for background, 255 for void, any other for object (data.source.masks)"
         )
     if values.shape != size[::-1]:
         raise UserError(
-            f"mask {file} has {values.shape[1]}x{values.shape[0]} pixels and its image {size[0]}x{size[1]}: a mask "
-            f"must have its image's size (data.source.masks)"
+            f"mask {str(file)!r} has {values.shape[1]}x{values.shape[0]} pixels and its image {size[0]}x{size[1]}: a "
+            f"mask must have the size of its image, turned as data.source.exif says (data.source.masks)"
         )
     return values.astype(np.uint8)

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from semaim.data.folders import UNREADABLE
-from semaim.data.image_sets import ImageSet
-from semaim.data.transforms import Transform
+from semaim.data.image_sets import ImageSet, read_image
+from semaim.data.reading import Unreadable
+from semaim.data.transforms import EVALUATION, Transform, transformed
 from semaim.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -40,9 +40,11 @@ def read_images(images: ImageSet, indices: Sequence[int], transform: Transform) 
     tensors: dict[int, Tensor] = {}
     for index in indices:
         try:
-            tensors[index] = transform(images.read(index))
-        except UNREADABLE as error:
-            log.warning("%s cannot be read (%s): skipped", images.name(index), error)
+            image = read_image(images, index)
+        except Unreadable as error:
+            log.warning("%r cannot be read (%s): skipped", images.name(index), error)
+            continue
+        tensors[index] = transformed(transform, image, images.name(index), EVALUATION)
     if not tensors:
-        raise UserError(f"none of these images can be read: {', '.join(images.name(index) for index in indices[:3])}")
+        raise UserError(f"none of these images can be read: {', '.join(repr(images.name(i)) for i in indices[:3])}")
     return list(tensors), torch.stack(list(tensors.values()))

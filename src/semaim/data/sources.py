@@ -80,7 +80,9 @@ def stl10(root: str, download: bool) -> Splits:
     return Splits(part("train+unlabeled"), part("train"), part("test"), classes)
 
 
-def image_folders(root: str, layout: Literal["auto", "classes", "flat"] = "auto", masks: str | None = None) -> Splits:
+def image_folders(
+    root: str, layout: Literal["auto", "classes", "flat"] = "auto", masks: str | None = None, exif: bool = False
+) -> Splits:
     """Folders of image files.
 
     `root/train/<class>/*.jpg` and `root/val/<class>/*.jpg` (ImageNet's layout); or `root/<class>/*.jpg` without
@@ -92,6 +94,7 @@ def image_folders(root: str, layout: Literal["auto", "classes", "flat"] = "auto"
             if there are images directly in the folder, else "classes".
         masks: folder of object masks in the format of Pascal VOC: the mask of root/a/b.jpg is masks/a/b.png, grey or
             with a palette, 0 background, 255 void, other values object. Masks are optional per image.
+        exif: turn images as their EXIF orientation says.
 
     Raises:
         UserError: if a folder is missing, the root holds no image, mixes both layouts, or train and val differ in
@@ -113,7 +116,7 @@ def image_folders(root: str, layout: Literal["auto", "classes", "flat"] = "auto"
 
     def file_images(part: Path, files: Sequence[str], labels: Sequence[int] | None) -> FileImages:
         part_masks = None if masks is None else Path(masks).expanduser() / part.relative_to(folder)
-        return FileImages(part, files, labels, part_masks)
+        return FileImages(part, files, labels, part_masks, exif)
 
     if layout == "auto":
         layout = detect_layout(train_folder)
@@ -156,7 +159,7 @@ def _labelled(
 
 
 def image_files(paths: Sequence[str]) -> FileImages:
-    """Unlabelled images: the given files, and all images in the given folders at any depth.
+    """Unlabelled images, turned as their EXIF orientation says: given files, and all images below given folders.
 
     Raises:
         UserError: if a path does not exist, or there is no image.
@@ -168,4 +171,4 @@ def image_files(paths: Sequence[str]) -> FileImages:
         files += [str(path / name) for name in images_below(path, path)] if path.is_dir() else [str(path)]
     if not files:
         raise UserError(f"images={','.join(paths)} holds no image ({', '.join(EXTENSIONS)})")
-    return FileImages(Path(), files, None)
+    return FileImages(Path(), files, None, exif=True)

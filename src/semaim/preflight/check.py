@@ -32,9 +32,10 @@ from semaim.core.distributed import Processes, choose_device
 from semaim.core.files import nearest_existing, writable
 from semaim.core.formatting import count, duration, plural
 from semaim.data.image_data import ImageData
+from semaim.data.transforms import TRAINING
 from semaim.errors import UserError
 from semaim.lifecycle import stored_result
-from semaim.preflight.shapes import build_task, first_image, open_data
+from semaim.preflight.shapes import build_task, open_data, try_transform
 from semaim.preflight.slurm_nodes import SlurmRequest, slurm_problems
 from semaim.preflight.table import CheckReport, CheckRow
 from semaim.runs.folder import RunFolder
@@ -154,7 +155,7 @@ class _SweepCheck:
         with self.recording(label):
             if isinstance(task, TrainingTask):
                 training = task.training
-                training.transform(first_image(training.images, training.max_unreadable))
+                try_transform(training.transform, training.images, training.max_unreadable, TRAINING)
         return task is not None
 
     def check_device(self, name: str) -> None:

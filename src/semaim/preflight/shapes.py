@@ -16,7 +16,6 @@ import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig
-from PIL import Image
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
@@ -24,9 +23,10 @@ from semaim.checkpoints import store
 from semaim.checkpoints.encoder_source import TIMM, EncoderSource
 from semaim.checkpoints.foreign import is_vision_transformer
 from semaim.checkpoints.two_stream import load_weights, model_of, read_checkpoint
-from semaim.data.folders import UNREADABLE
 from semaim.data.image_data import ImageData
-from semaim.data.image_sets import ImageSet
+from semaim.data.image_sets import ImageSet, read_image
+from semaim.data.reading import Unreadable
+from semaim.data.transforms import EVALUATION, Transform, transformed
 from semaim.errors import UserError
 from semaim.models.aim import AIM
 from semaim.models.vit import Pool
@@ -114,18 +114,31 @@ def open_data(cfg: DictConfig, fetch: bool) -> ImageData | None:
     data: ImageData = instantiate(cfg, _convert_="all")
     for images in (data.splits.train, data.splits.val):
         if images is not None:
-            data.eval_transform(first_image(images, data.max_unreadable))
+            try_transform(data.eval_transform, images, data.max_unreadable, EVALUATION)
     return data
 
 
-def first_image(images: ImageSet, max_unreadable: int) -> Image.Image:
-    """The first readable image; raises UserError if too many before it are unreadable."""
+def try_transform(transform: Transform, images: ImageSet, max_unreadable: int, option: str) -> None:
+    """Transform the first readable image.
+
+    Args:
+        transform: to try.
+        images: an image set.
+        max_unreadable: images that may be unreadable before it.
+        option: that chooses the transform, for messages.
+
+    Raises:
+        UserError: if there is none, or the transform fails.
+    """
     for index in range(len(images)):
         try:
-            return images.read(index)
-        except UNREADABLE as error:
+            image = read_image(images, index)
+        except Unreadable as error:
             if index >= max_unreadable or index + 1 == len(images):
-                raise UserError(f"{images.name(index)} cannot be read ({error}): repair or remove it") from error
+                raise UserError(f"{images.name(index)!r} cannot be read ({error}): repair or remove it") from error
+        else:
+            transformed(transform, image, images.name(index), option)
+            return
     raise UserError("these data hold no image: see data.root")
 
 

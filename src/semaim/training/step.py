@@ -114,7 +114,7 @@ def train_step(
     norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
     loss = torch.stack([loss_B.mean() for _, loss_B in losses]).mean() / run.processes.world_size
     # One all-reduce and one device synchronisation per step.
-    counts = torch.tensor([float(run.stop.requested), len(unreadable.names)], device=device)
+    counts = torch.tensor([float(run.stop.requested), len(unreadable.reasons)], device=device)
     totals = torch.cat([torch.stack([loss, norm / run.processes.world_size]), counts])
     loss_value, norm_value, stop, num_unreadable = run.processes.sum(totals).tolist()
     scaled = state.scaler.is_enabled()  # occasional overflows are normal in fp16: the scaler skips these updates
@@ -147,7 +147,8 @@ def non_finite_error(
     if run.processes.is_main:
         write_json(file, {"step": state.step, "loss": loss, "grad_norm": norm, "images": images})
     saved = store.list_steps(run.folder.checkpoints)
-    what = f"the loss of {len(non_finite)} images ({', '.join(non_finite[:3])})" if non_finite else "the gradient"
+    names = ", ".join(map(repr, non_finite[:3]))
+    what = f"the loss of {len(non_finite)} images ({names})" if non_finite else "the gradient"
     return NonFiniteError(
         f"{what} is not finite at step {state.step}; training stopped before the update, and the last good checkpoint "
         f"is {saved[-1][1] if saved else 'none yet'}. All images of the step are in {file}. Check them; if they are "

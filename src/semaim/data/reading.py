@@ -1,0 +1,89 @@
+"""Reading of picture files: every picture becomes 8-bit RGB with the values that a viewer shows (docs/data.md)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageFile, ImageOps
+from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION
+
+from semaim.errors import UserError
+
+BACKGROUND = "white"  # pictures with transparency are mostly made for pages, which are white
+PNG_SCALES = {"L;2": 85, "L;4": 17, "RGB;16B": 1 / 256}  # from a PNG's samples to Pillow's, which have 8 bits
+WIDE_GREY = ("I;16", "I;16B", "I;16L", "I;16N")
+
+
+class Unreadable(Exception):
+    """A picture that cannot be read, for the reason that is its message, one line."""
+
+
+def reason(error: Exception) -> str:
+    """Why a picture cannot be read, as one line."""
+    text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+    return " ".join(text.split())
+
+
+def read_rgb(file: str | Path, exif: bool) -> Image.Image:
+    """Read a picture in RGB; of an animation or a file of several pages, the first.
+
+    Args:
+        file: path of the picture.
+        exif: turn it as its EXIF orientation says.
+
+    Raises:
+        UserError: for pixels of 32 bits, or a damaged EXIF orientation. Pillow raises any exception for damaged files.
+    """
+    with Image.open(file) as image:
+        _scale_transparent_colour(image)
+        image.load()
+        if exif:
+            try:
+                ImageOps.exif_transpose(image, in_place=True)
+            except Exception as error:  # Pillow's parser raises various types
+                raise UserError(
+                    f"its EXIF orientation is damaged ({error}); data.source.exif=false reads it as stored"
+                ) from error
+        return to_rgb(image)
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """A picture in RGB: 16-bit grey scaled to 8 bits, transparency shown on BACKGROUND.
+
+    Raises:
+        UserError: for pixels of 32 bits.
+    """
+    if image.mode in WIDE_GREY or (image.mode == "I" and image.format in ("PPM", "PNG")):  # of 16 bits, too
+        return _from_wide_grey(image)
+    if image.mode in ("I", "F"):
+        kind = "integers" if image.mode == "I" else "floating-point numbers"
+        raise UserError(f"its pixels are 32-bit {kind}, and none of them is known to be white: save it with 16 bits")
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    visible = image.convert("RGBA")
+    canvas = Image.new("RGB", image.size, BACKGROUND)
+    canvas.paste(visible, mask=visible)
+    return canvas
+
+
+def _from_wide_grey(image: Image.Image) -> Image.Image:
+    """16-bit grey, and TIFF's 12-bit grey, from black to white; Pillow's conversion cuts all values above 255."""
+    tags = getattr(image, "tag_v2", {})  # of a TIFF
+    white = 2 ** tags.get(BITSPERSAMPLE, (16,))[0] - 1
+    values_HW = np.asarray(image).astype(np.uint32)
+    grey_HW = (values_HW * 255 + white // 2) // white  # of 16 bits: value / 257, rounded
+    if tags.get(PHOTOMETRIC_INTERPRETATION) == 0:  # white is zero
+        grey_HW = 255 - grey_HW
+    if "transparency" in image.info:
+        grey_HW[values_HW == image.info["transparency"]] = 255
+    return Image.fromarray(grey_HW.astype(np.uint8)).convert("RGB")
+
+
+def _scale_transparent_colour(image: ImageFile.ImageFile) -> None:
+    """Scale the transparent colour of a PNG like its pixels; Pillow leaves it with the depth of the file."""
+    scale = PNG_SCALES.get(str(image.tile[0][3])) if image.format == "PNG" and image.tile else None
+    colour = image.info.get("transparency")
+    if scale and colour is not None:
+        scaled = [int(value * scale) for value in np.atleast_1d(colour)]
+        image.info["transparency"] = tuple(scaled) if len(scaled) > 1 else scaled[0]
