@@ -134,7 +134,11 @@ COMPONENTS: dict[str, dict[str, Kind]] = {
     "semaim.data.sources.cifar10": {"download": TRUTH},
     "semaim.data.sources.stl10": {"download": TRUTH},
     "semaim.data.sources.digits": {"side": whole(1, 4096), "val_fraction": PART},
-    "semaim.data.sources.image_folders": {"layout": one_of("auto", "classes", "flat"), "masks": PATH | NULL},
+    "semaim.data.sources.image_folders": {
+        "layout": one_of("auto", "classes", "flat"),
+        "masks": PATH | NULL,
+        "exif": TRUTH,
+    },
     "semaim.data.shapes.shapes": {
         "side": whole(1, 4096),
         "train": whole(1, 10**7),
