@@ -8,7 +8,7 @@ class UserError(ValueError):
 
 
 class NonFiniteError(UserError):
-    """The loss or a gradient was not finite; training stopped before the optimizer step. Exit code 3."""
+    """A loss, gradient, weight, feature or result is not finite; it is not saved or reported. Exit code 3."""
 
 
 class Interrupted(Exception):

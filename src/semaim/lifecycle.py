@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -20,7 +21,7 @@ from semaim.core.files import read_json, write_json
 from semaim.core.formatting import duration, relative_to_cwd
 from semaim.core.seeding import derive_seed, seed_all
 from semaim.core.signals import StopRequest
-from semaim.errors import Interrupted, UserError
+from semaim.errors import Interrupted, NonFiniteError, UserError
 from semaim.runs import provenance
 from semaim.runs.context import Run
 from semaim.runs.folder import RunFolder
@@ -73,6 +74,8 @@ def execute(spec: RunSpec, processes: Processes, stop: StopRequest) -> float:
         started = time.monotonic()
         _tag_run(run, spec, task.highlights, None)
         result = task.run(run)
+        if bad := [f"{name} is {value}" for name, value in result.items() if not math.isfinite(value)]:
+            raise NonFiniteError(f"no result, since {', '.join(bad)}: look at the journal for the step that went wrong")
         if processes.is_main:
             folder.set_status("finished", metric=task.metric, result=result, asked=_result_inputs(config))
         _tag_run(run, spec, task.highlights, result)

@@ -18,6 +18,7 @@ from semaim.checkpoints import timm_models
 from semaim.checkpoints.encoder_source import MLFLOW, RANDOM, TIMM
 from semaim.checkpoints.formats import Normalisation
 from semaim.checkpoints.teacher_network import OPTION, named_network, network_of, stored_encoder, weights_of_named
+from semaim.checkpoints.two_stream import check_finite
 from semaim.errors import UserError
 from semaim.models.aim import AIM
 from semaim.models.flops import on_meta, operations
@@ -142,6 +143,7 @@ class Teacher(PatchTarget, Features):
             log.warning("%s does not show the colour normalisation of its training: it gets that of the data. "
                         "target.model=<timm's name> determines it", self.name)  # fmt: skip
         self.network.requires_grad_(False).eval()
+        check_finite(self.network.state_dict(), self.name)
         self.identity = {
             "model": self.model or str(self.weights), "source": source, "checksum": weights_checksum(self.network),
         }  # fmt: skip

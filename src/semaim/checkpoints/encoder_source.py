@@ -18,7 +18,7 @@ from semaim.checkpoints.foreign import USAGE_ARGS, is_vision_transformer
 from semaim.checkpoints.formats import Normalisation
 from semaim.checkpoints.origin import Origin
 from semaim.checkpoints.stored_encoder import StoredEncoder
-from semaim.checkpoints.two_stream import read_checkpoint
+from semaim.checkpoints.two_stream import check_finite, read_checkpoint
 from semaim.core.image_size import pair
 from semaim.errors import UserError
 from semaim.models.aim import AIM
@@ -170,6 +170,7 @@ class EncoderSource:
             ) from error
         if not is_vision_transformer(vit):
             raise UserError(f"checkpoint={self.checkpoint} is not a vision transformer, which semaim evaluates")
+        check_finite(vit.state_dict(), f"checkpoint={self.checkpoint}")
         if num_classes:
             vit.reset_classifier(num_classes)
         vit.architecture = {"classifier": {"sizes": _sizes_of(name, vit), "num_classes": num_classes, "pool": pool}}

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from semaim.checkpoints import store
 from semaim.checkpoints.formats import unwrapped
+from semaim.core.finite import listed, non_finite
 from semaim.core.formatting import plural
-from semaim.errors import UserError
+from semaim.errors import NonFiniteError, UserError
 from semaim.models.aim import AIM
 
 log = logging.getLogger(__name__)
@@ -108,9 +109,28 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor], path: Path) -> No
 
 
 def check_weights(expected: Mapping[str, Tensor], weights: Mapping[str, Tensor], given: str) -> None:
-    """Raise UserError if names or shapes of weights differ from those expected by a model."""
+    """Check the weights of a file.
+
+    Args:
+        expected: weights of the model, whose names and shapes must be the same.
+        weights: weights of the file.
+        given: option and value that named it.
+
+    Raises:
+        UserError: if names or shapes differ.
+        NonFiniteError: if a value is not finite.
+    """
     if (problem := mismatch(expected, weights)) is not None:
         raise UserError(f"{given} is of another architecture than the model ({problem})")
+    check_finite(weights, given)
+
+
+def check_finite(weights: Mapping[str, Tensor], given: str) -> None:
+    """Raise NonFiniteError if weights are not finite; `given` is the option and value that named them."""
+    if bad := non_finite(dict(weights)):
+        raise NonFiniteError(
+            f"{given} holds weights that are not finite ({listed(bad)}): choose others, such as an earlier checkpoint"
+        )
 
 
 def mismatch(expected: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> str | None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import io
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -16,8 +17,12 @@ from torch import Tensor
 from semaim.core.files import write_text
 from semaim.data.image_data import ImageData
 from semaim.data.image_sets import ImageSet
-from semaim.evaluation.features import Extraction, extract
+from semaim.errors import NonFiniteError
+from semaim.evaluation.features import Extraction, extract, network_of
 from semaim.runs.context import Run
+
+log = logging.getLogger(__name__)
+DIVERGED = -1  # predicted class of an image for which a classifier computes a value that is not finite
 
 
 def predict_classes(
@@ -30,17 +35,30 @@ def predict_classes(
 ) -> dict[str, Predictions]:
     """Predict the classes of all images of a set, by the name of the classifier; processes share the work.
 
+    Classifiers that have diverged, so that their outputs are not finite, are logged and left out.
+
     Args:
         names: of the classifiers.
         logits: their outputs (S, B, C) on a batch of normalised images.
         data, images, batch_size, run: as for `semaim.evaluation.features.extract`.
+
+    Raises:
+        NonFiniteError: if all of them have diverged.
     """
 
     def predict(images_BCHW: Tensor) -> dict[str, Tensor]:
-        return dict(zip(names, logits(images_BCHW).argmax(-1), strict=True))
+        logits_SBC = logits(images_BCHW)
+        classes_SB = logits_SBC.argmax(-1).masked_fill(~logits_SBC.isfinite().all(-1), DIVERGED)
+        return dict(zip(names, classes_SB, strict=True))
 
     outputs = extract(Extraction(predict, data, images, range(len(images)), batch_size, "accuracy"), run)
-    return {name: Predictions(outputs.tensor(name), outputs.labels_M, data.splits.classes) for name in outputs.by_kind}
+    diverged = [name for name in names if (outputs.by_kind[name] == DIVERGED).any()]
+    if len(diverged) == len(names):
+        raise NonFiniteError(f"no accuracy: {network_of(run)} and its classifier compute values that are not finite")
+    if diverged:
+        log.warning("left out, since they have diverged (values that are not finite): %s", ", ".join(diverged))
+    measured = [name for name in names if name not in diverged]
+    return {name: Predictions(outputs.tensor(name), outputs.labels_M, data.splits.classes) for name in measured}
 
 
 @dataclass(frozen=True)

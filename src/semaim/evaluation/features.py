@@ -19,7 +19,7 @@ from semaim.core.terminal import StatusLine
 from semaim.data.image_data import ImageData
 from semaim.data.image_sets import ImageSet
 from semaim.data.loading import UnreadableImages, evaluation_batches
-from semaim.errors import Interrupted, UserError
+from semaim.errors import Interrupted, NonFiniteError, UserError
 from semaim.runs.context import Run
 
 Array = np.ndarray[Any, Any]
@@ -75,6 +75,7 @@ def extract(request: Extraction, run: Run) -> Features:
 
     Raises:
         Interrupted: on all processes, after a signal to any of them.
+        NonFiniteError: on all processes, for an output that is not finite.
         UserError: if too many images cannot be read.
     """
     parts = [part for share in run.processes.gather(list(extract_share(request, run))) for part in share]
@@ -92,6 +93,7 @@ def extract_share(request: Extraction, run: Run) -> Iterator[Features]:
 
     Raises:
         Interrupted: after a signal: the process that received it stops early, the others finish their share first.
+        NonFiniteError: likewise, for an output that is not finite.
     """
     processes, data, indices, batch_size = run.processes, request.data, request.indices, request.batch_size
     starts = range(processes.rank * batch_size, len(indices), processes.world_size * batch_size)
@@ -102,6 +104,7 @@ def extract_share(request: Extraction, run: Run) -> Iterator[Features]:
     unreadable = UnreadableImages(data.max_unreadable)
     line = StatusLine(processes.is_main, every=max(1, len(share) // batch_size // 4))
     started, done = time.monotonic(), 0
+    not_finite: str | None = None  # the first image with such an output
     for batch in batches:
         unreadable.record(batch)
         done += len(batch.index_B) + len(batch.unreadable)
@@ -109,6 +112,10 @@ def extract_share(request: Extraction, run: Run) -> Iterator[Features]:
             batch = batch.to(processes.device)
             with torch.no_grad():
                 by_kind = {kind: value.cpu().numpy() for kind, value in request.encode(batch.images_BCHW).items()}
+            finite_B = np.all([np.isfinite(each).reshape(len(each), -1).all(1) for each in by_kind.values()], axis=0)
+            if not finite_B.all():
+                not_finite = request.images.name(int(batch.index_B[int(finite_B.argmin())]))
+                break
             yield Features(by_kind, batch.labels_B.cpu(), batch.index_B)
         seconds_left = (time.monotonic() - started) / max(done, 1) * (len(share) - done)
         if seconds_left > 2 or line.terminal:
@@ -117,6 +124,14 @@ def extract_share(request: Extraction, run: Run) -> Iterator[Features]:
             break
     if (signal := run.stop.agree(processes)) is not None:
         raise Interrupted(f"stopped by {signal} during an evaluation")
+    if named := [name for name in processes.gather(not_finite) if name is not None]:
+        raise NonFiniteError(f"{request.title}: {network_of(run)} computes values that are not finite for {named[0]}")
+
+
+def network_of(run: Run) -> str:
+    """The network that a run evaluates, for messages."""
+    checkpoint = run.config.get("checkpoint")
+    return "the network" if checkpoint is None else f"the network of checkpoint={checkpoint}"
 
 
 def no_readable_image(request: Extraction) -> UserError:

@@ -13,6 +13,7 @@ once. Each line is a JSON object with a time in milliseconds since 1970 and one 
 from __future__ import annotations
 
 import json
+import math
 import re
 import threading
 import time
@@ -57,9 +58,10 @@ class Journal:
         self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - open until close
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Write metrics of a step, except those already written for this or a later step."""
+        """Write metrics of a step, except those already written for this or a later step and those not finite."""
         with self._lock:
-            new = {key: value for key, value in metrics.items() if step > self._last_step.get(key, -1)}
+            finite = {key: value for key, value in metrics.items() if math.isfinite(value)}  # JSON has no others
+            new = {key: value for key, value in finite.items() if step > self._last_step.get(key, -1)}
             if new:
                 self._last_step.update(dict.fromkeys(new, step))
                 self._write({"step": step, "metrics": new})
@@ -98,7 +100,7 @@ class Journal:
 
     def _write(self, line: dict[str, Any]) -> None:
         with self._lock:
-            self._file.write(json.dumps({"time": int(time.time() * 1000), **line}) + "\n")
+            self._file.write(json.dumps({"time": int(time.time() * 1000), **line}, allow_nan=False) + "\n")
             self._file.flush()
 
     def close(self) -> None:

@@ -19,7 +19,7 @@ from semaim.core.seeding import StepNoise
 from semaim.data.image_sets import ImageSet
 from semaim.data.loading import Batch
 from semaim.data.subsets import hold_out
-from semaim.errors import UserError
+from semaim.errors import NonFiniteError, UserError
 from semaim.evaluation.accuracy import Predictions, predict_classes
 from semaim.models.flops import encoder_cost
 from semaim.models.heads import LinearHeads
@@ -31,6 +31,7 @@ from semaim.training import loop
 from semaim.training.state import TrainingState
 
 log = logging.getLogger(__name__)
+LARGEST_LOGIT = 1e30  # of heads that are trained together, so that the sum of their losses stays finite
 
 
 @dataclass(eq=False)
@@ -100,11 +101,23 @@ class LinearProbe(TrainedEvaluation):
         return training_cost(self, self.trainer, spent, spent.encode, processes, on_gpu)
 
     def loss(self, batch: Batch, state: TrainingState, noise: StepNoise) -> Tensor:
-        """Cross-entropy of each image, (B,), summed over the heads, whose gradients stay independent."""
+        """Cross-entropy of each image, (B,), summed over the heads, whose gradients stay independent.
+
+        One of several learning rates may be so large that a head diverges: it gets no gradient, the others go on.
+        """
         with torch.no_grad():
             features_KBD = self._read(batch.images_BCHW)
         logits_SBC = state.forward(features_KBD)
+        if len(self.lrs) > 1:
+            logits_SBC = logits_SBC.nan_to_num().clamp(-LARGEST_LOGIT, LARGEST_LOGIT)
         return torch.stack([F.cross_entropy(x_BC, batch.labels_B, reduction="none") for x_BC in logits_SBC]).sum(0)
+
+    @torch.no_grad()
+    def after_update(self) -> None:
+        """Keep the weights of diverged heads storable: at the largest number, their outputs are not finite."""
+        if len(self.lrs) > 1:
+            for parameter in self.model.parameters():
+                parameter.nan_to_num_()
 
     def run(self, run: Run) -> dict[str, float]:
         """Train the heads; returns the accuracy in percent for each kind of feature."""
@@ -126,7 +139,9 @@ class LinearProbe(TrainedEvaluation):
 
     def _best(self, kind: str, accuracies: dict[str, float]) -> str:
         """The head of a kind with the best accuracy on the images held out for the selection."""
-        heads = [name for name in self.head_names if name.split("_lr")[0] == kind]
+        heads = [name for name in self.head_names if name.split("_lr")[0] == kind and f"val/{name}" in accuracies]
+        if not heads:
+            raise NonFiniteError(f"every linear classifier on {kind} has diverged: lower task.base_lrs={self.lrs}")
         return max(heads, key=lambda name: accuracies.get(f"holdout/{name}", 0.0))
 
     def evaluate(self, state: TrainingState, epoch: int, last: bool, run: Run) -> dict[str, float]:
@@ -139,8 +154,9 @@ class LinearProbe(TrainedEvaluation):
             selection = self._predictions(self.selection_images, run)
             predictions |= {f"holdout/{name}": each for name, each in selection.items()}
         accuracies = {name: each.accuracy for name, each in predictions.items()}
+        best = [self._best(kind, accuracies) for kind in self.features]
         if last:
-            predictions[f"val/{self._best(self.features[0], accuracies)}"].write(run)
+            predictions[f"val/{best[0]}"].write(run)
         shown = ", ".join(f"{name} {value:.2f} %" for name, value in accuracies.items())
         log.info("linear probe after step %d: %s", state.step, shown)
         return accuracies

@@ -6,22 +6,25 @@ Shapes: B images of one micro-batch of this process.
 from __future__ import annotations
 
 import logging
+import math
 from typing import Any
 
 import torch
 from timm.utils.model_ema import ModelEmaV3
+from torch import Tensor
 
 from semaim.checkpoints import store
 from semaim.core.distributed import Processes
 from semaim.core.files import read_json, write_json
+from semaim.core.finite import listed, non_finite
 from semaim.data.loading import StepPlan, TrainingImages, UnreadableImages, training_batches
-from semaim.errors import Interrupted, UserError
+from semaim.errors import Interrupted, NonFiniteError, UserError
 from semaim.runs.context import Run
 from semaim.training.ddp import compile_blocks, wrap
 from semaim.training.progress import ProgressReporter
 from semaim.training.settings import TrainerSettings
 from semaim.training.state import TrainingState
-from semaim.training.step import TrainingTask, train_step
+from semaim.training.step import TrainingTask, last_good, train_step
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +34,7 @@ def fit(task: TrainingTask, trainer: TrainerSettings, run: Run) -> TrainingState
 
     Raises:
         Interrupted: after a signal; the state is saved.
-        NonFiniteError: before an update with a non-finite loss or gradient.
+        NonFiniteError: before an update with a non-finite loss or gradient, and before saving a non-finite state.
         UserError: for settings that do not fit, damaged checkpoints, a full disk or too many unreadable images.
     """
     processes, device = run.processes, run.processes.device
@@ -85,6 +88,11 @@ def prepare(task: TrainingTask, trainer: TrainerSettings, run: Run, plan: StepPl
     state = TrainingState(task.model, wrap(task.model, run.processes), ema, task.optimizer.build(task.model), scaler)
     saved = store.newest(run.folder.checkpoints)
     if saved is not None:
+        if bad := non_finite(saved):
+            raise NonFiniteError(
+                f"the newest checkpoint in {run.folder.checkpoints} (step {saved['step']}) holds values that are not "
+                f"finite ({listed(bad)}): move it away, and the run continues from the one before"
+            )
         if (saved_size := saved["data_position"]["data_set"]) != plan.dataset_size:
             raise UserError(
                 f"the run in {run.folder.path} was trained on {saved_size} images, these data (data.root) have "
@@ -103,11 +111,20 @@ def evaluate(task: TrainingTask, state: TrainingState, run: Run, per_epoch: int,
     previous = evaluations(run)
     if str(state.step) in previous:
         return
-    metrics = task.evaluate(state, state.step // per_epoch, state.step == last, run)
+    run.processes.share(buffers(task, state))
+    found = task.evaluate(state, state.step // per_epoch, state.step == last, run)
     task.model.train()
+    metrics = {name: value for name, value in found.items() if math.isfinite(value)}
+    if undefined := sorted(found.keys() - metrics.keys()):
+        log.warning("not finite after step %d, so not recorded: %s", state.step, ", ".join(undefined))
     run.log(state.step, metrics)
     if run.processes.is_main and metrics:
         write_json(run.folder.path / "evaluations.json", previous | {str(state.step): metrics})
+
+
+def buffers(task: TrainingTask, state: TrainingState) -> list[Tensor]:
+    """What the networks compute in a forward pass and store, such as the statistics of BatchNorm."""
+    return [*task.model.buffers(), *(state.ema.module.buffers() if state.ema else ())]
 
 
 def evaluations(run: Run) -> dict[str, dict[str, float]]:
@@ -144,10 +161,20 @@ def write_progress(run: Run, step: int, last: int, plan: StepPlan) -> None:
 
 
 def checkpoint_content(task: TrainingTask, state: TrainingState, run: Run, plan: StepPlan) -> dict[str, Any]:
-    """Content of a checkpoint; collective."""
+    """Content of a checkpoint; collective.
+
+    Raises:
+        NonFiniteError: on all processes, if a value is not finite on one of them.
+    """
     position = {"epochs": state.step / plan.steps_per_epoch, "images_seen": state.step * plan.batch_size}
-    return state.state_dict(run.processes) | {
-        "task": task.state_dict(),
+    content = state.state_dict(run.processes) | {"task": task.state_dict()}
+    if bad := [name for names in run.processes.gather(non_finite(content)) for name in names]:
+        raise NonFiniteError(
+            f"the state after step {state.step} is not finite ({listed(list(dict.fromkeys(bad)))}), so it is not "
+            f"saved, and {last_good(run)}. Lower optimizer.base_lr (of an evaluator that learns: its base_lr) or set "
+            f"trainer.precision=float32"
+        )
+    return content | {
         "config": run.config,
         "choices": run.choices,
         "overrides": list(run.overrides),

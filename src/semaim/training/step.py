@@ -145,12 +145,23 @@ def non_finite_error(
     non_finite = [image["image"] for image in images if not math.isfinite(image["loss"])]
     file = run.folder.path / f"not_finite_step_{state.step:08d}.json"
     if run.processes.is_main:
-        write_json(file, {"step": state.step, "loss": loss, "grad_norm": norm, "images": images})
-    saved = store.list_steps(run.folder.checkpoints)
-    names = ", ".join(map(repr, non_finite[:3]))
-    what = f"the loss of {len(non_finite)} images ({names})" if non_finite else "the gradient"
+        named = [each | {"loss": _in_json(each["loss"])} for each in images]
+        content = {"loss": _in_json(loss), "grad_norm": _in_json(norm), "images": named}
+        write_json(file, {"step": state.step, **content})
+    what = f"the loss of {len(non_finite)} images ({', '.join(map(repr, non_finite[:3]))})" if non_finite else "the gradient"
     return NonFiniteError(
-        f"{what} is not finite at step {state.step}; training stopped before the update, and the last good checkpoint "
-        f"is {saved[-1][1] if saved else 'none yet'}. All images of the step are in {file}. Check them; if they are "
-        f"valid, lower optimizer.base_lr or set trainer.precision=float32"
+        f"{what} is not finite at step {state.step}; training stopped before the update, and {last_good(run)}. All "
+        f"images of the step are in {file}. Check them; if they are valid, lower optimizer.base_lr or set "
+        f"trainer.precision=float32"
     )
+
+
+def last_good(run: Run) -> str:
+    """Which checkpoint of a run is the last, for messages."""
+    saved = store.list_steps(run.folder.checkpoints)
+    return f"the last good checkpoint is {saved[-1][1] if saved else 'none yet'}"
+
+
+def _in_json(value: float) -> float | str:
+    """A number as JSON has it; NaN and infinity as text."""
+    return value if math.isfinite(value) else str(value)
