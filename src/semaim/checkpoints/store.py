@@ -1,8 +1,9 @@
 """Checkpoint files: atomic writes with checksums, lookup of the newest intact one, loading without code execution.
 
 A folder of checkpoints contains files `step_00000120.pt`, each with a checksum `step_00000120.pt.sha256` in the format
-of the sha256sum command. The checksum is written first, then the checkpoint is renamed to its name, so a checkpoint
-without a checksum is not valid.
+of the sha256sum command. The checksum is written first, then the checkpoint is renamed to its name, so in such a folder
+a checkpoint without a checksum is not valid. A file named directly may lack it, for example a copy: then the checksums
+of its parts are compared, which torch.save writes into the file.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import logging
 import pickle
 import re
 import warnings
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any, cast
@@ -34,6 +36,12 @@ Checkpoint = dict[str, Any]
 
 def _checksum_file(path: Path) -> Path:
     return path.with_name(path.name + ".sha256")
+
+
+def _stored_checksum(path: Path) -> bytes | None:
+    """The checksum in the file beside a checkpoint, empty if that is damaged; None if there is no such file."""
+    file = _checksum_file(path)
+    return (*file.read_bytes().split()[:1], b"")[0] if file.exists() else None
 
 
 def save(folder: Path, step: int, state: Checkpoint) -> Path:
@@ -90,10 +98,8 @@ def newest(folder: Path) -> Checkpoint | None:
     """
     damaged = []
     for _, path in reversed(list_steps(folder)):
-        checksum_file = _checksum_file(path)
-        stored = checksum_file.read_bytes().split()[:1] if checksum_file.exists() else []
-        if stored == [sha256(path).encode()]:
-            return load(path)
+        if _stored_checksum(path) == sha256(path).encode():
+            return _content(path, "checkpoint")
         damaged.append(path.name)
         log.warning("checkpoint %s is damaged (its checksum does not match); trying the one before", path)
     if damaged:
@@ -104,17 +110,42 @@ def newest(folder: Path) -> Checkpoint | None:
 
 
 def load(path: Path, option: str = "checkpoint") -> Checkpoint:
-    """Read a checkpoint file of any origin without executing code in it.
+    """Verify and read a checkpoint file of any origin without executing code in it.
 
     Args:
         path: the file.
         option: configuration option that gave the path, for messages.
 
     Raises:
-        UserError: if the file does not exist, is not a checkpoint, or contains objects whose loading would run code.
+        UserError: if the file does not exist, is damaged, is not a checkpoint, or contains objects whose loading would
+            run code.
     """
     if not path.is_file():
         raise UserError(f"{option}={path} does not exist")
+    if (stored := _stored_checksum(path)) is not None and stored != sha256(path).encode():
+        raise UserError(
+            f"{option}={path} is damaged: its checksum is not the one in {_checksum_file(path).name}. Copy both files "
+            f"again, or choose another checkpoint (a run folder means its newest intact one)"
+        )
+    if stored is None and (part := _damaged_part(path)) is not None:
+        raise UserError(
+            f"{option}={path} is damaged: the checksum of its part {part} does not match. Get the file again; if it "
+            f"was saved without checksums (torch.serialization.set_crc32_options), save it again with them"
+        )
+    return _content(path, option)
+
+
+def _damaged_part(path: Path) -> str | None:
+    """The first part of a file of torch.save (a zip archive) whose checksum does not match; None for other files."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip()
+    except (zipfile.BadZipFile, OSError, NotImplementedError):  # not an archive, or one that torch.load refuses, too
+        return None
+
+
+def _content(path: Path, option: str) -> Checkpoint:
+    """The content of a checkpoint file; see `load`."""
     if path.suffix == ".safetensors":
         try:
             return load_file(path)
@@ -167,5 +198,5 @@ def fingerprint(path: Path) -> str | None:
         return fingerprint(steps[-1][1]) if steps else None
     if not path.is_file():
         return None
-    checksum = _checksum_file(path)
-    return checksum.read_text().split()[0] if checksum.exists() else f"{path.stat().st_size}-{path.stat().st_mtime_ns}"
+    stored = _stored_checksum(path)
+    return stored.decode(errors="replace") if stored else f"{path.stat().st_size}-{path.stat().st_mtime_ns}"

@@ -1,7 +1,7 @@
 """Feature cache on disk: features are computed once per encoder and image set, and mapped, so that they need no memory.
 
-A folder holds `cls.npy`, `mean.npy` (M, D) in float32 and `labels.npy`, `index.npy` (M,). It is written under a
-temporary name and renamed when it is complete.
+A folder holds `cls.npy`, `mean.npy` (M, D) in float32 and `labels.npy`, `index.npy` (M,), and their checksums in
+`SHA256SUMS`. It is written under a temporary name and renamed when it is complete.
 
 Shapes: M images, D width.
 """
@@ -19,12 +19,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from semaim.core.files import fsync_folder
+from semaim.core.files import fsync_folder, sha256, write_text
 from semaim.core.formatting import count
 from semaim.evaluation.features import Extraction, Features, extract, extract_share, no_readable_image, sort_rows
 from semaim.runs.context import Run
 
 log = logging.getLogger(__name__)
+CHECKSUMS = "SHA256SUMS"  # in the format of the sha256sum command
 ROWS_PER_COPY = 65536  # rows
 STALE_SECONDS = 7 * 24 * 3600
 
@@ -32,7 +33,7 @@ STALE_SECONDS = 7 * 24 * 3600
 def cached_features(cache: Path | None, fingerprint: str, request: Extraction, run: Run) -> Features:
     """As `extract`, for features (M, D) in float32, stored in files for later runs.
 
-    Features that lack unreadable images are computed again the next time.
+    Features that lack unreadable images, or are damaged, are computed again the next time.
 
     Args:
         cache: folder of the cache (all processes must see it); None extracts to memory and stores nothing.
@@ -47,7 +48,7 @@ def cached_features(cache: Path | None, fingerprint: str, request: Extraction, r
     chosen = np.asarray(request.indices, dtype=np.int64).tobytes()
     parts = (fingerprint.encode(), request.images.fingerprint().encode(), chosen, transform.encode())
     folder = cache / hashlib.sha256(b"\0".join(parts)).hexdigest()[:24]
-    if run.processes.broadcast(_is_complete(folder, len(request.indices))):
+    if run.processes.broadcast(run.processes.is_main and _is_intact(folder, len(request.indices))):
         log.info("%s: features were computed before (%s)", request.title, folder)
     else:
         _compute(folder, request, run)
@@ -56,8 +57,19 @@ def cached_features(cache: Path | None, fingerprint: str, request: Extraction, r
     return Features(mapped, labels, index)
 
 
-def _is_complete(folder: Path, images: int) -> bool:
-    return folder.exists() and len(np.load(folder / "index.npy", mmap_mode="r")) == images
+def _is_intact(folder: Path, images: int) -> bool:
+    """Whether a folder has the features of all images, with the checksums they were written with."""
+    if not folder.exists():
+        return False
+    sums = folder / CHECKSUMS
+    if not sums.exists() or sums.read_bytes() != _checksums(folder).encode():
+        log.warning("the stored features in %s are damaged or have no checksums: they are computed again", folder)
+        return False
+    return len(np.load(folder / "index.npy", mmap_mode="r")) == images
+
+
+def _checksums(folder: Path) -> str:
+    return "".join(f"{sha256(file)}  {file.name}\n" for file in sorted(folder.glob("*.npy")))
 
 
 def _compute(folder: Path, request: Extraction, run: Run) -> None:
@@ -73,7 +85,7 @@ def _compute(folder: Path, request: Extraction, run: Run) -> None:
         processes.barrier()
         if processes.is_main:
             _merge(temporary, request, processes.world_size)
-            if not _is_complete(folder, len(request.indices)):  # else another run has written it meanwhile
+            if not _is_intact(folder, len(request.indices)):  # else another run has written it meanwhile
                 shutil.rmtree(folder, ignore_errors=True)
                 temporary.rename(folder)
                 fsync_folder(folder.parent)
@@ -125,6 +137,7 @@ def _merge(folder: Path, request: Extraction, processes: int) -> None:
         whole.flush()
     for leftover in [*folder.glob("*.raw"), *folder.glob("*.npz")]:
         leftover.unlink()
+    write_text(folder / CHECKSUMS, _checksums(folder))
     for file in folder.iterdir():  # on disk before the folder is renamed
         with open(file, "rb") as opened:
             os.fsync(opened.fileno())
