@@ -67,6 +67,7 @@ def execute(spec: RunSpec, processes: Processes, stop: StopRequest) -> float:
         raise UserError(f"seed={config['seed']} must not be negative")
     seed_all(derive_seed(config["seed"], "weights"))
     task: Task = instantiate(spec.cfg.task, _convert_="all")  # plain lists: checkpoints must not hold OmegaConf's
+    task.spec = spec
     task.check(config["seed"], processes)
     task.load(processes)
     seed_all(derive_seed(config["seed"], "process", processes.rank))

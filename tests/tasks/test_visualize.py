@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from semaim.tasks.visualize import short_names
+from semaim.visualization.trained_models import short_names
 from support import teaching  # noqa: F401 - registers the small teachers
 from support.commands import status
 from support.in_process import go, run, run_here
@@ -129,8 +129,8 @@ def test_weights_do_not_change(home: Path) -> None:
     [
         (("checkpoint=null",), "task=visualize needs a checkpoint: checkpoint=runs/<name>"),
         (("task.count=0",), "task.count=0 must be positive"),
-        (("task.orders=[spiral]",), "task.orders: there is no order spiral; choose from raster, zigzag, "),
-        (("task.predict_order=spiral",), "task.predict_order: there is no order spiral; choose from raster, "),
+        (("task.orders=[spiral]",), "task.orders: there is no order spiral; choose from attention, attention_c"),
+        (("task.predict_order=spiral",), "task.predict_order: there is no order spiral; choose from attention, "),
         (("task.formats=[pdf]",), "task.formats=['pdf'] is unknown: choose png, svg or both"),
         (("task.palette=rainbows",), "task.palette=rainbows is no colour map"),
         (("images=/nowhere/at/all",), "images=/nowhere/at/all does not exist: give files of images, or folders"),

@@ -35,6 +35,7 @@ def upgraded(config: Any) -> dict[str, Any]:
     """A stored configuration, in plain types, as this version would store it."""
     config = _with_current_names(config)
     task = config.get("task", {})
+    task.pop("permutations", None)  # of visualize in 0.1.0: the orders that could be drawn
     if "online_knn" in task:  # 0.1.0: evaluators were options of the task
         every, lr = task.pop("knn_every_epochs"), task.pop("online_linear_lr")
         linear = {"_target_": "semaim.evaluation.online_linear.OnlineLinear", "base_lr": lr, "batch_size": 64}

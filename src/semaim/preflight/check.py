@@ -149,6 +149,7 @@ class _SweepCheck:
                 on_gpu = cfg.device != "cpu" and (self.request.gpus > 0 or torch.cuda.is_available())
                 row.cost = task.cost(self.request.processes, on_gpu)
                 processes = Processes(0, self.request.processes, torch.device("cpu"))
+                task.spec = spec
                 task.check(config["seed"], processes)
                 if self.fetch:
                     task.load(processes)

@@ -49,9 +49,11 @@ class Task:
     Attributes:
         metric: name of the main result, which sweeps and `semaim ls` compare.
         highlights: metrics and artifacts to look at in MLflow, with a description of each.
+        spec: the configuration of the run, set before `check`; for a task that needs to know what the user typed.
     """
 
     metric: str
+    spec: RunSpec
     highlights: Mapping[str, str] = {}
 
     def check(self, seed: int, processes: Processes) -> None:

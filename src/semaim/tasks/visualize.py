@@ -7,17 +7,16 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from semaim.checkpoints.encoder_source import MLFLOW, Tracking
-from semaim.checkpoints.stored_encoder import StoredEncoder
-from semaim.checkpoints.two_stream import model_of, read_checkpoint
+from semaim.checkpoints.encoder_source import Tracking
+from semaim.config.compose import choices
 from semaim.config.run_spec import RunSpec
 from semaim.core.distributed import Processes
 from semaim.data.image_data import ImageData
@@ -25,10 +24,8 @@ from semaim.data.image_sets import ImageSet
 from semaim.data.object_patches import object_patches
 from semaim.data.samples import read_images, sample_indices
 from semaim.data.sources import image_files
-from semaim.data.transforms import IMAGENET_MEAN, IMAGENET_STD, Transform, evaluation
-from semaim.errors import UserError
+from semaim.errors import NonFiniteError, UserError
 from semaim.evaluation.order_metrics import means, order_metrics
-from semaim.models.aim import AIM
 from semaim.permutations import Permutation
 from semaim.runs.context import Run
 from semaim.semantics import SemanticMap
@@ -37,34 +34,13 @@ from semaim.tasks.task import Task
 from semaim.teachers import Teacher
 from semaim.visualization import figures, plotting
 from semaim.visualization.figures import ModelView
-from semaim.visualization.views import Colours, Prediction, Viewer
+from semaim.visualization.trained_models import ShownModel, composed_orders, load, short_names
+from semaim.visualization.views import Prediction, Viewer
 
 log = logging.getLogger(__name__)
 HIGHLIGHTS = {"artifacts, pictures": "orders and maps, predictions, and film strips"}
 IMAGES_PER_PAGE = 16
 DEFAULT_ORDERS = ("raster", "stochastic", "attention", "attention_center")  # as in the paper's figure
-
-
-@dataclass
-class ShownModel:
-    """A model to draw.
-
-    Attributes:
-        name: as a heading.
-        model: in eval mode.
-        average: its moving average, if a target needs it.
-        transform: transform of its images.
-        colours: colour normalisation of its images.
-        order, target: names of its training order and target; None if unknown.
-    """
-
-    name: str
-    model: AIM
-    average: AIM | None
-    transform: Transform
-    colours: Colours
-    order: str | None
-    target: str | None
 
 
 @dataclass(eq=False)
@@ -77,12 +53,11 @@ class Visualize(Task):
         images: a folder of images or files of images; null for held-out images of the data.
         data: images; their transform is taken from the checkpoint.
         count: number of images, the same random ones every time.
-        permutations: the available orders, by name.
-        orders: names of the orders to draw; null for DEFAULT_ORDERS or, with several checkpoints, for each model's
-            training order.
+        orders: names of the orders to draw, choices of the group permutation or the order of a model's training; null
+            for DEFAULT_ORDERS and the latter or, with several checkpoints, for the latter.
         predict_order: the order to predict in; null for the model's training order.
-        semantic_map: kind of the semantic map; its tokens are the model's own.
-        target: target of the models.
+        semantic_map, target: in place of those of a model's training if the command names them, or if the checkpoint
+            does not.
         palette: colour map of maps and orders, by matplotlib's name.
         formats: "png", "svg" or both.
 
@@ -98,24 +73,19 @@ class Visualize(Task):
     images: str | Sequence[str] | None
     data: ImageData
     count: int
-    permutations: Mapping[str, Permutation]
     orders: Sequence[str] | None
     predict_order: str | None
     semantic_map: SemanticMap
     target: Target
     palette: str
     formats: Sequence[str]
+    permutations: dict[str, Permutation] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         if not self.checkpoint:
             raise UserError("task=visualize needs a checkpoint: checkpoint=runs/<name>, or several: checkpoint=[a,b]")
         if self.count < 1:
             raise UserError(f"task.count={self.count} must be positive")
-        known = ", ".join(self.permutations)
-        named = {"orders": self.orders or [], "predict_order": [self.predict_order] if self.predict_order else []}
-        for option, requested in named.items():
-            if unknown := [name for name in requested if name not in self.permutations]:
-                raise UserError(f"task.{option}: there is no order {unknown[0]}; choose from {known}")
         if not self.formats or set(self.formats) - {"png", "svg"}:
             raise UserError(f"task.formats={list(self.formats)} is unknown: choose png, svg or both")
         plotting.check_palette(self.palette, "task.palette")
@@ -124,15 +94,42 @@ class Visualize(Task):
         if self.images is not None:
             self.image_set = image_files([self.images] if isinstance(self.images, str) else self.images)
         self.indices = sample_indices(len(self.image_set), self.count)
-        ema = self.target.network_name == "ema"
-        self.shown = [load(*each, self.tracking, ema) for each in zip(names, short_names(names), strict=True)]
-        self.orders = self.orders or (DEFAULT_ORDERS if len(names) == 1 else None)
+        self.shown = [load(*each, self.tracking) for each in zip(names, short_names(names), strict=True)]
+
+    def check(self, seed: int, processes: Processes) -> None:
+        """Build the orders to draw; take the map and target of each model's training, unless the command names others.
+
+        Raises:
+            UserError: for an unknown order.
+        """
+        own = {each.order: each.permutation for each in self.shown if each.permutation is not None}
+        known = dict.fromkeys([*choices("permutation", self.spec.folders), *own])
+        asked = {"orders": self.orders or [], "predict_order": [self.predict_order] if self.predict_order else []}
+        for option, requested in asked.items():
+            if unknown := [name for name in requested if name not in known]:
+                raise UserError(f"task.{option}: there is no order {unknown[0]}; choose from {', '.join(known)}")
+        drawn = {*asked["orders"], *asked["predict_order"], *DEFAULT_ORDERS, *(each.order for each in self.shown)}
+        self.permutations = composed_orders(sorted(drawn - own.keys()), self.spec.folders) | own
+        named = {override.lstrip("+").split("=")[0].split(".")[0] for override in self.spec.overrides}
+        for shown in self.shown:
+            if "semantic_map" in named or shown.semantic_map is None:
+                shown.semantic_map = self.semantic_map
+            if "target" in named or shown.target is None:
+                other = shown.target_name not in (None, self.spec.choices["target"])
+                shown.target = None if other else self.target
+                if other:
+                    log.info("%s was trained with target=%s: no predictions are drawn", shown.name, shown.target_name)
 
     def load(self, processes: Processes) -> None:
-        """Load the teacher, if there is one."""
-        if isinstance(self.target, Teacher):
-            self.target.load()
-            self.target.to(processes.device)
+        """Load the teachers, if there are any."""
+        for shown in self.shown:
+            if isinstance(teacher := shown.target, Teacher):
+                try:
+                    teacher.load()
+                    teacher.to(processes.device)
+                except UserError as error:
+                    log.warning("%s: no predictions are drawn: %s", shown.name, error)
+                    shown.target = None
 
     def run(self, run: Run) -> dict[str, float]:
         """Draw; returns the number of images and the order metrics (means over these images)."""
@@ -174,20 +171,27 @@ class Visualize(Task):
         return quality
 
     def _view(self, shown: ShownModel, images_BCHW: Tensor, run: Run) -> tuple[ModelView, Prediction | None]:
-        """Maps, orders and (if the model was trained with this target) predictions for some images."""
-        model, colours = shown.model, shown.colours
-        target = self.target.fitted(model, colours.mean, colours.std)
-        encoders: dict[str, Any] = {"online": model, "ema": shown.average, "teacher": target}
+        """Maps, orders and (if the target is known) predictions for some images."""
+        model, colours, maps = shown.model, shown.colours, shown.semantic_map
+        assert maps is not None
+        target = shown.target and shown.target.fitted(model, colours.mean, colours.std)
+        teacher = target if isinstance(target, Teacher) else None
+        encoders: dict[str, Any] = {"online": model, "ema": shown.average, "teacher": teacher}
         available = {name: encoder for name, encoder in encoders.items() if encoder is not None}
-        viewer = Viewer(model, available, "online", self.semantic_map, self.permutations, target)
-        training_order = shown.order if shown.order and shown.order in self.permutations else "attention_center"
-        same_target = shown.target in (None, run.choices["target"])
-        predicts = same_target and model.architecture["out_channels"] == target.channels
-        if not predicts:
-            other = shown.target or "something else"
-            log.info("%s predicts target=%s: set it to draw predictions", shown.name, other)
-        view = viewer.view(images_BCHW, run.seed, (self.predict_order or training_order) if predicts else None)
-        drawn = {name: view.orders[name] for name in self.orders or [training_order]}
+        network = maps.network_beside(target.network_name if target else None)
+        if network not in available:
+            log.warning("%s: its map is of its own tokens, since those of its %s are not here", shown.name, network)
+            network = "online"
+        own = {} if shown.permutation is None else {shown.order: shown.permutation}
+        viewer = Viewer(model, available, network, maps, self.permutations | own, target)
+        if target is not None and model.architecture["out_channels"] != target.channels:
+            target = None
+        view = viewer.view(images_BCHW, run.seed, (self.predict_order or shown.order) if target else None)
+        errors = [] if view.prediction is None else [view.prediction.error_BL]
+        if not all(values.isfinite().all() for values in (view.maps.semantic_BL, *errors)):
+            raise NonFiniteError(f"checkpoint={shown.name}: its map or its prediction is not finite")
+        default = (*(DEFAULT_ORDERS if len(self.shown) == 1 else ()), shown.order)
+        drawn = {name: view.orders[name] for name in self.orders or default}
         return ModelView(shown.name, view.maps, drawn, model.grid), view.prediction
 
     def _draw_prediction(
@@ -219,32 +223,3 @@ def order_quality(view: ModelView, object_BL: Tensor) -> dict[str, Tensor]:
         first_B = quality.pop("object_in_first_quarter")
         metrics |= quality | {f"object_in_first_quarter/{order}": first_B}
     return metrics
-
-
-def short_names(names: Sequence[str]) -> list[str]:
-    """Short headings for checkpoints: the last parts of their paths, without their common first and last words."""
-    words = [Path(name).name.split("_") for name in names]
-    for end in (0, -1):
-        while len(words) > 1 and all(len(each) > 1 for each in words) and len({each[end] for each in words}) == 1:
-            words = [each[1:] if end == 0 else each[:-1] for each in words]
-    return ["_".join(each) for each in words]
-
-
-def load(name: str, heading: str, tracking: Tracking, ema: bool) -> ShownModel:
-    """Load a model to draw, with the transform of its images.
-
-    Raises:
-        UserError: if the checkpoint has no model of semaim.
-    """
-    where = name.removeprefix(MLFLOW)
-    path = tracking.run_folder(where) if where != name else Path(name).expanduser()
-    state = read_checkpoint(path)
-    stored = StoredEncoder(path, state, False, None, None)
-    model = model_of(state, path, None, False).eval()
-    mean, std = stored.normalisation or (IMAGENET_MEAN, IMAGENET_STD)
-    transform = evaluation(model.image_size, stored.crop_ratio or 0.875, mean, std)
-    average = model_of(state, path, None, True).eval() if ema else None
-    choices = state.get("choices", {})
-    return ShownModel(
-        heading, model, average, transform, Colours(mean, std), choices.get("permutation"), choices.get("target")
-    )

@@ -102,7 +102,7 @@ class Viewer:
         network: the encoder that semantic maps are computed from.
         semantic_map: kind of the semantic map.
         permutations: orders, by name.
-        target: target of the model.
+        target: target of the model; None if it is unknown, then nothing is predicted.
     """
 
     model: AIM
@@ -110,7 +110,7 @@ class Viewer:
     network: str
     semantic_map: SemanticMap
     permutations: Mapping[str, Permutation]
-    target: Target
+    target: Target | None
 
     @torch.no_grad()
     def view(self, images_BCHW: Tensor, seed: int, predict_order: str | None) -> View:
@@ -123,12 +123,12 @@ class Viewer:
         """
         cache, grid = TokenCache(self.encoders, images_BCHW), self.model.grid
         attention_BL = cache.attention(self.network).float()
-        semantic_BL = attention_BL if self.semantic_map.kind == "self" else self.semantic_map(cache, self.network)
+        semantic_BL = self.semantic_map(cache, self.network)
         maps = Maps(attention_BL, semantic_BL)
         generator = torch.Generator().manual_seed(seed)
         noise_BK = torch.rand(len(images_BCHW), noise_columns(grid), generator=generator).to(images_BCHW.device)
         orders = {name: each.order(grid, noise_BK, semantic_BL) for name, each in self.permutations.items()}
-        if predict_order is None:
+        if predict_order is None or self.target is None:
             return View(maps, orders, None)
         order_BL = orders[predict_order]
         prediction_BLP = self.model.predict(images_BCHW, order_BL)
