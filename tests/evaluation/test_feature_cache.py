@@ -27,7 +27,7 @@ def test_files_hold_what_extract_gives(run, kept, tiny_model, workers):
     found = cached_features(kept, "weights", wanted(encoder, images, workers=workers), run)
     assert same(found, whole)
     (folder,) = kept.iterdir()
-    assert sorted(path.name for path in folder.iterdir()) == FILES
+    assert sorted(path.name for path in folder.iterdir()) == ["SHA256SUMS", *FILES]
     arrays = {name: np.load(folder / name) for name in FILES}
     assert {name: (array.dtype, array.shape) for name, array in arrays.items()} == {
         "cls.npy": (np.float32, (7, 32)),

@@ -14,7 +14,7 @@ from semaim.evaluation import feature_cache
 from semaim.evaluation.feature_cache import cached_features
 from semaim.evaluation.features import extract
 from semaim.models.vit import vit_of
-from support.caching import Encoder, contents, same, wanted
+from support.caching import FILES, Encoder, contents, same, wanted
 from support.evaluating import noise, together
 
 # Faults
@@ -52,7 +52,27 @@ def test_an_error_in_the_middle_leaves_nothing(run, kept, end, error):
         cached_features(kept, "weights", wanted(encoder, noise()), run), extract(wanted(Encoder(), noise()), run)
     )
     assert encoder.batches == 4
-    assert [len(list(folder.iterdir())) for folder in kept.iterdir()] == [4]
+    assert [len(list(folder.iterdir())) for folder in kept.iterdir()] == [5]
+
+
+@pytest.mark.parametrize("name", [*FILES, "SHA256SUMS"])
+@pytest.mark.parametrize("change", ["flipped", "zeroed", "cut", "missing"])
+def test_damaged_features_are_computed_again(run, kept, name, change):
+    cached_features(kept, "weights", wanted(Encoder(), noise()), run)
+    (folder,) = kept.iterdir()
+    content = bytearray((folder / name).read_bytes())
+    content[-3] ^= 4
+    changed = {"flipped": content, "zeroed": bytes(len(content)), "cut": content[:-1], "missing": None}[change]
+    (folder / name).unlink()
+    if changed is not None:
+        (folder / name).write_bytes(changed)
+    encoder = Encoder()
+    again = cached_features(kept, "weights", wanted(encoder, noise()), run)
+    assert encoder.batches == 4
+    assert same(again, extract(wanted(Encoder(), noise()), run))
+    encoder = Encoder()
+    cached_features(kept, "weights", wanted(encoder, noise()), run)
+    assert encoder.batches == 0, "and the new ones are used"
 
 
 @pytest.mark.parametrize("moment", ["batch", "merge"])

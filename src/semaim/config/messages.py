@@ -54,11 +54,17 @@ def exits_on_error(record: Callable[[BaseException], None] | None = None) -> Ite
         sys.exit(code)
 
 
-def explain(error: BaseException) -> str | None:
-    """The message for an error that the user can fix, or None for a bug."""
+def _chain(error: BaseException) -> list[BaseException]:
+    """An error and its causes, such as that of Hydra's report on a constructor."""
     chain = [error]
     while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None and cause not in chain:
         chain.append(cause)
+    return chain
+
+
+def explain(error: BaseException) -> str | None:
+    """The message for an error that the user can fix, or None for a bug."""
+    chain = _chain(error)
     for link in chain:
         if isinstance(link, UserError):
             return str(link)
@@ -93,4 +99,4 @@ def print_error(error: BaseException) -> int:
         traceback.print_exception(error)
         return EXIT_ERROR
     print(f"error: {message}", file=sys.stderr)
-    return EXIT_NOT_FINITE if isinstance(error, NonFiniteError) else EXIT_USER_ERROR
+    return EXIT_NOT_FINITE if any(isinstance(link, NonFiniteError) for link in _chain(error)) else EXIT_USER_ERROR

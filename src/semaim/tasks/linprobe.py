@@ -31,7 +31,7 @@ from semaim.training import loop
 from semaim.training.state import TrainingState
 
 log = logging.getLogger(__name__)
-LARGEST_LOGIT = 1e30  # of heads that are trained together, so that the sum of their losses stays finite
+LARGEST_LOGIT = 1e6  # of heads that are trained together, so that the sum of their losses stays finite
 
 
 @dataclass(eq=False)

@@ -15,6 +15,8 @@ from torch.optim import Optimizer
 
 from semaim.errors import UserError
 
+LARGEST_LR = 3e38  # torch takes no larger number; weights are no longer finite long before
+
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Parameter groups with weight decay, and without it for one-dimensional parameters (biases, norms).
@@ -121,4 +123,4 @@ class Optimization:
 def set_lr(optimizer: Optimizer, lr: float) -> None:
     """Set the learning rate, multiplied by the `lr_scale` of each group."""
     for group in optimizer.param_groups:
-        group["lr"] = lr * group.get("lr_scale", 1.0)
+        group["lr"] = min(lr * group.get("lr_scale", 1.0), LARGEST_LR)
