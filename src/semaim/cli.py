@@ -1,8 +1,8 @@
 """The `semaim` program: `semaim <verb>`, also `python -m semaim <verb>`.
 
 Folders and checkpoints are positional arguments, `--options` belong to the program, and `option=value` are options of
-the configuration. Exit codes: 0 done; 1 a fault of the program, or failed runs; 2 a mistake of the user; 3 a loss that
-was not finite; 75 stopped by a signal with everything saved; 130 interrupted at once.
+the configuration. Exit codes: 0 done; 1 a fault of the program, or failed runs; 2 a mistake of the user; 3 a loss,
+weight, feature or result that is not finite; 75 stopped by a signal with everything saved; 130 interrupted at once.
 """
 
 from __future__ import annotations

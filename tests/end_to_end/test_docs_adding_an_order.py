@@ -27,6 +27,10 @@ def test_in_a_user_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
     assert "step 2/2" in log
     (config,) = (tmp_path / "runs").glob("*spiral*/config.yaml")
     assert "_target_: my_orders.Spiral" in config.read_text()
+    name = config.parent.name
+    drawn = run_as_typed(PAGE.commands[1].replace("<name>", name), tmp_path, "task.count=1", "run_name=drawn")
+    assert "object_in_first_quarter/spiral" in drawn
+    assert (tmp_path / "runs" / "drawn" / "pictures" / "film.gif").exists(), "it predicts in its order"
 
     monkeypatch.syspath_prepend(tmp_path)
     (look,) = re.findall(r"```python\n(from my_orders import .*?)```", PAGE.text, re.DOTALL)
@@ -54,7 +58,7 @@ def test_in_semaim_itself(tmp_path: Path) -> None:
     with (source / "semaim" / "permutations.py").open("a") as permutations:
         permutations.write("\n\n" + module[module.index("class Spiral") :])
 
-    log = run(PAGE.commands[1], tmp_path, PYTHONPATH=str(source))
+    log = run(PAGE.commands[2], tmp_path, PYTHONPATH=str(source))
     assert "step 2/2" in log
     (config,) = (tmp_path / "runs").glob("*spiral*/config.yaml")
     assert "_target_: semaim.permutations.Spiral" in config.read_text()

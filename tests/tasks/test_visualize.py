@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
@@ -10,10 +11,15 @@ import pytest
 import torch
 from PIL import Image
 
-from semaim.visualization.trained_models import short_names
+from semaim.checkpoints import store
+from semaim.config.run_spec import compose_run_spec
+from semaim.errors import UserError
+from semaim.lifecycle import execute, session
+from semaim.visualization.trained_models import load, short_names
+from semaim.visualization.views import View, Viewer
 from support import teaching  # noqa: F401 - registers the small teachers
-from support.commands import status
-from support.in_process import go, run, run_here
+from support.commands import SMALL, status
+from support.in_process import go, logging_left_as_found, run, run_here
 from support.mistakes import assert_one_message
 
 LITTLE = ("trainer.max_steps=2", "trainer.warmup_epochs=0")
@@ -122,6 +128,103 @@ def test_weights_do_not_change(home: Path) -> None:
     before = path.read_bytes()
     draw(home, "again", f"checkpoint={path}", "task.count=1", "task.orders=[raster]", "task.formats=[png]")
     assert path.read_bytes() == before
+
+
+OWN = """
+import torch
+from semaim.permutations import Permutation
+from semaim.semantics import SemanticMap
+from semaim.targets import Pixels
+
+
+class Columns(Permutation):
+    def __init__(self, backwards):
+        self.backwards = backwards
+
+    def priority(self, grid, noise_BK, semantic_map_BL):
+        column_L = torch.arange(grid[0] * grid[1]).view(*grid).T.reshape(-1).argsort()
+        return -column_L if self.backwards else column_L
+
+
+class Corner(SemanticMap):
+    def __call__(self, cache, network):
+        L = (cache.images_BCHW.shape[-1] // 4) ** 2
+        return torch.eye(L)[0].expand(len(cache.images_BCHW), L)
+
+
+class Bright(Pixels):
+    def __call__(self, images_BCHW, cache=None):
+        return super().__call__(images_BCHW, cache) + 100
+"""
+
+
+def run_with(folders: list[str], home: Path, *options: str) -> Path:
+    """Run a command with additional configuration folders."""
+    spec = compose_run_spec([f"runs_dir={home}", "tracking=none", *options], folders)
+    with logging_left_as_found(), session("cpu") as (processes, stop):
+        execute(spec, processes, stop)
+    return Path(spec.config["run_dir"])
+
+
+def test_parts_of_ones_own_are_drawn_as_in_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "own_parts.py").write_text(OWN)
+    for group, text in {
+        "permutation": "_target_: own_parts.Columns\nbackwards: false\n",
+        "semantic_map": "defaults: [cls, _self_]\n_target_: own_parts.Corner\n",
+        "target": "defaults: [pixels, _self_]\n_target_: own_parts.Bright\n",
+    }.items():
+        (tmp_path / "conf" / group).mkdir(parents=True)
+        (tmp_path / "conf" / group / "mine.yaml").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    mine, conf = [f"{group}=mine" for group in ("permutation", "semantic_map", "target")], [f"file://{tmp_path}/conf"]
+    small = [option for option in SMALL if not option.startswith("tracking")]
+    run_with(conf, tmp_path, *small, *LITTLE, *mine, "permutation.backwards=true", "run_name=own")
+
+    seen: list[View] = []
+    view = Viewer.view
+    monkeypatch.setattr(Viewer, "view", lambda *given: seen.append(view(*given)) or seen[-1])
+    options = ("task=visualize", f"checkpoint={tmp_path}/own", "task.count=2", "task.formats=[png]")
+    drawn = run_with([], tmp_path, *options, "run_name=drawn")
+    columns_L = torch.arange(64).view(8, 8).T.reshape(-1)
+    assert seen[0].orders["mine"].tolist() == 2 * [columns_L.flip(0).tolist()], "with the option it was trained with"
+    assert "object_in_first_quarter/mine" in status(drawn)["result"]
+    prediction = seen[0].prediction
+    assert prediction is not None
+    assert torch.equal(prediction.order_BL, seen[0].orders["mine"])
+    assert prediction.error_BL.min() > 5000, "its target is far away"
+    assert torch.equal(seen[0].maps.semantic_BL, torch.eye(64)[0].expand(2, 64))
+
+    run_with([], tmp_path, *options, "task.orders=[mine,raster]", "run_name=two")
+    run_with(conf, tmp_path, *options[:1], *options[2:], f"checkpoint={tmp_path}/own", "task.orders=[zigzag,mine]",
+             "semantic_map=cls", "run_name=three")  # fmt: skip
+    assert not torch.equal(seen[2].maps.semantic_BL, seen[0].maps.semantic_BL), "the command names another map"
+
+    official = tmp_path / "official.pth"
+    torch.save({"state_dict": torch.load(tmp_path / "own" / "checkpoints" / "step_00000002.pt")["model"]}, official)
+    run_with(conf, tmp_path, *options[:1], *options[2:], f"checkpoint={official}", "task.orders=[mine]",
+             "model.num_heads=2", "run_name=four")  # fmt: skip
+    assert seen[3].orders["mine"].tolist() == 2 * [columns_L.tolist()], "a choice of the configuration folders"
+
+    (tmp_path / "own_parts.py").unlink()
+    sys.modules.pop("own_parts")
+    capsys.readouterr()
+    assert run_here(tmp_path, *options, "tracking=none", "run_name=gone") == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") <= 2, "one message, after a line on the weights"
+    assert "error: checkpoint=" in said
+    assert "was trained with permutation own_parts.Columns, which cannot be imported (" in said
+
+
+def test_a_stored_configuration_runs_no_other_code(home: Path, tmp_path: Path) -> None:
+    state = store.newest(home / "run_raster_pixels" / "checkpoints")
+    assert state is not None
+    state["config"]["permutation"] = {"_target_": "os.system", "command": f"touch {tmp_path}/ran"}
+    path = store.save(tmp_path / "checkpoints", 1, state)
+    with pytest.raises(UserError, match=r"os\.system"):
+        load(str(path), "heading", None)  # type: ignore[arg-type]
+    assert not (tmp_path / "ran").exists()
 
 
 @pytest.mark.parametrize(
