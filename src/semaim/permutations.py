@@ -101,9 +101,11 @@ def square_rings(grid: Grid, centre_row_B1: Tensor, centre_column_B1: Tensor) ->
 
     Three nested windows cover 1/7, 3/7 and 5/7 of each side (2, 6 and 10 patches at 14). Per axis, a window is
     [c - size/2, c + size/2) around the centre c, shifted to stay inside the grid. A patch belongs to the smallest
-    window that contains it, else to the outermost ring. Computed in integers, in units of 1/14 patch. (The authors'
-    table agrees at 14x14, except that its row and column 13 lie in no window and its windows of the centres 2 and 11
-    are off by one.)
+    window that contains it, else to the outermost ring. Computed in integers, in units of 1/14 patch.
+
+    The authors' table is for 14x14. Its rows and columns 13 lie in no window, so a centre in them is treated as in 12;
+    around rows and columns 2, 9, 10, 11 and 12 its windows differ from these by a patch. Of all pairs of a centre and
+    a patch, 9.1 % are in another ring. The rings around the centre of the image are the same.
 
     Args:
         grid: rows and columns.
@@ -156,8 +158,8 @@ class Center2Out(Permutation):
     """Random inside square rings around the centre of the image, innermost ring first."""
 
     def priority(self, grid: Grid, noise_BK: Tensor, semantic_map_BL: Tensor | None) -> Tensor:
-        # The centre is side / 2 patches from the border: `side` in units of half a patch.
-        row, column = (torch.tensor([[side]], device=noise_BK.device) for side in grid)
+        # The centre is (side - 1) / 2 as an index of patches. Rings around it are symmetric on every grid.
+        row, column = (torch.tensor([[side - 1]], device=noise_BK.device) for side in grid)
         return square_rings(grid, row, column)
 
 

@@ -122,7 +122,10 @@ def window_start(centre: int, size: int, last: int) -> int:
 
 
 def authors_window_start(centre: int, size: int) -> int:
-    """The authors' table: row 13 is in no window, the innermost windows of 2 and 11 are shifted outwards by one row."""
+    """The authors' table: row 13 is in no window, the innermost windows of 2 and 11 are shifted outwards by one row.
+
+    Their centre is never in row 13: its windows are those of row 12.
+    """
     off_by_one = {2: 0, 11: 11}
     return off_by_one[centre] if size == 2 and centre in off_by_one else window_start(centre, size, last=12)
 
@@ -179,8 +182,11 @@ def test_our_rings_differ_from_the_authors_only_as_documented():
             expected = {2: 1, 11: -1}.get(centre, int(crosses_13)) if size == 2 else int(crosses_13)
             assert shift == expected, (centre, size)
     # So the rings are equal if no window of either axis reaches row or column 13 and neither is 2 or 11.
-    same = torch.tensor([c <= 8 and c != 2 for c in range(14)])
+    same = torch.tensor([centre not in (2, 9, 10, 11, 12, 13) for centre in range(14)])
     same_L = same[index_L // 14] & same[index_L % 14]
     assert same_L.sum() == 64
     assert torch.equal(ours_LL[same_L], theirs_LL[same_L])
     assert not (ours_LL[~same_L] == theirs_LL[~same_L]).all(1).any()
+    assert torch.equal(theirs_LL[13::14], theirs_LL[12::14])
+    assert torch.equal(theirs_LL[13 * 14 :], theirs_LL[12 * 14 : 13 * 14])
+    assert (ours_LL != theirs_LL).sum() == 3508  # of 196 * 196: 9.1 %

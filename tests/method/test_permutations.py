@@ -196,6 +196,8 @@ def test_rings_around_a_patch_by_hand(grid, centre, spans):
     [
         ((14, 14), [(INNER, INNER), (MIDDLE, MIDDLE), (OUTER, OUTER)]),
         ((7, 14), [(range(3, 4), INNER), (range(2, 5), MIDDLE), (range(1, 6), OUTER)]),
+        # Windows of 8/7, 24/7 and 40/7 around 3.5: [2.93, 4.07), [1.79, 5.21) and [0.64, 6.36).
+        ((8, 8), [(range(3, 5),) * 2, (range(2, 6),) * 2, (range(1, 7),) * 2]),
     ],
 )
 def test_rings_around_the_image_centre_by_hand(grid, spans):
@@ -203,6 +205,13 @@ def test_rings_around_the_image_centre_by_hand(grid, spans):
     inward_BL, outward_BL = Out2Center()(grid, 4, None, seeded(0)), Center2Out()(grid, 4, None, seeded(0))
     assert torch.equal(expected_L[outward_BL], expected_L.sort().values.expand(4, -1))
     assert torch.equal(expected_L[inward_BL], expected_L.sort(descending=True).values.expand(4, -1))
+
+
+@pytest.mark.parametrize("grid", [(14, 14), (8, 8), (7, 7), (4, 9), (16, 5), (2, 2), (1, 28)])
+def test_rings_around_the_image_centre_are_symmetric(grid):
+    ring_hw = Center2Out().priority(grid, torch.zeros(1, noise_columns(grid)), None).view(grid)
+    assert torch.equal(ring_hw, ring_hw.flip(0))
+    assert torch.equal(ring_hw, ring_hw.flip(1))
 
 
 def test_ties_are_broken_by_every_permutation_equally_often():
