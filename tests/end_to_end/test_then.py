@@ -116,7 +116,9 @@ def test_all_three_runs_are_finished(place: Path) -> None:
         assert status(folder)["state"] == "finished"
     result = status(child(place, "knn"))["result"]
     assert set(result) == {f"knn_{k}_{kind}" for k in (10, 20, 30) for kind in ("cls", "mean")}
-    assert set(status(child(place, "linprobe"))["result"]) == {"linprobe_cls", "linprobe_mean"}
+    assert set(status(child(place, "linprobe"))["result"]) == {
+        f"linprobe_{kind}{metric}" for kind in ("cls", "mean") for metric in ("", "_top5", "_loss")
+    }
 
 
 def test_mlflow_shows_the_evaluations_under_the_pretraining(place: Path) -> None:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import math
 
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import accuracy_score, confusion_matrix
+from sklearn.metrics import accuracy_score, confusion_matrix, log_loss, top_k_accuracy_score
 
 from semaim.core.distributed import Processes
-from semaim.evaluation.accuracy import Predictions
+from semaim.data.image_sets import Splits
+from semaim.evaluation.accuracy import Predictions, named, predict_classes
 from semaim.runs.journal import Journal
 from support.commands import journal
-from support.evaluating import CPU, surroundings
+from support.evaluating import ALONE, CPU, image_data, noise, surroundings, together
 
 # Seven images of cat, dog and emu, none of fox: two of three cats and one of three dogs correct, the emu taken as fox.
 LABELS = [0, 1, 1, 0, 2, 1, 0]
@@ -46,6 +48,44 @@ def test_accuracy_is_as_exact_as_the_number_of_images():
     right_M = torch.arange(50_001) >= 12_345
     answers = Predictions(right_M.long(), torch.ones(50_001, dtype=torch.long), ["a", "b"])
     assert answers.accuracy == pytest.approx(100 * (50_001 - 12_345) / 50_001, abs=1e-10)
+
+
+def test_top_five_and_loss_against_scikit_learn(run):
+    """Of a set with a partial last batch, on one process and on two; ties go to the first class, as in argmax."""
+    images, classes = noise(35), [str(n) for n in range(12)]
+    weight_DC = torch.randn(12, 8 * 8 * 3, generator=torch.Generator().manual_seed(0)).T / 10
+    read = image_data(Splits(images, images, images, classes))
+
+    def logits(images_BCHW):
+        return torch.stack([images_BCHW.flatten(1) @ weight_DC, torch.zeros(len(images_BCHW), 12)])
+
+    def measured(processes):
+        mine = dataclasses.replace(run, processes=processes)
+        return predict_classes(["linear", "equal"], logits, read, images, 8, mine)
+
+    found = measured(ALONE)
+    pixels_MCHW = torch.stack([read.evaluation(images, list(range(35)))[i][0] for i in range(35)])
+    scores_MC = logits(pixels_MCHW)[0].double().softmax(1).numpy()
+    labels_M = [images.label(i) for i in range(35)]
+    assert found["linear"].metrics() == {
+        "accuracy": pytest.approx(100 * top_k_accuracy_score(labels_M, scores_MC, k=1, labels=range(12)), abs=1e-9),
+        "top5": pytest.approx(100 * top_k_accuracy_score(labels_M, scores_MC, k=5, labels=range(12)), abs=1e-9),
+        "loss": pytest.approx(log_loss(labels_M, scores_MC, labels=range(12)), rel=1e-6),
+    }
+    # The three classes of the images are the first of twelve: argmax finds one of them, the first five all.
+    assert found["equal"].metrics() == {
+        "accuracy": pytest.approx(100 * 12 / 35), "top5": 100.0, "loss": pytest.approx(math.log(12), rel=1e-6),
+    }  # fmt: skip
+    values = named(found)
+    assert list(values) == ["linear", "linear_top5", "linear_loss", "equal", "equal_top5", "equal_loss"]
+    assert together(2, lambda processes: named(measured(processes))) == [values, values]
+
+
+def test_of_five_classes_or_fewer_no_top_five_is_reported():
+    ranked_MR, labels_M, loss_M = torch.arange(5).expand(3, -1), torch.tensor([0, 0, 4]), torch.tensor([1.0, 2.0, 6.0])
+    answers = Predictions.ranked(ranked_MR, labels_M, list("abcde"), loss_M)
+    assert answers.metrics() == {"accuracy": pytest.approx(200 / 3), "loss": 3.0}
+    assert "top5" in Predictions.ranked(ranked_MR, labels_M, list("abcdef")).metrics()
 
 
 def test_all_right_and_all_wrong():

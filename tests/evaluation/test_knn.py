@@ -73,8 +73,8 @@ def test_against_a_plain_loop():
     assert list(predicted) == list(KS)
     bank, labels = bank_MD.tolist(), labels_M.tolist()
     for k in KS:
-        assert predicted[k].tolist() == [slow_vote(bank, labels, query, k, 6) for query in query_QD.tolist()], k
-    assert not torch.equal(predicted[1], predicted[20])  # k matters here
+        assert predicted[k][:, 0].tolist() == [slow_vote(bank, labels, query, k, 6) for query in query_QD.tolist()], k
+    assert not torch.equal(predicted[1][:, 0], predicted[20][:, 0])  # k matters here
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
@@ -82,8 +82,8 @@ def test_against_scikit_learn(seed):
     (bank_MD, labels_M), (query_QD, query_labels_Q) = clusters(10 + seed, 500), clusters(20 + seed, 300)
     predicted = nearest_neighbours(bank_MD, labels_M, query_QD, KS, 6, ALONE)
     for k in KS:
-        assert predicted[k].tolist() == scikit_learn(bank_MD, labels_M, query_QD, k)
-    accuracy = (predicted[20] == query_labels_Q).float().mean()
+        assert predicted[k][:, 0].tolist() == scikit_learn(bank_MD, labels_M, query_QD, k)
+    accuracy = (predicted[20][:, 0] == query_labels_Q).float().mean()
     assert 0.7 < accuracy < 0.999  # neither hopeless nor trivial
 
 
@@ -92,10 +92,15 @@ def test_votes_by_hand():
     labels_M, query_1D = torch.tensor([2, 1, 1, 0]), np.array([[3.0, 0.0]], np.float32)
     # exp(cos 10 / 0.07) = 1287 k, exp(cos 20 / 0.07) = 675 k, exp(cos 30 / 0.07) = 236 k: 2 wins over two of 1.
     predicted = nearest_neighbours(at(10, 20, -30, 180), labels_M, query_1D, [1, 2, 3, 4], 4, ALONE)
-    assert {k: v.tolist() for k, v in predicted.items()} == {1: [2], 2: [2], 3: [2], 4: [2]}
+    assert {k: v.tolist() for k, v in predicted.items()} == {
+        1: [[2, -1, -1, -1]],
+        2: [[2, 1, -1, -1]],
+        3: [[2, 1, -1, -1]],
+        4: [[2, 1, 0, -1]],
+    }
     # At 15 and 22 degrees the two of class 1 win: 983 k + 565 k.
     predicted = nearest_neighbours(at(10, 15, -22, 180), labels_M, query_1D, [2, 3], 4, ALONE)
-    assert {k: v.tolist() for k, v in predicted.items()} == {2: [2], 3: [1]}
+    assert {k: v.tolist() for k, v in predicted.items()} == {2: [[2, 1, -1, -1]], 3: [[1, 2, -1, -1]]}
 
 
 def test_weights_by_hand():
@@ -104,7 +109,11 @@ def test_weights_by_hand():
     for farther, winner in ((0.0487, 0), (0.0483, 1)):
         similarity = torch.tensor([[0.9, 0.9 - farther, 0.9 - farther, -1.0]], dtype=torch.float64)
         predicted = vote(similarity, labels, [1, 3, 4], 3)
-        assert {k: v.tolist() for k, v in predicted.items()} == {1: [0], 3: [winner], 4: [winner]}
+        assert {k: v.tolist() for k, v in predicted.items()} == {
+            1: [[0, -1, -1]],
+            3: [[winner, 1 - winner, -1]],
+            4: [[winner, 1 - winner, 2]],
+        }
 
 
 # Independence of the other computations and of the method
@@ -118,7 +127,7 @@ def test_a_number_of_neighbours_does_not_depend_on_the_others(features):
     assert list(predicted) == ks
     for k in ks:
         assert equal({k: predicted[k]}, nearest_neighbours(bank_MD, labels_M, query_QD, [k], 6, ALONE)), k
-        assert predicted[k].tolist() == scikit_learn(bank_MD, labels_M, query_QD, k), k
+        assert predicted[k][:, 0].tolist() == scikit_learn(bank_MD, labels_M, query_QD, k), k
 
 
 def test_similarities_below_float32_resolution():
@@ -215,7 +224,7 @@ def test_features_may_be_mapped_from_files(tmp_path, mode):
 def test_more_neighbours_than_the_bank_has():
     (bank_MD, labels_M), (query_QD, _) = clusters(0, 20), clusters(1, 4)
     # With the whole bank each class has the sum of all its weights.
-    everyone = nearest_neighbours(bank_MD, labels_M, query_QD, [20], 6, ALONE)[20].tolist()
+    everyone = nearest_neighbours(bank_MD, labels_M, query_QD, [20], 6, ALONE)[20][:, 0].tolist()
     assert everyone == [slow_vote(bank_MD.tolist(), labels_M.tolist(), query, 20, 6) for query in query_QD.tolist()]
     with pytest.raises(UserError, match=r"k=21 neighbours asked for, but the bank has 20 images: lower ks"):
         nearest_neighbours(bank_MD, labels_M, query_QD, [1, 21, 3], 6, ALONE)

@@ -22,6 +22,7 @@ from support.commands import losses
 from support.in_process import composed, run
 
 SHORT = ("trainer.batch_size=128", "trainer.warmup_epochs=0", "trainer.max_steps=4")
+METRICS = {f"online/linear_{kind}{name}" for kind in ("cls", "mean") for name in ("", "_top5", "_loss")}
 BESIDE = ("evaluators=[linear]", "task.evaluators.linear.every_epochs=1")
 
 
@@ -69,10 +70,12 @@ def test_it_learns_the_classes(digits: ImageData, surroundings: Run) -> None:
         for rows in torch.arange(len(labels)).split(128):
             linear.learn({kind: values[rows] for kind, values in features.items()}, labels[rows])
     after = linear.evaluate(learner, surroundings)
-    assert set(after) == {"online/linear_cls", "online/linear_mean"}
-    for kind, value in after.items():
+    assert set(after) == METRICS
+    for kind in ("online/linear_cls", "online/linear_mean"):
         assert before[kind] < 40
-        assert value > 85, kind  # the offset, a million times the differences, is removed
+        assert after[kind] > 85, kind  # the offset, a million times the differences, is removed
+        assert after[kind] < after[f"{kind}_top5"] <= 100
+        assert after[f"{kind}_loss"] < 0.8 < before[f"{kind}_loss"]
 
 
 def test_its_learning_rate_is_for_256_images(digits: ImageData, surroundings: Run) -> None:
@@ -125,7 +128,7 @@ def test_its_accuracy_is_measured_after_epochs(tmp_path: Path) -> None:
     found = json.loads((folder / "evaluations.json").read_text())
     assert sorted(found) == ["2", "4"]
     for metrics in found.values():
-        assert set(metrics) == {"online/linear_cls", "online/linear_mean"}
+        assert set(metrics) == METRICS
         assert all(0 <= value <= 100 for value in metrics.values())
     result = json.loads((folder / "status.json").read_text())["result"]
     assert result["online/linear_cls_after"] == found["4"]["online/linear_cls"]
@@ -135,4 +138,4 @@ def test_a_run_that_ends_within_its_first_epoch_is_measured(tmp_path: Path) -> N
     folder = run(tmp_path, "trainer.batch_size=718", "trainer.max_steps=1", *BESIDE)
     assert sorted(json.loads((folder / "evaluations.json").read_text())) == ["1"]
     result = json.loads((folder / "status.json").read_text())["result"]
-    assert set(result) == {"loss", "online/linear_cls_after", "online/linear_mean_after"}
+    assert set(result) == {"loss", *(f"{name}_after" for name in METRICS)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,7 @@ def tuned(tmp_path_factory: pytest.TempPathFactory, pretrained: Path) -> Path:
             return answers
         worse_M = answers.predicted_M.clone()
         worse_M[:180] = (answers.labels_M[:180] + 1) % 10  # half of the predictions are wrong
-        return Predictions(worse_M, answers.labels_M, answers.classes)
+        return replace(answers, predicted_M=worse_M)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(FineTuning, "_predictions", best_at_the_second)
@@ -76,9 +77,14 @@ def saved(folder: Path, step: int | None = None) -> dict[str, Any]:
 
 def evaluate(folder: Path, given: Path | str, *overrides: str) -> float:
     """Accuracy of a fine-tuned checkpoint from a separate evaluation."""
+    return evaluated(folder, given, *overrides)["finetune"]
+
+
+def evaluated(folder: Path, given: Path | str, *overrides: str) -> dict[str, float]:
+    """Result of a separate evaluation of a fine-tuned checkpoint."""
     name = f"run_name=evaluation_{abs(hash((str(given), overrides)))}"
     asked = (*TUNE, name, "task.eval_only=true", f"checkpoint={given}", *overrides)
-    return status(go(folder, *asked))["result"]["finetune"]
+    return status(go(folder, *asked))["result"]
 
 
 def test_the_encoder_is_the_pretrained_one_with_a_new_head(pretrained: Path) -> None:
@@ -101,10 +107,13 @@ def test_the_first_loss_is_that_of_uniform_predictions(tuned: Path) -> None:
 def test_files_and_metrics_of_a_run(tuned: Path) -> None:
     found = evaluations(tuned)
     assert list(found) == ["2", "4", "6", "8"]
-    assert {tuple(sorted(each)) for each in found.values()} == {("val/accuracy", "val/accuracy_ema")}
+    names = {f"val/{name}{ema}" for name in ("accuracy", "top5", "loss") for ema in ("", "_ema")}
+    assert all(each.keys() == names for each in found.values())
     result = status(tuned)["result"]
     assert result == {
         "finetune": found["8"]["val/accuracy"],
+        "finetune_top5": found["8"]["val/top5"],
+        "finetune_loss": found["8"]["val/loss"],
         "finetune_ema": found["8"]["val/accuracy_ema"],
         "finetune_best": found["4"]["val/accuracy"],
     }
@@ -113,6 +122,9 @@ def test_files_and_metrics_of_a_run(tuned: Path) -> None:
     assert sorted(path.name for path in (tuned / "checkpoints").glob("*.pt")) == [
         f"step_{step:08d}.pt" for step in (2, 4, 6, 8)
     ]
+    # The untrained head predicts all classes equally; mixed and smoothed labels would keep the loss higher.
+    assert math.log(10) > found["2"]["val/loss"] > found["8"]["val/loss"]
+    assert 50 < found["8"]["val/top5"] < 100
     in_journal = {line["step"]: line["metrics"] for line in measured(tuned) if "val/accuracy" in str(line)}
     assert {str(step): metrics for step, metrics in in_journal.items()} == found
     counts = np.loadtxt(tuned / "confusion.csv", delimiter=",", skiprows=1, usecols=range(1, 11))
@@ -141,8 +153,9 @@ def test_the_best_of_the_evaluated_epochs_is_kept(tuned: Path, tmp_path: Path) -
 def test_a_separate_evaluation_repeats_the_last_one(tmp_path: Path, pretrained: Path) -> None:
     folder = go(tmp_path, *TUNE, *EPOCHS, "trainer.max_steps=4", f"checkpoint={pretrained}")
     result = status(folder)["result"]
-    accuracy, averaged = evaluate(tmp_path, folder), evaluate(tmp_path, folder, "task.source.ema=true")
-    assert accuracy == result["finetune"]
+    again, averaged = evaluated(tmp_path, folder), evaluate(tmp_path, folder, "task.source.ema=true")
+    accuracy = again["finetune"]
+    assert again == {name: result[name] for name in ("finetune", "finetune_top5", "finetune_loss")}
     assert averaged == result["finetune_ema"]
     assert accuracy != averaged, "the average lags behind, so that a mix-up shows"
     of_step_two = evaluate(tmp_path, folder / "checkpoints" / "step_00000002.pt")
@@ -156,7 +169,8 @@ def test_only_scheduled_epochs_and_the_last_are_evaluated(pretrained: Path, tmp_
     options = (*TUNE, *EPOCHS, "task.evaluate_every_epochs=2", "trainer.max_steps=5", "trainer.ema=false")
     folder = go(tmp_path, *options, f"checkpoint={pretrained}")
     assert list(evaluations(folder)) == ["4", "5"]
-    assert set(status(folder)["result"]) == {"finetune", "finetune_best"}, "no average, no accuracy of one"
+    names = {"finetune", "finetune_top5", "finetune_loss", "finetune_best"}
+    assert set(status(folder)["result"]) == names, "no average, no accuracy of one"
 
 
 def test_an_interruption_changes_no_bit(pretrained: Path, tmp_path: Path) -> None:

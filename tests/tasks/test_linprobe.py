@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from sklearn.metrics import log_loss, top_k_accuracy_score
 from torch import Tensor
 
 from semaim.checkpoints.encoder_source import fingerprint
@@ -33,10 +34,10 @@ def probed(tmp_path_factory: pytest.TempPathFactory, pretrained: Path) -> Path:
 
 def test_files_and_metrics_of_a_run(probed: Path) -> None:
     result = status(probed)["result"]
-    assert set(result) == {"linprobe_cls", "linprobe_mean"}
+    assert set(result) == {f"linprobe_{kind}{name}" for kind in ("cls", "mean") for name in ("", "_top5", "_loss")}
     assert status(probed)["metric"] == "linprobe_cls"
     evaluations = json.loads((probed / "evaluations.json").read_text())
-    assert evaluations == {"6": {"val/cls": result["linprobe_cls"], "val/mean": result["linprobe_mean"]}}
+    assert evaluations == {"6": {name.replace("linprobe_", "val/"): value for name, value in result.items()}}
     with open(probed / "confusion.csv") as file:
         header, *rows = csv.reader(file)
     assert header == ["true \\ predicted", *map(str, range(10))]
@@ -50,7 +51,7 @@ def test_files_and_metrics_of_a_run(probed: Path) -> None:
         assert float(line["accuracy"]) == pytest.approx(100 * right / images, abs=1e-4)
 
 
-def test_the_accuracy_is_that_of_the_saved_heads(pretrained: Path, probed: Path) -> None:
+def test_accuracies_and_loss_are_those_of_the_saved_heads(pretrained: Path, probed: Path) -> None:
     """Computed again from the checkpoint, the encoder and the digits, normalised by this test."""
     vit, val = probe(pretrained).vit, digits().val
     assert val is not None
@@ -60,12 +61,16 @@ def test_the_accuracy_is_that_of_the_saved_heads(pretrained: Path, probed: Path)
     heads = LinearHeads(32, 10, 2, [1.0])
     heads.load_state_dict(saved(probed)["model"])
     with torch.no_grad():
-        predicted_SM = heads.eval()(torch.stack([by_kind["cls"], by_kind["mean"]])).argmax(-1)
+        logits_SMC = heads.eval()(torch.stack([by_kind["cls"], by_kind["mean"]]))
     labels_M = torch.tensor([val.label(i) for i in range(360)])
     for s, kind in enumerate(("cls", "mean")):
-        found = 100 * (predicted_SM[s] == labels_M).double().mean().item()
+        result, probability_MC = status(probed)["result"], logits_SMC[s].softmax(1).numpy()
+        top1, top5 = (100 * top_k_accuracy_score(labels_M, probability_MC, k=k) for k in (1, 5))
         # One prediction may differ, since batches of another size round differently.
-        assert found == pytest.approx(status(probed)["result"][f"linprobe_{kind}"], abs=100 / 360 + 1e-9), kind
+        assert top1 == pytest.approx(result[f"linprobe_{kind}"], abs=100 / 360 + 1e-9), kind
+        assert top5 == pytest.approx(result[f"linprobe_{kind}_top5"], abs=100 / 360 + 1e-9), kind
+        assert log_loss(labels_M, probability_MC) == pytest.approx(result[f"linprobe_{kind}_loss"], rel=1e-5), kind
+        assert top1 < top5 < 100
 
 
 def test_the_encoder_does_not_change(pretrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

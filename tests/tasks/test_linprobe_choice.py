@@ -64,7 +64,8 @@ def test_without_a_choice_all_images_are_trained_on(pretrained: Path, tmp_path: 
     options = ("trainer.batch_size=479", "trainer.max_steps=3", "task.base_lrs=[0.3]", "run_name=one")
     folder = go(tmp_path, *PROBE, *options, f"checkpoint={pretrained}")
     assert sorted(trained_on) == list(range(1437))
-    assert set(status(folder)["result"]) == {"linprobe_cls", "linprobe_mean"}
+    names = {f"linprobe_{kind}{metric}" for kind in ("cls", "mean") for metric in ("", "_top5", "_loss")}
+    assert set(status(folder)["result"]) == names
     lrs = [line["metrics"]["train/lr"] for line in journal(folder) if "train/lr" in line.get("metrics", {})]
     assert lrs[0] == pytest.approx(0.1 * 479 / 256, rel=1e-12)
     groups = saved(folder)["optimizer"]["param_groups"]
@@ -115,10 +116,15 @@ def sweep(tmp_path_factory: pytest.TempPathFactory, pretrained: Path) -> Path:
 def test_a_sweep_of_learning_rates(sweep: Path) -> None:
     (accuracies,) = json.loads((sweep / "evaluations.json").read_text()).values()
     names = {f"{split}/mean_lr{lr}" for split in ("val", "holdout") for lr in ("1e-06", "0.3")}
-    assert accuracies.keys() == names
+    assert accuracies.keys() == {f"{name}{metric}" for name in names for metric in ("", "_top5", "_loss")}
     assert accuracies["holdout/mean_lr0.3"] > accuracies["holdout/mean_lr1e-06"] + 10, "one of them hardly moves"
     result = status(sweep)["result"]
-    assert result == {"linprobe_mean": accuracies["val/mean_lr0.3"], "linprobe_mean_base_lr": 0.3}
+    assert result == {
+        "linprobe_mean": accuracies["val/mean_lr0.3"],
+        "linprobe_mean_top5": accuracies["val/mean_lr0.3_top5"],
+        "linprobe_mean_loss": accuracies["val/mean_lr0.3_loss"],
+        "linprobe_mean_base_lr": 0.3,
+    }
     assert status(sweep)["metric"] == "linprobe_mean"
 
 

@@ -44,6 +44,8 @@ def upgraded(config: Any) -> dict[str, Any]:
     source = (config.get("data") or {}).get("source") or {}
     if source.get("_target_") == "semaim.data.sources.image_folders":
         source.setdefault("exif", False)  # 0.1.0 read images as stored
+    if task.get("_target_") == "semaim.tasks.knn.KNN":
+        task.setdefault("mean_before_norm", False)
     if "recipe" not in config:  # 0.1.0: data=digits and data=shapes alone had a short one
         embedded = source.get("_target_") in ("semaim.data.sources.digits", "semaim.data.shapes.shapes")
         config["recipe"] = "short" if embedded else "published"

@@ -18,7 +18,7 @@ from semaim.core.formatting import duration
 from semaim.core.terminal import StatusLine
 from semaim.data.image_data import ImageData
 from semaim.data.image_sets import ImageSet
-from semaim.data.loading import UnreadableImages, evaluation_batches
+from semaim.data.loading import Batch, UnreadableImages, evaluation_batches
 from semaim.errors import Interrupted, NonFiniteError, UserError
 from semaim.runs.context import Run
 
@@ -49,6 +49,10 @@ class Extraction:
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise UserError(f"batch_size={self.batch_size} images at a time is invalid: it must be positive")
+
+    def outputs(self, batch: Batch) -> Mapping[str, Tensor]:
+        """Tensors (B, ...) by kind for a batch; a pass that reads labels overrides this."""
+        return self.encode(batch.images_BCHW)
 
 
 @dataclass(frozen=True)
@@ -111,7 +115,7 @@ def extract_share(request: Extraction, run: Run) -> Iterator[Features]:
         if len(batch.index_B):
             batch = batch.to(processes.device)
             with torch.no_grad():
-                by_kind = {kind: value.cpu().numpy() for kind, value in request.encode(batch.images_BCHW).items()}
+                by_kind = {kind: value.cpu().numpy() for kind, value in request.outputs(batch).items()}
             finite_B = np.all([np.isfinite(each).reshape(len(each), -1).all(1) for each in by_kind.values()], axis=0)
             if not finite_B.all():
                 not_finite = request.images.name(int(batch.index_B[int(finite_B.argmin())]))

@@ -1,6 +1,6 @@
 """The k-nearest-neighbour classifier on features.
 
-Shapes: M features of the bank, Q queries, D width, K neighbours, C classes.
+Shapes: M features of the bank, Q queries, D width, K neighbours, C classes, R = min(5, C).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from semaim.core.distributed import Processes
 from semaim.errors import UserError
-from semaim.evaluation.accuracy import Predictions
+from semaim.evaluation.accuracy import Predictions, likeliest
 from semaim.evaluation.features import Array, Features
 
 TEMPERATURE = 0.07  # of the vote; DINO (arXiv 2104.14294), section 4.1
@@ -43,7 +43,7 @@ def nearest_neighbours(
         processes: the processes that share the work; each computes on its own device.
 
     Returns:
-        predicted class of each query (Q,) on the CPU, by k.
+        classes with the largest votes (Q, R) on the CPU, by k: see `vote`.
 
     Raises:
         UserError: if the bank has fewer images than the largest k.
@@ -88,14 +88,18 @@ def _normalise(rows: Array, device: torch.device) -> Tensor:
 
 
 def vote(similarity_QK: Tensor, label_QK: Tensor, ks: Sequence[int], classes: int) -> dict[int, Tensor]:
-    """The class with the largest weight among the k nearest, by k; neighbours are sorted, nearest first."""
+    """The classes (Q, R) with the largest weights among the k nearest, by k; -1 in place of a class without a vote.
+
+    Neighbours are sorted, nearest first.
+    """
     # Subtracting the largest similarity changes no vote and keeps the exponential finite.
     weight_QK = ((similarity_QK - similarity_QK[:, :1]) / TEMPERATURE).exp()
     predicted = {}
     for k in ks:
         votes_QC = torch.zeros(len(label_QK), classes, device=label_QK.device, dtype=weight_QK.dtype)
         votes_QC.scatter_add_(1, label_QK[:, :k], weight_QK[:, :k])
-        predicted[k] = votes_QC.argmax(1).cpu()
+        ranked_QR = likeliest(votes_QC)
+        predicted[k] = ranked_QR.where(votes_QC.gather(1, ranked_QR) > 0, -1).cpu()
     return predicted
 
 
@@ -109,11 +113,11 @@ def check_ks(ks: Sequence[int]) -> list[int]:
 def classify(
     bank: Features, queries: Features, ks: Sequence[int], classes: Sequence[str], processes: Processes
 ) -> dict[str, Predictions]:
-    """k-NN predictions for each kind of feature: keys `knn_<k>_<cls or mean>`."""
+    """k-NN predictions for each kind of feature: keys `knn_<k>_<kind>`."""
     predictions: dict[str, Predictions] = {}
     for kind in bank.by_kind:
         predicted = nearest_neighbours(
             bank.by_kind[kind], bank.labels_M, queries.by_kind[kind], ks, len(classes), processes
         )
-        predictions |= {f"knn_{k}_{kind}": Predictions(predicted[k], queries.labels_M, classes) for k in ks}
+        predictions |= {f"knn_{k}_{kind}": Predictions.ranked(predicted[k], queries.labels_M, classes) for k in ks}
     return predictions

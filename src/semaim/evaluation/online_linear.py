@@ -17,7 +17,7 @@ from semaim.core.seeding import derive_seed, seeded
 from semaim.data.image_data import ImageData
 from semaim.data.image_sets import UNLABELLED
 from semaim.errors import UserError
-from semaim.evaluation.accuracy import predict_classes
+from semaim.evaluation.accuracy import named, predict_classes
 from semaim.evaluation.evaluator import Evaluator, Learner, evaluation_is_due
 from semaim.evaluation.features import Extraction, extract
 from semaim.models.aim import AIM
@@ -43,7 +43,8 @@ class OnlineLinear(Evaluator):
     """
 
     highlights: ClassVar[dict[str, str]] = {
-        "online/linear_...": "accuracy in percent of a linear classifier that is trained along with the model"
+        "online/linear_...": "accuracy in percent of a linear classifier that is trained along with the model; "
+        "`_top5` is its top-5 accuracy, `_loss` its cross-entropy"
     }
     learns = True
 
@@ -82,7 +83,7 @@ class OnlineLinear(Evaluator):
         self.optimizer.step()
 
     def evaluate(self, learner: Learner, run: Run) -> dict[str, float]:
-        """Accuracy in percent for each kind of features."""
+        """Accuracy and top-5 accuracy in percent and loss for each kind of features."""
         self._normalise(learner, run)
         self.heads.eval()
         _, held_out = learner.data.labelled_and_held_out()
@@ -92,7 +93,7 @@ class OnlineLinear(Evaluator):
         self.heads.train()
         shown = ", ".join(f"{each.accuracy:.1f} % ({kind})" for kind, each in predictions.items())
         log.info("online linear classifier after step %d: %s", learner.step, shown)
-        return {f"online/linear_{kind}": each.accuracy for kind, each in predictions.items()}
+        return named({f"online/linear_{kind}": each for kind, each in predictions.items()})
 
     def _normalise(self, learner: Learner, run: Run) -> None:
         """Set the norms' statistics to those of the current features.

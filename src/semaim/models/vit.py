@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import timm
 import torch
+import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
@@ -135,11 +136,23 @@ def pooled(tokens_BND: Tensor, prefix_tokens: int = 1, class_token: bool = True)
     return {"cls": tokens_BND[:, 0].float(), "mean": mean_BD} if class_token else {"mean": mean_BD}
 
 
-def encode(vit: VisionTransformer, images_BCHW: Tensor) -> dict[str, Tensor]:
-    """Features of images, (B, D) in float32: "cls" (if the model has a class token) and "mean"."""
-    tokens_BND = vit.forward_features(images_BCHW)
+def encode(vit: VisionTransformer, images_BCHW: Tensor, mean_before_norm: bool = False) -> dict[str, Tensor]:
+    """Features of images, (B, D) in float32: "cls" (if the model has a class token) and "mean".
+
+    With `mean_before_norm` also the feature of that name: the mean of the patch tokens before the final norm, through a
+    LayerNorm without weights. It is the feature of `--global_pool` in the k-NN of SemAIM's code, whose LayerNorm after
+    the mean is never trained.
+    """
+    if mean_before_norm:
+        tokens_BND, (last_BLD,) = vit.forward_intermediates(images_BCHW, indices=1, output_fmt="NLC")
+    else:
+        tokens_BND = vit.forward_features(images_BCHW)
     by_kind = pooled(tokens_BND, vit.num_prefix_tokens, vit.cls_token is not None)
-    return {kind: vit.fc_norm(x_BD) for kind, x_BD in by_kind.items()}
+    by_kind = {kind: vit.fc_norm(x_BD) for kind, x_BD in by_kind.items()}
+    if mean_before_norm:
+        mean_BD = last_BLD.float().mean(1)
+        by_kind["mean_before_norm"] = F.layer_norm(mean_BD, mean_BD.shape[-1:], eps=LAYER_NORM_EPS)
+    return by_kind
 
 
 def weights_checksum(network: nn.Module, description: str = "") -> str:

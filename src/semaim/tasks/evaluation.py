@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor
 
 from semaim.checkpoints.encoder_source import EncoderSource, fingerprint
 from semaim.checkpoints.origin import Origin
@@ -35,7 +35,8 @@ from semaim.training.step import TrainingTask
 
 log = logging.getLogger(__name__)
 HIGHLIGHTS = {
-    "eval/...": "accuracies in percent on held-out images, at the last step of the encoder's pretraining",
+    "eval/...": "accuracies in percent on held-out images, at the last step of the encoder's pretraining; `_top5` is "
+    "top-5 accuracy, `_loss` cross-entropy without label smoothing",
     "tags pretrained.... and metrics pretrained/...": "which encoder it is, and what its pretraining cost",
     "artifacts": "`per_class.csv` and `confusion.csv` (not of few-shot evaluations)",
 }
@@ -108,6 +109,8 @@ class FeatureEvaluation(Evaluation):
         features_dir: folder of the feature cache, which later evaluations reuse; null to keep features in memory only.
     """
 
+    mean_before_norm: ClassVar[bool] = False
+
     batch_size: int
     features_dir: str | None
 
@@ -124,9 +127,14 @@ class FeatureEvaluation(Evaluation):
     def features(self, images: ImageSet, indices: Sequence[int], run: Run, title: str) -> Features:
         """Features of some images, from the cache if they were computed before."""
         self.vit.to(run.processes.device)
-        request = Extraction(partial(encode, self.vit), self.data, images, indices, self.batch_size, title)
+
+        def encoder(images_BCHW: Tensor) -> dict[str, Tensor]:
+            return encode(self.vit, images_BCHW, self.mean_before_norm)
+
+        request = Extraction(encoder, self.data, images, indices, self.batch_size, title)
         cache = None if self.features_dir is None else Path(self.features_dir)
-        return cached_features(cache, self.weights, request, run)
+        computed = self.weights + (" mean_before_norm" if self.mean_before_norm else "")
+        return cached_features(cache, computed, request, run)
 
 
 @dataclass(eq=False)

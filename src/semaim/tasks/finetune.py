@@ -18,7 +18,7 @@ from semaim.core.distributed import Processes
 from semaim.core.seeding import StepNoise, seeded
 from semaim.data.loading import Batch
 from semaim.errors import UserError
-from semaim.evaluation.accuracy import Predictions, predict_classes
+from semaim.evaluation.accuracy import Predictions, named, predict_classes
 from semaim.models.flops import encoder_cost
 from semaim.models.vit import Pool
 from semaim.runs.context import Run
@@ -28,6 +28,11 @@ from semaim.training import loop
 from semaim.training.state import TrainingState
 
 log = logging.getLogger(__name__)
+# Names of the results, by the metric of the last epoch.
+RESULTS = {
+    "val/accuracy": "finetune", "val/top5": "finetune_top5", "val/loss": "finetune_loss",
+    "val/accuracy_ema": "finetune_ema",
+}  # fmt: skip
 
 
 @dataclass(eq=False)
@@ -94,12 +99,12 @@ class FineTuning(TrainedEvaluation):
         return training_cost(self, self.trainer, spent, spent.training_step, processes, on_gpu)
 
     def run(self, run: Run) -> dict[str, float]:
-        """Fine-tune and evaluate, or only evaluate; returns accuracies in percent."""
+        """Fine-tune and evaluate, or only evaluate; returns accuracies in percent and the loss."""
         origin = self.begin(run)
         if self.eval_only:
             predictions = self._predictions(self.model.to(run.processes.device), run)
             predictions.write(run)
-            return self.end(run, origin, {"finetune": predictions.accuracy})
+            return self.end(run, origin, named({"finetune": predictions}))
         log.info(
             f"fine-tuning of {self.source.checkpoint}, recipe={self.recipe}: {len(self.training.images)} training "
             f"and {len(self.held_out)} held-out images in {len(self.classes)} classes"
@@ -107,9 +112,7 @@ class FineTuning(TrainedEvaluation):
         state = loop.fit(self, self.trainer, run)
         measured = loop.evaluations(run)
         last = measured[str(state.step)]
-        result = {"finetune": last["val/accuracy"]}
-        if "val/accuracy_ema" in last:
-            result["finetune_ema"] = last["val/accuracy_ema"]
+        result = {name: last[metric] for metric, name in RESULTS.items() if metric in last}
         result["finetune_best"] = max(each["val/accuracy"] for each in measured.values())
         return self.end(run, origin, result)
 
@@ -124,13 +127,14 @@ class FineTuning(TrainedEvaluation):
         return F.cross_entropy(logits_BC, labels, reduction="none", label_smoothing=smoothing)
 
     def evaluate(self, state: TrainingState, epoch: int, last: bool, run: Run) -> dict[str, float]:
-        """Accuracy on the held-out images, if due; the best model so far is saved in `best/`."""
+        """Metrics on the held-out images, if due; the best model so far is saved in `best/`."""
         if not self.is_due(epoch, last):
             return {}
         predictions = self._predictions(self.model, run)
-        metrics = {"val/accuracy": predictions.accuracy}
+        metrics = {f"val/{name}": value for name, value in predictions.metrics().items()}
         if state.ema is not None:
-            metrics["val/accuracy_ema"] = self._predictions(state.ema.module, run).accuracy
+            averaged = self._predictions(state.ema.module, run).metrics()
+            metrics |= {f"val/{name}_ema": value for name, value in averaged.items()}
         if last:
             predictions.write(run)
         before = max((each["val/accuracy"] for each in loop.evaluations(run).values()), default=-1.0)

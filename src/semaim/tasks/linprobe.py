@@ -20,7 +20,7 @@ from semaim.data.image_sets import ImageSet
 from semaim.data.loading import Batch
 from semaim.data.subsets import hold_out
 from semaim.errors import NonFiniteError, UserError
-from semaim.evaluation.accuracy import Predictions, predict_classes
+from semaim.evaluation.accuracy import Predictions, named, predict_classes
 from semaim.models.flops import encoder_cost
 from semaim.models.heads import LinearHeads
 from semaim.models.vit import encode
@@ -120,7 +120,7 @@ class LinearProbe(TrainedEvaluation):
                 parameter.nan_to_num_()
 
     def run(self, run: Run) -> dict[str, float]:
-        """Train the heads; returns the accuracy in percent for each kind of feature."""
+        """Train the heads; returns accuracy and top-5 accuracy in percent and the loss for each kind of feature."""
         origin = self.begin(run)
         self.vit.to(run.processes.device)
         log.info(
@@ -132,7 +132,9 @@ class LinearProbe(TrainedEvaluation):
         result = {}
         for kind in self.features:
             best = self._best(kind, accuracies)
-            result[f"linprobe_{kind}"] = accuracies[f"val/{best}"]
+            for metric in ("", "_top5", "_loss"):
+                if (measured := accuracies.get(f"val/{best}{metric}")) is not None:
+                    result[f"linprobe_{kind}{metric}"] = measured
             if self.selection_images is not None:
                 result[f"linprobe_{kind}_base_lr"] = self.lrs[self.head_names.index(best) % len(self.lrs)]
         return self.end(run, origin, result)
@@ -145,7 +147,7 @@ class LinearProbe(TrainedEvaluation):
         return max(heads, key=lambda name: accuracies.get(f"holdout/{name}", 0.0))
 
     def evaluate(self, state: TrainingState, epoch: int, last: bool, run: Run) -> dict[str, float]:
-        """Accuracy of each head on the held-out images, and on those held out for the selection, if due."""
+        """Metrics of each head on the held-out images, and on those held out for the selection, if due."""
         if not self.is_due(epoch, last):
             return {}
         self.model.eval()
@@ -159,7 +161,7 @@ class LinearProbe(TrainedEvaluation):
             predictions[f"val/{best[0]}"].write(run)
         shown = ", ".join(f"{name} {value:.2f} %" for name, value in accuracies.items())
         log.info("linear probe after step %d: %s", state.step, shown)
-        return accuracies
+        return named(predictions)
 
     def _predictions(self, images: ImageSet, run: Run) -> dict[str, Predictions]:
         return predict_classes(
