@@ -207,7 +207,7 @@ def test_neighbours_of_a_fine_tuned_run(tuned: Path, pretrained: Path, tmp_path:
         status(go(tmp_path, *common, f"run_name={name}", f"checkpoint={given}"))["result"]
         for name, given in (("after", tuned), ("best", tuned / "best"), ("before", pretrained))
     )
-    assert set(after) == {"knn_10_cls", "knn_10_mean"}
+    assert set(after) == {f"knn_10_{kind}{top}" for kind in ("cls", "mean") for top in ("", "_top5")}
     assert after["knn_10_mean"] > 20, "far above chance"
     assert len({tuple(each.values()) for each in (after, best, before)}) == 3, "each has weights of its own"
 

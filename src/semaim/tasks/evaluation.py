@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
@@ -107,12 +107,14 @@ class FeatureEvaluation(Evaluation):
         data: labelled images, some of them held out.
         batch_size: images per batch on each process.
         features_dir: folder of the feature cache, which later evaluations reuse; null to keep features in memory only.
-    """
 
-    mean_before_norm: ClassVar[bool] = False
+    Attributes:
+        mean_before_norm: also compute the feature of this name, see `semaim.models.vit.encode`.
+    """
 
     batch_size: int
     features_dir: str | None
+    mean_before_norm: bool = field(init=False, default=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
