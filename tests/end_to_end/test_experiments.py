@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +13,11 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
+from semaim.config.naming import flatten
 from semaim.models.flops import encoder_cost
 from semaim.preflight.shapes import build_task, open_data
 from semaim.tasks.pretrain import Pretraining
+from support.commands import ENVIRONMENT, RUN, finished
 from support.paths import ROOT
 
 FILES = sorted((ROOT / "experiments").glob("*.yaml"))
@@ -30,6 +29,12 @@ SWEEPS = {
         "raster zigzag center2out out2center stochastic stochastic_center attention attention_guided attention_center",
     ),
     "ablation_targets": ("target", "pixels online ema dino clip"),
+    "ablation_maps": ("semantic_map", "cls gap self"),
+    "ablation_query_depth": ("model.query_depth", "1 3 6 12"),
+    "ablation_head": ("model.head", "mlp linear"),
+    "ablation_blur": ("target.blur_kernel_size", "9 0"),
+    "ablation_loss": ("target.loss", "l2 l1"),
+    "ablation_norm_pix": ("target.norm_pix", "true false"),
 }
 PRETRAININGS = [name for name in NAMES if name not in EVALUATIONS and name not in SWEEPS]
 IMAGENET, H100_FLOPS = 1_281_167, 0.4 * 989e12
@@ -41,6 +46,14 @@ ANY = {
     "data.train_transform.scale": [0.2, 1.0],
     "data.train_transform.flip": 0.5,
     "data.eval_transform.crop_ratio": 0.875,
+    **{f"data.{use}_transform.mean": [0.485, 0.456, 0.406] for use in ("train", "eval")},
+    **{f"data.{use}_transform.std": [0.229, 0.224, 0.225] for use in ("train", "eval")},
+    **{f"data.{use}_transform.image_size": 224 for use in ("train", "eval")},
+    "trainer.accumulate": 1,
+    "trainer.max_steps": None,
+    "trainer.ema": False,
+    "trainer.ema_decay": [0.999, 0.9999],  # of target=ema
+    "trainer.ema_ramp_epochs": 100,
 }
 RECIPE = {
     "task._target_": "semaim.tasks.pretrain.Pretraining",
@@ -52,15 +65,20 @@ RECIPE = {
     "optimizer.weight_decay": 0.05,
     "optimizer.optimizer._target_": "torch.optim.AdamW",
     "optimizer.optimizer.betas": [0.9, 0.95],
+    "optimizer.groups._target_": "semaim.training.optimizers.parameter_groups",
+    "model.image_size": 224,
+    "model.patch_size": 16,
     "model.query_depth": 12,
     "model.head": "mlp",
     "model.mlp_ratio": 4.0,
     "model.drop_path": 0.0,
     "semantic_map.kind": "cls",
     "semantic_map.source": "auto",  # with pixels, the encoder in training
+    "semantic_map.full_precision": False,  # a difference from the authors' code
 }
 PIXELS = {
     "target._target_": "semaim.targets.Pixels",
+    "target.patch_size": 16,
     "target.blur_kernel_size": 9,
     "target.blur_sigma": 1.0,
     "target.norm_pix": True,
@@ -72,6 +90,10 @@ CLIP = {
     "target.projection": True,
     "target.normalization": "teacher",
     "target.pretrained": True,
+    "target.weights": None,
+    "target.patch_size": 16,
+    "target.mean": [0.485, 0.456, 0.406],  # of the data, to undo their normalisation
+    "target.std": [0.229, 0.224, 0.225],
 }
 FINE_TUNING = {
     "task._target_": "semaim.tasks.finetune.FineTuning",
@@ -81,9 +103,15 @@ FINE_TUNING = {
     "task.label_smoothing": 0.1,
     "task.train_transform.rand_augment": "rand-m9-mstd0.5-inc1",
     "task.train_transform.erase": 0.25,
+    "task.train_transform._target_": "semaim.data.transforms.finetuning",
     "task.train_transform.flip": 0.5,
+    "task.train_transform.scale": [0.08, 1.0],
+    "task.eval_only": False,
+    "task.evaluate_every_epochs": 1,
     "trainer.batch_size": 1024,
     "trainer.clip_grad": None,
+    "optimizer.groups._target_": "semaim.training.optimizers.layer_decay_groups",
+    "optimizer.optimizer._target_": "torch.optim.AdamW",
     "optimizer.min_lr": 1e-6,
     "optimizer.weight_decay": 0.05,
     "optimizer.optimizer.betas": [0.9, 0.999],
@@ -91,7 +119,12 @@ FINE_TUNING = {
 LINEAR_PROBE = {
     "task._target_": "semaim.tasks.linprobe.LinearProbe",
     "task.features": ["cls", "mean"],
+    "task.base_lrs": None,  # one learning rate, so nothing is held out
+    "task.holdout": 0.1,
+    "task.evaluate_every_epochs": 10,
     "task.train_transform._target_": "semaim.data.transforms.linear_probe",
+    "task.train_transform.flip": 0.5,
+    "optimizer.groups._target_": "semaim.models.heads.head_groups",
     "trainer.batch_size": 4096,
     "trainer.epochs": 90,
     "trainer.warmup_epochs": 0,
@@ -107,6 +140,20 @@ LARGE = {"model.embed_dim": 1024, "model.depth": 24, "model.num_heads": 16}
 SEMANTIC = {"permutation._target_": "semaim.permutations.AttentionCenter"}
 RANDOM = {"permutation._target_": "semaim.permutations.Stochastic"}
 RASTER = {"permutation._target_": "semaim.permutations.Raster"}
+TRAINED = {
+    "recipe": "published",
+    "task.train_transform.image_size": 224,
+    "task.train_transform.mean": [0.485, 0.456, 0.406],
+    "task.train_transform.std": [0.229, 0.224, 0.225],
+}
+SAIM = {"trainer.clip_grad": None}
+ABLATION = {"trainer.epochs": 200, "then": ["knn", "linprobe"]}
+# Options that do not change what a run computes, beside rounding, and objects without a choice.
+NO_SETTING = re.compile(
+    r".*\._partial_|(data|model|optimizer|semantic_map|trainer)\._target_|data\.(source|root|num_workers|max_unreadable|val_)"
+    r".*|model\.activation_checkpointing|optimizer\.optimizer\.fused|trainer\.(precision|compile|(log|save|keep|milestone)_.*)"
+    r"|data\.eval_transform\._target_|data\.train_transform\._target_|task\.(source\..*|data|optimizer|trainer|recipe|seed|batch_size)"
+)
 LENGTH, DECAY = ("trainer.epochs", "trainer.warmup_epochs"), "optimizer.groups.layer_decay"
 OWN = {
     "semaim_vitb_800ep": RECIPE | BASE | SEMANTIC | PIXELS | {"trainer.epochs": 800},
@@ -115,25 +162,25 @@ OWN = {
     "semaim_vitl_400ep": RECIPE | LARGE | SEMANTIC | PIXELS | {"trainer.epochs": 400},
     "semaim_clip_vitb_800ep": RECIPE | BASE | SEMANTIC | CLIP | {"trainer.epochs": 800},
     "semaim_clip_vitl_800ep": RECIPE | LARGE | SEMANTIC | CLIP | {"trainer.epochs": 800},
-    "saim_vitb_800ep": RECIPE | BASE | RANDOM | PIXELS | {"trainer.epochs": 800},
-    "vit_igpt_raster_800ep": RECIPE | BASE | RASTER | PIXELS | {"trainer.epochs": 800},
-    "ablation_orders": RECIPE | BASE | PIXELS | {"trainer.epochs": 200, "then": ["knn", "linprobe"]},
-    "ablation_targets": RECIPE | BASE | SEMANTIC | {"trainer.epochs": 200, "then": ["knn", "linprobe"]},
+    "saim_vitb_800ep": RECIPE | BASE | RANDOM | PIXELS | SAIM | {"trainer.epochs": 800},
+    "vit_igpt_raster_800ep": RECIPE | BASE | RASTER | PIXELS | SAIM | {"trainer.epochs": 800},
+    **dict.fromkeys(SWEEPS, RECIPE | BASE | SEMANTIC | PIXELS | ABLATION),
     "finetune_vitb": FINE_TUNING
+    | TRAINED
     | BASE
     | {"optimizer.base_lr": 5e-4, DECAY: 0.65, "task.drop_path": 0.1}
     | dict(zip(LENGTH, (100, 20), strict=True)),
     "finetune_vitl_mae": FINE_TUNING
+    | TRAINED
     | LARGE
     | {"optimizer.base_lr": 1e-3, DECAY: 0.75, "task.drop_path": 0.2}
     | dict(zip(LENGTH, (50, 5), strict=True)),
-    "linprobe_vitb": LINEAR_PROBE | BASE,
+    "linprobe_vitb": LINEAR_PROBE | TRAINED | BASE,
 }
 SMALL = (
     "model.embed_dim=32 model.depth=2 model.num_heads=2 model.query_depth=2 data.image_size=32 data.patch_size=8 "
     "data.num_workers=0 trainer.batch_size=8 trainer.max_steps=2 trainer.log_every_steps=1 "
-    "tracking=none runs_dir=runs data.root=images "
-    "run_name=${hydra:runtime.choices.experiment}-${hydra:runtime.choices.permutation}-${hydra:runtime.choices.target}"
+    "tracking=none runs_dir=runs data.root=images"
 )
 
 every_experiment = pytest.mark.parametrize("name", NAMES)
@@ -179,33 +226,33 @@ def small_runs(noise_images: Path) -> Path:
     commands = [("-m", PRETRAININGS, "evaluators=[pictures]"), ("-m", EVALUATIONS, "checkpoint=random")]
     commands += [("then=[]", [name], "evaluators=[pictures]") for name in SWEEPS]
     for first, names, last in commands:
-        done = subprocess.run(
-            [sys.executable, "-m", "semaim.run", first, f"+experiment={','.join(names)}", *SMALL.split(), last],
-            cwd=folder,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "SEMAIM_SITE": str(own.parent)},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
+        option, _ = SWEEPS.get(names[0], ("experiment", ""))
+        swept = option if "." in option else f"hydra:runtime.choices.{option}"
+        words = [*SMALL.split(), f"run_name=${{hydra:runtime.choices.experiment}}-${{{swept}}}", last]
+        if option == "model.query_depth":  # its values divide 12 blocks
+            words = [word for word in words if "depth" not in word] + ["model.depth=12"]
+        command = [*RUN, first, f"+experiment={','.join(names)}", *words]
+        done = finished(command, folder, ENVIRONMENT | {"SEMAIM_SITE": str(own.parent)})
+        assert done.returncode == 0, done.stdout
     return folder / "runs"
 
 
 @pytest.mark.slow
 @every_experiment
 def test_it_runs(name: str, small_runs: Path) -> None:
-    swept, values = SWEEPS.get(name, (None, "*"))
+    swept, values = SWEEPS.get(name, ("experiment", name))
+    runs = {run.name.lower(): run for run in small_runs.glob(f"{name}-*")}
+    assert runs.keys() == {f"{name}-{value}" for value in values.split()}
     for value, config in zip(values.split(), points(name), strict=True):
-        pattern = f"{name}-{value}-pixels" if swept == "permutation" else f"{name}-*-{value}"
-        (run,) = small_runs.glob(pattern)
+        run = runs[f"{name}-{value}"]
         lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
         losses = [line["metrics"]["train/loss"] for line in lines if "train/loss" in line.get("metrics", {})]
         assert len(losses) == 2
         assert all(math.isfinite(loss) for loss in losses)
         stored = OmegaConf.load(run / "config.yaml")
-        for key in ("trainer.epochs", "permutation._target_", "target._target_", "optimizer.base_lr"):
+        keys = {"trainer.epochs", "permutation._target_", "target._target_", "semantic_map.kind", "optimizer.base_lr"}
+        for key in keys | {swept} - {"experiment", "permutation", "target", "semantic_map"}:
             assert OmegaConf.select(stored, key) == OmegaConf.select(config, key)
-    assert len(list(small_runs.glob(f"{name}-*"))) == len(values.split())
 
 
 @pytest.mark.parametrize("name", OWN)
@@ -213,6 +260,16 @@ def test_it_holds_the_numbers_of_its_recipe(name: str) -> None:
     config = composed(name)
     expected = ANY | OWN[name]
     assert {key: OmegaConf.select(config, key) for key in expected} == expected
+
+
+@every_experiment
+def test_no_setting_of_it_is_inherited_unseen(name: str) -> None:
+    """Every option that changes a result is among those that the previous test compares."""
+    groups = ["optimizer", "trainer", "data"]
+    groups += ["task"] if name in EVALUATIONS else ["model", "permutation", "semantic_map", "target"]
+    config = composed(name)
+    settings = {f"{group}.{key}" for group in groups for key in flatten(OmegaConf.to_container(config[group]))}
+    assert {key for key in settings - (ANY | OWN[name]).keys() if not NO_SETTING.fullmatch(key)} == set()
 
 
 @every_experiment
