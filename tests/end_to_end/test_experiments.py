@@ -224,14 +224,15 @@ def small_runs(noise_images: Path) -> Path:
         text = re.sub("model: vit_base_patch16[^ ]*", "model: vit_tiny_patch16_224.augreg_in21k_ft_in1k", text)
         (own / f"{teacher}.yaml").write_text(text.replace("pretrained: true", "pretrained: false"))
     commands = [("-m", PRETRAININGS, "evaluators=[pictures]"), ("-m", EVALUATIONS, "checkpoint=random")]
-    commands += [("then=[]", [name], "evaluators=[pictures]") for name in SWEEPS]
+    commands += [("then=[]", [name], "evaluators=[]") for name in SWEEPS]
     for first, names, last in commands:
         option, _ = SWEEPS.get(names[0], ("experiment", ""))
         swept = option if "." in option else f"hydra:runtime.choices.{option}"
-        words = [*SMALL.split(), f"run_name=${{hydra:runtime.choices.experiment}}-${{{swept}}}", last]
+        words = SMALL.split()
         if option == "model.query_depth":  # its values divide 12 blocks
             words = [word for word in words if "depth" not in word] + ["model.depth=12"]
-        command = [*RUN, first, f"+experiment={','.join(names)}", *words]
+        name = f"run_name=${{hydra:runtime.choices.experiment}}-${{{swept}}}"
+        command = [*RUN, first, f"+experiment={','.join(names)}", *words, name, last]
         done = finished(command, folder, ENVIRONMENT | {"SEMAIM_SITE": str(own.parent)})
         assert done.returncode == 0, done.stdout
     return folder / "runs"

@@ -9,7 +9,7 @@ import pytest
 from semaim.cli import main
 from semaim.report.store import evaluation
 from semaim.report.table import CSV_COLUMNS, arranged
-from support.evaluations import Store, accuracies, machine_lines, named, tables
+from support.evaluations import Store, accuracies, after, machine_lines, named, tables, tags
 
 # Published accuracies by method, model and epochs: after fine-tuning, and of a linear probe.
 PUBLISHED = {
@@ -44,6 +44,11 @@ PUBLISHED = {
         ("eval/finetune", "fine-tune"),
         ("eval/finetune_best", "fine-tune best"),
         ("eval/finetune_ema", "fine-tune ema"),
+        ("eval/finetune_top5", "fine-tune top5"),
+        ("eval/linprobe_cls_top5", "linear probe cls top5"),
+        ("eval/linprobe_cls_loss", None),
+        ("eval/knn_20_mean_before_norm", "k-NN 20 mean before norm"),
+        ("eval/knn_20_mean_before_norm_top5", "k-NN 20 mean before norm top5"),
         ("eval/knn_20_mean_5shot", "5-shot k-NN 20 mean"),
         ("eval/linprobe_cls_10shot", "10-shot linear probe cls"),
         ("eval/knn_20_mean_5shot_std", None),
@@ -156,6 +161,18 @@ def test_many_knn_columns_are_cut_in_markdown_only(store: Store, written: tuple[
     assert list(arranged(table.head(4))["shown"]) == [True] * 4
 
 
+def test_top_five_accuracies_are_in_the_csv_file_only(empty_copy: Store, tmp_path: Path) -> None:
+    measured = after(10, 14370, 0.02, linprobe_cls=70.0, linprobe_cls_top5=90.0, linprobe_cls_loss=1.25)
+    empty_copy.add(tags("linprobe", "centre-0"), measured)
+    assert main(["report", "--uri", empty_copy.uri, "--output", str(tmp_path), "--no-published"]) == 0
+    text = (tmp_path / "report.md").read_text()
+    assert "report.csv has top-5 accuracies, too" in text
+    ((row,),) = tables(text)
+    assert [name for name in row if "linear" in name] == ["linear probe cls"]
+    lines = {line["evaluation"]: line["mean"] for line in machine_lines(tmp_path)}
+    assert lines == {"linprobe_cls": "70.0", "linprobe_cls_top5": "90.0"}
+
+
 def test_published_figures_are_exact(written: tuple[Path, str]) -> None:
     table = [row for row in tables(written[1])[0] if row["source"] != "ours"]
     shown = {(row["method"], row["model"], row["epochs"]): (row["fine-tune"], row["linear probe cls"]) for row in table}
@@ -175,7 +192,9 @@ def test_published_figures_are_exact(written: tuple[Path, str]) -> None:
     from_saim = {(key[0], name) for (*key, name), line in figures.items() if line["source"] == "github.com/qiy20/SAIM"}
     probed = {(key[0], name) for (*key, name) in figures if name == "linprobe_cls"}
     assert from_saim == probed | {("SAIM", "finetune"), ("iGPT", "finetune")}
-    assert {line["source"] for line in lines} == {"github.com/qiy20/SAIM", "github.com/skyoux/SemAIM"}
+    simmim = "github.com/skyoux/SemAIM (800 epochs in SimMIM's README)"
+    assert figures["SimMIM", "ViT-B", "1600", "finetune"]["source"] == simmim
+    assert {line["source"] for line in lines} == {"github.com/qiy20/SAIM", "github.com/skyoux/SemAIM", simmim}
     places = [row["source"] == "ours" for row in tables(written[1])[0]]
     assert places == sorted(places, reverse=True)  # ours first
 

@@ -66,7 +66,7 @@ def history(run: Any) -> Iterator[tuple[str, float, float]]:
         return
     per_step = epochs_logged[-1].value / epochs_logged[-1].step
     for metric in run.data.metrics:
-        if metric.startswith(ONLINE):
+        if metric.startswith(ONLINE) and not metric.endswith(("_top5", "_loss")):
             name = metric.removeprefix(ONLINE)
             known = evaluation(f"eval/{name}")
             for point in client.get_metric_history(run.info.run_id, metric):

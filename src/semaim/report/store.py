@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 SERVERS = ("http://", "https://", "postgresql", "mysql", "mssql")
-ACCURACY = re.compile(r"eval/((?:(knn)_(\d+)|(linprobe))_(cls|mean)(?:_(\d+)shot)?|(finetune)(?:_(best|ema))?)")
+ACCURACY = re.compile(
+    r"eval/((?:(knn)_(\d+)|(linprobe))_(cls|mean|mean_before_norm)(_top5)?(?:_(\d+)shot)?|(finetune)(?:_(best|ema|top5))?)"
+)
 PROTOCOLS = {"knn": "k-NN", "linprobe": "linear probe", "finetune": "fine-tune"}
 MAKE_ONE = "make one with: semaim run task=knn checkpoint=runs/<name>"
 # Columns of the table, by MLflow's names.
@@ -44,7 +46,7 @@ class Evaluation(NamedTuple):
     shots: int  # labelled images per class; 0 for all
     protocol: int  # index in PROTOCOLS
     k: int  # neighbours, or 0
-    variant: str  # "cls" or "mean" (which features); of fine-tuning "" (last epoch), "best" or "ema"
+    variant: str  # "cls", "mean", ... (which features); of fine-tuning "" (last epoch), "best" or "ema"; "top5"
     evaluation: str  # the metric, without "eval/"
     title: str
 
@@ -53,8 +55,8 @@ def evaluation(metric: str) -> Evaluation | None:
     """The evaluation of a metric such as `eval/knn_20_mean`; None for other metrics."""
     if (match := ACCURACY.fullmatch(metric)) is None:
         return None
-    name, knn, k, linprobe, features, shots, finetune, variant = match.groups()
-    protocol, which = knn or linprobe or finetune, features or variant or ""
+    name, knn, k, linprobe, features, top5, shots, finetune, variant = match.groups()
+    protocol, which = knn or linprobe or finetune, f"{features or variant or ''}{top5 or ''}".replace("_", " ")
     title = " ".join(filter(None, [shots and f"{shots}-shot", PROTOCOLS[protocol], k, which]))
     return Evaluation(int(shots or 0), list(PROTOCOLS).index(protocol), int(k or 0), which, name, title)
 

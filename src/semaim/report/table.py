@@ -77,8 +77,9 @@ def arranged(*tables: DataFrame) -> DataFrame:
     accuracies[[*COLUMN_ORDER, "title"]] = evaluations[[*COLUMN_ORDER, "title"]]
     accuracies["gpu_hours"] = accuracies["device_hours"].where(accuracies["device"] == "cuda")
     accuracies["row"] = accuracies.groupby([*METHOD, "published"], dropna=False, sort=False).ngroup()
-    few_shot = accuracies["shots"] > 0
-    accuracies["shown"] = pd.concat([shown(accuracies[few_shot]), shown(accuracies[~few_shot])])
+    few_shot, top1 = accuracies["shots"] > 0, ~accuracies["variant"].str.endswith("top5")
+    parts = [shown(accuracies[few_shot & top1]), shown(accuracies[~few_shot & top1])]
+    accuracies["shown"] = pd.concat(parts).reindex(accuracies.index, fill_value=False)
     return accuracies
 
 
@@ -105,9 +106,12 @@ def markdown(accuracies: DataFrame, selection: str) -> str:
     if few_shot.any():
         parts += ["## Few labels", table(accuracies[few_shot])]
         notes.append("A few-shot figure of a single run: mean ± deviation over that run's choices of labelled images.")
-    if not accuracies["shown"].all():
+    top5 = accuracies["variant"].str.endswith("top5")
+    if not accuracies["shown"][~top5].all():
         k = ", ".join(map(str, sorted(set(accuracies["k"][accuracies["shown"]]) - {0})))
         notes.append(f"Of k-NN, tables and plots show k = {k}; report.csv has every k.")
+    if top5.any():
+        notes.append("All are top-1 accuracies; report.csv has top-5 accuracies, too.")
     if accuracies["published"].any():
         notes.append("Published: from the README of the repository named, not measured here.")
         notes.append("Published linear probes are listed under the cls token, which MAE and SAIM probe.")
