@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 SERVERS = ("http://", "https://", "postgresql", "mysql", "mssql")
 ACCURACY = re.compile(
-    r"eval/((?:(knn)_(\d+)|(linprobe))_(cls|mean|mean_before_norm)(_top5)?(?:_(\d+)shot)?|(finetune)(?:_(best|ema|top5))?)"
+    r"eval/((?:(knn)_(\d+)|(linprobe))_(cls|mean|mean_before_norm)(_top5)?(?:_(\d+)shot)?"
+    r"|(finetune)(?:_(best|ema|top5))?)"
 )
 PROTOCOLS = {"knn": "k-NN", "linprobe": "linear probe", "finetune": "fine-tune"}
 MAKE_ONE = "make one with: semaim run task=knn checkpoint=runs/<name>"
