@@ -101,3 +101,9 @@ def test_names_inside_lists_and_other_values_are_kept() -> None:
         "_target_": "x.Y",
         "recipe": "short",
     }
+
+
+def test_a_stored_neighbours_evaluation_gets_the_option_it_lacks() -> None:
+    task = {"_target_": "semaim.tasks.knn.KNN", "ks": [10]}
+    assert upgraded({"recipe": "short", "task": dict(task)})["task"] == task | {"mean_before_norm": False}
+    assert upgraded({"recipe": "short", "task": {**task, "mean_before_norm": True}})["task"]["mean_before_norm"] is True
