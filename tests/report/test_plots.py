@@ -73,6 +73,7 @@ def test_accuracy_during_pretraining_is_drawn_by_order(empty_copy: Store, tmp_pa
     from mlflow.entities import Metric
 
     store, knn = empty_copy, {"online/knn_10_mean": [60.0, 70.0, 80.0], "online/linear_cls": [10.0, 20.0, 30.0]}
+    knn |= {"online/linear_cls_top5": [50.0, 60.0, 70.0], "online/linear_cls_loss": [2.0, 1.0, 0.5]}  # not drawn
 
     def pretrain(name: str, more: float) -> None:
         run_id = store.add({"task": "pretrain", "mlflow.runName": name}, {})

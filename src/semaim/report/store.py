@@ -1,7 +1,7 @@
 """Evaluations in an MLflow store, as a table with a row for each run; NaN is an unknown value.
 
 An evaluation is a run whose tags name the encoder (`pretrained.run`, `pretrained.model`, ...) and the `data`, and whose
-metrics `eval/...` are accuracies in percent.
+metrics `eval/...` are accuracies in percent, beside losses, which the report leaves out.
 """
 
 from __future__ import annotations
