@@ -104,7 +104,7 @@ def test_data_without_labels_or_held_out_images(run, splits, encoder):
         (Splits(splits.train, splits.train, None, ["a"]), "these data have no held-out images"),
     ):
         with pytest.raises(UserError, match=message):
-            KNN(Source(None), image_data(unfit), [1], 8, None)
+            KNN(Source(None), image_data(unfit), [1], 8, None, False)
         online = OnlineKNN(None, [1], 8, None, None)
         online.check(image_data(unfit))
         assert online.evaluate(learner(encoder, image_data(unfit)), run) == {}
