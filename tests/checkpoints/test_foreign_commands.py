@@ -110,7 +110,7 @@ def test_an_encoder_is_evaluated_by_the_command(tmp_path: Path) -> None:
     assert "left out: mask token (1 weight)" in said
     assert "positions of 32x32 pixels are resampled to 24x24" in said
     result = status(tmp_path / "runs" / "knn")["result"]
-    assert set(result) == {"knn_10_cls", "knn_10_mean"}
+    assert set(result) == {f"knn_10_{kind}{top}" for kind in ("cls", "mean") for top in ("", "_top5")}
     assert result["knn_10_mean"] > 30
     tags = [line["tags"] for line in journal(tmp_path / "runs" / "knn") if "tags" in line]
     assert {"pretrained.run": str(path)} in tags

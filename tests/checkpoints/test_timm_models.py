@@ -30,7 +30,7 @@ def test_a_model_of_timm(tmp_path: Path) -> None:
 def test_a_model_of_timm_is_evaluated(tmp_path: Path) -> None:
     given, _ = timm_folder(tmp_path / "vit", **TINY, num_classes=7)
     result = status(go(tmp_path, *KNN, "run_name=knn", f"checkpoint='{given}'"))["result"]
-    assert set(result) == {"knn_10_cls", "knn_10_mean"}
+    assert set(result) == {f"knn_10_{kind}{top}" for kind in ("cls", "mean") for top in ("", "_top5")}
     assert result["knn_10_mean"] > 20
 
 
@@ -57,7 +57,9 @@ def test_a_model_without_a_class_token(tmp_path: Path) -> None:
     with pytest.raises(Exception, match=r"has no class token: set task\.features=\[mean\]") as raised:
         go(tmp_path, *options, "task.features=[cls,mean]")
     assert isinstance(raised.value.__cause__, UserError)
-    assert set(status(go(tmp_path, *options, "task.features=[mean]"))["result"]) == {"linprobe_mean"}
+    assert set(status(go(tmp_path, *options, "task.features=[mean]"))["result"]) == {
+        "linprobe_mean", "linprobe_mean_top5", "linprobe_mean_loss",
+    }  # fmt: skip
 
 
 def test_a_register_is_no_class_token(tmp_path: Path) -> None:

@@ -90,7 +90,8 @@ def test_its_checkpoints_can_be_loaded_and_evaluated(tmp_path: Path, files: dict
     assert prediction_BLP.shape == (1, 64, width)
     evaluate = ("task=knn", "tracking=none", "task.ks=[10]", "task.features_dir=null", "run_name=knn")
     knn = go(tmp_path / "knn", *evaluate, f"checkpoint={folder}")
-    assert set(json.loads((knn / "status.json").read_text())["result"]) == {"knn_10_cls", "knn_10_mean"}
+    result = json.loads((knn / "status.json").read_text())["result"]
+    assert set(result) == {f"knn_10_{kind}{top}" for kind in ("cls", "mean") for top in ("", "_top5")}
 
 
 def test_evaluations_need_no_teacher(files: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
