@@ -139,7 +139,7 @@ def test_held_out_images_alone_are_refused_for_training(tmp_path):
 def test_layout_can_be_set(tmp_path):
     put(tmp_path, loose=1)
     put(tmp_path / "k" / "deep", nested=2)
-    with pytest.raises(UserError, match=r"both images \(loose\.png, \.\.\.\) and folders \(k, .*layout=flat"):
+    with pytest.raises(UserError, match=r"both images \(loose\.png, \.\.\.\) and folders \(k/\): .*layout=flat"):
         image_folders(str(tmp_path))
     assert [os.path.basename(name) for name in image_folders(str(tmp_path), "flat").train.files] == [
         "nested.png",
@@ -147,7 +147,7 @@ def test_layout_can_be_set(tmp_path):
     ]
     classes = image_folders(str(tmp_path), "classes")
     assert (len(classes.train), classes.classes, classes.train.label(0)) == (1, ["k"], 0)
-    with pytest.raises(UserError, match=r"data\.source\.layout=tree is unknown: choose auto, classes or flat"):
+    with pytest.raises(UserError, match=r"data\.source\.layout=tree is unknown: choose auto, splits, classes, flat"):
         image_folders(str(tmp_path), "tree")
 
 
@@ -160,11 +160,13 @@ def test_invalid_folders_are_named(tmp_path):
             image_folders(str(tmp_path / "empty"), layout)
     put(tmp_path / "some" / "full", x=1)
     (tmp_path / "some" / "hollow").mkdir()
-    with pytest.raises(UserError, match=rf"1 class folders of {tmp_path}/some hold no image: \['hollow'\]"):
+    with pytest.raises(
+        UserError, match=rf"1 class folders of {tmp_path}/some hold no image: hollow/; remove or fill them"
+    ):
         image_folders(str(tmp_path / "some"))
     put(tmp_path / "split" / "train" / "cat", x=1)
     put(tmp_path / "split" / "val" / "dog", x=1)
-    with pytest.raises(UserError, match=rf"{tmp_path}/split/train and .*/split/val must .* 2 differ: \['cat', 'dog'\]"):
+    with pytest.raises(UserError, match=rf"{tmp_path}/split/train and .*/split/val must .* 2 differ: cat/, dog/"):
         image_folders(str(tmp_path / "split"))
 
 

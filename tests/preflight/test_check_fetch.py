@@ -46,7 +46,7 @@ def test_data_are_downloaded_only_on_request(root: Path, tmp_path: Path, capsys:
     assert list(tmp_path.iterdir()) == []
     assert command(*options, "--fetch") == 2  # five images are too few for k = 10
     assert "there are 5 labelled training images" in capsys.readouterr().out
-    assert sorted(path.name for path in root.iterdir()) == ["test", "train"]
+    assert sorted(path.name for path in root.iterdir()) == [".download.lock", "test", "train"]
     assert command(*options, "then=[]") == 0
     row = capsys.readouterr().out.splitlines()
     assert "  5  " in row[1]

@@ -31,6 +31,11 @@ def plural(quantity: int, noun: str, ending: str = "s") -> str:
     return f"{quantity} {noun}{'' if quantity == 1 else ending}"
 
 
+def printable(name: str | Path) -> str:
+    """A file name for messages: quoted if it holds a line break, a control character or undecoded bytes."""
+    return text if (text := str(name)).isprintable() else repr(text)
+
+
 def program(verb: str, *words: str | Path) -> str:
     """A command of the `semaim` program, quoted for a shell."""
     return shlex.join(["semaim", verb, *map(str, words)])

@@ -1,75 +1,135 @@
-"""Listing of image folders."""
+"""Listing of image folders: what is an image, and what is left out. docs/data.md states the rules."""
 
 from __future__ import annotations
 
 import os
-from itertools import chain
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
+from semaim.core.formatting import plural, printable
 from semaim.errors import UserError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 
+# Made by macOS, Windows, Synology and file systems; beside them, names that begin with a dot are hidden.
+SYSTEM = {"__macosx", "thumbs.db", "desktop.ini", "@eadir", "$recycle.bin", "system volume information", "lost+found"}
+MOST_NAMED = 8  # kinds of files left out that a message names
 
-def _is_image(name: str) -> bool:
+
+def is_image(name: str) -> bool:
+    """Whether a file name is that of an image."""
     return name.lower().endswith(EXTENSIONS)
 
 
-def images_below(folder: Path, root: Path) -> list[str]:
-    """All images at any depth, following links, as sorted paths relative to the root."""
-    files = [
-        str((Path(parent) / name).relative_to(root))
-        for parent, _, names in os.walk(folder, followlinks=True)
-        for name in names
-        if _is_image(name)  # by name only: a stat of each file would take hours on a network file system
-    ]
-    return sorted(files)
+@dataclass(frozen=True)
+class Folder:
+    """Content of one folder.
 
-
-def subfolders(folder: Path) -> list[str]:
-    """Sorted names of the sub-folders of a folder, without hidden ones."""
-    return sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
-
-
-def no_images_message(folder: Path) -> str:
-    """Error message for a folder without images."""
-    return (
-        f"{folder} holds no image ({', '.join(EXTENSIONS)}). Expected <class>/<image> below it, or "
-        f"train/<class>/<image> and val/<class>/<image>, or images without labels directly in it (data.root)"
-    )
-
-
-def detect_layout(folder: Path) -> Literal["classes", "flat"]:
-    """Detect the layout of a folder.
-
-    Raises:
-        UserError: if the folder holds no image, or both images and folders.
+    Attributes:
+        path: the folder.
+        images: names of the images directly in it.
+        folders: sorted names of its sub-folders.
     """
-    loose = next((p for p in folder.iterdir() if _is_image(p.name) and p.is_file()), None)
-    classes = subfolders(folder)
-    if loose is not None and classes:
-        raise UserError(
-            f"{folder} holds both images ({loose.name}, ...) and folders ({classes[0]}, ...): set the "
-            f"layout with data.source.layout=classes or data.source.layout=flat"
+
+    path: Path
+    images: list[str]
+    folders: list[str]
+
+    def __str__(self) -> str:
+        return printable(self.path)
+
+
+class Listing:
+    """Lists the folders of one data source, each real folder once, and counts what is left out.
+
+    Args:
+        option: the option that gave the folder, for messages.
+        accepts: whether a file is listed, by its name.
+
+    Attributes:
+        left_out: quantity of each kind of entry that is not listed.
+        listed: path of each listed folder, by its real path.
+        again: each path of a folder that was listed before, and the path by which it was.
+    """
+
+    def __init__(self, option: str, accepts: Callable[[str], bool] = is_image) -> None:
+        self.option = option
+        self.accepts = accepts
+        self.left_out: Counter[str] = Counter()
+        self.listed: dict[str, Path] = {}
+        self.again: list[tuple[Path, Path]] = []
+
+    def look(self, path: Path) -> Folder | None:
+        """List a folder; None if it was listed before, as links to folders may form loops.
+
+        Raises:
+            UserError: if it cannot be listed.
+        """
+        first = self.listed.setdefault(os.path.realpath(path), path)
+        if first is not path:
+            self.again.append((path, first))
+            self.left_out["repeated folder"] += 1
+            return None
+        images, folders = [], []
+        try:
+            with os.scandir(path) as entries:
+                for entry in entries:
+                    if (kind := self._kind(entry)) == "image":
+                        images.append(entry.name)
+                    elif kind == "folder":
+                        folders.append(entry.name)
+                    else:
+                        self.left_out[kind] += 1
+        except OSError as error:
+            raise UserError(
+                f"{self.option}: the folder {printable(path)} cannot be listed ({error.strerror}): make it readable, "
+                f"or remove it"
+            ) from error
+        return Folder(path, images, sorted(folders))
+
+    def _kind(self, entry: os.DirEntry[str]) -> str:
+        """Kind of an entry. Only links cost a stat: one of each file would take hours on a network file system."""
+        name = entry.name
+        try:
+            is_folder = entry.is_dir()
+            if name.startswith(".") or name.lower() in SYSTEM:
+                return "hidden folder" if is_folder else "hidden file"
+            if is_folder:
+                return "folder"
+            if not entry.is_file():
+                return "broken link" if entry.is_symlink() else "special file"  # a pipe, socket or device
+        except OSError:  # a link to itself, or through a folder that may not be entered
+            return "broken link"
+        if self.accepts(name):
+            return "image"
+        suffix = os.path.splitext(name)[1]
+        return f"{printable(suffix)} file" if suffix else "extensionless file"
+
+    def below(self, folder: Folder) -> list[str]:
+        """Images of a folder at any depth, as sorted paths relative to it."""
+        files = list(folder.images)
+        pending = [(f"{name}/", folder.path / name) for name in reversed(folder.folders)]
+        while pending:
+            prefix, path = pending.pop()
+            if (deeper := self.look(path)) is not None:
+                files += [prefix + name for name in deeper.images]
+                pending += [(f"{prefix}{name}/", path / name) for name in reversed(deeper.folders)]
+        return sorted(files)
+
+    def omissions(self) -> str:
+        """What is left out, to append to a message; empty if nothing is."""
+        kinds = [(kind, quantity) for kind, quantity in self.left_out.most_common() if quantity]
+        named = [plural(quantity, kind) for kind, quantity in kinds[:MOST_NAMED]]
+        if rest := sum(quantity for _, quantity in kinds[MOST_NAMED:]):
+            named.append(plural(rest, "other"))
+        return f"; left out: {', '.join(named)}" if named else ""
+
+    def no_images(self, folder: Folder) -> UserError:
+        """The error for a folder without images."""
+        return UserError(
+            f"{folder} holds no image ({', '.join(EXTENSIONS)}). Expected <class>/<image> below it, or "
+            f"train/<class>/<image> and val/<class>/<image>, or images without labels directly in it "
+            f"({self.option}){self.omissions()}"
         )
-    if loose is None and not classes:
-        raise UserError(no_images_message(folder))
-    return "classes" if loose is None else "flat"
-
-
-def labelled_files(folder: Path) -> tuple[list[str], list[int], list[str]]:
-    """Images of all class folders, at any depth and sorted; their class indices; the class names.
-
-    Raises:
-        UserError: if there are no images, or a class folder is empty.
-    """
-    classes = subfolders(folder)
-    class_files = [images_below(folder / name, folder) for name in classes]
-    files = list(chain.from_iterable(class_files))
-    if not files:
-        raise UserError(no_images_message(folder))
-    if empty := [name for name, own in zip(classes, class_files, strict=True) if not own]:
-        raise UserError(f"{len(empty)} class folders of {folder} hold no image: {empty[:5]}; remove or fill them")
-    labels = [index for index, own in enumerate(class_files) for _ in own]
-    return files, labels, classes

@@ -8,23 +8,32 @@ Shapes: H x W pixels of an image as read.
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from semaim.data.folders import images_below
+from semaim.core.formatting import plural
+from semaim.data.folders import Listing
 from semaim.data.reading import reason
 from semaim.errors import UserError
 
+log = logging.getLogger(__name__)
 BACKGROUND, VOID = 0, 255
 MODES = ("1", "L", "P")  # PIL modes of masks: black and white, grey, palette
 
 
 def mask_names(folder: Path) -> set[str]:
     """Paths of all masks below a folder, relative to it; empty if the folder does not exist."""
-    return {file for file in images_below(folder, folder) if file.endswith(".png")}
+    listing = Listing("data.source.masks", lambda name: name.endswith(".png"))
+    if not folder.is_dir() or (top := listing.look(folder)) is None:
+        return set()
+    names = set(listing.below(top))
+    if omitted := listing.omissions():
+        log.info("data.source.masks=%s: %s%s", top, plural(len(names), "mask"), omitted)
+    return names
 
 
 def read_mask(file: Path, size: tuple[int, int]) -> np.ndarray[Any, np.dtype[np.uint8]]:

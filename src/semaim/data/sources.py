@@ -5,16 +5,25 @@ A source is a function that returns `Splits`. It validates its data; the errors 
 
 from __future__ import annotations
 
+import logging
+import os
 from collections.abc import Callable, Sequence
+from http.client import HTTPException
 from pathlib import Path
-from typing import Any, Literal
+from tarfile import TarError
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from semaim.data.folders import EXTENSIONS, detect_layout, images_below, labelled_files, no_images_message, subfolders
+from semaim.core.formatting import plural, printable
+from semaim.core.locks import one_at_a_time
+from semaim.data.folders import EXTENSIONS, Listing
 from semaim.data.image_sets import ArrayImages, FileImages, Splits, mask_name
+from semaim.data.layouts import Layout, Part, parts
 from semaim.errors import UserError
+
+log = logging.getLogger(__name__)
 
 
 def digits(side: int = 32, val_fraction: float = 0.2) -> Splits:
@@ -44,11 +53,34 @@ def digits(side: int = 32, val_fraction: float = 0.2) -> Splits:
     return Splits(train_set, train_set, val_set, [str(n) for n in range(10)])
 
 
-def _torchvision_set(make: Callable[[], Any], name: str, root: str) -> Any:
-    """Build a torchvision data set; raises UserError if it is missing or incomplete."""
+# Errors of torchvision for data that are missing, incomplete or damaged, and for downloads that fail.
+FETCHING = (OSError, RuntimeError, EOFError, HTTPException, TarError)
+
+
+def _torchvision_set(make: Callable[[bool], Any], name: str, root: str, download: bool) -> Any:
+    """Build a torchvision data set; of the processes that find it incomplete, one downloads it.
+
+    Args:
+        make: builds the data set, which torchvision verifies by checksums; if its argument is true, missing files are
+            downloaded first.
+        name: name for messages.
+        root: folder of the data.
+        download: whether to download what is missing.
+
+    Raises:
+        UserError: if it is missing or incomplete, or another process downloads it for too long.
+    """
     try:
-        return make()
-    except (OSError, RuntimeError) as error:  # URLError is an OSError
+        try:
+            return make(False)
+        except FETCHING:
+            if not download:
+                raise
+        folder = Path(root).expanduser()
+        folder.mkdir(parents=True, exist_ok=True)
+        with one_at_a_time(folder / ".download.lock", f"download of {name}"):
+            return make(True)
+    except FETCHING as error:
         raise UserError(
             f"{name} is neither complete in data.root={root} nor could it be downloaded ({error}). On a machine with a "
             f"network run the same command with data.source.download=true, then copy the folder here"
@@ -60,7 +92,7 @@ def cifar10(root: str, download: bool) -> Splits:
     from torchvision.datasets import CIFAR10
 
     def part(train: bool) -> ArrayImages:
-        data = _torchvision_set(lambda: CIFAR10(root, train=train, download=download), "CIFAR-10", root)
+        data = _torchvision_set(lambda fetch: CIFAR10(root, train=train, download=fetch), "CIFAR-10", root, download)
         return ArrayImages(data.data, data.targets, f"cifar10/{'train' if train else 'test'}")
 
     train = part(True)
@@ -73,102 +105,91 @@ def stl10(root: str, download: bool) -> Splits:
     from torchvision.datasets import STL10
 
     def part(split: str) -> ArrayImages:
-        data = _torchvision_set(lambda: STL10(root, split=split, download=download), "STL-10", root)
+        data = _torchvision_set(lambda fetch: STL10(root, split=split, download=fetch), "STL-10", root, download)
         return ArrayImages(data.data.transpose(0, 2, 3, 1), data.labels, f"stl10/{split}")
 
     classes = ["airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck"]
     return Splits(part("train+unlabeled"), part("train"), part("test"), classes)
 
 
-def image_folders(
-    root: str, layout: Literal["auto", "classes", "flat"] = "auto", masks: str | None = None, exif: bool = False
-) -> Splits:
-    """Folders of image files.
-
-    `root/train/<class>/*.jpg` and `root/val/<class>/*.jpg` (ImageNet's layout); or `root/<class>/*.jpg` without
-    held-out images; or images without labels directly in `root` (or `root/train`).
+def image_folders(root: str, layout: Layout = "auto", masks: str | None = None, exif: bool = False) -> Splits:
+    """Folders of image files; docs/data.md states what counts as an image and how the layout is found.
 
     Args:
         root: the folder.
-        layout: "classes": each sub-folder is a class; "flat": all images at any depth, without labels; "auto": "flat"
-            if there are images directly in the folder, else "classes".
+        layout: "splits": root/train/<class>/*.jpg and root/val/<class>/*.jpg, or root/train/*.jpg without labels;
+            "classes": root/<class>/*.jpg; "flat": all images at any depth, without labels; "auto": the one that the
+            names of the folders tell.
         masks: folder of object masks in the format of Pascal VOC: the mask of root/a/b.jpg is masks/a/b.png, grey or
             with a palette, 0 background, 255 void, other values object. Masks are optional per image.
         exif: turn images as their EXIF orientation says.
 
     Raises:
-        UserError: if a folder is missing, the root holds no image, mixes both layouts, or train and val differ in
-            classes or are the same folder; or if no image has a mask.
+        UserError: if a folder is missing or cannot be listed, the root holds no image, its layout is ambiguous, or
+            train and val differ in classes or share a folder; or if no image has a mask.
     """
     folder = Path(root).expanduser()
-    if not folder.is_dir():
-        raise UserError(f"data.root={root} is not a folder: set data.root to the folder that holds the images")
-    train_folder = folder / "train" if (folder / "train").is_dir() else folder
-    if train_folder == folder and subfolders(folder) == ["val"]:
-        raise UserError(f"{folder} holds val/ but no train/: data.root must hold the images to train on")
-    val_folder = folder / "val" if train_folder != folder and (folder / "val").is_dir() else None
-    if layout not in ("auto", "classes", "flat"):
-        raise UserError(f"data.source.layout={layout} is unknown: choose auto, classes or flat")
-    if masks is not None and not Path(masks).expanduser().is_dir():
+    if not root or not os.path.isdir(folder):
+        raise UserError(
+            f"data.root={printable(root)} is not a folder: set data.root to the folder that holds the images"
+        )
+    mask_folder = None if masks is None else Path(masks).expanduser()
+    if mask_folder is not None and (not masks or not os.path.isdir(mask_folder)):
         raise UserError(
             f"data.source.masks={masks} is not a folder: set it to the folder that holds the masks, or null"
         )
+    listing = Listing("data.root")
+    found, train, val = parts(folder, layout, listing)
+    if mask_folder is not None and os.path.realpath(mask_folder) in listing.listed:
+        raise UserError(
+            f"data.source.masks={masks} is inside data.root={root}, so masks would be taken for images: move it, or "
+            f"set data.root to the folder of the images alone"
+        )
 
-    def file_images(part: Path, files: Sequence[str], labels: Sequence[int] | None) -> FileImages:
-        part_masks = None if masks is None else Path(masks).expanduser() / part.relative_to(folder)
-        return FileImages(part, files, labels, part_masks, exif)
+    def file_images(part: Part) -> FileImages:
+        of_part = None if mask_folder is None else mask_folder / part.folder.relative_to(folder)
+        return FileImages(part.folder, part.files, part.labels, of_part, exif)
 
-    if layout == "auto":
-        layout = detect_layout(train_folder)
-    if layout == "flat":
-        files = images_below(train_folder, train_folder)
-        if not files:
-            raise UserError(no_images_message(train_folder))
-        splits = Splits(file_images(train_folder, files, None), None, None, [])
-    else:
-        splits = _labelled(train_folder, val_folder, file_images)
-    if masks is not None and not any(len(part.masked()) for part in (splits.train, splits.val) if part is not None):
-        name = splits.train.name(0)
+    train_set, val_set = file_images(train), None if val is None else file_images(val)
+    classes = [printable(name) for name in train.classes]
+    log.info(
+        "data.root=%s: layout %s, %s%s%s%s",
+        printable(root),
+        found,
+        plural(len(train_set), "image"),
+        f" of {plural(len(classes), 'class', 'es')}" if classes else "",
+        f", {len(val_set)} held out" if val_set is not None else "",
+        listing.omissions(),
+    )
+    if masks is not None and not any(len(part.masked()) for part in (train_set, val_set) if part is not None):
+        name = train_set.name(0)
         expected = Path(masks, mask_name(str(Path(name).relative_to(folder))))
         raise UserError(
-            f"data.source.masks={masks} holds no mask of any image: that of {name}, for one, would be {expected}"
+            f"data.source.masks={masks} holds no mask of any image: that of {printable(name)}, for one, would be "
+            f"{printable(expected)}"
         )
-    return splits
-
-
-def _labelled(
-    train_folder: Path, val_folder: Path | None, file_images: Callable[[Path, Sequence[str], Sequence[int]], FileImages]
-) -> Splits:
-    """Splits of folders with one sub-folder per class."""
-    files, labels, classes = labelled_files(train_folder)
-    train = file_images(train_folder, files, labels)
-    if val_folder is None:
-        return Splits(train, train, None, classes)
-    if val_folder.samefile(train_folder):
-        raise UserError(
-            f"{val_folder} is {train_folder} itself: accuracy on training images is not meaningful. Put held-out "
-            f"images there, or remove val/ and request a split with data.val_fraction=0.1"
-        )
-    files, labels, val_classes = labelled_files(val_folder)
-    if val_classes != classes:
-        different = sorted(set(classes) ^ set(val_classes))
-        raise UserError(
-            f"{train_folder} and {val_folder} must hold the same classes; {len(different)} differ: {different[:5]}"
-        )
-    return Splits(train, train, file_images(val_folder, files, labels), classes)
+    return Splits(train_set, None if train.labels is None else train_set, val_set, classes)
 
 
 def image_files(paths: Sequence[str]) -> FileImages:
     """Unlabelled images, turned as their EXIF orientation says: given files, and all images below given folders.
 
     Raises:
-        UserError: if a path does not exist, or there is no image.
+        UserError: if a path is neither a file nor a folder, or there is no image.
     """
     files: list[str] = []
-    for path in (Path(each).expanduser() for each in paths):
-        if not path.exists():
-            raise UserError(f"images={path} does not exist: give files of images, or folders of them")
-        files += [str(path / name) for name in images_below(path, path)] if path.is_dir() else [str(path)]
+    for given in paths:
+        path, listing = Path(given).expanduser(), Listing("images")
+        if given and path.is_file():
+            files.append(str(path))
+        elif given and path.is_dir() and (folder := listing.look(path)) is not None:
+            names = listing.below(folder)
+            files += [str(path / name) for name in names]
+            log.info("images=%s: %s%s", folder, plural(len(names), "image"), listing.omissions())
+        else:
+            raise UserError(
+                f"images={printable(given)} is neither a file nor a folder: give files of images, or folders"
+            )
     if not files:
-        raise UserError(f"images={','.join(paths)} holds no image ({', '.join(EXTENSIONS)})")
+        raise UserError(f"images={printable(','.join(paths))} holds no image ({', '.join(EXTENSIONS)})")
     return FileImages(Path(), files, None, exif=True)
