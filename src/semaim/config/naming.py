@@ -31,6 +31,7 @@ MAY_DIFFER = (
     "model.activation_checkpointing",
     "data.num_workers",
     "data.max_unreadable",
+    "data.accept_changes",
     "data.source.download",
     "data.root",
 )

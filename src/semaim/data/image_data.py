@@ -28,6 +28,7 @@ class ImageData:
         max_unreadable: distinct unreadable images that are skipped before the run ends.
         val_fraction: share of every class of the training images to hold out, if the source has no held-out images.
         val_seed: seed of this split.
+        accept_changes: continue a run although its training images are not those it was started with.
 
     Raises:
         UserError: if the image size is not divisible by the patch size, or the source already has held-out images.
@@ -45,6 +46,7 @@ class ImageData:
         max_unreadable: int,
         val_fraction: float | None,
         val_seed: int,
+        accept_changes: bool = False,
     ) -> None:
         self.image_size = pair(image_size)
         if any(side % patch_size for side in self.image_size):
@@ -61,11 +63,14 @@ class ImageData:
         self.eval_transform = eval_transform
         self.num_workers = num_workers
         self.max_unreadable = max_unreadable
+        self.accept_changes = accept_changes
 
     def training(self, images: ImageSet | None = None, transform: Transform | None = None) -> TrainingData:
         """Training data; by default all training images with their own augmentation."""
         images = self.splits.train if images is None else images
-        return TrainingData(images, transform or self.train_transform, self.num_workers, self.max_unreadable)
+        return TrainingData(
+            images, transform or self.train_transform, self.num_workers, self.max_unreadable, self.accept_changes
+        )
 
     def labelled_and_held_out(self) -> tuple[ImageSet, ImageSet]:
         """Labelled training images and held-out images of an evaluation.

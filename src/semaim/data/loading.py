@@ -15,7 +15,7 @@ import signal
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import islice
 from typing import Any
 
@@ -176,12 +176,19 @@ class TrainingData:
         transform: augmentation.
         num_workers: loading processes per training process, at most the usable CPUs.
         max_unreadable: maximum number of distinct unreadable images, which are skipped.
+        accept_changes: continue a run although its images are not those it was started with.
     """
 
     images: ImageSet
     transform: Transform
     num_workers: int
     max_unreadable: int
+    accept_changes: bool = False
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Fingerprint of the image set, computed once."""
+        return self.images.fingerprint()
 
 
 class EvaluationImages(Dataset[Any]):

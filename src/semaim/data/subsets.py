@@ -41,6 +41,9 @@ class Subset:
     def fingerprint(self) -> str:
         return hashlib.sha256(self.images.fingerprint().encode() + self.indices.tobytes()).hexdigest()
 
+    def place(self) -> str:
+        return self.images.place()
+
     def masked(self) -> np.ndarray[Any, np.dtype[np.int64]]:
         return np.flatnonzero(np.isin(self.indices, self.images.masked()))
 

@@ -46,7 +46,8 @@ def cached_features(cache: Path | None, fingerprint: str, request: Extraction, r
     if cache is None or "<" in transform:  # the repr of a function does not identify what it does
         return extract(request, run)
     chosen = np.asarray(request.indices, dtype=np.int64).tobytes()
-    parts = (fingerprint.encode(), request.images.fingerprint().encode(), chosen, transform.encode())
+    images = (request.images.fingerprint(), request.images.place())  # another folder may hold others of the same names
+    parts = (fingerprint.encode(), *map(os.fsencode, images), chosen, transform.encode())
     folder = cache / hashlib.sha256(b"\0".join(parts)).hexdigest()[:24]
     if run.processes.broadcast(run.processes.is_main and _is_intact(folder, len(request.indices))):
         log.info("%s: features were computed before (%s)", request.title, folder)

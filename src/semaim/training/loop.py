@@ -17,7 +17,7 @@ from semaim.checkpoints import store
 from semaim.core.distributed import Processes
 from semaim.core.files import read_json, write_json
 from semaim.core.finite import listed, non_finite
-from semaim.data.loading import StepPlan, TrainingImages, UnreadableImages, training_batches
+from semaim.data.loading import StepPlan, TrainingData, TrainingImages, UnreadableImages, training_batches
 from semaim.errors import Interrupted, NonFiniteError, UserError
 from semaim.runs.context import Run
 from semaim.training.ddp import compile_blocks, wrap
@@ -41,7 +41,7 @@ def fit(task: TrainingTask, trainer: TrainerSettings, run: Run) -> TrainingState
     plan = step_plan(task, trainer, run.seed, processes)
     per_epoch, total = plan.steps_per_epoch, trainer.epochs * plan.steps_per_epoch
     last = trainer.last_step(per_epoch)
-    state = prepare(task, trainer, run, plan)
+    state = prepare(task, trainer, run)
     evaluate(task, state, run, per_epoch, last)
     write_progress(run, state.step, last, plan)
     unreadable = UnreadableImages(task.training.max_unreadable)
@@ -77,9 +77,11 @@ def step_plan(task: TrainingTask, trainer: TrainerSettings, seed: int, processes
     return StepPlan(size, trainer.batch_size, seed, rank, world_size, trainer.accumulate)
 
 
-def prepare(task: TrainingTask, trainer: TrainerSettings, run: Run, plan: StepPlan) -> TrainingState:
+def prepare(task: TrainingTask, trainer: TrainerSettings, run: Run) -> TrainingState:
     """Prepare networks and optimizer on their device; restore the newest checkpoint if there is one."""
     device = run.processes.device
+    if len(set(run.processes.gather(task.training.fingerprint))) > 1:
+        raise UserError("the processes have different training images: give all nodes the same data (data.root)")
     task.model.to(device)
     ema = ModelEmaV3(task.model, decay=trainer.ema_decay[0]) if trainer.ema else None
     if trainer.compile:
@@ -93,15 +95,34 @@ def prepare(task: TrainingTask, trainer: TrainerSettings, run: Run, plan: StepPl
                 f"the newest checkpoint in {run.folder.checkpoints} (step {saved['step']}) holds values that are not "
                 f"finite ({listed(bad)}): move it away, and the run continues from the one before"
             )
-        if (saved_size := saved["data_position"]["data_set"]) != plan.dataset_size:
-            raise UserError(
-                f"the run in {run.folder.path} was trained on {saved_size} images, these data (data.root) have "
-                f"{plan.dataset_size}: give the run on these another name with run_name=..."
-            )
+        check_same_images(task.training, saved["data_position"], run)
         state.load_state_dict(saved, run.processes)
         task.load_state_dict(saved["task"])
         log.info("continuing after step %d", state.step)
     return state
+
+
+def check_same_images(training: TrainingData, position: dict[str, Any], run: Run) -> None:
+    """Raise UserError if the images are not those of the checkpoint that a run continues, unless this is accepted.
+
+    Args:
+        training: the images.
+        position: `data_position` of the checkpoint; before 0.2.0 it had no fingerprint.
+        run: the run.
+    """
+    before, now = position["data_set"], len(training.images)
+    if before != now:
+        change = f"was trained on {before} images, these data (data.root) have {now}"
+    elif position.get("fingerprint", training.fingerprint) != training.fingerprint:
+        change = f"was trained on {before} images of other names or classes than these data (data.root)"
+    else:
+        return
+    if not training.accept_changes:
+        raise UserError(
+            f"the run in {run.folder.path} {change}: restore the data, give the run on these another name with "
+            f"run_name=..., or continue on these with data.accept_changes=true"
+        )
+    log.warning("data.accept_changes=true: this run %s", change)
 
 
 def evaluate(task: TrainingTask, state: TrainingState, run: Run, per_epoch: int, last: int) -> None:
@@ -179,5 +200,5 @@ def checkpoint_content(task: TrainingTask, state: TrainingState, run: Run, plan:
         "choices": run.choices,
         "overrides": list(run.overrides),
         "device": run.processes.device.type,
-        "data_position": position | {"data_set": plan.dataset_size},
+        "data_position": position | {"data_set": plan.dataset_size, "fingerprint": task.training.fingerprint},
     }
