@@ -61,6 +61,7 @@ def omitted(said: pytest.LogCaptureFixture, message: int = -1) -> list[str]:
         (["train_images/a/1.png", "test-set/a/2.png"], ["test-set", "train_images"]),
         (["cat/1.png", "dev/2.png"], ["dev"]),
         (["val/a/1.png", "valid/a/2.png"], ["val", "valid"]),
+        (["1.png", "val/a/1.png"], ["val"]),
     ],
 )
 def test_folders_that_may_be_splits_are_refused(tmp_path: Path, images: list[str], suspects: list[str]) -> None:
@@ -219,8 +220,13 @@ def test_a_folder_in_two_classes_is_refused(tmp_path: Path, link: str, target: s
 
 
 def test_held_out_images_that_are_trained_on_by_a_link_are_refused(tmp_path: Path) -> None:
-    root = make(tmp_path, "train/cat/1.png", "train/dog/2.png", "val/cat/3.png")
-    (tmp_path / "val" / "dog").symlink_to("../train/dog")
+    root = make(tmp_path / "root", "train/cat/1.png", "train/dog/2.png", "val/cat/3.png")
+    (tmp_path / "inside").mkdir()
+    for name, target in (("train", "../root/train"), ("val", "../root/train/dog")):
+        (tmp_path / "inside" / name).symlink_to(target)
+    with pytest.raises(UserError, match=r"inside/val is \S+ itself: accuracy on training images"):
+        image_folders(str(tmp_path / "inside"))
+    (tmp_path / "root" / "val" / "dog").symlink_to("../train/dog")
     with pytest.raises(
         UserError, match=r"val/dog and \S+train/dog are the same folder by a link.*held out: remove one"
     ):

@@ -82,7 +82,7 @@ def _detected(root: Folder, listing: Listing) -> Layout:
     others = {name for name in names - {"train", "val"} if not ("val" in names and TEST.fullmatch(name))}
     if "train" in names and not any(SPLIT.fullmatch(name) or _holds_images(root.path / name) for name in others):
         return "splits"
-    if names == {"val"}:
+    if names == {"val"} and not root.images:
         raise UserError(f"{root} holds val/ but no train/: data.root must hold the images to train on")
     if splits := list(filter(SPLIT.fullmatch, root.folders)):
         beside = [name for name in root.folders if name not in splits]
@@ -119,7 +119,7 @@ def _splits(root: Folder, auto: bool, listing: Listing) -> tuple[Part, Part | No
     val = listing.look(root.path / "val")
     if val is None:
         raise UserError(
-            f"{root}/val is {train} itself: accuracy on training images is not meaningful. Put held-out images there, "
+            f"{root}/val is {printable(listing.again[-1][1])} itself: accuracy on training images is not meaningful. Put held-out images there, "
             f"or remove val/ and request a split with data.val_fraction=0.1"
         )
     if val.images and not val.folders:
