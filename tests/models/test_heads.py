@@ -91,6 +91,9 @@ class Rows:
     def label(self, index: int) -> int:
         return int(self.labels_M[index])
 
+    def fingerprint(self) -> str:
+        return "rows"
+
 
 class ProbeOfRows(LinearProbe):
     """The linear probe's training, on `Rows` in place of an encoder's features."""

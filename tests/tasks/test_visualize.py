@@ -236,7 +236,10 @@ def test_a_stored_configuration_runs_no_other_code(home: Path, tmp_path: Path) -
         (("task.predict_order=spiral",), "task.predict_order: there is no order spiral; choose from attention, "),
         (("task.formats=[pdf]",), "task.formats=['pdf'] is unknown: choose png, svg or both"),
         (("task.palette=rainbows",), "task.palette=rainbows is no colour map"),
-        (("images=/nowhere/at/all",), "images=/nowhere/at/all does not exist: give files of images, or folders"),
+        (
+            ("images=/nowhere/at/all",),
+            "images=/nowhere/at/all is neither a file nor a folder: give files of images, or folders",
+        ),
         (("checkpoint=runs/nothing",), "checkpoint=runs/nothing"),
         (("checkpoint=other.pth",), "is not a pretraining checkpoint of semaim, SemAIM or SAIM"),
     ],

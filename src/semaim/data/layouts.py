@@ -119,8 +119,8 @@ def _splits(root: Folder, auto: bool, listing: Listing) -> tuple[Part, Part | No
     val = listing.look(root.path / "val")
     if val is None:
         raise UserError(
-            f"{root}/val is {printable(listing.again[-1][1])} itself: accuracy on training images is not meaningful. Put held-out images there, "
-            f"or remove val/ and request a split with data.val_fraction=0.1"
+            f"{root}/val is {printable(listing.again[-1][1])} itself: accuracy on training images is not meaningful. "
+            f"Put held-out images there, or remove val/ and request a split with data.val_fraction=0.1"
         )
     if val.images and not val.folders:
         raise UserError(f"{val} holds images without classes, {train} has class folders: sort the images of val/ into "
