@@ -130,12 +130,13 @@ COMPONENTS: dict[str, dict[str, Kind]] = {
         "max_unreadable": whole(0),
         "val_fraction": PART | NULL,
         "val_seed": SEED,
+        "accept_changes": TRUTH,
     },
     "semaim.data.sources.cifar10": {"download": TRUTH},
     "semaim.data.sources.stl10": {"download": TRUTH},
     "semaim.data.sources.digits": {"side": whole(1, 4096), "val_fraction": PART},
     "semaim.data.sources.image_folders": {
-        "layout": one_of("auto", "classes", "flat"),
+        "layout": one_of("auto", "splits", "classes", "flat"),
         "masks": PATH | NULL,
         "exif": TRUTH,
     },
@@ -216,7 +217,7 @@ COMPONENTS: dict[str, dict[str, Kind]] = {
         "std": COLOUR_SCALE | NULL,
     },
     "semaim.tasks.pretrain.Pretraining": {"checkpoint": PATH | NULL},
-    "semaim.tasks.knn.KNN": {"ks": COUNTS, "batch_size": BATCH, "features_dir": PATH | NULL},
+    "semaim.tasks.knn.KNN": {"ks": COUNTS, "batch_size": BATCH, "features_dir": PATH | NULL, "mean_before_norm": TRUTH},
     "semaim.tasks.linprobe.LinearProbe": {
         "features": list_of(one_of("cls", "mean"), "[cls], [mean] or [cls,mean]"),
         "base_lrs": list_of(POSITIVE, "a list of numbers above 0") | NULL,

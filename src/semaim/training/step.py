@@ -148,7 +148,11 @@ def non_finite_error(
         named = [each | {"loss": _in_json(each["loss"])} for each in images]
         content = {"loss": _in_json(loss), "grad_norm": _in_json(norm), "images": named}
         write_json(file, {"step": state.step, **content})
-    what = f"the loss of {len(non_finite)} images ({', '.join(map(repr, non_finite[:3]))})" if non_finite else "the gradient"
+    what = (
+        f"the loss of {len(non_finite)} images ({', '.join(map(repr, non_finite[:3]))})"
+        if non_finite
+        else "the gradient"
+    )
     return NonFiniteError(
         f"{what} is not finite at step {state.step}; training stopped before the update, and {last_good(run)}. All "
         f"images of the step are in {file}. Check them; if they are valid, lower optimizer.base_lr or set "
