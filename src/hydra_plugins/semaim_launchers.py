@@ -45,7 +45,10 @@ class SweepLauncher(Launcher):  # type: ignore[misc]
         self.options: Any = OmegaConf.to_container(OmegaConf.create(options), resolve=True)
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        from semaim.sweeps.launcher import check_stores
+
         self.config = config
+        check_stores(config)  # here, since Hydra then writes multirun.yaml
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         from semaim.sweeps.launcher import launch

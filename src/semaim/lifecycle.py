@@ -66,12 +66,13 @@ def execute(spec: RunSpec, processes: Processes, stop: StopRequest) -> float:
     if config["seed"] < 0:
         raise UserError(f"seed={config['seed']} must not be negative")
     seed_all(derive_seed(config["seed"], "weights"))
+    tracking = instantiate(spec.cfg.tracking, _convert_="all")  # first: it refuses passwords in addresses
     task: Task = instantiate(spec.cfg.task, _convert_="all")  # plain lists: checkpoints must not hold OmegaConf's
     task.spec = spec
     task.check(config["seed"], processes)
     task.load(processes)
     seed_all(derive_seed(config["seed"], "process", processes.rank))
-    with _open_run(folder, spec, processes, stop) as (run, tracking):
+    with _open_run(folder, spec, tracking, processes, stop) as run:
         started = time.monotonic()
         _tag_run(run, spec, task.highlights, None)
         result = task.run(run)
@@ -115,12 +116,13 @@ def stored_result(folder: RunFolder, config: dict[str, Any]) -> dict[str, float]
 
 
 @contextmanager
-def _open_run(folder: RunFolder, spec: RunSpec, processes: Processes, stop: StopRequest) -> Iterator[tuple[Run, Any]]:
+def _open_run(
+    folder: RunFolder, spec: RunSpec, tracking: Any, processes: Processes, stop: StopRequest
+) -> Iterator[Run]:
     """Lock the run folder, open and track its journal, and write the final status however the run ends.
 
     All processes call this together: if the first process finds a problem with the folder, all of them stop.
     """
-    tracking = instantiate(spec.cfg.tracking, _convert_="all")
     problem: str | None = None
     if processes.is_main:
         try:
@@ -142,10 +144,10 @@ def _open_run(folder: RunFolder, spec: RunSpec, processes: Processes, stop: Stop
         overrides=spec.overrides,
     )
     if not processes.is_main:
-        yield run, tracking
+        yield run
         return
-    handler = logging.FileHandler(folder.path / "run.log")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    handler = logging.FileHandler(folder.path / "run.log", encoding="utf-8")
+    handler.setFormatter(terminal.LineFormatter("%(asctime)s %(message)s"))
     log.addHandler(handler)
     log.info("run folder: %s", relative_to_cwd(folder.path))
     run.journal = Journal(folder.journal)
@@ -154,7 +156,7 @@ def _open_run(folder: RunFolder, spec: RunSpec, processes: Processes, stop: Stop
     state: StoredState = "failed"
     try:
         tracking.start(folder, run.journal)
-        yield run, tracking
+        yield run
         state = "finished"
     except BaseException as error:
         stopped = isinstance(error, Interrupted | KeyboardInterrupt)

@@ -10,7 +10,7 @@ from operator import methodcaller
 from pathlib import Path
 from typing import Any
 
-from semaim.core.formatting import plural
+from semaim.core.formatting import plural, printable
 from semaim.runs.status import FOLDER_STATES
 from semaim.tracking import DEFAULT_URI
 
@@ -64,14 +64,16 @@ def check(arguments: Namespace) -> int:
     from semaim.preflight.command_line import check_command_line
 
     checked = check_command_line(**vars(arguments))
-    print(checked)
+    print(printable(str(checked), keep="\n"))
     return 2 if checked.problems else 0
 
 
 def status(arguments: Namespace) -> int:
     """Print the states of runs; returns 1 if any run failed."""
+    from semaim.core.terminal import show_logs
     from semaim.sweeps import commands
 
+    show_logs(to_screen=True)
     if arguments.watch:
         states = commands.watch(arguments.folders, lambda text: print(text, flush=True))
     else:
@@ -103,7 +105,7 @@ def sync(arguments: Namespace) -> None:
 
     for path in arguments.folders:
         points = send(path, arguments.uri, arguments.experiment)
-        print(f"{path}: {plural(points, 'metric point')} sent")
+        print(f"{printable(str(path))}: {plural(points, 'metric point')} sent")
 
 
 def report(arguments: Namespace) -> None:
@@ -122,8 +124,18 @@ def export(arguments: Namespace) -> None:
     from semaim.export.export import export as write
 
     show_logs(to_screen=True)
+    options = vars(arguments)
+    _name_store(options.pop("uri"))
     with torch.no_grad():
-        write(Options(**vars(arguments)))
+        write(Options(**options))
+
+
+def _name_store(uri: str | None) -> None:
+    """Let the given folders name this store."""
+    if uri is not None:
+        from semaim.tracking.store import name_store
+
+        name_store("--uri", uri)
 
 
 def ls(arguments: Namespace) -> None:
@@ -133,21 +145,27 @@ def ls(arguments: Namespace) -> None:
     entries = listing.list_entries(arguments.folder)
     selected = listing.select(entries, arguments.state, arguments.task, arguments.where)
     selected = listing.ordered(selected, arguments.sort)
-    print(listing.as_json(selected) if arguments.json else listing.table(selected, arguments.folder, len(entries)))
+    text = (
+        listing.as_json(selected)
+        if arguments.json
+        else listing.table(selected, Path(printable(str(arguments.folder))), len(entries))
+    )
+    print(printable(text, keep="\n"))
 
 
 def rm(arguments: Namespace) -> None:
     """Delete folders, after asking for confirmation."""
     from semaim.sweeps import removal
 
-    removals = removal.plan_removals(arguments.folders)
-    print(removal.description(removals, arguments.keep_mlflow))
+    _name_store(arguments.uri)
+    removals = removal.plan_removals(arguments.folders, arguments.keep_mlflow)
+    print(removal.description(removals))
     if not arguments.yes and not removal.confirm():
         print("nothing was deleted")
         return
     for each in removals:
-        removal.remove(each, arguments.keep_mlflow)
-        print(f"deleted {each.path}")
+        removal.remove(each)
+        print(f"deleted {printable(str(each.path))}")
 
 
 def completion(arguments: Namespace) -> None:
@@ -206,9 +224,10 @@ or partition=long. Finished runs and live jobs are left alone.""", retry, (
     )),
     "sync": Verb("send to MLflow what was not sent", """\
 Sends to MLflow what a run could not send. Safe to repeat, and safe while the run is running: each point is stored
-once.""", sync, (
+once. The store is the configured one (tracking.uri, for example of site.yaml); a run that was started with another is
+sent there if --uri names it.""", sync, (
         folders("run folders, such as runs/*"),
-        argument("--uri", help="another MLflow store than the one the run was started with"),
+        argument("--uri", help="MLflow store; needed if the run was started with another than the configured one"),
         argument("--experiment", help="MLflow experiment for runs started with tracking=none (default: semaim)"),
     )),
     "report": Verb("write all evaluations of an MLflow store as tables and plots", """\
@@ -240,6 +259,7 @@ classifier keeps its head. The folder is also a checkpoint for semaim.""", expor
         argument("--num-heads", type=int, help="attention heads, if the file does not contain them"),
         argument("--architecture", help="timm model of another project's file, if its weights do not tell it"),
         argument("--mlflow", action="store_true", help="also log the model to the MLflow run it is from"),
+        argument("--uri", help="MLflow store of that run, if it is not the configured one"),
     )),
     "ls": Verb("list the runs and sweeps of a folder", """\
 Lists the runs and sweeps of a folder: state, main metric, age, size, task, choices, and folder.""", ls, (
@@ -259,6 +279,7 @@ and asks first. Refuses runs that are running or waiting in a queue. MLflow keep
         rm, (
         folders("folders of runs or sweeps"),
         argument("--yes", action="store_true", help="do not ask"),
+        argument("--uri", help="MLflow store of the runs, if it is not the configured one"),
         argument("--keep-mlflow", action="store_true", help="keep the MLflow runs"),
     )),
     "completion": Verb("print the completion of bash or zsh", """\

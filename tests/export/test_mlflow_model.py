@@ -52,7 +52,7 @@ def test_a_logged_model_loads_without_semaim(tracked: Path, tmp_path: Path) -> N
     noted = json.loads((tracked / "mlflow.json").read_text())
     client = MlflowClient(noted["uri"])
     before = client.get_run(noted["run_id"]).info
-    said = succeed(tmp_path, str(tracked), "--output", "out", "--mlflow",
+    said = succeed(tmp_path, str(tracked), "--output", "out", "--mlflow", "--uri", noted["uri"],
                    launcher=(sys.executable, "-m", "semaim", "export"))  # fmt: skip
     model_uri = said.split("logged to MLflow: ")[1].split()[0]
     snippet = "\n".join(line[4:] for line in said.split("logged to MLflow")[1].splitlines() if line.startswith("    "))

@@ -64,7 +64,7 @@ def test_the_mlflow_run_can_be_kept(tracked) -> None:
 def test_nothing_is_deleted_if_mlflow_does_not_answer(home: Path) -> None:
     uri = "http://127.0.0.1:1"
     write_json(home / "runs" / "pretraining" / "mlflow.json", {"uri": uri, "run_id": "abc", "sent": 0})
-    done = run(home, "rm", "--yes", "runs/pretraining", launcher=PROGRAM)
+    done = run(home, "rm", "--yes", "runs/pretraining", "--uri", uri, launcher=PROGRAM)
     assert done.returncode == 2
     assert "error: runs/pretraining was not deleted, since its MLflow run cannot be deleted" in done.stdout
     assert "semaim rm --keep-mlflow runs/pretraining" in done.stdout

@@ -117,7 +117,7 @@ def test_killed_stopped_and_continued_is_one_run(store: Any, tmp_path: Path) -> 
 
     with started(tmp_path, *command) as process:
         wait_for(lambda: delivery_state(run_folder)["sent"] > 500 and status(run_folder).get("step"), "a delivery")
-        sync(run_folder, None)  # of a live run: delivers, and keeps its status
+        sync(run_folder, f"{SQLITE}{tmp_path}/mlflow.db")  # of a live run: delivers, and keeps its status
         run_id = delivery_state(run_folder)["run_id"]
         assert store.get_run(run_id).info.status == "RUNNING"
         process.kill()

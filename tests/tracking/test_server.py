@@ -67,7 +67,8 @@ def test_run_without_its_server_finishes_and_is_sent_later(
     assert status(run_folder)["state"] == "finished"
     assert delivery_state(run_folder)["sent"] == 0
 
-    assert main(["sync", str(run_folder)]) == 2
+    assert f"semaim sync {run_folder} --uri {server.uri}\n" in err
+    assert main(["sync", str(run_folder), "--uri", server.uri]) == 2
     out, err = capsys.readouterr()
     errors = re.findall(r"^error: .*", err, re.MULTILINE)
     assert len(errors) == 1
@@ -77,7 +78,7 @@ def test_run_without_its_server_finishes_and_is_sent_later(
 
     server.start()
     for points in (2 * 8, 0):  # two entries of eight metrics, then none
-        done = run(tmp_path, "runs/late", launcher=SYNC)
+        done = run(tmp_path, "runs/late", "--uri", server.uri, launcher=SYNC)
         assert done.returncode == 0, done.stdout
         assert f"runs/late: {points} metric points sent" in done.stdout
     client = mlflow_client(server.uri)
@@ -126,7 +127,7 @@ def test_server_unavailable_during_a_run(
     if how == "silent":  # after SIGCONT it also receives the data sent in the meantime
         os.killpg(server.process.pid, signal.SIGCONT)
         monkeypatch.delitem(ENVIRONMENT, "MLFLOW_HTTP_REQUEST_TIMEOUT")  # a busy server may need longer
-        assert "metric points sent" in succeed(tmp_path, str(run_folder), launcher=SYNC)
+        assert "metric points sent" in succeed(tmp_path, str(run_folder), "--uri", server.uri, launcher=SYNC)
     client = mlflow_client(server.uri)
     assert only_run(client, how).info.run_id == delivery_state(run_folder)["run_id"]
     assert_shows_all(client, run_folder, "FINISHED")

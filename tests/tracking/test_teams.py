@@ -128,6 +128,6 @@ def test_a_host_name_that_the_server_does_not_accept(server: Server, tmp_path: P
     with pytest.raises(UserError) as refused:
         tracking.prepare(RunFolder(run_folder))
     assert str(refused.value) == f"tracking.uri={server.uri}: {why}; or set tracking=none"
-    done = run(tmp_path, "run", launcher=SYNC)
+    done = run(tmp_path, "run", "--uri", server.uri, launcher=SYNC)
     assert done.returncode == 2
     assert done.stdout == f"error: MLflow at {server.uri} does not accept the metrics of run: {why}\n"

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from semaim.core import interpreter
+from semaim.core.formatting import printable
 from semaim.errors import Interrupted, NonFiniteError, SweepFailed, UserError
 
 EXIT_ERROR, EXIT_USER_ERROR, EXIT_NOT_FINITE = 1, 2, 3
@@ -81,22 +82,24 @@ def one_line(error: Exception) -> str:
     first, *others = (explain(error) or f"{type(error).__name__}: {error}").strip().splitlines()
     for line in filter(None, map(str.strip, others)):
         first += (" " if first.endswith((":", ".")) else "; ") + line
-    return first
+    return printable(first)
 
 
 def print_error(error: BaseException) -> int:
     """Print the message of the error that ended a run, and return the exit code."""
     if isinstance(error, Interrupted):
-        print(f"{error}; everything is saved, and the same command continues", file=sys.stderr)
+        print(f"{printable(str(error))}; everything is saved, and the same command continues", file=sys.stderr)
         return EXIT_INTERRUPTED
     if isinstance(error, SweepFailed):
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         return EXIT_ERROR
     if isinstance(error, KeyboardInterrupt):
         print("interrupted at once; the same command continues from the last checkpoint", file=sys.stderr)
         return EXIT_INTERRUPTED_AT_ONCE
     if (message := explain(error)) is None:
-        traceback.print_exception(error)
+        print(printable("".join(traceback.format_exception(error)), keep="\n"), end="", file=sys.stderr)
         return EXIT_ERROR
-    print(f"error: {message}", file=sys.stderr)
+    first, *others = message.splitlines() or [""]  # lines may come from the name of a file
+    lines = [first, *(line if line.startswith(" ") else f"  {line}" for line in others)]
+    print(printable("error: " + "\n".join(lines), keep="\n"), file=sys.stderr)
     return EXIT_NOT_FINITE if any(isinstance(link, NonFiniteError) for link in _chain(error)) else EXIT_USER_ERROR

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from pathlib import Path
 
@@ -39,6 +40,27 @@ def printable(name: str | Path) -> str:
 def program(verb: str, *words: str | Path) -> str:
     """A command of the `semaim` program, quoted for a shell."""
     return shlex.join(["semaim", verb, *map(str, words)])
+
+
+PASSWORD_IN_ADDRESS = re.compile(r"(?<=://)[^/\s@]*:[^/\s@]*(?=@)")
+
+
+def printable(text: str, keep: str = "") -> str:
+    r"""The text for a line of output: `\n`, `\x1b` and bytes that are no UTF-8 (`\udcff`) are written out.
+
+    So a file name can neither forge a line nor control the terminal. Passwords in addresses become `***`.
+
+    Args:
+        text: any text.
+        keep: control characters that are not from names: line breaks of a table.
+    """
+    if "://" in text:
+        text = PASSWORD_IN_ADDRESS.sub("***", text)
+    if text.isprintable():
+        return text
+    return "".join(
+        char if char.isprintable() or char in keep else char.encode("unicode_escape").decode() for char in text
+    )
 
 
 def relative_to_cwd(path: Path) -> Path:

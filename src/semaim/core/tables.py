@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
+from semaim.core.formatting import printable
+
 MIN_MARKDOWN_WIDTH = 3  # of a column, for the line below the header
 
 
@@ -14,6 +16,7 @@ def text_table(rows: Sequence[Sequence[str]], right: Collection[int] = ()) -> st
         rows: cells of each row.
         right: indices of the columns that are aligned to the right.
     """
+    rows = [[printable(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join(_aligned(row, widths, right)).rstrip() for row in rows)
 
@@ -25,7 +28,7 @@ def markdown_table(rows: Sequence[Sequence[str]], padded: bool = False) -> str:
         rows: cells of each row.
         padded: align the columns, so that the table is also readable as plain text.
     """
-    cells = [[cell.replace("|", "\\|") for cell in row] for row in rows]
+    cells = [[printable(cell).replace("|", "\\|") for cell in row] for row in rows]
     widths = [max(MIN_MARKDOWN_WIDTH, *map(len, column)) if padded else 0 for column in zip(*cells, strict=True)]
     cells.insert(1, ["-" * max(MIN_MARKDOWN_WIDTH, width) for width in widths])
     return "\n".join(f"| {' | '.join(_aligned(row, widths))} |" for row in cells)

@@ -5,8 +5,13 @@ from __future__ import annotations
 import logging
 import sys
 import time
+from textwrap import indent
+from typing import Any
+
+from semaim.core.formatting import printable
 
 log = logging.getLogger(__name__)
+LINES = {"lines": True}
 
 
 class StatusLine:
@@ -39,6 +44,19 @@ class StatusLine:
             sys.stderr.flush()
 
 
+class LineFormatter(logging.Formatter):
+    """Formatter that writes each message in one line, unless it is logged with `extra=LINES`; tracebacks are indented.
+
+    Names of files in messages may hold any character (see `printable`).
+    """
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
+        return printable(super().formatMessage(record), keep="\n" if hasattr(record, "lines") else "")
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802 - logging's name
+        return indent(printable(super().formatException(ei), keep="\n"), "  ")
+
+
 class ScreenHandler(logging.StreamHandler):  # type: ignore[type-arg]
     """Stream handler that erases the status line before it writes a record."""
 
@@ -51,7 +69,7 @@ class ScreenHandler(logging.StreamHandler):  # type: ignore[type-arg]
 def show_logs(to_screen: bool) -> None:
     """Show this package's log messages on standard error; errors only unless `to_screen`."""
     handler = ScreenHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    handler.setFormatter(LineFormatter("%(asctime)s %(message)s", "%H:%M:%S"))
     logger = logging.getLogger("semaim")
     logger.handlers[:] = [handler]
     logger.setLevel(logging.INFO if to_screen else logging.ERROR)

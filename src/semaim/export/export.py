@@ -19,7 +19,7 @@ from semaim.checkpoints.stored_encoder import StoredEncoder
 from semaim.checkpoints.two_stream import read_checkpoint
 from semaim.config.follow_ups import value_text
 from semaim.core.files import atomic, fsync_folder, write_json, write_text
-from semaim.core.formatting import count, program
+from semaim.core.formatting import count, printable, program
 from semaim.errors import UserError
 from semaim.export.formats import FORMATS, Content, Model
 from semaim.export.mlflow_model import log_model, tracked_run
@@ -75,20 +75,20 @@ def export(options: Options) -> None:
     check_output(output, content, options.overwrite)
     write(output, content, card(model, stored, run, content, output))
     parameters = sum(value.numel() for value in content.weights.values())
-    print(f"exported: {output} ({count(parameters)} weights, for {content.tool})")
+    print(f"exported: {printable(str(output))} ({count(parameters)} weights, for {content.tool})")
     if stored.normalisation is None:
         print("note: the normalisation of its images is not known; the folder has ImageNet's mean and deviation")
     if options.format == "huggingface" and len(set(model.image_size)) > 1:
         print(
             "note: transformers resizes the shorter side alone, so that its processor shows less of an image than "
-            f"semaim: prepare images as {output / CARD} says"
+            f"semaim: prepare images as {printable(str(output / CARD))} says"
         )
-    print(f"load it:\n\n{indent(content.snippet(output), INDENT)}\n")
+    print(printable(f"load it:\n\n{indent(content.snippet(output), INDENT)}\n", keep="\n"))
     evaluate = program("run", "task=knn", f"checkpoint={value_text(str(output))}")
-    print(f"evaluate it: {evaluate} data=...")
+    print(f"evaluate it: {printable(evaluate)} data=...")
     if tracked is not None:
         uri, model_uri = log_model(model.vit, "classifier" if model.num_classes else "encoder", tracked)
-        snippet = f'import mlflow\nmlflow.set_tracking_uri("{uri}")\nmodel = mlflow.pytorch.load_model("{model_uri}")'
+        snippet = f'import mlflow\nmlflow.set_tracking_uri({uri!r})\nmodel = mlflow.pytorch.load_model("{model_uri}")'
         print(f"logged to MLflow: {model_uri}\nload it:\n\n{indent(snippet, INDENT)}\n")
 
 

@@ -14,14 +14,15 @@ from semaim.core.image_size import pair
 from semaim.errors import UserError
 from semaim.runs.folder import RunFolder
 from semaim.tracking.delivery import Delivery
-from semaim.tracking.store import mlflow_errors
+from semaim.tracking.store import client_uri, mlflow_errors
 
 
 def tracked_run(run: Path | None, checkpoint: Path) -> Delivery:
     """The MLflow run of a run folder; delivers the folder first.
 
     Raises:
-        UserError: if the checkpoint is not in a run folder, its run was not tracked, or the store is unreachable.
+        UserError: if the checkpoint is not in a run folder, its run was not tracked, or its store is unreachable or not
+            one that the user names.
     """
     if run is None or not (run / "mlflow.json").is_file():
         raise UserError(f"--mlflow: checkpoint={checkpoint} is not of a run that MLflow tracked")
@@ -39,7 +40,7 @@ def log_model(vit: VisionTransformer, name: str, delivery: Delivery) -> tuple[st
     without a head to features (B, D).
 
     Returns:
-        address of the store, and of the model in it.
+        address of the store as MLflow reads it, and of the model in it.
 
     Raises:
         UserError: if the store does not accept it.
@@ -54,7 +55,7 @@ def log_model(vit: VisionTransformer, name: str, delivery: Delivery) -> tuple[st
     module_format = {"serialization_format": "pickle"}  # a traced graph has no token outputs and cannot be trained
     parameters = inspect.signature(mlflow.pytorch.save_model).parameters
     with mlflow_errors(uri, f"--mlflow: MLflow at {uri} does not accept the model ({{reason}})"):
-        mlflow.set_tracking_uri(uri)
+        mlflow.set_tracking_uri(client_uri(uri))
         mlflow.set_experiment(experiment_id=mlflow.get_run(run_id).info.experiment_id)
         logged = Model.log(
             artifact_path=None,
@@ -66,4 +67,4 @@ def log_model(vit: VisionTransformer, name: str, delivery: Delivery) -> tuple[st
             pip_requirements=[f"{package}=={version(package)}" for package in ("torch", "timm", "numpy")],
             **{key: value for key, value in module_format.items() if key in parameters},
         )
-    return uri, logged.model_uri
+    return client_uri(uri), logged.model_uri

@@ -187,9 +187,9 @@ class _SweepCheck:
 
     def check_tracking(self, cfg: DictConfig) -> None:
         """Raise UserError if the tracking store is unreachable; each store is checked once."""
-        uri = getattr(instantiate(cfg.tracking, _convert_="all"), "uri", None)
-        if uri is not None and (reason := self.unreachable(uri)) is not None:
-            raise UserError(f"tracking.uri={uri}: {reason}, or set tracking=none")
+        address = getattr(instantiate(cfg.tracking, _convert_="all"), "address", None)
+        if address is not None and (reason := self.unreachable(address)) is not None:
+            raise UserError(f"tracking.uri={cfg.tracking.uri}: {reason}, or set tracking=none")
 
     def data_of(self, cfg: DictConfig) -> ImageData | None:
         """The data of a run, None if it downloads them; data shared by several runs are opened once."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
+import shlex
 import sqlite3
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -15,13 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import quote
 
+from semaim.core.store_address import SQLITE, absolute_address
 from semaim.errors import UserError
-from semaim.tracking.store import SQLITE, absolute_uri, mlflow_errors
+from semaim.tracking.store import client_uri, mlflow_errors
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-SERVERS = ("http://", "https://", "postgresql", "mysql", "mssql")
 ACCURACY = re.compile(
     r"eval/((?:(knn)_(\d+)|(linprobe))_(cls|mean|mean_before_norm)(_top5)?(?:_(\d+)shot)?"
     r"|(finetune)(?:_(best|ema|top5))?)"
@@ -66,13 +67,12 @@ def readable(uri: str) -> str:
     """The address to open a store with; a SQLite file is opened read-only, so it is never created or changed.
 
     Raises:
-        UserError: if there is no such file, it is no MLflow store, or MLflow does not support the address.
+        UserError: if there is no such file, it is no MLflow store, or the address is not accepted.
     """
-    if not uri.startswith((SQLITE, *SERVERS)):
-        raise UserError(f"--uri={uri} is no MLflow store: give {SQLITE}<file> or http://<server>")
-    if not uri.startswith(SQLITE):
-        return uri
-    path = absolute_uri(uri).removeprefix(SQLITE)
+    address = absolute_address("--uri", uri)
+    if not address.startswith(SQLITE):
+        return address
+    path = address.removeprefix(SQLITE)
     if not Path(path).is_file():
         raise UserError(f"--uri={uri}: there is no file {path}; give the tracking.uri that the runs had")
     name = f"file:{quote(path)}"
@@ -96,7 +96,10 @@ def opened(uri: str) -> Iterator[None]:
     address = readable(uri)
     for name in ("mlflow", "alembic", "urllib3"):  # they log tracebacks of errors that are reported below
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    hint = f"; if another version of MLflow wrote it: mlflow db upgrade {uri}" if uri.startswith(SQLITE) else ""
+    hint = ""
+    if uri.startswith(SQLITE):
+        upgrade = shlex.join(["mlflow", "db", "upgrade", client_uri(absolute_address("--uri", uri))])
+        hint = f"; if another version of MLflow wrote it: {upgrade}"
     with mlflow_errors(uri, f"--uri={uri} cannot be read as an MLflow store ({{reason}}){hint}"):
         mlflow.set_tracking_uri(address)
         yield

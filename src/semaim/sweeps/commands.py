@@ -14,7 +14,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from semaim.core import slurm_job
-from semaim.core.formatting import plural
+from semaim.core.formatting import plural, printable
 from semaim.errors import UserError
 from semaim.runs.folder import RunFolder
 from semaim.sweeps.mlflow_parent import update_parent
@@ -62,7 +62,7 @@ def show(paths: Sequence[Path]) -> tuple[str, list[PointState]]:
         sweep, indices = find(path)
         point_states = states(sweep)
         update_parent(sweep, point_states)
-        tables.append(f"{path}\n{table(sweep, point_states, indices)}")
+        tables.append(f"{printable(str(path))}\n{table(sweep, point_states, indices)}")
         shown += [point_states[index] for index in indices]
     return "\n\n".join(tables), shown
 
@@ -105,7 +105,7 @@ def cancel(path: Path) -> str:
     update_parent(sweep, point_states)
     if remaining := [str(sweep.points[index].job) for index in indices if not point_states[index].over]:
         raise UserError(f"jobs that have not ended after {CANCEL_TIMEOUT_SECONDS:.0f} s: {', '.join(remaining)}")
-    return f"{path}\n{table(sweep, point_states, indices)}"
+    return f"{printable(str(path))}\n{table(sweep, point_states, indices)}"
 
 
 def retry(path: Path, words: Sequence[str]) -> str:

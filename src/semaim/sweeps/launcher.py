@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
@@ -18,7 +19,8 @@ from semaim.config.messages import EXIT_INTERRUPTED_AT_ONCE
 from semaim.config.run_spec import RunSpec, compose_run_spec
 from semaim.config.validate import check_launcher
 from semaim.core import terminal
-from semaim.core.formatting import plural, program
+from semaim.core.formatting import plural, printable, program
+from semaim.core.store_address import absolute_address
 from semaim.errors import SweepFailed, UserError
 from semaim.runs.provenance import code_version, command_line
 from semaim.sweeps.mlflow_parent import open_parent, update_parent
@@ -81,14 +83,27 @@ def launch(
         point_states = wait(sweep) if spec.cfg.sweep.wait and executor != "basic" else states(sweep)
     except KeyboardInterrupt:
         if executor == "slurm":
-            log.info("no longer waiting; the jobs continue:\n%s", next_commands(sweep))
+            log.info("no longer waiting; the jobs continue:\n%s", next_commands(sweep), extra=terminal.LINES)
         sys.exit(EXIT_INTERRUPTED_AT_ONCE)
-    log.info("%s\n%s", sweep.command, table(sweep, point_states))
+    log.info("%s\n%s", printable(sweep.command), table(sweep, point_states), extra=terminal.LINES)
     update_parent(sweep, point_states)
     first_points = [
         (point, state) for point, state in zip(sweep.points, point_states, strict=True) if point.after is None
     ]
     return [_job_return(point.overrides, state, sweep) for point, state in first_points]
+
+
+def check_stores(config: DictConfig) -> None:
+    """Check the tracking stores of a sweep before Hydra writes its command line to a file.
+
+    Raises:
+        UserError: for a store that is not accepted, for example since its address contains a password.
+    """
+    instantiate(config.tracking, _convert_="all")
+    for override in OverridesParser.create().parse_overrides(list(config.hydra.overrides.task)):
+        if override.key_or_group == "tracking.uri" and override.is_sweep_override():
+            for value in override.sweep_iterator():
+                absolute_address("tracking.uri", str(getattr(value, "text", value)))  # it may be quoted
 
 
 def _previous_states(sweep: Sweep) -> list[PointState] | None:
@@ -127,7 +142,7 @@ def _preflight(sweep: Sweep, indices: Sequence[int]) -> None:
     if checked.problems:
         raise UserError("\n  ".join(["nothing was started, because of these problems (sweep.check=false starts it "
                                      "anyway):", *checked.problems]))  # fmt: skip
-    log.info("checked:\n%s", checked)
+    log.info("checked:\n%s", checked, extra=terminal.LINES)
 
 
 def _create(sweep: Sweep, spec: RunSpec) -> None:
@@ -151,7 +166,7 @@ def _submit_or_run(sweep: Sweep, indices: Sequence[int]) -> None:
         log.info(
             "submitted %s (%s %s); the sweep is in %s", plural(len(indices), "job"), sweep.executor, ids, sweep.path
         )
-        log.info("next commands:\n%s", next_commands(sweep))
+        log.info("next commands:\n%s", next_commands(sweep), extra=terminal.LINES)
 
 
 def _job_return(overrides: list[str], state: PointState, sweep: Sweep) -> JobReturn:

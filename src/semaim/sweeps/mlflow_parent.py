@@ -131,7 +131,7 @@ def _table(sweep: Sweep, point_states: Sequence[PointState], max_characters: int
     for label, state in zip(labels(sweep), point_states, strict=True):
         outcome = state.name if state.name == "finished" else f"{state.name}: {state.detail[:100]}"
         cells = (f"{state.result[name]:.4g}" if name in state.result else "" for name in names)
-        rows.append((f"`{label}`", outcome.replace("\n", " "), *cells))
+        rows.append((f"`{label}`", outcome, *cells))
     shown = rows
     while len(markdown_table(shown)) > max_characters and len(shown) > 1:
         shown = shown[:-1]

@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from semaim.core.files import read_json
-from semaim.core.formatting import count, plural, program, relative_to_cwd
+from semaim.core.formatting import count, plural, printable, program, relative_to_cwd
 from semaim.errors import UserError
 from semaim.runs.folder import RunFolder
 from semaim.sweeps.commands import find
 from semaim.sweeps.listing import folder_bytes
 from semaim.sweeps.states import states
 from semaim.sweeps.sweep import FILE, Sweep
-from semaim.tracking.store import mlflow_errors
+from semaim.tracking.store import client_uri, mlflow_errors, store_of_folder
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Removal:
     Attributes:
         path: of a run or a sweep.
         bytes: its size.
-        tracked: content of mlflow.json; empty for a run without an MLflow run.
+        tracked: content of mlflow.json; empty for a run without an MLflow run, or whose MLflow run is to be kept.
     """
 
     path: Path
@@ -35,11 +35,12 @@ class Removal:
     tracked: dict[str, Any]
 
 
-def plan_removals(paths: Sequence[Path]) -> list[Removal]:
+def plan_removals(paths: Sequence[Path], keep_mlflow: bool = False) -> list[Removal]:
     """The folders to delete: runs, and sweeps with all their runs.
 
     Raises:
-        UserError: for a folder that is neither, and for runs that are running or waiting in a queue.
+        UserError: for a folder that is neither, for runs that are running or waiting in a queue, and unless
+            `keep_mlflow` for those in a store that the user does not name.
     """
     run_dirs: dict[Path, None] = {}
     for path in paths:
@@ -48,7 +49,10 @@ def plan_removals(paths: Sequence[Path]) -> list[Removal]:
         if (path / FILE).is_file():
             run_dirs |= dict.fromkeys(run_dir for run_dir in sweep.run_dirs if (run_dir / "config.yaml").is_file())
         run_dirs[path.absolute()] = None
-    return [Removal(relative_to_cwd(run_dir), folder_bytes(run_dir), _tracked(run_dir)) for run_dir in run_dirs]
+    return [
+        Removal(relative_to_cwd(run_dir), folder_bytes(run_dir), {} if keep_mlflow else _tracked(run_dir))
+        for run_dir in run_dirs
+    ]
 
 
 def _refuse_live(path: Path, sweep: Sweep, indices: Sequence[int]) -> None:
@@ -64,16 +68,15 @@ def _refuse_live(path: Path, sweep: Sweep, indices: Sequence[int]) -> None:
 
 def _tracked(path: Path) -> dict[str, Any]:
     stored: dict[str, Any] = read_json(path / "mlflow.json") or {}
-    return stored if stored.get("run_id") else {}
+    return stored | {"uri": store_of_folder(path, stored["uri"])} if stored.get("run_id") else {}
 
 
-def description(removals: Sequence[Removal], keep_mlflow: bool) -> str:
+def description(removals: Sequence[Removal]) -> str:
     """The folders to be deleted, as text for the confirmation."""
     lines = []
     for each in removals:
-        shown = each.tracked and not keep_mlflow
-        mlflow_run = f", MLflow run {each.tracked['run_id']} at {each.tracked['uri']}" if shown else ""
-        lines.append(f"  {each.path}  ({count(each.bytes, 'B')}){mlflow_run}")
+        mlflow_run = f", MLflow run {each.tracked['run_id']} at {each.tracked['uri']}" if each.tracked else ""
+        lines.append(f"  {printable(str(each.path))}  ({count(each.bytes, 'B')}){mlflow_run}")
     total = count(sum(removal.bytes for removal in removals), "B")
     return "\n".join([f"to be deleted, {plural(len(removals), 'folder')}, {total}:", *lines])
 
@@ -91,7 +94,7 @@ def confirm() -> bool:
     return input("delete for good? [y/N] ").strip().lower() in ("y", "yes")
 
 
-def remove(removal: Removal, keep_mlflow: bool) -> None:
+def remove(removal: Removal) -> None:
     """Delete the MLflow run, then the folder; an error says which of them remains.
 
     Raises:
@@ -99,7 +102,7 @@ def remove(removal: Removal, keep_mlflow: bool) -> None:
     """
     folder = RunFolder(removal.path)
     with folder.locked():
-        if removal.tracked and not keep_mlflow:
+        if removal.tracked:
             _delete_tracked(removal)
         try:
             shutil.rmtree(folder.path)
@@ -118,7 +121,7 @@ def _delete_tracked(removal: Removal) -> None:
     )
     with mlflow_errors(uri, problem):
         try:
-            MlflowClient(uri).delete_run(run_id)
+            MlflowClient(client_uri(uri)).delete_run(run_id)
         except MlflowException as error:
             if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):  # already deleted
                 raise

@@ -9,7 +9,7 @@ import textwrap
 from collections.abc import Sequence
 
 from semaim.core.files import write_text
-from semaim.core.formatting import program, relative_to_cwd
+from semaim.core.formatting import printable, program, relative_to_cwd
 from semaim.core.tables import text_table
 from semaim.sweeps.states import PointState
 from semaim.sweeps.sweep import Sweep, labels
@@ -47,4 +47,4 @@ def next_commands(sweep: Sweep) -> str:
     """Commands that the user may run for an unfinished sweep."""
     commands = {"watch": ("status", "--watch"), "stop": ("cancel",), "retry": ("retry", "--failed")}
     here = relative_to_cwd(sweep.path)
-    return "\n".join(f"  {purpose + ':':<7} {program(*words, here)}" for purpose, words in commands.items())
+    return "\n".join(f"  {purpose + ':':<7} {printable(program(*words, here))}" for purpose, words in commands.items())

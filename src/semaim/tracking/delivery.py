@@ -20,11 +20,12 @@ from omegaconf import OmegaConf
 
 from semaim.config.naming import flatten
 from semaim.core.files import read_json, write_json
+from semaim.core.store_address import SQLITE, check_experiment
 from semaim.errors import UserError
 from semaim.runs.folder import RunFolder
 from semaim.runs.journal import read
 from semaim.tracking import images
-from semaim.tracking.store import SQLITE, absolute_uri
+from semaim.tracking.store import client_uri, name_store, store_of_folder
 
 log = logging.getLogger(__name__)
 MAX_VALUE = 6000  # MLflow silently truncates longer parameter values
@@ -41,7 +42,7 @@ EXPERIMENT_TAGS = {
 
 def parameters(config: dict[str, Any]) -> dict[str, str]:
     """The configuration as MLflow parameters: dotted keys, values within MLflow's limits."""
-    flat = {key: str(value) for key, value in flatten(config).items()}
+    flat = {key: encodable(str(value)) for key, value in flatten(config).items()}
     return {
         k: v if len(v) <= MAX_VALUE else v[: MAX_VALUE - 30] + "... (cut; see config.yaml)" for k, v in flat.items()
     }
@@ -54,9 +55,16 @@ class Delivery:
         folder: the run folder.
         uri: tracking store; default: that of the first delivery, stored in mlflow.json.
         experiment: name of the MLflow experiment, likewise.
+        option: where the uri is given, for messages.
+
+    Raises:
+        UserError: if the run was not tracked, or for an address or a name that is not accepted
+            (see `semaim.core.store_address` and `store_of_folder`).
     """
 
-    def __init__(self, folder: RunFolder, uri: str | None = None, experiment: str | None = None) -> None:
+    def __init__(
+        self, folder: RunFolder, uri: str | None = None, experiment: str | None = None, option: str = "tracking.uri"
+    ) -> None:
         self.folder = folder
         self.file = folder.path / "mlflow.json"
         stored = read_json(self.file)
@@ -64,12 +72,13 @@ class Delivery:
             if uri is None:
                 raise UserError(f"{folder.path} was run without MLflow: give --uri, such as --uri sqlite:///mlflow.db")
             stored = {"experiment": "semaim", "uid": uuid.uuid4().hex, "run_id": None, "sent": 0}
-        if uri is not None:
-            if stored.get("uri") not in (None, absolute_uri(uri)):  # another store does not have this run yet
-                stored |= {"run_id": None, "sent": 0}
-            stored["uri"] = absolute_uri(uri)
+        address = store_of_folder(folder.path, stored["uri"]) if uri is None else name_store(option, uri)
+        if stored.get("uri", "").rstrip("/") not in ("", address):  # another store does not have this run yet
+            stored |= {"run_id": None, "sent": 0}
+        stored["uri"] = address
         if experiment is not None and stored["run_id"] is None:
             stored["experiment"] = experiment
+        check_experiment("the name of the experiment", stored["experiment"])
         self.state: dict[str, Any] = stored
         write_json(self.file, stored)
         self._client: Any = None
@@ -89,7 +98,7 @@ class Delivery:
             logging.getLogger("mlflow").setLevel(logging.WARNING)  # it reports each table of a new database
             logging.getLogger("alembic").setLevel(logging.WARNING)
             with _database_locked(self.state["uri"]):
-                self._client = MlflowClient(self.state["uri"])
+                self._client = MlflowClient(client_uri(self.state["uri"]))
                 self._client.search_experiments(max_results=1)
         with locked(self.folder.path / ".mlflow.lock"):
             self.state |= read_json(self.file)
@@ -109,10 +118,10 @@ class Delivery:
         marker = "semaim.uid"
         runs = self._client.search_runs([experiment_id], f"tags.`{marker}` = '{self.state['uid']}'", max_results=1)
         if not runs:
-            tags = {marker: self.state["uid"], "run_folder": str(self.folder.path), **self._parent()}
+            tags = {marker: self.state["uid"], "run_folder": encodable(str(self.folder.path)), **self._parent()}
             # when the run started: this may be much later
             start_time = next((line["time"] for _, line in read(self.folder.journal, 0)), None)
-            runs = [self._client.create_run(experiment_id, start_time, tags, self.folder.path.name)]
+            runs = [self._client.create_run(experiment_id, start_time, tags, encodable(self.folder.path.name))]
         run_id = runs[0].info.run_id
         config: Any = OmegaConf.to_container(OmegaConf.load(self.folder.path / "config.yaml"))
         params = [Param(key, value) for key, value in parameters(config).items()]
@@ -191,19 +200,22 @@ class Delivery:
                     raise
                 time.sleep(CONFLICT_WAIT_SECONDS)
 
+    def _own_file(self, name: str) -> Path | None:
+        """A file that the journal names, if it exists in the run folder."""
+        file = self.folder.path / name
+        return file if file.is_file() and file.resolve().is_relative_to(self.folder.path.resolve()) else None
+
     def _send_other(self, line: dict[str, Any]) -> None:
         """Send a line without metrics."""
         from mlflow.entities import RunTag
 
         run_id = self.state["run_id"]
-        if tags := [RunTag(key, value) for key, value in line.get("tags", {}).items()]:
+        if tags := [RunTag(key, encodable(value)) for key, value in line.get("tags", {}).items()]:
             self._client.log_batch(run_id, tags=tags)
-        if (artifact := line.get("artifact")) and (self.folder.path / artifact).is_file():
+        if (artifact := line.get("artifact")) and (file := self._own_file(artifact)):
             artifact_path = Path(artifact).parent.as_posix()
-            self._client.log_artifact(
-                run_id, str(self.folder.path / artifact), None if artifact_path == "." else artifact_path
-            )
-        if (image := line.get("image")) and (file := self.folder.path / image["file"]).is_file():
+            self._client.log_artifact(run_id, str(file), None if artifact_path == "." else artifact_path)
+        if (image := line.get("image")) and (file := self._own_file(image["file"])):
             with images.files_for_mlflow(file, image["key"], line["step"], line["time"]) as files:
                 self._client.log_artifacts(run_id, str(files), images.ARTIFACT_FOLDER)
             self._client.set_tag(run_id, images.TAG, "True")
@@ -216,11 +228,19 @@ class Delivery:
             self._client.set_terminated(run_id, status, end_time=line["time"])
 
 
+def encodable(text: str) -> str:
+    r"""The text with the bytes of a file name that are no UTF-8 as `\udc..`: MLflow stores UTF-8."""
+    return text.encode(errors="backslashreplace").decode()
+
+
 def deliver(folder: RunFolder) -> None:
     """Deliver a run folder if it is tracked and MLflow is reachable; if not, `semaim sync` can deliver it later."""
     if (folder.path / "mlflow.json").is_file():
         with suppress(Exception):  # any error: the journal keeps everything
-            Delivery(folder).deliver()
+            try:
+                Delivery(folder).deliver()
+            except UserError as error:
+                log.warning("MLflow does not receive this: %s", error)
 
 
 @contextmanager

@@ -30,7 +30,7 @@ def files_for_mlflow(file: Path, key: str, step: int, time: int) -> Iterator[Pat
         step: of training.
         time: in milliseconds since 1970.
     """
-    name = f"{key.replace('/', '~')}+step+{step}+timestamp+{time}+journal"
+    name = f"{key.replace('/', '~')}+step+{step:d}+timestamp+{time:d}+journal"
     with TemporaryDirectory() as temporary:
         shutil.copyfile(file, Path(temporary, f"{name}.png"))
         with Image.open(file) as image:

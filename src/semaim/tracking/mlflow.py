@@ -13,12 +13,20 @@ from pathlib import Path
 
 from semaim.core.files import read_json
 from semaim.core.formatting import program
+from semaim.core.store_address import check_experiment
 from semaim.errors import UserError
 from semaim.runs.folder import RunFolder
 from semaim.runs.journal import Journal, read
 from semaim.tracking import DEFAULT_URI
 from semaim.tracking.delivery import Delivery
-from semaim.tracking.store import existing_store, failure_reason, mlflow_errors
+from semaim.tracking.store import (
+    client_uri,
+    existing_store,
+    failure_reason,
+    mlflow_errors,
+    name_store,
+    sync_command,
+)
 
 log = logging.getLogger(__name__)
 LOCAL_SERVER = "http://127.0.0.1:5000"  # default address of mlflow ui
@@ -29,9 +37,12 @@ class MLflow:
 
     Args:
         uri: tracking store: a SQLite file (relative to the working directory) or a server.
-        experiment: name of the MLflow experiment.
+        experiment: name of the MLflow experiment (both: see `semaim.core.store_address`).
         flush_seconds: longest wait for the last delivery at the end of a run.
         system_metrics_seconds: seconds between samples of CPU, memory and GPU use; 0 for none.
+
+    Raises:
+        UserError: if MLflow is not installed, or for an address or a name that is not accepted.
     """
 
     INTERVAL_SECONDS = 2.0
@@ -40,6 +51,8 @@ class MLflow:
     def __init__(self, uri: str, experiment: str, flush_seconds: float, system_metrics_seconds: float) -> None:
         if importlib.util.find_spec("mlflow") is None:
             raise UserError("MLflow is not installed: pip install mlflow, or run with tracking=none")
+        self.address = name_store("tracking.uri", uri)
+        check_experiment("tracking.experiment", experiment)
         self.uri = uri
         self.experiment = experiment
         self.flush_seconds = flush_seconds
@@ -92,7 +105,7 @@ class MLflow:
         unsent = sum(1 for _ in read(folder.journal, self.delivery.state["sent"]))
         if unsent or self._thread.is_alive():
             log.warning("%d journal lines not yet sent to MLflow at %s; send them with: %s",
-                        unsent, self.uri, program("sync", folder.path))  # fmt: skip
+                        unsent, self.uri, sync_command(folder.path, self.address))  # fmt: skip
         self._thread = None
 
     def prepare(self, folder: RunFolder) -> None:
@@ -114,7 +127,7 @@ class MLflow:
 
         missing = f"checkpoint=mlflow:{run_id}: MLflow at {self.uri} has no such run ({{reason}})"
         with mlflow_errors(self.uri, missing):
-            tags = MlflowClient(existing_store(self.uri)).get_run(run_id).data.tags
+            tags = MlflowClient(existing_store(self.address)).get_run(run_id).data.tags
         folder = Path(tags.get("run_folder", ""))
         if "run_folder" not in tags or not folder.is_dir():
             raise UserError(f"checkpoint=mlflow:{run_id}: its run folder ({folder}) is not on this machine")
@@ -126,9 +139,10 @@ class MLflow:
         run = f"/{state['experiment_id']}/runs/{state['run_id']}" if state["run_id"] else ""  # else not delivered yet
         page = f"/#/experiments{run}?workflowType=machine_learning"  # MLflow also has pages for language models
         if self.uri.startswith("http"):
-            return {"look at it": f"open {self.uri.rstrip('/')}{page}"}
+            return {"look at it": f"open {self.address}{page}"}
+        shown = self.uri if self.uri == DEFAULT_URI else client_uri(self.address)
         return {
-            "look at it": shlex.join(["mlflow", "ui", "--backend-store-uri", self.uri]),
+            "look at it": shlex.join(["mlflow", "ui", "--backend-store-uri", shown]),
             "and open": f"{LOCAL_SERVER}{page}",
         }
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from semaim.config.run_spec import RunSpec
+from semaim.core.formatting import printable
 from semaim.core.tables import markdown_table
 
 NOTE = "mlflow.note.content"  # the tag that MLflow shows as a run's description, in Markdown
@@ -38,11 +39,11 @@ def description(
     """
     config = spec.config
     choices = ", ".join(f"{group} `{choice}`" for group, choice in spec.parts.items() if group != "task")
-    facts = {"run folder": f"`{Path(config['run_dir']).absolute()}` (on {start['host']})"}
+    facts = {"run folder": f"`{printable(str(Path(config['run_dir']).absolute()))}` (on {start['host']})"}
     if checkpoint := config.get("checkpoint"):
-        facts["checkpoint"] = f"`{checkpoint}`"
+        facts["checkpoint"] = f"`{printable(str(checkpoint))}`"
     if config["parent_run"] is not None:
-        facts["shown under"] = f"`{Path(config['parent_run']).name}`"
+        facts["shown under"] = f"`{printable(Path(config['parent_run']).name)}`"
     if config["then"]:
         facts["followed by"] = f"{', '.join(config['then'])}, shown under this run"
     suffix = ", with changes" if start["dirty"] else ""

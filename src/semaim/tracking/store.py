@@ -1,9 +1,10 @@
-"""MLflow stores, a SQLite file or a server: addresses, reachability, reasons of failure."""
+"""MLflow stores, a SQLite file or a server: which the user has named, reachability, reasons of failure."""
 
 from __future__ import annotations
 
 import os
 import re
+import shlex
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -12,9 +13,10 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from semaim.core.files import writable
+from semaim.core.formatting import program
+from semaim.core.store_address import SERVERS, SQLITE, absolute_address
 from semaim.errors import UserError
 
-SQLITE = "sqlite:///"
 HEALTH_TIMEOUT_SECONDS = 5
 
 # No telemetry, and no output of MLflow's own. Requests to an unreachable server fail soon, since the journal keeps
@@ -25,29 +27,81 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
 
 
-def absolute_uri(uri: str) -> str:
-    """The address of a store, independent of the working directory."""
-    if uri.startswith(SQLITE) and not uri.startswith(SQLITE + "/"):
-        return SQLITE + str(Path(uri.removeprefix(SQLITE)).absolute())
-    return uri
+_named: set[str] = set()
 
 
-def existing_store(uri: str) -> str:
-    """The absolute address of a store to read from.
+def name_store(option: str, uri: str) -> str:
+    """The absolute address of a store that the user of this process names; run folders may name it, too.
+
+    Args:
+        option: where it is named, for messages.
+        uri: the address.
+
+    Raises:
+        UserError: as `absolute_address`.
+    """
+    _named.add(address := absolute_address(option, uri))
+    return address
+
+
+def configured_store() -> str | None:
+    """The absolute address of `tracking.uri` in the configuration, such as site.yaml; None without tracking."""
+    from semaim.config.compose import options  # takes long to import
+
+    uri = options().tracking.get("uri")
+    return uri and absolute_address("tracking.uri", uri)
+
+
+def store_of_folder(path: Path, uri: str) -> str:
+    """The address of the store that a run folder names, if the user names it as well.
+
+    Whoever made the folder must not decide which server receives the user's password, or which file is written.
+
+    Raises:
+        UserError: if it is neither the configured store nor one that the user of this process names.
+    """
+    address = absolute_address(f"the address in {path / 'mlflow.json'}", uri)
+    if address in _named or address == (configured := configured_store()):
+        return address
+    raise UserError(
+        f"{path} names the MLflow store {address}, which is not the configured one ({configured or 'none'}): to use "
+        f"it, give {shlex.join(['--uri', address])}, or set tracking.uri in site.yaml"
+    )
+
+
+def sync_command(path: Path, address: str) -> str:
+    """The command that sends a run folder to a store."""
+    return program("sync", path, *(() if address == configured_store() else ("--uri", address)))
+
+
+def client_uri(address: str) -> str:
+    """An address as MLflow reads it: the path of a SQLite file is encoded."""
+    from sqlalchemy import URL
+
+    if not address.startswith(SQLITE):
+        return address
+    encoded = URL.create("sqlite", database=address.removeprefix(SQLITE))
+    if encoded.render_as_string() != address:  # MLflow makes the folder of an encoded path, unless a driver is named
+        encoded = encoded.set(drivername="sqlite+pysqlite")
+    return encoded.render_as_string()
+
+
+def existing_store(address: str) -> str:
+    """An absolute address as MLflow reads it, of a store to read from.
 
     Raises:
         UserError: if it is a file that does not exist, because MLflow would create it.
     """
-    if uri.startswith(SQLITE) and not Path(uri.removeprefix(SQLITE)).is_file():
-        raise UserError(f"there is no MLflow store {uri} (from {Path.cwd()})")
-    return absolute_uri(uri)
+    if address.startswith(SQLITE) and not Path(address.removeprefix(SQLITE)).is_file():
+        raise UserError(f"there is no MLflow store {address}")
+    return client_uri(address)
 
 
 def unreachable(uri: str) -> str | None:
     """Why a store cannot accept metrics, and what to do; None if it can, or if its kind is not checked."""
     if uri.startswith(SQLITE) and not writable(Path(uri.removeprefix(SQLITE))):
         return "this file cannot be written; choose another"
-    if not uri.startswith(("http://", "https://")):
+    if not uri.startswith(SERVERS):
         return None
     try:  # any server answers this quickly, and without authentication
         urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=HEALTH_TIMEOUT_SECONDS).close()

@@ -29,21 +29,21 @@ def sync(path: Path, uri: str | None, experiment: str | None = None) -> int:
 
     Args:
         path: the run folder.
-        uri: another store than that of the run.
+        uri: the store; None for that of the run, if it is the configured one.
         experiment: experiment of a run that was started without tracking.
 
     Returns:
         number of metric points sent.
 
     Raises:
-        UserError: if it is no run folder, or the store is unreachable.
+        UserError: if it is no run folder, names a store that the user does not, or the store is unreachable.
     """
     if not (path / "config.yaml").is_file():
         raise UserError(f"{path} is not a run folder: it has no config.yaml")
     folder = RunFolder(path)
     if folder.process_is_gone():
         mark_ended(folder, "vanished", "the process was killed")
-    delivery = Delivery(folder, uri, experiment)
+    delivery = Delivery(folder, uri, experiment, option="--uri")
     store = delivery.state["uri"]
     with mlflow_errors(store, f"MLflow at {store} does not accept the metrics of {path}: {{reason}}"):
         return delivery.deliver()
