@@ -32,7 +32,7 @@ def plural(quantity: int, noun: str, ending: str = "s") -> str:
     return f"{quantity} {noun}{'' if quantity == 1 else ending}"
 
 
-def printable(name: str | Path) -> str:
+def quoted(name: str | Path) -> str:
     """A file name for messages: quoted if it holds a line break, a control character or undecoded bytes."""
     return text if (text := str(name)).isprintable() else repr(text)
 

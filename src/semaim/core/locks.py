@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from semaim.core.formatting import duration, printable
+from semaim.core.formatting import duration, quoted
 from semaim.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ def one_at_a_time(path: Path, work: str, then_together: bool = False) -> Iterato
             while not _taken(file, again):
                 if time.monotonic() > deadline:
                     raise UserError(
-                        f"{holder} has held {printable(path)} for {duration(WAIT_SECONDS)} ({work}): wait for it, or "
+                        f"{holder} has held {quoted(path)} for {duration(WAIT_SECONDS)} ({work}): wait for it, or "
                         f"stop it, then run the same command again"
                     )
                 time.sleep(POLL_SECONDS)
@@ -60,5 +60,5 @@ def _taken(file: IO[str], operation: int) -> bool:
     except (BlockingIOError, PermissionError):
         return False
     except OSError as error:
-        log.warning("the file system of %s has no locks (%s)", printable(file.name), error)
+        log.warning("the file system of %s has no locks (%s)", quoted(file.name), error)
     return True

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from semaim.core.formatting import plural, printable
+from semaim.core.formatting import plural, quoted
 from semaim.errors import UserError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
@@ -38,7 +38,7 @@ class Folder:
     folders: list[str]
 
     def __str__(self) -> str:
-        return printable(self.path)
+        return quoted(self.path)
 
 
 class Listing:
@@ -84,7 +84,7 @@ class Listing:
                         self.left_out[kind] += 1
         except OSError as error:
             raise UserError(
-                f"{self.option}: the folder {printable(path)} cannot be listed ({error.strerror}): make it readable, "
+                f"{self.option}: the folder {quoted(path)} cannot be listed ({error.strerror}): make it readable, "
                 f"or remove it"
             ) from error
         return Folder(path, images, sorted(folders))
@@ -105,7 +105,7 @@ class Listing:
         if self.accepts(name):
             return "image"
         suffix = os.path.splitext(name)[1]
-        return f"{printable(suffix)} file" if suffix else "extensionless file"
+        return f"{quoted(suffix)} file" if suffix else "extensionless file"
 
     def below(self, folder: Folder) -> list[str]:
         """Images of a folder at any depth, as sorted paths relative to it."""

@@ -13,7 +13,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Literal, get_args
 
-from semaim.core.formatting import printable
+from semaim.core.formatting import quoted
 from semaim.data.folders import Folder, Listing
 from semaim.errors import UserError
 
@@ -102,7 +102,7 @@ def _splits(root: Folder, auto: bool, listing: Listing) -> tuple[Part, Part | No
     if "train" not in root.folders:
         raise UserError(f"data.source.layout=splits, but {root} holds no folder train/ ({_some(root.folders)})")
     for name in set(root.folders) - {"train", "val"}:
-        listing.left_out[f"{printable(name)}/ folder"] += 1
+        listing.left_out[f"{quoted(name)}/ folder"] += 1
     listing.left_out["loose image"] += len(root.images)
     train = _entered(root.path / "train", listing)
     if auto and train.images and train.folders:
@@ -119,7 +119,7 @@ def _splits(root: Folder, auto: bool, listing: Listing) -> tuple[Part, Part | No
     val = listing.look(root.path / "val")
     if val is None:
         raise UserError(
-            f"{root}/val is {printable(listing.again[-1][1])} itself: accuracy on training images is not meaningful. "
+            f"{root}/val is {quoted(listing.again[-1][1])} itself: accuracy on training images is not meaningful. "
             f"Put held-out images there, or remove val/ and request a split with data.val_fraction=0.1"
         )
     if val.images and not val.folders:
@@ -152,7 +152,7 @@ def _labelled(folder: Folder, auto: bool, listing: Listing) -> Part:
     for path, first in listing.again:
         if not path.is_relative_to(first) and path.parts[:depth] != first.parts[:depth]:
             raise UserError(
-                f"{printable(path)} and {printable(first)} are the same folder by a link, so its images would be in "
+                f"{quoted(path)} and {quoted(first)} are the same folder by a link, so its images would be in "
                 f"two classes, or both trained on and held out: remove one"
             )
     if not any(class_files):
@@ -165,8 +165,8 @@ def _labelled(folder: Folder, auto: bool, listing: Listing) -> Part:
     inner = (path for path in listing.listed.values() if len(path.parts) > depth and SPLIT.fullmatch(path.name))
     if auto and (split := next(inner, None)) is not None:
         raise UserError(
-            f"{printable(split)} may be a split, but would belong to a class of {folder} ({_some(folder.folders)}): "
-            f"set data.root={printable(split.parent)}, or {CHOICES}"
+            f"{quoted(split)} may be a split, but would belong to a class of {folder} ({_some(folder.folders)}): "
+            f"set data.root={quoted(split.parent)}, or {CHOICES}"
         )
     files = [f"{name}/{file}" for name, own in zip(folder.folders, class_files, strict=True) for file in own]
     labels = list(chain.from_iterable([index] * len(own) for index, own in enumerate(class_files)))
@@ -176,7 +176,7 @@ def _labelled(folder: Folder, auto: bool, listing: Listing) -> Part:
 def _entered(path: Path, listing: Listing) -> Folder:
     """A folder that must not be a link to one that was listed."""
     if (folder := listing.look(path)) is None:
-        raise UserError(f"{printable(path)} is a link to a folder that holds it: remove it")
+        raise UserError(f"{quoted(path)} is a link to a folder that holds it: remove it")
     return folder
 
 
@@ -186,9 +186,9 @@ def _holds_images(path: Path) -> bool:
 
 
 def _mixed(folder: Folder) -> str:
-    return f"{folder} holds both images ({printable(min(folder.images))}, ...) and folders ({_some(folder.folders)})"
+    return f"{folder} holds both images ({quoted(min(folder.images))}, ...) and folders ({_some(folder.folders)})"
 
 
 def _some(names: Sequence[str]) -> str:
     """Some names of folders, for messages."""
-    return ", ".join(f"{printable(name)}/" for name in names[:5]) + (", ..." if len(names) > 5 else "")
+    return ", ".join(f"{quoted(name)}/" for name in names[:5]) + (", ..." if len(names) > 5 else "")

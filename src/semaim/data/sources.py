@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from semaim.core.formatting import plural, printable
+from semaim.core.formatting import plural, quoted
 from semaim.core.locks import one_at_a_time
 from semaim.data.folders import EXTENSIONS, Listing
 from semaim.data.image_sets import ArrayImages, FileImages, Splits, mask_name
@@ -130,9 +130,7 @@ def image_folders(root: str, layout: Layout = "auto", masks: str | None = None, 
     """
     folder = Path(root).expanduser()
     if not root or not os.path.isdir(folder):
-        raise UserError(
-            f"data.root={printable(root)} is not a folder: set data.root to the folder that holds the images"
-        )
+        raise UserError(f"data.root={quoted(root)} is not a folder: set data.root to the folder that holds the images")
     mask_folder = None if masks is None else Path(masks).expanduser()
     if mask_folder is not None and (not masks or not os.path.isdir(mask_folder)):
         raise UserError(
@@ -151,10 +149,10 @@ def image_folders(root: str, layout: Layout = "auto", masks: str | None = None, 
         return FileImages(part.folder, part.files, part.labels, of_part, exif)
 
     train_set, val_set = file_images(train), None if val is None else file_images(val)
-    classes = [printable(name) for name in train.classes]
+    classes = [quoted(name) for name in train.classes]
     log.info(
         "data.root=%s: layout %s, %s%s%s%s",
-        printable(root),
+        quoted(root),
         found,
         plural(len(train_set), "image"),
         f" of {plural(len(classes), 'class', 'es')}" if classes else "",
@@ -165,8 +163,8 @@ def image_folders(root: str, layout: Layout = "auto", masks: str | None = None, 
         name = train_set.name(0)
         expected = Path(masks, mask_name(str(Path(name).relative_to(folder))))
         raise UserError(
-            f"data.source.masks={masks} holds no mask of any image: that of {printable(name)}, for one, would be "
-            f"{printable(expected)}"
+            f"data.source.masks={masks} holds no mask of any image: that of {quoted(name)}, for one, would be "
+            f"{quoted(expected)}"
         )
     return Splits(train_set, None if train.labels is None else train_set, val_set, classes)
 
@@ -187,9 +185,7 @@ def image_files(paths: Sequence[str]) -> FileImages:
             files += [str(path / name) for name in names]
             log.info("images=%s: %s%s", folder, plural(len(names), "image"), listing.omissions())
         else:
-            raise UserError(
-                f"images={printable(given)} is neither a file nor a folder: give files of images, or folders"
-            )
+            raise UserError(f"images={quoted(given)} is neither a file nor a folder: give files of images, or folders")
     if not files:
-        raise UserError(f"images={printable(','.join(paths))} holds no image ({', '.join(EXTENSIONS)})")
+        raise UserError(f"images={quoted(','.join(paths))} holds no image ({', '.join(EXTENSIONS)})")
     return FileImages(Path(), files, None, exif=True)
