@@ -2,9 +2,41 @@
 
 from __future__ import annotations
 
+import errno
+from pathlib import Path
+
 
 class UserError(ValueError):
-    """An error the user can fix: an option, a path, a full disk. Exit code 2."""
+    """An error the user can fix: an option, a path. Exit code 2."""
+
+
+class DamagedFile(UserError):
+    """A stored file is damaged, of a newer version or not readable. Exit code 2.
+
+    Args:
+        path: the file.
+        reason: what is wrong with it.
+        remedy: what to do.
+    """
+
+    def __init__(self, path: Path, reason: str, remedy: str) -> None:
+        super().__init__(f"{path} is damaged, of a newer version or not readable ({reason}): {remedy}")
+        self.path = path
+
+
+class CannotWrite(UserError):
+    """A file cannot be written: no space, no permission, a read-only disk. Exit code 1.
+
+    Args:
+        path: the file.
+        error: of the operating system.
+    """
+
+    def __init__(self, path: Path, error: OSError) -> None:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        remedy = "make room" if full else "get the permission, or choose another folder"
+        reason = error.strerror or type(error).__name__
+        super().__init__(f"{path} cannot be written ({reason}): {remedy}, then type the same command again")
 
 
 class NonFiniteError(UserError):

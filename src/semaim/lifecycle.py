@@ -7,7 +7,7 @@ import math
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +17,16 @@ from semaim.checkpoints.store import fingerprint
 from semaim.config.run_spec import RunSpec
 from semaim.core import distributed, terminal
 from semaim.core.distributed import Processes
-from semaim.core.files import read_json, write_json
+from semaim.core.files import write_json
 from semaim.core.formatting import duration, relative_to_cwd
 from semaim.core.seeding import derive_seed, seed_all
 from semaim.core.signals import StopRequest
-from semaim.errors import Interrupted, NonFiniteError, UserError
+from semaim.errors import CannotWrite, Interrupted, NonFiniteError, UserError
 from semaim.runs import provenance
 from semaim.runs.context import Run
 from semaim.runs.folder import RunFolder
 from semaim.runs.journal import Journal
+from semaim.runs.run_log import logged_to
 from semaim.runs.status import MLFLOW_STATUS, StoredState
 from semaim.tasks.task import Task
 from semaim.tracking import run_page
@@ -110,7 +111,7 @@ def _checkpoints(config: dict[str, Any]) -> list[str]:
 def stored_result(folder: RunFolder, config: dict[str, Any]) -> dict[str, float] | None:
     """The result of this run, if it is finished and its inputs are known to be the same."""
     status = folder.status()
-    finished = status.get("state") == "finished" and status["asked"] == _result_inputs(config)
+    finished = status.get("state") == "finished" and status.get("asked") == _result_inputs(config)
     in_mlflow = any(name.startswith("mlflow:") for name in _checkpoints(config))  # that run may have continued
     return status["result"] if finished and not in_mlflow else None
 
@@ -123,16 +124,17 @@ def _open_run(
 
     All processes call this together: if the first process finds a problem with the folder, all of them stop.
     """
-    problem: str | None = None
+    problem: UserError | None = None
     if processes.is_main:
         try:
             folder.lock()
             folder.store_or_check_config(spec.config)
             _record_start(folder, spec, processes)
         except UserError as error:
-            problem = str(error)
-    if (problem := processes.broadcast(problem)) is not None:
-        raise UserError(problem)
+            folder.unlock()
+            problem = error
+    if (message := processes.broadcast(problem and str(problem))) is not None:
+        raise problem or UserError(message)
     run = Run(
         folder,
         spec.config,
@@ -146,34 +148,41 @@ def _open_run(
     if not processes.is_main:
         yield run
         return
-    handler = logging.FileHandler(folder.path / "run.log", encoding="utf-8")
-    handler.setFormatter(terminal.LineFormatter("%(asctime)s %(message)s"))
-    log.addHandler(handler)
-    log.info("run folder: %s", relative_to_cwd(folder.path))
-    run.journal = Journal(folder.journal)
-    run.journal.status("RUNNING")
-    folder.set_status("running", **_progress(folder))
-    state: StoredState = "failed"
     try:
-        tracking.start(folder, run.journal)
-        yield run
-        state = "finished"
+        with logged_to(folder.path / "run.log") as run_log:
+            log.info("run folder: %s", relative_to_cwd(folder.path))
+            run.journal = Journal(folder.journal)
+            with _end_recorded(run, run.journal, tracking, run_log):
+                yield run
+    finally:
+        folder.unlock()
+
+
+@contextmanager
+def _end_recorded(run: Run, journal: Journal, tracking: Any, run_log: logging.Handler) -> Iterator[None]:
+    """Write the status before and after a block, and deliver the journal, however the block ends."""
+    journal.status("RUNNING")
+    run.folder.set_status("running", **_progress(run.folder))
+    try:
+        tracking.start(run.folder, journal)
+        yield
     except BaseException as error:
+        state: StoredState = "failed"
         stopped = isinstance(error, Interrupted | KeyboardInterrupt)
         if stopped:
-            state = "requeued" if stop.will_be_requeued() else "interrupted"
+            state = "requeued" if run.stop.will_be_requeued() else "interrupted"
         message = str(error) or type(error).__name__
-        folder.set_status(state, error=message, **_progress(folder))
+        with suppress(CannotWrite):  # on a full disk the first error is the one to report
+            run.folder.set_status(state, error=message, **_progress(run.folder))
+            journal.status(MLFLOW_STATUS[state])
         message = f"the run ends as {state}: {message}"
-        handler.handle(logging.makeLogRecord({"msg": message, "exc_info": None if stopped else sys.exc_info()}))
+        run_log.handle(logging.makeLogRecord({"msg": message, "exc_info": None if stopped else sys.exc_info()}))
         raise
+    else:
+        journal.status("FINISHED")
     finally:
-        run.journal.status(MLFLOW_STATUS[state])
         tracking.finish()
-        run.journal.close()
-        log.removeHandler(handler)
-        handler.close()
-        folder.unlock()
+        journal.close()
 
 
 def _progress(folder: RunFolder) -> dict[str, Any]:
@@ -183,14 +192,13 @@ def _progress(folder: RunFolder) -> dict[str, Any]:
 
 def _record_start(folder: RunFolder, spec: RunSpec, processes: Processes) -> None:
     """Add this start to environment.json, and warn if the code is not that of the first start."""
-    path = folder.path / "environment.json"
-    starts = (read_json(path) or {"starts": []})["starts"]
+    starts = folder.starts()
     now = provenance.describe(processes.device, processes.world_size)
-    if starts and any(starts[0][key] != now[key] for key in ("commit", "dirty", "semaim")):
+    if starts and any(starts[0].get(key) != now.get(key) for key in ("commit", "dirty", "semaim")):
         log.warning("the code has changed since this run began: commit %s%s then, %s%s now",
-                    starts[0]["commit"], " (modified)" if starts[0]["dirty"] else "",
+                    starts[0].get("commit"), " (modified)" if starts[0].get("dirty") else "",
                     now["commit"], " (modified)" if now["dirty"] else "")  # fmt: skip
-    write_json(path, {"starts": [*starts, now | {"choices": spec.parts}]})
+    write_json(folder.path / "environment.json", {"starts": [*starts, now | {"choices": spec.parts}]})
 
 
 def _tag_run(run: Run, spec: RunSpec, highlights: Mapping[str, str], result: dict[str, float] | None) -> None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import sys
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from operator import methodcaller
 from pathlib import Path
 from typing import Any
 
+from semaim.config.messages import print_error
 from semaim.core.formatting import plural, printable
+from semaim.errors import UserError
 from semaim.runs.status import FOLDER_STATES
 from semaim.tracking import DEFAULT_URI
 
@@ -82,12 +84,11 @@ def status(arguments: Namespace) -> int:
     return 1 if any(state.unsuccessful for state in states) else 0
 
 
-def cancel(arguments: Namespace) -> None:
+def cancel(arguments: Namespace) -> int:
     """Stop the runs of each folder."""
     from semaim.sweeps import commands
 
-    for path in arguments.folders:
-        print(commands.cancel(path))
+    return _for_each(arguments.folders, commands.cancel)
 
 
 def retry(arguments: Namespace) -> None:
@@ -99,13 +100,25 @@ def retry(arguments: Namespace) -> None:
     print(commands.retry(arguments.folder, arguments.options))
 
 
-def sync(arguments: Namespace) -> None:
+def sync(arguments: Namespace) -> int:
     """Deliver each folder to MLflow."""
     from semaim.tracking.sync import sync as send
 
-    for path in arguments.folders:
-        points = send(path, arguments.uri, arguments.experiment)
-        print(f"{printable(str(path))}: {plural(points, 'metric point')} sent")
+    def sent(path: Path) -> str:
+        return f"{printable(str(path))}: {plural(send(path, arguments.uri, arguments.experiment), 'metric point')} sent"
+
+    return _for_each(arguments.folders, sent)
+
+
+def _for_each(folders: Sequence[Path], action: Callable[[Path], str]) -> int:
+    """Act on every folder and print what it returns, or its error; returns the exit code of the last error."""
+    code = 0
+    for folder in folders:
+        try:
+            print(action(folder))
+        except UserError as error:
+            code = print_error(error)
+    return code
 
 
 def report(arguments: Namespace) -> None:

@@ -14,7 +14,7 @@ from semaim.core.files import HashingWriter
 from semaim.errors import UserError
 from support.saving import is_of, names, state_of
 
-FULL = r"step_00000004\.pt: there is no space left on the device; .* is .*step_00000003\.pt\. Make room"
+FULL = r"step_00000004\.pt cannot be written \(No space left on device\): make room, .* is .*step_00000003\.pt$"
 
 
 @pytest.mark.parametrize("after", [0, 1, 5, 11])

@@ -192,7 +192,7 @@ def test_status(tmp_path):
     folder = RunFolder(tmp_path)
     assert folder.status() == {}
     folder.set_status("running", step=3)
-    folder.set_status("finished", result={"knn": 81.5})
+    folder.set_status("finished", metric="knn", result={"knn": 81.5})
     status = folder.status()
     assert (status["state"], status["result"], status["pid"]) == ("finished", {"knn": 81.5}, os.getpid())
     assert "step" not in status

@@ -11,7 +11,7 @@ from semaim.models.vit import encode
 from support.evaluating import image_data
 
 ASKED = [7, 0, 29, 3, 12, 4, 21]
-FILES = ["cls.npy", "index.npy", "labels.npy", "mean.npy"]
+FILES = ["cls.npy", "index.npy", "labels.npy", "mean.npy"]  # and SHA256SUMS
 
 
 class Encoder:

@@ -45,7 +45,7 @@ def runs(tmp_path: Path) -> Path:
     make_run(folder, "evaluation", knn, {"task": "knn", "data": "digits"}, {"seed": 0}, age=10)
     points = [Point([f"permutation={order}", "seed=0"], str(path), job="here")
               for order, path in (("raster", first), ("zigzag", second))]  # fmt: skip
-    Sweep(folder / "sweep_orders", "basic", {}, points, restarts=0, command="").save()
+    Sweep("basic", {}, points, restarts=0, command="", path=folder / "sweep_orders").save()
     (folder / ".features").mkdir()
     (folder / "notes.txt").write_text("no run")
     return folder

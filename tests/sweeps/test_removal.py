@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from semaim.core.files import read_json, write_json
+from semaim.core.files import write_json
+from semaim.runs.folder import RunFolder
 from semaim.sweeps.sweep import Point, Sweep
 from semaim.tracking.sync import sync
 from support.commands import ENVIRONMENT, PROGRAM, run, succeed
@@ -30,7 +31,7 @@ def tracked(home: Path) -> tuple[Path, MlflowClient, str]:
     """The same, with `pretraining` in MLflow; the store and its run."""
     uri = f"sqlite:///{home}/mlflow.db"
     sync(home / "runs" / "pretraining", uri)
-    run_id = read_json(home / "runs" / "pretraining" / "mlflow.json")["run_id"]
+    run_id = RunFolder(home / "runs" / "pretraining").tracked()["run_id"]
     return home, MlflowClient(uri), run_id
 
 
@@ -63,7 +64,8 @@ def test_the_mlflow_run_can_be_kept(tracked) -> None:
 
 def test_nothing_is_deleted_if_mlflow_does_not_answer(home: Path) -> None:
     uri = "http://127.0.0.1:1"
-    write_json(home / "runs" / "pretraining" / "mlflow.json", {"uri": uri, "run_id": "abc", "sent": 0})
+    tracked = {"uid": "0", "experiment": "semaim", "uri": uri, "run_id": "abc", "sent": 0}
+    write_json(home / "runs" / "pretraining" / "mlflow.json", tracked)
     done = run(home, "rm", "--yes", "runs/pretraining", "--uri", uri, launcher=PROGRAM)
     assert done.returncode == 2
     assert "error: runs/pretraining was not deleted, since its MLflow run cannot be deleted" in done.stdout
@@ -108,7 +110,7 @@ def test_a_live_run_is_refused_and_nothing_else_deleted(home: Path) -> None:
 def test_a_sweep_with_all_its_runs(home: Path) -> None:
     places = [str(home / "runs" / name) for name in ("pretraining", "finetuning", "never_started")]
     points = [Point(["seed=0"], places[0], job="here", then=[places[1]]), Point(["seed=1"], places[2])]
-    Sweep(home / "runs" / "sweep_x", "basic", {}, points, restarts=0, command="").save()
+    Sweep("basic", {}, points, restarts=0, command="", path=home / "runs" / "sweep_x").save()
     said = remove(home, "--yes", "runs/sweep_x")
     assert said.startswith("to be deleted, 3 folders, ")
     assert not list((home / "runs").iterdir())

@@ -15,7 +15,7 @@ RESULT = {"state": "finished", "metric": "loss", "result": {"loss": 0.5}}
 
 
 def sweep_of(tmp_path: Path, executor: Executor, *points: Point) -> Sweep:
-    sweep = Sweep(tmp_path / "sweep", executor, {}, list(points), 0, "semaim run -m")
+    sweep = Sweep(executor, {}, list(points), 0, "semaim run -m", path=tmp_path / "sweep")
     sweep.save()
     return sweep
 

@@ -70,7 +70,7 @@ def run_folders(place: Path, names: Iterable[str], parent: Path | None) -> list[
 
 def sweep_of(place: Path, tracking: MLflow | NoTracking) -> Path:
     """Folder of a sweep that the launching process has just opened."""
-    sweep = Sweep(place / "sweep", "slurm", {}, [Point([], str(place / "run"))], restarts=0, command="of two")
+    sweep = Sweep("slurm", {}, [Point([], str(place / "run"))], restarts=0, command="of two", path=place / "sweep")
     sweep.save()
     open_parent(sweep, tracking)
     return sweep.path

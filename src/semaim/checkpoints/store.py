@@ -9,7 +9,6 @@ of its parts are compared, which torch.save writes into the file.
 from __future__ import annotations
 
 import argparse
-import errno
 import logging
 import pickle
 import re
@@ -24,8 +23,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from semaim.config.old_versions import upgraded, upgraded_state
-from semaim.core.files import HashingWriter, atomic, sha256, write_text
-from semaim.errors import UserError
+from semaim.core.files import HashingWriter, atomic, sha256, write_text, writing
+from semaim.errors import CannotWrite, UserError
 
 log = logging.getLogger(__name__)
 FORMAT = 2  # format 1 lacked the group choices and the task's state
@@ -48,11 +47,12 @@ def save(folder: Path, step: int, state: Checkpoint) -> Path:
     """Write the checkpoint of a step.
 
     Raises:
-        UserError: if it cannot be written (for example, no space left); older checkpoints are kept.
+        CannotWrite: for example on a full disk; older checkpoints are kept.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    for temporary in folder.glob("*.tmp"):  # from a process killed while saving
-        temporary.unlink(missing_ok=True)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        for temporary in folder.glob("*.tmp"):  # from a process killed while saving
+            temporary.unlink(missing_ok=True)
     path = folder / f"step_{step:08d}.pt"
     try:
         with atomic(path) as file:
@@ -61,16 +61,13 @@ def save(folder: Path, step: int, state: Checkpoint) -> Path:
             # an earlier checkpoint of this step must not be paired with the new checksum
             path.unlink(missing_ok=True)
             write_text(_checksum_file(path), f"{writer.hash.hexdigest()}  {path.name}\n")
-    except (OSError, RuntimeError) as error:  # on a full disk torch raises a RuntimeError during the OSError
+    except CannotWrite as error:
         if not path.exists():
             _checksum_file(path).unlink(missing_ok=True)
-        full = errno.ENOSPC in (getattr(error, "errno", None), getattr(error.__context__, "errno", None))
-        reason = "there is no space left on the device" if full else str(error)
         older = list_steps(folder)
         kept = f"the last good checkpoint is {older[-1][1]}" if older else "there is no older checkpoint"
-        raise UserError(
-            f"could not write checkpoint {path}: {reason}; {kept}. Make room, then run the same command again"
-        ) from error
+        error.args = (f"{error}; {kept}",)
+        raise
     return path
 
 

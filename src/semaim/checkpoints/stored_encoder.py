@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -90,11 +89,7 @@ class StoredEncoder:
         file = store.weights_file(self.path)
         if self.is_semaim or file is None or file.name not in store.WEIGHTS:
             return {}
-        try:
-            content = read_json(file.with_name(name))
-        except json.JSONDecodeError as error:
-            raise UserError(f"{file.with_name(name)} is damaged ({error})") from error
-        return content if isinstance(content, dict) else {}
+        return read_json(file.with_name(name), dict[str, Any]) or {}
 
     @property
     def origin(self) -> Origin | None:

@@ -12,10 +12,12 @@ from typing import Any
 
 from semaim.core import interpreter
 from semaim.core.formatting import printable
-from semaim.errors import Interrupted, NonFiniteError, SweepFailed, UserError
+from semaim.errors import CannotWrite, Interrupted, NonFiniteError, SweepFailed, UserError
 
 EXIT_ERROR, EXIT_USER_ERROR, EXIT_NOT_FINITE = 1, 2, 3
 EXIT_INTERRUPTED, EXIT_INTERRUPTED_AT_ONCE, EXIT_BROKEN_PIPE = 75, 130, 141
+
+EXIT_CODES: dict[type, int] = {NonFiniteError: EXIT_NOT_FINITE, CannotWrite: EXIT_ERROR}
 
 
 def reports_errors(command: Callable[..., int | None]) -> Callable[..., int]:
@@ -102,4 +104,5 @@ def print_error(error: BaseException) -> int:
     first, *others = message.splitlines() or [""]  # lines may come from the name of a file
     lines = [first, *(line if line.startswith(" ") else f"  {line}" for line in others)]
     print(printable("error: " + "\n".join(lines), keep="\n"), file=sys.stderr)
-    return EXIT_NOT_FINITE if any(isinstance(link, NonFiniteError) for link in _chain(error)) else EXIT_USER_ERROR
+    codes = [EXIT_CODES[type(link)] for link in _chain(error) if type(link) in EXIT_CODES]
+    return codes[0] if codes else EXIT_USER_ERROR

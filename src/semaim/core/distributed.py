@@ -164,7 +164,7 @@ def _rendezvous(ranks: Ranks) -> dict[str, Any]:
         write_json(file, {"host": host, "port": store.port})
     else:
         deadline = time.monotonic() + TIMEOUT.total_seconds()
-        while (address := read_json(file)) is None:
+        while (address := read_json(file, dict[str, Any])) is None:
             if time.monotonic() > deadline:
                 raise UserError(
                     f"process {ranks.rank} waited {TIMEOUT} for {file}, which did not appear: do all nodes see it?"

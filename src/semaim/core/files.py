@@ -1,14 +1,53 @@
-"""Atomic file writes: a kill at any time leaves either the old file or the new one."""
+"""Reading and writing of small files.
+
+Writes are atomic: a kill or a full disk at any time leaves either the old file or the new one. What is read is checked
+against a declared shape. Errors name the file and say what to do.
+"""
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
+
+from semaim.errors import CannotWrite, DamagedFile, UserError
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Write a file in this block; raises CannotWrite, which names the file, for an error of the operating system."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (OSError, RuntimeError) as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, OSError):  # torch raises a RuntimeError during the OSError
+            cause = cause.__cause__ or cause.__context__
+        if cause is None:
+            raise
+        raise CannotWrite(path, cause) from error
+
+
+@contextmanager
+def if_possible() -> Iterator[None]:
+    """Write in this block what is not required to go on; if it cannot be written, this is a warning."""
+    try:
+        yield
+    except CannotWrite as error:
+        log.warning("%s", error)
 
 
 def fsync_folder(folder: Path) -> None:
@@ -22,17 +61,22 @@ def fsync_folder(folder: Path) -> None:
 
 @contextmanager
 def atomic(path: Path) -> Iterator[BinaryIO]:
-    """Open a temporary binary file, which is flushed to disk and renamed to `path` if the block raises no exception."""
+    """Open a temporary binary file, which is flushed to disk and renamed to `path` if the block raises no exception.
+
+    Raises:
+        CannotWrite: if there is no space, no permission, ...; the former file is intact.
+    """
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        fsync_folder(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with writing(path):
+        try:
+            with open(temporary, "wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+            fsync_folder(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -46,12 +90,42 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
-def read_json(path: Path) -> Any:
-    """The value in a JSON file, or None if there is no such file."""
+def read_json(path: Path, shape: type[T], remedy: str = "restore it, or move it away") -> T | None:
+    """The value in a JSON file, or None if there is no such file.
+
+    Args:
+        path: the file.
+        shape: type of the value: built from dict, list, TypedDict, dataclasses, ... as pydantic reads them.
+        remedy: what to do if the file is damaged, for the message.
+
+    Raises:
+        DamagedFile: if it cannot be read, is not JSON or has another shape.
+    """
+    from pydantic import ValidationError
+
     try:
-        return json.loads(path.read_text())
+        value: T = adapter(shape).validate_json(path.read_bytes(), strict=True)  # type: ignore[arg-type]
+        return value
     except (FileNotFoundError, NotADirectoryError):
         return None
+    except OSError as error:
+        raise DamagedFile(path, str(error.strerror), remedy) from error
+    except ValidationError as error:
+        raise DamagedFile(path, first_problem(error), remedy) from error
+
+
+@functools.cache
+def adapter(shape: Any) -> TypeAdapter[Any]:
+    """pydantic's reader of a type."""
+    from pydantic import TypeAdapter  # here, since not all commands read files
+
+    return TypeAdapter(shape)
+
+
+def first_problem(error: Any) -> str:
+    """The first problem of a pydantic.ValidationError, in one line."""
+    problem = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    return ": ".join([*[".".join(map(str, problem["loc"]))] * bool(problem["loc"]), problem["msg"]])
 
 
 class HashingWriter:

@@ -1,7 +1,8 @@
 """Feature cache on disk: features are computed once per encoder and image set, and mapped, so that they need no memory.
 
-A folder holds `cls.npy`, `mean.npy` (M, D) in float32 and `labels.npy`, `index.npy` (M,), and their checksums in
-`SHA256SUMS`. It is written under a temporary name and renamed when it is complete.
+A folder holds `cls.npy`, `mean.npy` (M, D) in float32 and `labels.npy`, `index.npy` (M,), and their checksums, in the
+format of the sha256sum command. It is written under a temporary name and renamed when it is complete. What is missing
+or changed since is computed again.
 
 Shapes: M images, D width.
 """
@@ -27,6 +28,7 @@ from semaim.runs.context import Run
 log = logging.getLogger(__name__)
 CHECKSUMS = "SHA256SUMS"  # in the format of the sha256sum command
 ROWS_PER_COPY = 65536  # rows
+CHECKSUMS = "SHA256SUMS"
 STALE_SECONDS = 7 * 24 * 3600
 
 
@@ -49,24 +51,26 @@ def cached_features(cache: Path | None, fingerprint: str, request: Extraction, r
     images = (request.images.fingerprint(), request.images.place())  # another folder may hold others of the same names
     parts = (fingerprint.encode(), *map(os.fsencode, images), chosen, transform.encode())
     folder = cache / hashlib.sha256(b"\0".join(parts)).hexdigest()[:24]
-    if run.processes.broadcast(run.processes.is_main and _is_intact(folder, len(request.indices))):
+    if run.processes.broadcast(run.processes.is_main and _is_complete(folder, len(request.indices))):
         log.info("%s: features were computed before (%s)", request.title, folder)
     else:
+        if run.processes.is_main and folder.exists() and not _is_intact(folder):
+            log.warning("%s: the features in %s are damaged, or have no checksums: they are computed again", request.title, folder)
         _compute(folder, request, run)
     mapped = {file.name[:-4]: np.load(file, mmap_mode="c") for file in sorted(folder.glob("*.npy"))}
     labels, index = (torch.from_numpy(np.array(mapped.pop(name))) for name in ("labels", "index"))
     return Features(mapped, labels, index)
 
 
-def _is_intact(folder: Path, images: int) -> bool:
-    """Whether a folder has the features of all images, with the checksums they were written with."""
-    if not folder.exists():
+def _is_complete(folder: Path, images: int) -> bool:
+    return _is_intact(folder) and len(np.load(folder / "index.npy", mmap_mode="r")) == images
+
+
+def _is_intact(folder: Path) -> bool:
+    try:
+        return (folder / CHECKSUMS).read_text() == _checksums(folder)
+    except (OSError, UnicodeDecodeError):
         return False
-    sums = folder / CHECKSUMS
-    if not sums.exists() or sums.read_bytes() != _checksums(folder).encode():
-        log.warning("the stored features in %s are damaged or have no checksums: they are computed again", folder)
-        return False
-    return len(np.load(folder / "index.npy", mmap_mode="r")) == images
 
 
 def _checksums(folder: Path) -> str:
@@ -81,15 +85,17 @@ def _compute(folder: Path, request: Extraction, run: Run) -> None:
                 shutil.rmtree(leftover, ignore_errors=True)
     temporary = folder.with_name(f"{folder.name}.{processes.broadcast(uuid.uuid4().hex)}.tmp")
     try:
-        temporary.mkdir(parents=True, exist_ok=True)
+        with writing(folder):
+            temporary.mkdir(parents=True, exist_ok=True)
         _write_share(temporary, request, run)
         processes.barrier()
         if processes.is_main:
-            _merge(temporary, request, processes.world_size)
-            if not _is_intact(folder, len(request.indices)):  # else another run has written it meanwhile
-                shutil.rmtree(folder, ignore_errors=True)
-                temporary.rename(folder)
-                fsync_folder(folder.parent)
+            with writing(folder):
+                _merge(temporary, request, processes.world_size)
+                if not _is_complete(folder, len(request.indices)):  # else another run has written it meanwhile
+                    shutil.rmtree(folder, ignore_errors=True)
+                    temporary.rename(folder)
+                    fsync_folder(folder.parent)
         processes.barrier()
     finally:
         if processes.is_main:
@@ -103,12 +109,15 @@ def _write_share(folder: Path, request: Extraction, run: Run) -> None:
     labels, index = [], []
     for part in extract_share(request, run):
         for kind, rows in part.by_kind.items():
-            with open(folder / f"{run.processes.rank}.{kind}.raw", "ab") as file:
+            path = folder / f"{run.processes.rank}.{kind}.raw"
+            with writing(path), open(path, "ab") as file:
                 file.write(np.ascontiguousarray(rows, dtype=np.float32).tobytes())
         labels.append(part.labels_M)
         index.append(part.index_M)
     if index:
-        np.savez(folder / f"{run.processes.rank}.npz", labels=torch.cat(labels).numpy(), index=torch.cat(index).numpy())
+        path = folder / f"{run.processes.rank}.npz"
+        with writing(path):
+            np.savez(path, labels=torch.cat(labels).numpy(), index=torch.cat(index).numpy())
 
 
 def _merge(folder: Path, request: Extraction, processes: int) -> None:
@@ -130,6 +139,8 @@ def _merge(folder: Path, request: Extraction, processes: int) -> None:
         }
         width = next(iter(raw.values())).shape[1]
         whole = np.lib.format.open_memmap(folder / f"{kind}.npy", "w+", np.float32, (len(order), width))
+        with open(folder / f"{kind}.npy", "rb+") as mapped:  # a full disk is an error here, and a kill during the copy
+            os.posix_fallocate(mapped.fileno(), 0, os.fstat(mapped.fileno()).st_size)
         for start in range(0, len(order), ROWS_PER_COPY):
             block = slice(start, start + ROWS_PER_COPY)
             for rank, rows in raw.items():

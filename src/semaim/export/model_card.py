@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from semaim.checkpoints.stored_encoder import StoredEncoder
-from semaim.core.files import read_json
 from semaim.export.formats import Content, Model
+from semaim.runs.folder import RunFolder
+from semaim.runs.provenance import Start
 
 
 def run_folder_of(path: Path) -> Path | None:
@@ -59,13 +60,16 @@ def history(model: Model, stored: StoredEncoder, run: Path | None) -> str:
         rows["weights"] = "moving average"
     command = ""
     if run is not None:
-        start = read_json(run / "environment.json")["starts"][0]
-        commit = f"{start['commit']}{' with changes' if start['dirty'] else ''}" if start["commit"] else "installed"
-        rows |= {"started": start["time"], "semaim": f"{start['semaim']}, commit {commit}"}
-        rows["packages"] = ", ".join(f"{name} {start['packages'][name]}" for name in ("torch", "timm"))
-        result = (read_json(run / "status.json") or {}).get("result") or {}
+        folder = RunFolder(run)
+        start = [*folder.starts(), Start()][0]
+        changes = " with changes" if start.get("dirty") else ""
+        commit = f"{commit}{changes}" if (commit := start.get("commit")) else "installed"
+        rows |= {"started": start.get("time"), "semaim": f"{start.get('semaim')}, commit {commit}"}
+        packages = start.get("packages", {})
+        rows["packages"] = ", ".join(f"{name} {packages.get(name)}" for name in ("torch", "timm"))
+        result = folder.status().get("result", {})
         rows |= {f"result: {name}": f"{value:.6g}" for name, value in result.items()}
-        command = f"\nThe command was\n\n    {start['command']}\n"
+        command = f"\nThe command was\n\n    {start.get('command')}\n"
     table = "\n".join(f"| {name.replace('_', ' ')} | {value} |" for name, value in rows.items())
     return f"""## How it was trained
 

@@ -15,21 +15,49 @@ import fcntl
 import logging
 import os
 import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
+import struct
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired
 
 from omegaconf import OmegaConf
+from typing_extensions import TypedDict
 
 from semaim.config.naming import differences
 from semaim.config.old_versions import upgraded
-from semaim.core.files import read_json, write_json, write_text
+from semaim.core.files import adapter, first_problem, read_json, write_json, write_text, writing
 from semaim.core.slurm_job import this_job
-from semaim.errors import UserError
+from semaim.errors import DamagedFile, UserError
+from semaim.runs.provenance import Start
 from semaim.runs.status import RunState, Status, StoredState
 
 log = logging.getLogger(__name__)
+FLOCK = "hhqqi4x"  # struct flock of Linux: type, whence, start, length, process
+
+
+class _Environment(TypedDict):
+    starts: list[Start]
+
+
+class _Config(TypedDict, total=False):
+    """What this program looks up in a stored configuration."""
+
+    task: dict[str, Any]
+    data: dict[str, Any]
+    named_after: list[str]
+    parent_run: str | None
+
+
+class Tracked(TypedDict):
+    """Content of mlflow.json: the MLflow run, and the number of bytes of the journal that it has received."""
+
+    uid: str
+    experiment: str
+    run_id: str | None
+    sent: int
+    uri: NotRequired[str]
+    experiment_id: NotRequired[str]
 
 
 class RunFolder:
@@ -57,13 +85,14 @@ class RunFolder:
         """Create the folder if necessary, and lock it until this process ends; the kernel releases it after SIGKILL.
 
         Raises:
-            UserError: if the folder cannot be created, or another process has locked it.
+            UserError: if the folder cannot be created or written, or another process has locked it.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            file = open(self.path / ".lock", "a+", encoding="utf-8")  # noqa: SIM115 - open until unlock
         except OSError as error:
             raise UserError(f"the run folder {self.path} cannot be made ({error}): set runs_dir") from error
+        with writing(self.path / ".lock"):
+            file = open(self.path / ".lock", "a+", encoding="utf-8", errors="replace")  # noqa: SIM115 - until unlock
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):
@@ -78,9 +107,9 @@ class RunFolder:
             log.warning(
                 "the file system of %s has no locks (%s): take care not to start this run twice", self.path, error
             )
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}")
-        file.flush()
+        with suppress(OSError):  # only for messages: `semaim rm` works on a full disk
+            file.truncate(0)
+            os.write(file.fileno(), f"process {os.getpid()} on {socket.gethostname()}".encode())
         self._lock_file = file
 
     def unlock(self) -> None:
@@ -104,17 +133,18 @@ class RunFolder:
         return self._lock_file is not None
 
     def is_locked(self) -> bool:
-        """Whether another live process holds the lock."""
+        """Whether another live process holds the lock. This only asks, so it needs no permission to write."""
         if self.is_held:  # opening and closing the file again would release the lock
             return False
         try:
-            with open(self.path / ".lock", "r+", encoding="utf-8") as file:
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with open(self.path / ".lock", "rb") as file:
+                asked = struct.pack(FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+                answer = fcntl.fcntl(file, fcntl.F_GETLK, asked)
         except FileNotFoundError:
             return False
         except OSError:
             return True
-        return False
+        return bool(struct.unpack(FLOCK, answer)[0] != fcntl.F_UNLCK)
 
     def process_is_gone(self) -> bool:
         """Whether the status says that the run is running although no process holds the folder."""
@@ -124,13 +154,13 @@ class RunFolder:
         """Store the configuration at the first start; later, check that it gives the same result.
 
         Raises:
-            UserError: if it differs; the message lists the differences.
+            UserError: if it differs, and the message lists the differences; or if it is damaged.
         """
         path = self.path / "config.yaml"
-        if not path.exists():
+        if not path.exists() and not self.status():
             write_text(path, OmegaConf.to_yaml(OmegaConf.create(config)))
             return
-        changes = differences(upgraded(OmegaConf.to_container(OmegaConf.load(path))), config)
+        changes = differences(self.config(upgraded), config)
         if changes:
             raise UserError(
                 f"the run in {self.path} was started with another configuration:\n  "
@@ -138,18 +168,59 @@ class RunFolder:
                 + "\nGive this run another name with run_name=..., or go back to the configuration it was started with"
             )
 
+    # Of the files below, each raises DamagedFile if it cannot be read.
+
+    def config(self, convert: Callable[[Any], dict[str, Any]] = dict) -> dict[str, Any]:
+        """Content of config.yaml, in plain types, passed through `convert`."""
+        path = self.path / "config.yaml"
+        try:
+            config: Any = OmegaConf.to_container(OmegaConf.load(path))
+            adapter(_Config).validate_python(config, strict=True)
+            if not config:
+                raise ValueError("it is empty")
+            return convert(config)
+        except Exception as error:  # the parser and `convert` raise many types
+            reason = first_problem(error) if hasattr(error, "errors") else str(error).partition("\n")[0]
+            remedy = "restore it, or give this run another name with run_name=..."
+            raise DamagedFile(path, reason or type(error).__name__, remedy) from error
+
     def status(self) -> Status:
         """Content of status.json; empty before the first start."""
-        status: Status | None = read_json(self.path / "status.json")
-        return status or {}
+        path, remedy = self.path / "status.json", "move it away, then the run continues from its last checkpoint"
+        if (status := read_json(path, Status, remedy)) is None:
+            return {}
+        if "state" not in status or (status["state"] == "finished") > (
+            status.get("metric") in status.get("result", ())
+        ):
+            raise DamagedFile(path, "it lacks the state, or the result", remedy)
+        return status
 
-    def last_start(self) -> dict[str, Any]:
+    def starts(self) -> list[Start]:
+        """The entries of all starts in environment.json."""
+        remedy = "move it away, then only the record of earlier starts is lost"
+        environment = read_json(self.path / "environment.json", _Environment, remedy)
+        return environment["starts"] if environment else []
+
+    def last_start(self) -> Start:
         """The entry of the last start in environment.json; empty before the first start."""
-        return (read_json(self.path / "environment.json") or {"starts": [{}]})["starts"][-1]
+        return (self.starts() or [Start()])[-1]
+
+    def evaluations(self) -> dict[str, dict[str, int | float]]:
+        """Content of evaluations.json: the metrics of the evaluations during training, by step."""
+        remedy = "move it away, then the run goes on without the evaluations so far"
+        return read_json(self.path / "evaluations.json", dict[str, dict[str, int | float]], remedy) or {}
+
+    def tracked(self) -> Tracked | None:
+        """Content of mlflow.json; None for a run without MLflow."""
+        remedy = "move it away, then the run is sent again, as a new MLflow run"
+        return read_json(self.path / "mlflow.json", Tracked, remedy)
 
     def state(self) -> RunState:
-        """The state as far as the folder tells it: a stored one, or "new"."""
-        return "vanished" if self.process_is_gone() else self.status().get("state", "new")
+        """The state as far as the folder tells it: a stored one, "new" or "damaged"."""
+        try:
+            return "vanished" if self.process_is_gone() else self.status().get("state", "new")
+        except DamagedFile:
+            return "damaged"
 
     def set_status(self, state: StoredState, **fields: Any) -> None:
         """Replace status.json."""

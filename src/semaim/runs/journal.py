@@ -12,18 +12,44 @@ once. Each line is a JSON object with a time in milliseconds since 1970 and one 
 
 from __future__ import annotations
 
+import functools
 import json
+import logging
 import math
+import os
 import re
 import threading
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Required
 
+from pydantic import ValidationError
+from typing_extensions import TypedDict
+
+from semaim.core.files import adapter, first_problem, writing
+from semaim.errors import DamagedFile
 from semaim.runs.status import MLflowStatus
 
+log = logging.getLogger(__name__)
 IMAGE_KEY = re.compile(r"[A-Za-z0-9_.\- ]+(/[A-Za-z0-9_.\- ]+)*")  # MLflow's syntax
+
+
+class _Image(TypedDict):
+    key: str
+    file: str
+
+
+class Line(TypedDict, total=False):
+    """A line of a journal, as above."""
+
+    time: Required[int]
+    step: int
+    metrics: dict[str, float]
+    status: MLflowStatus
+    tags: dict[str, str]
+    artifact: str
+    image: _Image
 
 
 def check_key(key: str) -> str:
@@ -49,13 +75,15 @@ class Journal:
         self._last_step: dict[str, int] = {}
         self._last_image: dict[str, int] = {}
         if path.exists():
-            _truncate_partial_line(path)
+            with writing(path):
+                _end_last_line(path)
             for _, line in read(path, 0):
                 for key in line.get("metrics", ()):
                     self._last_step[key] = line["step"]
                 if "image" in line:
                     self._last_image[line["image"]["key"]] = line["step"]
-        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - open until close
+        with writing(path):
+            self._file = open(path, "ab", buffering=0)  # noqa: SIM115 - open until close
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Write metrics of a step, except those already written for this or a later step and those not finite."""
@@ -63,8 +91,8 @@ class Journal:
             finite = {key: value for key, value in metrics.items() if math.isfinite(value)}  # JSON has no others
             new = {key: value for key, value in finite.items() if step > self._last_step.get(key, -1)}
             if new:
-                self._last_step.update(dict.fromkeys(new, step))
                 self._write({"step": step, "metrics": new})
+                self._last_step.update(dict.fromkeys(new, step))
 
     def status(self, status: MLflowStatus) -> None:
         """Write a change of status."""
@@ -91,38 +119,71 @@ class Journal:
         """
         with self._lock:
             if step > self._last_image.get(check_key(key), -1):
-                self._last_image[key] = step
                 self._write({"step": step, "image": {"key": key, "file": file}})
+                self._last_image[key] = step
 
     def next_step(self, key: str) -> int:
         """The step after the last written one of a metric."""
         return self._last_step.get(key, -1) + 1
 
     def _write(self, line: dict[str, Any]) -> None:
-        with self._lock:
-            self._file.write(json.dumps({"time": int(time.time() * 1000), **line}, allow_nan=False) + "\n")
-            self._file.flush()
+        with self._lock, writing(self.path):
+            content = json.dumps({"time": int(time.time() * 1000), **line}, allow_nan=False).encode() + b"\n"
+            end = os.fstat(self._file.fileno()).st_size
+            try:
+                while content:
+                    content = content[self._file.write(content) :]
+            except OSError:
+                self._file.truncate(end)  # a part of a line would spoil the next one
+                raise
 
     def close(self) -> None:
         """Close the file."""
         self._file.close()
 
 
-def read(path: Path, offset: int) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The complete lines from a byte offset on, each with the offset of its end."""
-    with open(path, "rb") as file:
+def read(path: Path, offset: int) -> Iterator[tuple[int, Line]]:
+    """The complete lines from a byte offset on, each with the offset of its end; none if there is no file.
+
+    Damaged lines are left out, with a warning.
+
+    Raises:
+        DamagedFile: if the file cannot be read.
+    """
+    try:
+        file = open(path, "rb")  # noqa: SIM115 - closed below
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise DamagedFile(path, str(error.strerror), "get the permission to read it, or move it away") from error
+    with file:
         file.seek(offset)
         for raw in file:
             if not raw.endswith(b"\n"):  # still being written
                 return
-            offset += len(raw)
-            yield offset, json.loads(raw)
+            start, offset = offset, offset + len(raw)
+            try:
+                line = adapter(Line).validate_json(raw, strict=True)
+            except ValidationError as error:
+                _warn(path, start, first_problem(error))
+                continue
+            if "step" in line or not line.keys() & {"metrics", "image"}:
+                yield offset, line
+            else:
+                _warn(path, start, "no step")
 
 
-def _truncate_partial_line(path: Path) -> None:
-    """Remove an incomplete last line, left by a killed process."""
+@functools.cache
+def _warn(path: Path, start: int, reason: str) -> None:
+    """Say once that a line is left out."""
+    log.warning("%s: the line at byte %d is damaged and left out (%s)", path, start, reason)
+
+
+def _end_last_line(path: Path) -> None:
+    """Remove an incomplete last line, left by a killed process; end one that is not of a journal."""
     content = path.read_bytes()
     complete = content.rfind(b"\n") + 1
-    if complete < len(content):
-        with open(path, "rb+") as file:
-            file.truncate(complete)
+    if content[complete:].startswith(b"{"):
+        os.truncate(path, complete)
+    elif complete < len(content):
+        path.write_bytes(content + b"\n")

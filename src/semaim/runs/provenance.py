@@ -13,6 +13,8 @@ from importlib.metadata import distributions
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from typing_extensions import TypedDict  # pydantic requires it before Python 3.12
+
 import semaim
 from semaim.core.slurm_job import output_of, this_job
 
@@ -20,6 +22,26 @@ if TYPE_CHECKING:  # commands that do not train start without torch
     import torch
 
 PACKAGES = ("torch", "torchvision", "timm", "hydra-core", "omegaconf", "submitit", "mlflow", "numpy", "pillow")
+
+
+class Start(TypedDict, total=False):
+    """An entry of environment.json. The entry of a sweep has its commit and command."""
+
+    time: str
+    command: str
+    folder: str
+    semaim: str
+    commit: str | None
+    dirty: bool | None
+    python: str
+    packages: dict[str, str | None]
+    host: str
+    cpus: int
+    processes: int
+    device: str
+    cuda: str | None
+    slurm: dict[str, str | int]
+    choices: dict[str, str]
 
 
 def code_version() -> dict[str, Any]:
@@ -40,7 +62,7 @@ def command_line() -> str:
 
 
 def describe(device: torch.device, world_size: int) -> dict[str, Any]:
-    """Provenance of this start, in plain types."""
+    """Provenance of this start, a `Start`."""
     import torch
 
     return {

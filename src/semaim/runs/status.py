@@ -13,19 +13,22 @@
 | vanished | the process is gone without a last state, for example by SIGKILL |
 | ending | has stopped, but its job still evaluates it, sends its results, or makes room |
 | unknown | SLURM does not answer |
+| damaged | a file of its folder cannot be read |
 
 status.json and MLflow have the stored states. The others follow from the absence of the file, or from the job.
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal, TypedDict, get_args
+from typing import Any, Literal, get_args
+
+from typing_extensions import TypedDict  # pydantic requires it before Python 3.12
 
 StoredState = Literal["running", "requeued", "finished", "failed", "interrupted", "vanished"]
-RunState = Literal["new", "pending", "starting", StoredState, "ending", "unknown"]
-FOLDER_STATES: tuple[RunState, ...] = ("new", *get_args(StoredState))  # those that a run folder tells
+RunState = Literal["new", "pending", "starting", StoredState, "ending", "unknown", "damaged"]
+FOLDER_STATES: tuple[RunState, ...] = ("new", *get_args(StoredState), "damaged")  # those that a run folder tells
 # Nothing works on these runs until a command starts or submits them.
-OVER: tuple[RunState, ...] = ("new", "finished", "failed", "interrupted", "vanished")
+OVER: tuple[RunState, ...] = ("new", "finished", "failed", "interrupted", "vanished", "damaged")
 
 MLflowStatus = Literal["RUNNING", "SCHEDULED", "FINISHED", "FAILED", "KILLED"]
 MLFLOW_STATUS: dict[StoredState, MLflowStatus] = {
@@ -46,7 +49,7 @@ class Status(TypedDict, total=False):
     last_step: int
     batch_size: int
     metric: str
-    result: dict[str, float]
+    result: dict[str, int | float]
     asked: dict[str, Any]
     error: str
     host: str

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
+import socket
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -15,7 +17,7 @@ from omegaconf import OmegaConf
 
 from semaim.core import slurm_job
 from semaim.core.formatting import plural, printable
-from semaim.errors import UserError
+from semaim.errors import DamagedFile, UserError
 from semaim.runs.folder import RunFolder
 from semaim.sweeps.mlflow_parent import update_parent
 from semaim.sweeps.states import PointState, states
@@ -23,6 +25,7 @@ from semaim.sweeps.submit import submit
 from semaim.sweeps.sweep import FILE, Executor, Point, Sweep
 from semaim.sweeps.table import next_commands, table
 
+log = logging.getLogger(__name__)
 REFRESH_SECONDS = 5.0
 CANCEL_TIMEOUT_SECONDS = 120.0
 
@@ -43,7 +46,12 @@ def find(path: Path) -> tuple[Sweep, list[int]]:
         raise UserError(f"{path} is neither the folder of a sweep nor of a run")
     run = str(path.absolute())
     files = sorted(path.absolute().parent.glob(f"*/{FILE}"), key=lambda file: file.stat().st_mtime)
-    for sweep in [Sweep.load(file.parent) for file in reversed(files)]:
+    for file in reversed(files):
+        try:
+            sweep = Sweep.load(file.parent)
+        except DamagedFile as error:  # it may be of other runs
+            log.warning("%s", error)
+            continue
         run_dirs = [point.run_dir for point in sweep.points]
         if run in run_dirs:
             index = run_dirs.index(run)
@@ -52,14 +60,19 @@ def find(path: Path) -> tuple[Sweep, list[int]]:
     status, start = folder.status(), folder.last_start()
     executor: Executor = "slurm" if "job" in status else "basic"
     point = Point([], run, job=status.get("job", "here"))
-    return Sweep(folder.path, executor, {}, [point], restarts=0, command=start.get("command", "")), [0]
+    return Sweep(executor, {}, [point], restarts=0, command=start.get("command", ""), path=folder.path), [0]
 
 
 def show(paths: Sequence[Path]) -> tuple[str, list[PointState]]:
     """The tables of folders, and the states in them."""
     tables, shown = [], []
     for path in paths:
-        sweep, indices = find(path)
+        try:
+            sweep, indices = find(path)
+        except DamagedFile as error:
+            tables.append(printable(f"{path}\n{error}", keep="\n"))
+            shown.append(PointState("damaged", str(error)))
+            continue
         point_states = states(sweep)
         update_parent(sweep, point_states)
         tables.append(f"{printable(str(path))}\n{table(sweep, point_states, indices)}")
@@ -94,9 +107,12 @@ def cancel(path: Path) -> str:
             raise UserError("SLURM does not accept the request (scancel failed): try again")
     else:
         for point in alive:
-            process = int(point.job or 0) if sweep.executor == "local" else point.folder.status().get("pid", 0)
+            status = point.folder.status()
+            here = status.get("host") == socket.gethostname()
+            process = int(point.job or 0) if sweep.executor == "local" else status.get("pid", 0) if here else 0
             if not process:
-                raise UserError(f"{point.run_dir}: its process is unknown; stop the command that started it")
+                raise UserError(f"{point.run_dir}: its process is not of this machine, or unknown; stop the command "
+                                f"that started it")  # fmt: skip
             with suppress(ProcessLookupError):
                 os.kill(process, signal.SIGTERM)
     deadline = time.monotonic() + CANCEL_TIMEOUT_SECONDS
@@ -130,7 +146,7 @@ def retry(path: Path, words: Sequence[str]) -> str:
         raise UserError(f"there is no launcher option {unknown[0]}; there are: {known}")
     sweep.launcher |= options
     point_states = states(sweep)
-    retried = [index for index in indices if point_states[index].unsuccessful]
+    retried = [i for i in indices if point_states[i].unsuccessful and point_states[i].name != "damaged"]
     submit(sweep, retried)
     point_states = states(sweep)
     update_parent(sweep, point_states)

@@ -21,7 +21,7 @@ from typing import Any
 
 from semaim.config.messages import EXIT_INTERRUPTED, exits_on_error, explain
 from semaim.core import interpreter
-from semaim.core.files import write_json
+from semaim.core.files import if_possible, write_json, writing
 from semaim.core.signals import StopRequest
 from semaim.core.slurm_job import this_job
 from semaim.errors import Interrupted
@@ -102,9 +102,11 @@ def record_failure(job_folder: Path, error: BaseException, rank: int = 0) -> Non
     """Store the error of the process that failed first; later errors are consequences of it."""
     message = explain(error) or f"{type(error).__name__}: {error}"
     path = failure_file(job_folder, int(this_job().get("restarts", 0)))
-    job_folder.mkdir(parents=True, exist_ok=True)
-    if not path.exists():
-        write_json(path, {"error": message, "process": rank, "host": socket.gethostname()})
+    with if_possible():  # the error itself is printed
+        with writing(path):
+            job_folder.mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            write_json(path, {"error": message, "process": rank, "host": socket.gethostname()})
 
 
 def _requeue(stop: StopRequest, point: Point) -> None:

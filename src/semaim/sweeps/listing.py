@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import stat
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -15,7 +17,7 @@ from omegaconf import OmegaConf
 from semaim.config.naming import flatten
 from semaim.core.formatting import count, duration, plural, relative_to_cwd
 from semaim.core.tables import text_table
-from semaim.errors import UserError
+from semaim.errors import DamagedFile, UserError
 from semaim.runs.folder import RunFolder
 from semaim.runs.status import RunState
 from semaim.sweeps.sweep import FILE, Sweep, swept
@@ -29,7 +31,7 @@ class Entry:
 
     Attributes:
         path: its folder.
-        state: of a run; of a sweep, the counts of its runs by state.
+        state: of a run; of a sweep, the counts of its runs by state; "damaged: <file>".
         states: the states that filters match.
         task: "pretrain", "knn", ...; "sweep".
         choices: the choice in each group; of a sweep, its swept options.
@@ -61,17 +63,26 @@ def list_entries(folder: Path) -> list[Entry]:
         raise UserError(f"{folder} is not a folder: give the folder that holds the run folders (runs_dir)")
     entries = []
     for path in sorted(folder.iterdir()):
-        if (path / FILE).is_file():
-            entries.append(_sweep(path))
-        elif (path / "config.yaml").is_file():
-            entries.append(_run(path))
+        try:
+            if (path / FILE).is_file():
+                entries.append(_sweep(path))
+            elif any((path / name).is_file() for name in ("config.yaml", "status.json")):
+                entries.append(_run(path))
+        except DamagedFile as error:
+            entries.append(_damaged(path, error.path.name))
+        except PermissionError as error:  # the folder of another user
+            entries.append(_damaged(path, str(error.strerror)))
     return entries
+
+
+def _damaged(path: Path, what: str) -> Entry:
+    return Entry(path, f"damaged: {what}", ("damaged",), "?", {}, {}, None, None, _changed(path), folder_bytes(path))
 
 
 def _run(path: Path) -> Entry:
     folder = RunFolder(path)
     status, state = folder.status(), folder.state()
-    config: Any = OmegaConf.to_container(OmegaConf.load(path / "config.yaml"))
+    config = folder.config()
     choices = dict(folder.last_start().get("choices", {}))
     named_after = [group for group in config.get("named_after", ()) if group != "task"]
     ordered_choices = {group: choices[group] for group in named_after if group in choices} | choices
@@ -91,13 +102,22 @@ def _sweep(path: Path) -> Entry:
 
 
 def folder_bytes(path: Path) -> int:
-    """Size of all files below a folder."""
-    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file() and not file.is_symlink())
+    """Size of all files below a folder, as far as they can be seen."""
+    paths = (os.path.join(folder, name) for folder, _, names in os.walk(path) for name in names)
+    return sum(status.st_size for each in paths if (status := _lstat(each)) and stat.S_ISREG(status.st_mode))
 
 
 def _changed(path: Path) -> float:
     files = [path / name for name in ("status.json", "metrics.jsonl", FILE, "config.yaml")]
-    return max(file.stat().st_mtime for file in files if file.is_file())
+    return max((status.st_mtime for file in files if (status := _lstat(file))), default=path.stat().st_mtime)
+
+
+def _lstat(path: str | Path) -> os.stat_result | None:
+    """As `os.lstat`; None for a file that is gone meanwhile, or not to be seen by this user."""
+    try:
+        return os.lstat(path)
+    except OSError:
+        return None
 
 
 def select(entries: Sequence[Entry], states: Sequence[str], tasks: Sequence[str], where: Sequence[str]) -> list[Entry]:

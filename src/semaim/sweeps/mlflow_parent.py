@@ -11,7 +11,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from semaim.core.files import write_json, write_text
+from semaim.core.files import if_possible, writable, write_json, write_text
 from semaim.core.formatting import program
 from semaim.core.tables import markdown_table
 from semaim.runs.journal import Journal
@@ -51,9 +51,17 @@ def open_parent(sweep: Sweep, tracking: Any) -> None:
 
 
 def update_parent(sweep: Sweep, point_states: Sequence[PointState]) -> None:
-    """Update the parent run with the states of the points; at the end of the sweep, also write `results.csv`."""
-    if not (sweep.path / FILE).is_file():  # a single run
+    """Update the parent run with the states of the points; at the end of the sweep, also write `results.csv`.
+
+    On a full disk this is a warning; in the folder of another user nothing is written.
+    """
+    if not (sweep.path / FILE).is_file() or not writable(sweep.path):  # a single run
         return
+    with if_possible():
+        _write_update(sweep, point_states)
+
+
+def _write_update(sweep: Sweep, point_states: Sequence[PointState]) -> None:
     over = all(state.over for state in point_states)
     if over:
         write_results(sweep, point_states)

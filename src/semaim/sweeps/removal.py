@@ -7,12 +7,10 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from semaim.core.files import read_json
 from semaim.core.formatting import count, plural, printable, program, relative_to_cwd
-from semaim.errors import UserError
-from semaim.runs.folder import RunFolder
+from semaim.errors import DamagedFile, UserError
+from semaim.runs.folder import RunFolder, Tracked
 from semaim.sweeps.commands import find
 from semaim.sweeps.listing import folder_bytes
 from semaim.sweeps.states import states
@@ -27,20 +25,20 @@ class Removal:
     Attributes:
         path: of a run or a sweep.
         bytes: its size.
-        tracked: content of mlflow.json; empty for a run without an MLflow run, or whose MLflow run is to be kept.
+        tracked: content of mlflow.json; None for a run without an MLflow run, or to keep it.
     """
 
     path: Path
     bytes: int
-    tracked: dict[str, Any]
+    tracked: Tracked | None
 
 
-def plan_removals(paths: Sequence[Path], keep_mlflow: bool = False) -> list[Removal]:
+def plan_removals(paths: Sequence[Path], keep_mlflow: bool) -> list[Removal]:
     """The folders to delete: runs, and sweeps with all their runs.
 
     Raises:
-        UserError: for a folder that is neither, for runs that are running or waiting in a queue, and unless
-            `keep_mlflow` for those in a store that the user does not name.
+        UserError: for a folder that is neither, for runs that are running or waiting in a queue, and for runs whose
+            MLflow run is not known, or in a store that the user does not name (unless `keep_mlflow`).
     """
     run_dirs: dict[Path, None] = {}
     for path in paths:
@@ -50,7 +48,7 @@ def plan_removals(paths: Sequence[Path], keep_mlflow: bool = False) -> list[Remo
             run_dirs |= dict.fromkeys(run_dir for run_dir in sweep.run_dirs if (run_dir / "config.yaml").is_file())
         run_dirs[path.absolute()] = None
     return [
-        Removal(relative_to_cwd(run_dir), folder_bytes(run_dir), {} if keep_mlflow else _tracked(run_dir))
+        Removal(relative_to_cwd(run_dir), folder_bytes(run_dir), None if keep_mlflow else _tracked(run_dir))
         for run_dir in run_dirs
     ]
 
@@ -66,9 +64,15 @@ def _refuse_live(path: Path, sweep: Sweep, indices: Sequence[int]) -> None:
         )
 
 
-def _tracked(path: Path) -> dict[str, Any]:
-    stored: dict[str, Any] = read_json(path / "mlflow.json") or {}
-    return stored | {"uri": store_of_folder(path, stored["uri"])} if stored.get("run_id") else {}
+def _tracked(path: Path) -> Tracked | None:
+    try:
+        stored = RunFolder(path).tracked()
+    except DamagedFile as error:
+        raise UserError(f"{error}; or delete the folder alone: {program('rm', '--keep-mlflow', path)}") from error
+    if stored is None or not stored["run_id"]:
+        return None
+    stored["uri"] = store_of_folder(path, stored["uri"])
+    return stored
 
 
 def description(removals: Sequence[Removal]) -> str:
@@ -103,21 +107,21 @@ def remove(removal: Removal) -> None:
     folder = RunFolder(removal.path)
     with folder.locked():
         if removal.tracked:
-            _delete_tracked(removal)
+            _delete_tracked(removal.path, removal.tracked)
         try:
             shutil.rmtree(folder.path)
         except OSError as error:
             raise UserError(f"{removal.path} cannot be deleted completely: {error}") from error
 
 
-def _delete_tracked(removal: Removal) -> None:
+def _delete_tracked(path: Path, tracked: Tracked) -> None:
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
-    uri, run_id = removal.tracked["uri"], removal.tracked["run_id"]
+    uri, run_id = tracked["uri"], tracked["run_id"]
     problem = (
-        f"{removal.path} was not deleted, since its MLflow run cannot be deleted ({uri}: {{reason}}). To delete the "
-        f"folder alone: {program('rm', '--keep-mlflow', removal.path)}"
+        f"{path} was not deleted, since its MLflow run cannot be deleted ({uri}: {{reason}}). To delete the "
+        f"folder alone: {program('rm', '--keep-mlflow', path)}"
     )
     with mlflow_errors(uri, problem):
         try:

@@ -9,16 +9,19 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+
+from typing_extensions import TypedDict
 
 from semaim.core import slurm_job
-from semaim.core.files import read_json
+from semaim.core.files import if_possible, read_json, writable
 from semaim.core.formatting import duration
 from semaim.core.slurm_job import JobState
+from semaim.errors import DamagedFile
 from semaim.runs.folder import RunFolder
-from semaim.runs.journal import read
+from semaim.runs.journal import Line, read
 from semaim.runs.status import OVER, RunState, Status, StoredState
 from semaim.sweeps.sweep import Point, Sweep, failure_file
 from semaim.tracking.delivery import deliver
@@ -62,7 +65,12 @@ class PointState:
 def states(sweep: Sweep) -> list[PointState]:
     """The state of each point; runs that ended without recording it are marked as such, once."""
     jobs = scheduler_states(sweep)
-    point_states = [_state(sweep, point, jobs[index]) for index, point in enumerate(sweep.points)]
+    point_states = []
+    for point, job in zip(sweep.points, jobs, strict=True):
+        try:
+            point_states.append(_state(sweep, point, job))
+        except DamagedFile as error:
+            point_states.append(PointState("damaged", str(error)))
     for point, state in zip(sweep.points, point_states, strict=True):
         if state.name in ("failed", "interrupted", "vanished"):
             _record_end(point.folder, state.name, state.detail)
@@ -134,7 +142,7 @@ def _doing(point: Point, status: Status, unfinished: Sequence[str]) -> str:
     if status["state"] == "running":
         return progress(point.folder)
     if status["state"] != "finished":
-        return str(status["error"])
+        return status.get("error", "")
     if unfinished:
         return f"finished, then {unfinished[0]}"
     sending = any(folder.is_locked() for folder in (point.folder, *point.follow_ups))
@@ -150,9 +158,9 @@ def _unsuccessful_state(sweep: Sweep, point: Point, job_state: JobState, status:
     if error := _killed_process(job_folder, attempt) or _failure(job_folder, attempt):
         return PointState("failed", error, job_state.restarts)
     if stored == "failed":
-        return PointState("failed", status["error"], job_state.restarts)
+        return PointState("failed", status.get("error", ""), job_state.restarts)
     if stored == "interrupted" or stored == "vanished":
-        return PointState(stored, _join(job_state.reason, status["error"]), job_state.restarts)
+        return PointState(stored, _join(job_state.reason, status.get("error", "")), job_state.restarts)
     if job_state.reason.startswith("CANCELLED"):
         return PointState("interrupted", job_state.reason, job_state.restarts)
     last = last_error_line(job_folder)
@@ -165,35 +173,41 @@ def _join(*parts: str) -> str:
 
 def _status(folder: RunFolder) -> Status:
     """The current status.json: touching the folder makes a network file system refresh it."""
-    try:
+    with suppress(OSError):  # the folder of another user
         os.utime(folder.path)
-    except OSError:
-        return {}
     return folder.status()
 
 
 def _record_end(folder: RunFolder, state: StoredState, error: str) -> None:
-    """Record the end of a run in its folder and in MLflow, unless it is recorded already."""
-    if _status(folder).get("state") in ("running", "requeued") and not folder.is_locked():
-        mark_ended(folder, state, error)
-        deliver(folder)
+    """Record the end of a run in its folder and in MLflow, unless it is recorded already or of another user."""
+    if _status(folder).get("state") in ("running", "requeued") and not folder.is_locked() and writable(folder.path):
+        with if_possible():
+            mark_ended(folder, state, error)
+            deliver(folder)
 
 
 def _killed_process(job_folder: Path, attempt: int) -> str | None:
     """The killed process of an attempt, in srun's words (see `semaim.sweeps.submit`)."""
     path = job_folder / "deaths"
-    lines = path.read_text().splitlines() if path.is_file() else []
-    if not lines or lines[-1].split()[0] != str(attempt):
+    lines = [line.split(maxsplit=2) for line in _tail(path).splitlines()] if path.is_file() else []
+    if not lines or len(lines[-1]) < 3 or lines[-1][0] != str(attempt):
         return None
-    return lines[-1].split(maxsplit=2)[2] + (f", for the {len(lines)}th time" if len(lines) > 1 else "")
+    return lines[-1][2] + (f", for the {len(lines)}th time" if len(lines) > 1 else "")
+
+
+class Failure(TypedDict):
+    """Content of failure_<attempt>.json."""
+
+    error: str
+    process: int
+    host: str
 
 
 def _failure(job_folder: Path, attempt: int) -> str | None:
     """The error of the process that failed first in an attempt (see `semaim.sweeps.job`)."""
-    if not (failure := read_json(failure_file(job_folder, attempt))):
+    if (failure := read_json(failure_file(job_folder, attempt), Failure)) is None:
         return None
-    where = f" (process {failure['process']} on {failure['host']})" if failure["process"] else ""
-    return str(failure["error"]) + where
+    return failure["error"] + (f" (process {failure['process']} on {failure['host']})" if failure["process"] else "")
 
 
 def last_error_line(job_folder: Path) -> str:
@@ -221,11 +235,12 @@ def progress(folder: RunFolder) -> str:
     step, last = max(step, status.get("step", 0)), status.get("last_step")
     if last is None:
         return "under way"
-    left = f", {rate:.3g} images/s, ETA {duration((last - step) * status['batch_size'] / rate)}" if rate else ""
+    seconds = (last - step) * status.get("batch_size", 0) / rate if rate else 0
+    left = f", {rate:.3g} images/s, ETA {duration(seconds)}" if seconds else ""
     return f"step {step}/{last}{left}"
 
 
-def journal_tail(folder: RunFolder) -> Sequence[dict[str, Any]]:
+def journal_tail(folder: RunFolder) -> Sequence[Line]:
     """The last lines of a journal."""
     if not folder.journal.is_file():
         return []

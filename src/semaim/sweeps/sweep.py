@@ -22,7 +22,7 @@ from hydra.utils import instantiate
 from semaim.config.follow_ups import follow_ups, with_parent
 from semaim.config.naming import other_overrides
 from semaim.config.run_spec import RunSpec, compose_run_spec
-from semaim.core.files import read_json, write_json
+from semaim.core.files import read_json, write_json, writing
 from semaim.errors import UserError
 from semaim.runs.folder import RunFolder
 
@@ -80,12 +80,12 @@ class Sweep:
         code: commit of the checkout at submission.
     """
 
-    path: Path
     executor: Executor
     launcher: dict[str, Any]
     points: list[Point]
     restarts: int
     command: str
+    path: Path = field(default=Path(), kw_only=True)  # not stored
     cwd: str = field(default_factory=lambda: str(Path.cwd()))
     folders: list[str] = field(default_factory=list)
     code: dict[str, Any] = field(default_factory=dict)
@@ -110,16 +110,17 @@ class Sweep:
         """Read a sweep from its folder.
 
         Raises:
-            UserError: if the folder is not a sweep's.
+            UserError: if the folder is not a sweep's, or the file is damaged.
         """
-        if (stored := read_json(path / FILE)) is None:
+        if (sweep := read_json(path / FILE, cls, "move it away, then type the command of the sweep again")) is None:
             raise UserError(f"{path} is not the folder of a sweep: it has no {FILE}")
-        points = [Point(**point) for point in stored.pop("points")]
-        return cls(path=path.absolute(), points=points, **stored)
+        sweep.path = path.absolute()
+        return sweep
 
     def save(self) -> None:
         """Write the sweep to its folder."""
-        self.path.mkdir(parents=True, exist_ok=True)
+        with writing(self.path / FILE):
+            self.path.mkdir(parents=True, exist_ok=True)
         write_json(self.path / FILE, {key: value for key, value in asdict(self).items() if key != "path"})
 
     def compose(self, point: Point) -> list[RunSpec]:

@@ -40,7 +40,9 @@ def write_results(sweep: Sweep, point_states: Sequence[PointState]) -> None:
         error = "" if state.name == "finished" else state.detail
         values = [state.result.get(name, "") for name in names]
         writer.writerow([point.name, shlex.join(point.overrides), point.job, state.name, error, *values])
-    write_text(sweep.path / "results.csv", text.getvalue())
+    file = sweep.path / "results.csv"
+    if not file.is_file() or file.read_bytes() != text.getvalue().encode():  # looking needs no writing
+        write_text(file, text.getvalue())
 
 
 def next_commands(sweep: Sweep) -> str:

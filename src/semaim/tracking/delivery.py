@@ -16,14 +16,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from semaim.config.naming import flatten
-from semaim.core.files import read_json, write_json
+from semaim.core.files import write_json, writing
 from semaim.core.store_address import SQLITE, check_experiment
 from semaim.errors import UserError
 from semaim.runs.folder import RunFolder
-from semaim.runs.journal import read
+from semaim.runs.journal import Line, read
 from semaim.tracking import images
 from semaim.tracking.store import client_uri, name_store, store_of_folder
 
@@ -67,7 +65,7 @@ class Delivery:
     ) -> None:
         self.folder = folder
         self.file = folder.path / "mlflow.json"
-        stored = read_json(self.file)
+        stored: dict[str, Any] | None = folder.tracked()  # type: ignore[assignment]
         if stored is None:
             if uri is None:
                 raise UserError(f"{folder.path} was run without MLflow: give --uri, such as --uri sqlite:///mlflow.db")
@@ -101,7 +99,7 @@ class Delivery:
                 self._client = MlflowClient(client_uri(self.state["uri"]))
                 self._client.search_experiments(max_results=1)
         with locked(self.folder.path / ".mlflow.lock"):
-            self.state |= read_json(self.file)
+            self.state |= self.folder.tracked() or {}
             if self.state["run_id"] is None:
                 self._open_run()
             return self._send_journal()
@@ -123,8 +121,7 @@ class Delivery:
             start_time = next((line["time"] for _, line in read(self.folder.journal, 0)), None)
             runs = [self._client.create_run(experiment_id, start_time, tags, encodable(self.folder.path.name))]
         run_id = runs[0].info.run_id
-        config: Any = OmegaConf.to_container(OmegaConf.load(self.folder.path / "config.yaml"))
-        params = [Param(key, value) for key, value in parameters(config).items()]
+        params = [Param(key, value) for key, value in parameters(self.folder.config()).items()]
         for start in range(0, len(params), PARAMS_PER_CALL):
             self._client.log_batch(run_id, params=params[start : start + PARAMS_PER_CALL])
         self._client.log_artifact(run_id, str(self.folder.path / "config.yaml"))
@@ -151,8 +148,7 @@ class Delivery:
 
     def _parent(self) -> dict[str, str]:
         """The tag of the parent run, if the configuration names its folder as parent_run."""
-        config: Any = OmegaConf.load(self.folder.path / "config.yaml")
-        path = config.get("parent_run")
+        path = self.folder.config().get("parent_run")
         if path is None or not (Path(path) / "config.yaml").is_file():
             return {}
         parent = Delivery(RunFolder(Path(path)), self.state["uri"], self.state["experiment"])
@@ -166,6 +162,9 @@ class Delivery:
         points: list[Any] = []
         total = 0
         offset = self.state["sent"]
+        if offset > self.folder.journal.stat().st_size:
+            log.warning("%s is shorter than what was sent of it: it is sent again", self.folder.journal)
+            offset = 0
 
         def flush() -> None:
             nonlocal total
@@ -205,7 +204,7 @@ class Delivery:
         file = self.folder.path / name
         return file if file.is_file() and file.resolve().is_relative_to(self.folder.path.resolve()) else None
 
-    def _send_other(self, line: dict[str, Any]) -> None:
+    def _send_other(self, line: Line) -> None:
         """Send a line without metrics."""
         from mlflow.entities import RunTag
 
@@ -246,7 +245,9 @@ def deliver(folder: RunFolder) -> None:
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Hold an exclusive lock on a file."""
-    with open(path, "w") as file:
+    with writing(path):
+        file = open(path, "w")  # noqa: SIM115 - closed below
+    with file:
         fcntl.lockf(file, fcntl.LOCK_EX)
         yield
 

@@ -11,7 +11,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from semaim.core.files import read_json
+from semaim.core.files import if_possible
 from semaim.core.formatting import program
 from semaim.core.store_address import check_experiment
 from semaim.errors import UserError
@@ -79,7 +79,8 @@ class MLflow:
             now = time.monotonic()
             if self.system_metrics_seconds and not finishing and now - last_sample >= self.system_metrics_seconds:
                 last_sample = now
-                journal.log(journal.next_step("system/cpu_utilization_percentage"), system_metrics())
+                with if_possible():
+                    journal.log(journal.next_step("system/cpu_utilization_percentage"), system_metrics())
             if now < retry_at and not finishing:
                 continue
             try:
@@ -135,8 +136,8 @@ class MLflow:
 
     def view_commands(self, folder: RunFolder) -> dict[str, str]:
         """Commands that show a run, by purpose."""
-        state = read_json(folder.path / "mlflow.json")
-        run = f"/{state['experiment_id']}/runs/{state['run_id']}" if state["run_id"] else ""  # else not delivered yet
+        state = folder.tracked()
+        run = f"/{state['experiment_id']}/runs/{state['run_id']}" if state and state["run_id"] else ""  # else not sent
         page = f"/#/experiments{run}?workflowType=machine_learning"  # MLflow also has pages for language models
         if self.uri.startswith("http"):
             return {"look at it": f"open {self.address}{page}"}

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from semaim.checkpoints import store
 from semaim.core.distributed import Processes
-from semaim.core.files import read_json, write_json
+from semaim.core.files import write_json
 from semaim.core.finite import listed, non_finite
 from semaim.data.loading import StepPlan, TrainingData, TrainingImages, UnreadableImages, training_batches
 from semaim.errors import Interrupted, NonFiniteError, UserError
@@ -150,7 +150,7 @@ def buffers(task: TrainingTask, state: TrainingState) -> list[Tensor]:
 
 def evaluations(run: Run) -> dict[str, dict[str, float]]:
     """Metrics of the evaluations so far, by step; collective."""
-    return run.processes.broadcast(read_json(run.folder.path / "evaluations.json")) or {}
+    return run.processes.broadcast(run.folder.evaluations())
 
 
 def checkpoint_is_due(step: int, per_epoch: int, trainer: TrainerSettings) -> bool:

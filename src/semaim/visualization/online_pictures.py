@@ -5,6 +5,7 @@ Shapes: B images, C colours, H x W pixels, L patches.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,8 @@ from semaim.runs.context import Run
 from semaim.visualization import figures, plotting
 from semaim.visualization.figures import ModelView
 from semaim.visualization.views import Colours, View, Viewer
+
+log = logging.getLogger(__name__)
 
 KEY = "pictures/held_out"
 
@@ -138,6 +141,10 @@ def _previous_orders(folder: Path, step: int, names: Sequence[str]) -> Tensor | 
     earlier = [file for file in sorted(folder.glob("step_*.npz")) if int(file.stem.removeprefix("step_")) < step]
     if not earlier:
         return None
-    with np.load(earlier[-1]) as stored:
-        same = stored["image"].tolist() == list(names)
-        return torch.from_numpy(stored["order_BL"]) if same else None
+    try:
+        with np.load(earlier[-1]) as stored:
+            same = stored["image"].tolist() == list(names)
+            return torch.from_numpy(stored["order_BL"]) if same else None
+    except Exception as error:  # numpy and zipfile raise many types
+        log.warning("%s is damaged (%s): orders are not compared with it", earlier[-1], error)
+        return None
