@@ -129,6 +129,7 @@ def _open_run(
         try:
             folder.lock()
             folder.store_or_check_config(spec.config)
+            folder.evaluations(), folder.tracked()  # damaged ones are told now, not after an epoch
             _record_start(folder, spec, processes)
         except UserError as error:
             folder.unlock()

@@ -71,6 +71,8 @@ def explain(error: BaseException) -> str | None:
     for link in chain:
         if isinstance(link, UserError):
             return str(link)
+        if isinstance(link, PermissionError) and link.filename:  # the folder of another user
+            return f"{link.filename}: {link.strerror}"
     of_hydra = any(type(link).__module__.startswith(("hydra.", "omegaconf.")) for link in chain)
     if not of_hydra and "Config group override must be" not in str(error):  # Hydra raises a plain ValueError there
         return None

@@ -163,7 +163,7 @@ class RunFolder:
         changes = differences(self.config(upgraded), config)
         if changes:
             raise UserError(
-                f"the run in {self.path} was started with another configuration:\n  "
+                f"the run in {self.path} was started with another configuration (config.yaml):\n  "
                 + "\n  ".join(changes)
                 + "\nGive this run another name with run_name=..., or go back to the configuration it was started with"
             )

@@ -21,6 +21,7 @@ import re
 import threading
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Required
 
@@ -134,7 +135,8 @@ class Journal:
                 while content:
                     content = content[self._file.write(content) :]
             except OSError:
-                self._file.truncate(end)  # a part of a line would spoil the next one
+                with suppress(OSError):
+                    self._file.truncate(end)  # a part of a line would spoil the next one
                 raise
 
     def close(self) -> None:

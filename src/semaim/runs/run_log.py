@@ -30,8 +30,8 @@ def logged_to(path: Path) -> Iterator[RunLog]:
         CannotWrite: if the file cannot be opened.
     """
     with writing(path):
-        handler = RunLog(path, errors="backslashreplace")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+        handler = RunLog(path, encoding="utf-8", errors="backslashreplace")
+    handler.setFormatter(LineFormatter("%(asctime)s %(message)s"))
     log.addHandler(handler)
     try:
         yield handler

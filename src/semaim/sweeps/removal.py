@@ -14,7 +14,7 @@ from semaim.runs.folder import RunFolder, Tracked
 from semaim.sweeps.commands import find
 from semaim.sweeps.listing import folder_bytes
 from semaim.sweeps.states import states
-from semaim.sweeps.sweep import FILE, Sweep
+from semaim.sweeps.sweep import FILE, Point, Sweep
 from semaim.tracking.store import client_uri, mlflow_errors, store_of_folder
 
 
@@ -42,7 +42,10 @@ def plan_removals(paths: Sequence[Path], keep_mlflow: bool) -> list[Removal]:
     """
     run_dirs: dict[Path, None] = {}
     for path in paths:
-        sweep, indices = find(path)
+        try:
+            sweep, indices = find(path)
+        except DamagedFile:  # the lock tells whether it is running
+            sweep, indices = Sweep("basic", {}, [Point([], str(path.absolute()))], restarts=0, command=""), [0]
         _refuse_live(path, sweep, indices)
         if (path / FILE).is_file():
             run_dirs |= dict.fromkeys(run_dir for run_dir in sweep.run_dirs if (run_dir / "config.yaml").is_file())

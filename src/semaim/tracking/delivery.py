@@ -19,7 +19,7 @@ from typing import Any
 from semaim.config.naming import flatten
 from semaim.core.files import write_json, writing
 from semaim.core.store_address import SQLITE, check_experiment
-from semaim.errors import UserError
+from semaim.errors import DamagedFile, UserError
 from semaim.runs.folder import RunFolder
 from semaim.runs.journal import Line, read
 from semaim.tracking import images
@@ -215,9 +215,12 @@ class Delivery:
             artifact_path = Path(artifact).parent.as_posix()
             self._client.log_artifact(run_id, str(file), None if artifact_path == "." else artifact_path)
         if (image := line.get("image")) and (file := self._own_file(image["file"])):
-            with images.files_for_mlflow(file, image["key"], line["step"], line["time"]) as files:
-                self._client.log_artifacts(run_id, str(files), images.ARTIFACT_FOLDER)
-            self._client.set_tag(run_id, images.TAG, "True")
+            try:
+                with images.files_for_mlflow(file, image["key"], line["step"], line["time"]) as files:
+                    self._client.log_artifacts(run_id, str(files), images.ARTIFACT_FOLDER)
+                self._client.set_tag(run_id, images.TAG, "True")
+            except DamagedFile as error:
+                log.warning("%s", error)
         if (status := line.get("status")) == "RUNNING":
             self._client.update_run(run_id, status=status)
             self._client.log_artifact(run_id, str(self.folder.path / "environment.json"))

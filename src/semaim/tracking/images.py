@@ -15,6 +15,8 @@ from tempfile import TemporaryDirectory
 
 from PIL import Image
 
+from semaim.errors import DamagedFile
+
 ARTIFACT_FOLDER = "images"  # among the artifacts of a run
 TAG = "mlflow.loggedImages"  # required for image charts on the page of a run
 MAX_THUMBNAIL_SIZE = (1000, 1000)  # pixels; MLflow's own 256 are too few for figures with many panels
@@ -29,12 +31,18 @@ def files_for_mlflow(file: Path, key: str, step: int, time: int) -> Iterator[Pat
         key: name of the chart; images with the same key are its steps.
         step: of training.
         time: in milliseconds since 1970.
+
+    Raises:
+        DamagedFile: if it cannot be read.
     """
     name = f"{key.replace('/', '~')}+step+{step:d}+timestamp+{time:d}+journal"
     with TemporaryDirectory() as temporary:
         shutil.copyfile(file, Path(temporary, f"{name}.png"))
-        with Image.open(file) as image:
-            thumbnail = image.convert("RGB")
+        try:
+            with Image.open(file) as image:
+                thumbnail = image.convert("RGB")
+        except Exception as error:  # Pillow raises many types
+            raise DamagedFile(file, str(error), "it is not sent to MLflow") from error
         thumbnail.thumbnail(MAX_THUMBNAIL_SIZE)
         thumbnail.save(Path(temporary, f"{name}+compressed.webp"))
         yield Path(temporary)
