@@ -6,6 +6,7 @@ import os
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -39,7 +40,7 @@ def full(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
         for module in (files, journal, feature_cache):
             monkeypatch.setattr(module, "open", opened, raising=False)
         if name == "run.log":
-            monkeypatch.setattr(run_log.RunLog, "_open", lambda _: open("/dev/full", "w"))
+            monkeypatch.setattr(run_log.RunLog, "_open", lambda _: open("/dev/full", "w"))  # noqa: SIM115 - as logging does
 
     return fill
 
@@ -106,7 +107,7 @@ def test_half_a_line_does_not_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert [line["step"] for _, line in journal.read(tmp_path / "metrics.jsonl", 0)] == [1, 2]
 
 
-def test_a_full_disk_for_cached_features(run, tmp_path: Path, full: Callable[[str], None], monkeypatch) -> None:
+def test_a_full_disk_for_cached_features(run, tmp_path: Path, full: Callable[[str], None]) -> None:
     full("0.cls.raw")
     with pytest.raises(files.CannotWrite, match=r"0\.cls\.raw cannot be written \(No space left on device\)"):
         cached_features(tmp_path / "kept", "weights", wanted(Encoder(), noise()), run)
@@ -190,25 +191,21 @@ def test_a_disk_that_cannot_be_written(disk: Path) -> None:
 
 
 @pytest.fixture
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def shared() -> Iterator[Path]:
     """A finished run of another user; this process is user 65534 during the test."""
     if os.geteuid() != 0:
         pytest.skip("only root can become another user")
-    base = tmp_path_factory.getbasetemp()
-    folder = tmp_path_factory.mktemp("shared")
-    modes = {path: path.stat().st_mode for path in (folder, base, base.parent)}
-    for path in modes:
-        path.chmod(0o755)
-    assert told(command(folder))[0] == 0
-    told(lambda: semaim("status", str(folder / "run")))  # imports everything that another user may not read
-    semaim("sync", str(folder / "run"), "--uri", f"sqlite:///{folder}/mlflow.db")
-    os.seteuid(65534)
-    try:
-        yield folder
-    finally:
-        os.seteuid(0)
-        for path, mode in modes.items():
-            path.chmod(mode)
+    with TemporaryDirectory() as name:  # pytest's own folders are closed to others
+        folder = Path(name)
+        folder.chmod(0o755)
+        assert told(command(folder))[0] == 0
+        semaim("status", str(folder / "run"))  # imports everything that another user may not read
+        semaim("sync", str(folder / "run"), "--uri", f"sqlite:///{folder}/mlflow.db")
+        os.seteuid(65534)
+        try:
+            yield folder
+        finally:
+            os.seteuid(0)
 
 
 def test_a_finished_run_of_another_user(shared: Path) -> None:
@@ -227,9 +224,21 @@ def test_a_live_run_of_another_user_is_seen_as_such(shared: Path) -> None:
     os.seteuid(0)
     RunFolder(shared / "run").set_status("running", step=1, last_step=9, batch_size=1)
     os.seteuid(65534)
-    code, said = semaim("status", str(shared / "run"))
+    said = semaim("status", str(shared / "run"))[1]
     assert "vanished" in said  # no process holds the lock
     assert RunFolder(shared / "run").status()["state"] == "running"  # and nothing was written
+
+
+def test_a_closed_folder_of_another_user(shared: Path) -> None:
+    os.seteuid(0)
+    (shared / "closed").mkdir(mode=0o700)
+    os.seteuid(65534)
+    said = semaim("ls", str(shared))[1]
+    assert "damaged: Permission denied" in said
+    assert "finished  loss" in said
+    code, said = semaim("status", str(shared / "closed"))
+    assert (code, said.count("\n")) == (2, 1)
+    assert "closed/sweep.json: Permission denied" in said
 
 
 @pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600)])

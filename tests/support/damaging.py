@@ -20,7 +20,7 @@ BINARY = bytes(range(256)) * 4
 
 def _each(value: Any, new: Any) -> Any:
     """The same keys, each with another value."""
-    return {key: new for key in value} if isinstance(value, dict) else new
+    return dict.fromkeys(value, new) if isinstance(value, dict) else new
 
 
 def _without(value: Any, depth: int) -> Any:
@@ -34,20 +34,20 @@ def _without(value: Any, depth: int) -> Any:
 
 # Of the bytes of any file.
 OF_BYTES: dict[str, Callable[[bytes], bytes]] = {
-    "empty": lambda content: b"",
+    "empty": lambda _: b"",
     "cut": lambda content: content[: len(content) // 2],
-    "binary": lambda content: BINARY,
+    "binary": lambda _: BINARY,
     "zeroed": lambda content: bytes(len(content)),
     "prefixed": lambda content: BINARY + content,
 }
 # Of the value in a JSON or YAML file, or in the middle line of a journal.
 OF_VALUES: dict[str, Callable[[Any], Any]] = {
-    "null": lambda value: None,
-    "number": lambda value: 5,
-    "text": lambda value: "text",
-    "list": lambda value: [],
+    "null": lambda _: None,
+    "number": lambda _: 5,
+    "text": lambda _: "text",
+    "list": lambda _: [],
     "list of itself": lambda value: [value],
-    "no keys": lambda value: {},
+    "no keys": lambda _: {},
     "nulls": lambda value: _each(value, None),
     "lists": lambda value: _each(value, []),
     "dicts": lambda value: _each(value, {}),

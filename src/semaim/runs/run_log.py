@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from semaim.core.files import writing
+from semaim.core.terminal import LineFormatter
 
 log = logging.getLogger("semaim")
 
