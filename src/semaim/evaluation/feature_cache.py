@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from semaim.core.files import fsync_folder, sha256, write_text
+from semaim.core.files import fsync_folder, sha256, write_text, writing
 from semaim.core.formatting import count
 from semaim.evaluation.features import Extraction, Features, extract, extract_share, no_readable_image, sort_rows
 from semaim.runs.context import Run
@@ -55,7 +55,11 @@ def cached_features(cache: Path | None, fingerprint: str, request: Extraction, r
         log.info("%s: features were computed before (%s)", request.title, folder)
     else:
         if run.processes.is_main and folder.exists() and not _is_intact(folder):
-            log.warning("%s: the features in %s are damaged, or have no checksums: they are computed again", request.title, folder)
+            log.warning(
+                "%s: the features in %s are damaged, or have no checksums: they are computed again",
+                request.title,
+                folder,
+            )
         _compute(folder, request, run)
     mapped = {file.name[:-4]: np.load(file, mmap_mode="c") for file in sorted(folder.glob("*.npy"))}
     labels, index = (torch.from_numpy(np.array(mapped.pop(name))) for name in ("labels", "index"))
