@@ -97,7 +97,7 @@ def test_no_value_is_guessed(name: str, elsewhere: Path) -> None:
                 assert message is not None, f"{typed}: {error!r}"  # noqa: PT017
                 group = option.split(".")[0]  # a check of several options names one of them
                 assert option in message or f"{group}." in message, f"{typed}: {message}"
-                assert "\n" not in message, message
+                assert "\n" not in message.replace(f"{value}", ""), message
                 outcomes["refused"] += 1
     assert outcomes["refused"] >= 3 * outcomes["accepted"]
     assert sum(outcomes.values()) == len(new) * len(VALUES)
@@ -228,7 +228,7 @@ def test_home_folder_in_paths(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(("kind", "good", "bad"), [
     (FOLDER_NAME, ["a", "..a", "a b", ".a", "ä=1"], ["", ".", "..", "...", "a/b", "a\nb", " ", "x" * 201]),
-    (PATH, ["a", "/", "~/x", "a b"], ["", " ", "a\nb", "\x1b[1m"]),
+    (PATH, ["a", "/", "~/x", "a b", "a\nb", "\udcff"], ["", " ", "\n", "a\0b"]),
     (TEXT, ["a", "é"], ["", "\t", "a\tb"]),
 ])  # fmt: skip
 def test_texts(kind: Kind, good: list[str], bad: list[str]) -> None:

@@ -9,7 +9,7 @@ import signal
 import numpy as np
 import pytest
 
-from semaim.errors import Interrupted, UserError
+from semaim.errors import CannotWrite, Interrupted, UserError
 from semaim.evaluation import feature_cache
 from semaim.evaluation.feature_cache import cached_features
 from semaim.evaluation.features import extract
@@ -57,7 +57,7 @@ def test_an_error_in_the_middle_leaves_nothing(run, kept, end, error):
 
 @pytest.mark.parametrize("name", [*FILES, "SHA256SUMS"])
 @pytest.mark.parametrize("change", ["flipped", "zeroed", "cut", "missing"])
-def test_damaged_features_are_computed_again(run, kept, name, change):
+def test_damaged_features_are_computed_again(run, kept, caplog, name, change):
     cached_features(kept, "weights", wanted(Encoder(), noise()), run)
     (folder,) = kept.iterdir()
     content = bytearray((folder / name).read_bytes())
@@ -73,6 +73,7 @@ def test_damaged_features_are_computed_again(run, kept, name, change):
     encoder = Encoder()
     cached_features(kept, "weights", wanted(encoder, noise()), run)
     assert encoder.batches == 0, "and the new ones are used"
+    assert caplog.text.count("are damaged, or have no checksums: they are computed again") == 1
 
 
 @pytest.mark.parametrize("moment", ["batch", "merge"])
@@ -176,7 +177,7 @@ def test_an_error_in_one_of_several_processes_leaves_no_complete_entry(run, kept
         mine = dataclasses.replace(run, processes=processes)
         return cached_features(kept, "weights", wanted(encoder, noise(), range(12)), mine)
 
-    with pytest.raises((RuntimeError, OSError)):  # the first process removes the folder that the others use
+    with pytest.raises((RuntimeError, CannotWrite)):  # the first process removes the folder that the others use
         together(2, work)
     assert all(folder.name.endswith(".tmp") for folder in kept.iterdir())
     encoder = Encoder()

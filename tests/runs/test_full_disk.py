@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
 import pytest
 
 from semaim.core import files
 from semaim.evaluation import feature_cache
 from semaim.evaluation.feature_cache import cached_features
-from semaim.evaluation.features import extract
 from semaim.lifecycle import execute, session
 from semaim.runs import journal, run_log
 from semaim.runs.folder import RunFolder
-from support.caching import Encoder, same, wanted
+from support.caching import Encoder, wanted
 from support.commands import SMALL
 from support.damaging import semaim, told
 from support.evaluating import noise
@@ -112,30 +111,6 @@ def test_a_full_disk_for_cached_features(run, tmp_path: Path, full: Callable[[st
     with pytest.raises(files.CannotWrite, match=r"0\.cls\.raw cannot be written \(No space left on device\)"):
         cached_features(tmp_path / "kept", "weights", wanted(Encoder(), noise()), run)
     assert not list((tmp_path / "kept").iterdir())
-
-
-@pytest.mark.parametrize("part", ["cls.npy", "mean.npy", "labels.npy", "index.npy", "SHA256SUMS"])
-@pytest.mark.parametrize("change", ["missing", "zeroed", "cut", "flipped", "shorter array"])
-def test_changed_features_are_computed_again(run, tmp_path: Path, caplog, part: str, change: str) -> None:
-    cache, images = tmp_path / "kept", noise()
-    cached_features(cache, "weights", wanted(Encoder(), images), run)
-    expected = extract(wanted(Encoder(), images), run)
-    (folder,) = cache.iterdir()
-    content = (folder / part).read_bytes()
-    if change == "missing":
-        (folder / part).unlink()
-    elif change == "shorter array" and part != "SHA256SUMS":
-        np.save(folder / part, np.load(folder / part)[:-1])
-    else:
-        changed = {"zeroed": bytes(len(content)), "cut": content[:-8], "flipped": content[:-1] + b"\xfe"}
-        (folder / part).write_bytes(changed.get(change, b""))
-    encoder = Encoder()
-    assert same(cached_features(cache, "weights", wanted(encoder, images), run), expected)
-    assert encoder.batches == 4
-    assert caplog.text.count("are damaged and computed again") == 1
-    again = Encoder()
-    cached_features(cache, "weights", wanted(again, images), run)
-    assert again.batches == 0
 
 
 # A real disk
@@ -235,7 +210,7 @@ def test_a_closed_folder_of_another_user(shared: Path) -> None:
     os.seteuid(65534)
     said = semaim("ls", str(shared))[1]
     assert "damaged: Permission denied" in said
-    assert "finished  loss" in said
+    assert re.search("finished +loss", said)
     code, said = semaim("status", str(shared / "closed"))
     assert (code, said.count("\n")) == (2, 1)
     assert "closed/sweep.json: Permission denied" in said

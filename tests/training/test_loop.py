@@ -184,6 +184,7 @@ def test_online_knn_before_during_and_after(tmp_path: Path) -> None:
 
 def test_other_data_under_the_same_name_are_refused(tmp_path: Path, plain_run: Path) -> None:
     shutil.copytree(plain_run, tmp_path / "run")
-    (tmp_path / "run" / "config.yaml").unlink()  # only the number of images differs, as in a changed folder
+    config = tmp_path / "run" / "config.yaml"  # only the number of images differs, as in a changed folder
+    config.write_text(config.read_text().replace("val_fraction: 0.2", "val_fraction: 0.5"))
     with pytest.raises(UserError, match=r"was trained on 1437 images, these data \(data.root\) have 898"):
         run(tmp_path, "trainer.max_steps=11", "trainer.warmup_epochs=0", "data.source.val_fraction=0.5")

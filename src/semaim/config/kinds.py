@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, StrictBool, TypeAdapter, ValidationError
+from pydantic import AfterValidator, Field, StrictBool, TypeAdapter, ValidationError
 
 LARGEST = 10**9  # of counts and sizes; a larger one is a slip, and would fill memory before anything complains
 
@@ -70,6 +70,13 @@ def list_of(each: Kind, words: str, length: int | None = None, least: int = 1) -
     return Kind(words, Annotated[list[each.type], limits], each.choices, each.is_path)  # type: ignore[name-defined]
 
 
+def _path(value: Any) -> Any:
+    """Paths may hold any character but NUL, also bytes that are no UTF-8, which pydantic's texts may not."""
+    if not isinstance(value, str) or not value.strip() or "\0" in value:
+        raise ValueError
+    return value
+
+
 NULL = Kind("null", None)
 SEED = Kind("a whole number, not negative", Annotated[int, Field(strict=True, ge=0, lt=2**63)])
 TRUTH = Kind("true or false", StrictBool)
@@ -78,7 +85,7 @@ POSITIVE = number("a number above 0", gt=0)
 NOT_NEGATIVE = number("a number, not negative", ge=0)
 _CHARACTER = r"[^\x00-\x1f\x7f]"  # no control character: they could forge lines of a log
 TEXT = text("a text of one line, not empty", rf"{_CHARACTER}*[^\x00-\x20\x7f]{_CHARACTER}*")
-PATH = Kind("a path", TEXT.type, is_path=True)
+PATH = Kind("a path", Annotated[Any, AfterValidator(_path)], is_path=True)
 FOLDER_NAME = text(
     "the name of one folder, without /", r"[^\x00-\x1f\x7f/]*[^\x00-\x20\x7f/.][^\x00-\x1f\x7f/]*", longest=200
 )

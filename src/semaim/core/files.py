@@ -87,7 +87,18 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file atomically; raises ValueError for NaN and infinity, which JSON does not have."""
-    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+    with atomic(path) as file:
+        file.write(as_json(value, indent=2))
+
+
+def as_json(value: Any, indent: int | None = None) -> bytes:
+    """A line or lines of JSON in UTF-8; bytes of file names that are no UTF-8 are written as &#56575; and the like.
+
+    Raises:
+        ValueError: for NaN and infinity, which JSON does not have.
+    """
+    text = json.dumps(value, indent=indent, allow_nan=False, ensure_ascii=False)
+    return text.encode(errors="xmlcharrefreplace") + b"\n"
 
 
 def read_json(path: Path, shape: type[T], remedy: str = "restore it, or move it away") -> T | None:

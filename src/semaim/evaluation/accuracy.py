@@ -72,8 +72,8 @@ class _Classification(Extraction):
     def outputs(self, batch: Batch) -> Mapping[str, Tensor]:
         kept = {}
         for name, logits_BC in self.encode(batch.images_BCHW).items():
-            finite_B = logits_BC.isfinite().all(-1)
             loss_B = F.cross_entropy(logits_BC.float(), batch.labels_B, reduction="none")
+            finite_B = logits_BC.isfinite().all(-1) & loss_B.isfinite()
             kept[f"{name}/ranked"] = likeliest(logits_BC).masked_fill(~finite_B[:, None], DIVERGED)
             kept[f"{name}/loss"] = loss_B.where(finite_B, 0.0)
         return kept

@@ -13,7 +13,6 @@ once. Each line is a JSON object with a time in milliseconds since 1970 and one 
 from __future__ import annotations
 
 import functools
-import json
 import logging
 import math
 import os
@@ -28,7 +27,7 @@ from typing import Any, Required
 from pydantic import ValidationError
 from typing_extensions import TypedDict
 
-from semaim.core.files import adapter, first_problem, writing
+from semaim.core.files import adapter, as_json, first_problem, writing
 from semaim.errors import DamagedFile
 from semaim.runs.status import MLflowStatus
 
@@ -129,7 +128,7 @@ class Journal:
 
     def _write(self, line: dict[str, Any]) -> None:
         with self._lock, writing(self.path):
-            content = json.dumps({"time": int(time.time() * 1000), **line}, allow_nan=False).encode() + b"\n"
+            content = as_json({"time": int(time.time() * 1000), **line})
             end = os.fstat(self._file.fileno()).st_size
             try:
                 while content:
