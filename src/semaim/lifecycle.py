@@ -64,8 +64,6 @@ def execute(spec: RunSpec, processes: Processes, stop: StopRequest) -> float:
         log.info("this run is finished already (%s)", relative_to_cwd(folder.path))
         _log_result(result)
         return result[folder.status()["metric"]]
-    if config["seed"] < 0:
-        raise UserError(f"seed={config['seed']} must not be negative")
     seed_all(derive_seed(config["seed"], "weights"))
     tracking = instantiate(spec.cfg.tracking, _convert_="all")  # first: it refuses passwords in addresses
     task: Task = instantiate(spec.cfg.task, _convert_="all")  # plain lists: checkpoints must not hold OmegaConf's

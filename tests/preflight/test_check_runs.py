@@ -52,7 +52,8 @@ def test_a_run_of_another_configuration_cannot_continue(made: Path, monkeypatch:
     monkeypatch.chdir(made)
     checked = one(*SAME, "trainer.batch_size=16", "seed=5", "trainer.log_every_steps=3")
     (problem,) = checked.problems
-    assert problem.startswith(f"the run in {made}/runs/run was started with another configuration: seed: 0 -> 5; ")
+    assert problem.startswith(f"the run in {made}/runs/run was started with another configuration (config.yaml): ")
+    assert " seed: 0 -> 5; " in problem
     assert "; trainer.batch_size: 32 -> 16; Give this run another name with run_name=..." in problem
     assert "log_every_steps" not in problem
     (row,) = checked.rows

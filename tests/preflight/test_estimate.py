@@ -118,4 +118,6 @@ def test_an_optimizer_of_other_options() -> None:
     with pytest.raises(UserError, match=r"the optimizer rejects its settings .*Invalid beta"):
         moments(adamw(betas=(2.0, 0.9)), nn.Linear(2, 2))
     (problem,) = one("optimizer.optimizer.betas=[0.9,2.0]").problems
-    assert problem.startswith("the optimizer rejects its settings in optimizer.optimizer: Invalid beta")
+    assert problem.startswith(
+        "optimizer.optimizer.betas=[0.9,2.0]: optimizer.optimizer.betas must be two numbers from 0"
+    )

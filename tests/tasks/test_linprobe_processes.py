@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from semaim.checkpoints import store
+from semaim.evaluation.accuracy import named
 from support.commands import together
 from support.evaluating import surroundings
 from support.probing import PROBE, probe
@@ -27,8 +28,8 @@ def test_two_processes_measure_what_one_measures_of_the_saved_heads(
     task.model.load_state_dict(saved["model"])
     task.model.eval()
     with surroundings(tmp_path) as alone:
-        found = {f"val/{name}": each.accuracy for name, each in task._predictions(task.held_out, alone).items()}
+        found = {f"val/{name}": each for name, each in task._predictions(task.held_out, alone).items()}
         if task.selection_images is not None:
             chosen = task._predictions(task.selection_images, alone)
-            found |= {f"holdout/{name}": each.accuracy for name, each in chosen.items()}
-    assert measured == found
+            found |= {f"holdout/{name}": each for name, each in chosen.items()}
+    assert measured == named(found)

@@ -178,7 +178,7 @@ def test_two_processes_give_the_losses_of_one(tmp_path: Path) -> None:
         ),
         (("target=online", "semantic_map.source=teacher"), "semantic_map.source=teacher needs a teacher"),
         (("target=online", "target.channels=7"), "target.channels=7, but the encoder's tokens have 32"),
-        (("target=online", "target.source=me"), "target.source=me is unknown: choose online or ema"),
+        (("target=online", "target.source=me"), "target.source=me: target.source must be online or ema"),
         (
             ("target=dino", "target.patch_size=8"),
             "the model has patches of 4 pixels, the target of 8: change data.patch_",

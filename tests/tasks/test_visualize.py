@@ -231,10 +231,9 @@ def test_a_stored_configuration_runs_no_other_code(home: Path, tmp_path: Path) -
     ("options", "words"),
     [
         (("checkpoint=null",), "task=visualize needs a checkpoint: checkpoint=runs/<name>"),
-        (("task.count=0",), "task.count=0 must be positive"),
         (("task.orders=[spiral]",), "task.orders: there is no order spiral; choose from attention, attention_c"),
         (("task.predict_order=spiral",), "task.predict_order: there is no order spiral; choose from attention, "),
-        (("task.formats=[pdf]",), "task.formats=['pdf'] is unknown: choose png, svg or both"),
+        (("task.formats=[pdf]",), "task.formats=[pdf]: task.formats must be [png], [svg] or [png,svg]"),
         (("task.palette=rainbows",), "task.palette=rainbows is no colour map"),
         (
             ("images=/nowhere/at/all",),

@@ -123,7 +123,7 @@ def test_names_that_are_no_experiments(name: str) -> None:
 def test_a_run_that_would_store_a_password_writes_nothing(
     words: tuple[str, ...], value: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    assert run_here(tmp_path, *words, "trainer.max_steps=2", f"tracking.{value}") == 2
+    assert run_here(tmp_path, *words, f"tracking.{value}") == 2
     out, err = capfd.readouterr()
     assert SECRET not in out + err
     assert err.startswith(f"error: tracking.{value.partition('=')[0]}")
@@ -163,7 +163,7 @@ def test_no_command_shows_or_stores_a_password(
     (tmp_path / "run" / "config.yaml").write_text("a: 1\n")
     if "{uri}" not in " ".join(words):
         (tmp_path / "run" / "mlflow.json").write_text(
-            f'{{"uri": "{uri}", "run_id": "x", "sent": 0, "experiment": "x"}}'
+            f'{{"uid": "x", "uri": "{uri}", "run_id": "x", "sent": 0, "experiment": "x"}}'
         )
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     assert main([word.replace("{uri}", uri) for word in words]) == 2

@@ -210,7 +210,8 @@ def test_a_learning_rate_that_diverges_leaves_the_probe_of_the_others_as_it_is(t
     wild = go(tmp_path, *six, "task.base_lrs=[0.1,1e39]", "run_name=wild")
     tame = go(tmp_path, *six, "task.base_lrs=[0.1,0.2]", "run_name=tame")
     measured, expected = (strict((folder / "evaluations.json").read_text())["6"] for folder in (wild, tame))
-    assert measured == {name: expected[name] for name in ("val/mean_lr0.1", "holdout/mean_lr0.1")}
+    intact = ("val/mean_lr0.1", "holdout/mean_lr0.1")
+    assert measured == {name: value for name, value in expected.items() if name.startswith(intact)}
     assert status(wild)["result"]["linprobe_mean_base_lr"] == 0.1
     assert non_finite(store.newest(wild / "checkpoints")) == []
     with pytest.raises(NonFiniteError, match=r"lower task\.base_lrs|no accuracy"):

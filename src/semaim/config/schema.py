@@ -184,8 +184,8 @@ COMPONENTS: dict[str, dict[str, Kind]] = {
         "every_epochs": EPOCHS,
         "ks": COUNTS,
         "batch_size": BATCH,
-        "max_bank": whole(1),
-        "max_queries": whole(1),
+        "max_bank": whole(1) | NULL,
+        "max_queries": whole(1) | NULL,
     },
     "semaim.evaluation.online_linear.OnlineLinear": {
         "every_epochs": EPOCHS,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import itertools
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -112,20 +111,27 @@ def check_values(config: DictConfig, expected: DictConfig) -> None:
         expected: the same choices with default values.
 
     Raises:
-        UserError: for the first such value, with what it must be and the nearest choice.
+        UserError: with a line for each such value: what it must be, and the nearest choice.
     """
     given, defaults = OmegaConf.to_container(config), OmegaConf.to_container(expected)
-    values = [_values(config, given, defaults, TOP, references=references) for references in (False, True)]
-    for name, value, kind, default in itertools.chain(*values):
-        if isinstance(default, Mapping):
-            inside = ", ".join(f"{name}.{key}" for key in default if not str(key).startswith("_"))
-            raise UserError(f"{name}={shown(value)}: {name} is a group of options{inside and f', set these: {inside}'}")
-        words = kind.words if kind and not kind.accepts(value) else None if kind else _kind_of(default, value)
-        if words is not None:
-            near = difflib.get_close_matches(str(value), kind.choices if kind else (), n=1, cutoff=0.5)
-            usual = "" if default is None or "${" in f"{default}" else f", such as {shown(default)}"
-            hint = f"; did you mean {near[0]}?" if near else usual
-            raise UserError(f"{name}={shown(value)}: {name} must be {words}{hint}")
+    for references in (False, True):
+        found = map(_wrong, _values(config, given, defaults, TOP, references=references))
+        if problems := list(dict.fromkeys(filter(None, found))):
+            raise UserError("\n".join(problems))
+
+
+def _wrong(option: Option) -> str | None:
+    """What is wrong with the value of an option, if it is not of its kind."""
+    name, value, kind, default = option
+    if isinstance(default, Mapping):
+        inside = ", ".join(f"{name}.{key}" for key in default if not str(key).startswith("_"))
+        return f"{name}={shown(value)}: {name} is a group of options{inside and f', set these: {inside}'}"
+    words = kind.words if kind and not kind.accepts(value) else None if kind else _kind_of(default, value)
+    if words is None:
+        return None
+    near = difflib.get_close_matches(str(value), kind.choices if kind else (), n=1, cutoff=0.5)
+    usual = "" if default is None or "${" in f"{default}" else f", such as {shown(default)}"
+    return f"{name}={shown(value)}: {name} must be {words}" + (f"; did you mean {near[0]}?" if near else usual)
 
 
 def check_launcher(launcher: Mapping[str, Any]) -> None:

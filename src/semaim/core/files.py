@@ -11,6 +11,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -92,13 +93,13 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def as_json(value: Any, indent: int | None = None) -> bytes:
-    """A line or lines of JSON in UTF-8; bytes of file names that are no UTF-8 are written as &#56575; and the like.
+    """A line or lines of JSON in UTF-8; bytes of file names that are no UTF-8 are written out (`\\udcff`).
 
     Raises:
         ValueError: for NaN and infinity, which JSON does not have.
     """
     text = json.dumps(value, indent=indent, allow_nan=False, ensure_ascii=False)
-    return text.encode(errors="xmlcharrefreplace") + b"\n"
+    return re.sub("[\ud800-\udfff]", lambda found: f"\\\\u{ord(found[0]):04x}", text).encode() + b"\n"
 
 
 def read_json(path: Path, shape: type[T], remedy: str = "restore it, or move it away") -> T | None:

@@ -54,9 +54,6 @@ class ImageData:
                 f"data.image_size={self.image_size[0]}x{self.image_size[1]} is not divisible by "
                 f"data.patch_size={patch_size}"
             )
-        for name, value in (("num_workers", num_workers), ("max_unreadable", max_unreadable)):
-            if value < 0:
-                raise UserError(f"data.{name}={value} must not be negative")
         splits = source() if root is None else source(root)
         self.splits = splits if val_fraction is None else _with_held_out(splits, val_fraction, val_seed)
         self.train_transform = train_transform

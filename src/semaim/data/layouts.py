@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 from semaim.core.formatting import quoted
 from semaim.data.folders import Folder, Listing
@@ -59,8 +59,6 @@ def parts(path: Path, layout: Layout, listing: Listing) -> tuple[Layout, Part, P
     Raises:
         UserError: for an ambiguous layout, no images, or classes that do not fit.
     """
-    if layout not in get_args(Layout):
-        raise UserError(f"data.source.layout={layout} is unknown: choose {', '.join(get_args(Layout))}")
     root = listing.look(path)
     assert root is not None, "nothing was listed before"
     found = _detected(root, listing) if layout == "auto" else layout

@@ -38,8 +38,6 @@ def digits(side: int = 32, val_fraction: float = 0.2) -> Splits:
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
-    if not 0 < val_fraction < 1:
-        raise UserError(f"data.source.val_fraction={val_fraction} must be between 0 and 1")
     data = load_digits()
     grey = (data.images * (255.0 / 16.0)).astype(np.uint8)
     large = [np.asarray(Image.fromarray(g).resize((side, side), Image.Resampling.BICUBIC)) for g in grey]

@@ -16,7 +16,6 @@ from torch import Tensor
 from semaim.core.seeding import derive_seed, seeded
 from semaim.data.image_data import ImageData
 from semaim.data.image_sets import UNLABELLED
-from semaim.errors import UserError
 from semaim.evaluation.accuracy import named, predict_classes
 from semaim.evaluation.evaluator import Evaluator, Learner, evaluation_is_due
 from semaim.evaluation.features import Extraction, extract
@@ -50,8 +49,6 @@ class OnlineLinear(Evaluator):
 
     def __init__(self, every_epochs: int | None, base_lr: float, batch_size: int) -> None:
         super().__init__(every_epochs)
-        if base_lr <= 0:
-            raise UserError(f"task.evaluators.linear.base_lr={base_lr:g} must be positive")
         self.base_lr = base_lr
         self.batch_size = batch_size
 

@@ -138,9 +138,6 @@ class _SweepCheck:
             self.check_folder(RunFolder(Path(config["run_dir"])), config, row)
         with self.recording(label):
             self.check_tracking(cfg)
-        with self.recording(label):
-            if config["seed"] < 0:
-                raise UserError(f"seed={config['seed']} must not be negative")
         task: Task | None = None
         with self.recording(label):
             row.data = self.data_of(cfg)

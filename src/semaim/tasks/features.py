@@ -16,7 +16,6 @@ from semaim.checkpoints.encoder_source import EncoderSource
 from semaim.core.files import atomic, write_json
 from semaim.data.image_data import ImageData
 from semaim.data.image_sets import ImageSet
-from semaim.errors import UserError
 from semaim.evaluation.features import Extraction, extract
 from semaim.models.vit import encode
 from semaim.runs.context import Run
@@ -47,8 +46,6 @@ class ExportFeatures(Task):
     batch_size: int
 
     def __post_init__(self) -> None:
-        if self.format not in ("npz", "safetensors"):
-            raise UserError(f"task.format={self.format} is unknown: choose npz or safetensors")
         self.vit = self.source.encoder()
         check_image_size(self.vit, self.data, self.source.checkpoint)
 

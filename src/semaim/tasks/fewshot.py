@@ -50,10 +50,6 @@ class FewShot(FeatureEvaluation):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.shots or min(self.shots) < 1 or self.repeats < 1:
-            raise UserError(f"task.shots={list(self.shots)} and task.repeats={self.repeats} must be positive")
-        if not self.C > 0:
-            raise UserError(f"task.C={self.C:g} must be positive: a smaller C is a stronger penalty on the weights")
         if len(self.classes) < 2:
             raise UserError("task=fewshot needs data of two classes or more, these have one: choose other data")
         check_ks(self.ks)

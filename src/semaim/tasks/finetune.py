@@ -62,13 +62,6 @@ class FineTuning(TrainedEvaluation):
     def __post_init__(self) -> None:
         super().__post_init__()
         smoothing, mixup, cutmix = self.label_smoothing, self.mixup, self.cutmix
-        if mixup < 0 or cutmix < 0 or not 0 <= smoothing < 1 or not 0 <= self.drop_path < 1:
-            raise UserError(
-                f"task.mixup={mixup} and task.cutmix={cutmix} must not be negative, task.label_smoothing="
-                f"{smoothing} and task.drop_path={self.drop_path} must be shares below 1"
-            )
-        if self.evaluate_every_epochs < 1:
-            raise UserError(f"task.evaluate_every_epochs={self.evaluate_every_epochs} must be a positive number")
         self.training = self.data.training(self.labelled, self.train_transform)
         classes = len(self.classes)
         mixes = mixup or cutmix

@@ -57,10 +57,10 @@ class LinearProbe(TrainedEvaluation):
     def __post_init__(self) -> None:
         super().__post_init__()
         kinds, lrs, optimizer = self.features, self.base_lrs, self.optimizer
-        if not kinds or not set(kinds) <= {"cls", "mean"} or len(set(kinds)) < len(kinds):
-            raise UserError(f"task.features={list(kinds)} must name cls, mean or both")
-        if lrs is not None and (not lrs or min(lrs) <= 0 or len({f"{lr:g}" for lr in lrs}) < len(lrs)):
-            raise UserError(f"task.base_lrs={list(lrs)} must be positive and different learning rates, or null")
+        if len(set(kinds)) < len(kinds):
+            raise UserError(f"task.features={list(kinds)} must be different kinds")
+        if lrs is not None and len({f"{lr:g}" for lr in lrs}) < len(lrs):
+            raise UserError(f"task.base_lrs={list(lrs)} must be different learning rates")
         self.lrs = [optimizer.base_lr] if lrs is None else lrs
         if self.trainer.clip_grad is not None and len(kinds) * len(self.lrs) > 1:
             raise UserError("trainer.clip_grad would couple the heads' gradients: leave it null")

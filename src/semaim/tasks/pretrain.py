@@ -84,9 +84,6 @@ class Pretraining(Task, TrainingTask):
         self.data = data
         self.training = data.training()
         self.evaluators = {name: each for name, each in evaluators.items() if each is not None}
-        for name, each in self.evaluators.items():
-            if each.every_epochs is not None and each.every_epochs < 1:
-                raise UserError(f"task.evaluators.{name}.every_epochs={each.every_epochs} must be positive, or null")
         self.learners = [each for each in self.evaluators.values() if each.learns]
         self._learned: list[tuple[dict[str, Tensor], Tensor]] = []  # features and labels for them, of this step
         if checkpoint is not None:

@@ -84,10 +84,6 @@ class Visualize(Task):
     def __post_init__(self) -> None:
         if not self.checkpoint:
             raise UserError("task=visualize needs a checkpoint: checkpoint=runs/<name>, or several: checkpoint=[a,b]")
-        if self.count < 1:
-            raise UserError(f"task.count={self.count} must be positive")
-        if not self.formats or set(self.formats) - {"png", "svg"}:
-            raise UserError(f"task.formats={list(self.formats)} is unknown: choose png, svg or both")
         plotting.check_palette(self.palette, "task.palette")
         names = [self.checkpoint] if isinstance(self.checkpoint, str) else self.checkpoint
         self.image_set: ImageSet = self.data.splits.val or self.data.splits.train

@@ -100,13 +100,6 @@ class Optimization:
     min_lr: float
     weight_decay: float
 
-    def __post_init__(self) -> None:
-        if self.base_lr <= 0 or self.min_lr < 0 or self.weight_decay < 0:
-            raise UserError(
-                f"optimizer.base_lr={self.base_lr} must be positive, optimizer.min_lr={self.min_lr} and "
-                f"optimizer.weight_decay={self.weight_decay} not negative"
-            )
-
     def build(self, model: nn.Module) -> Optimizer:
         """Build the optimizer of a model."""
         groups = self.groups(model, self.weight_decay)

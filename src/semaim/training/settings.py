@@ -10,16 +10,6 @@ import torch
 from semaim.errors import UserError
 
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16, "float32": torch.float32}
-POSITIVE = (
-    "accumulate",
-    "clip_grad",
-    "keep_checkpoints",
-    "log_every_steps",
-    "max_steps",
-    "milestone_every_epochs",
-    "save_every_epochs",
-    "save_every_steps",
-)
 
 
 @dataclass(frozen=True)
@@ -72,12 +62,6 @@ class TrainerSettings:
                 f"trainer.epochs={self.epochs} must be positive and trainer.warmup_epochs={self.warmup_epochs} between "
                 f"0 and that"
             )
-        if self.precision not in ("auto", *PRECISIONS):
-            raise UserError(f"trainer.precision={self.precision} is unknown: choose auto, bf16, fp16 or float32")
-        for name in POSITIVE:
-            value = getattr(self, name)
-            if value is not None and not (isinstance(value, int | float) and value > 0):
-                raise UserError(f"trainer.{name}={value} must be a positive number")
 
     def last_step(self, steps_per_epoch: int) -> int:
         """The step after which training ends."""
