@@ -14,13 +14,14 @@ from typing import Any
 from hydra.utils import instantiate
 
 from semaim.checkpoints.store import fingerprint
+from semaim.config.messages import explain
 from semaim.config.run_spec import RunSpec
 from semaim.core import distributed, terminal
 from semaim.core.distributed import Processes
 from semaim.core.files import write_json
 from semaim.core.formatting import duration, relative_to_cwd
 from semaim.core.seeding import derive_seed, seed_all
-from semaim.core.signals import StopRequest
+from semaim.core.signals import StopRequest, interruption_or
 from semaim.errors import CannotWrite, Interrupted, NonFiniteError, UserError
 from semaim.runs import provenance
 from semaim.runs.context import Run
@@ -75,6 +76,7 @@ def execute(spec: RunSpec, processes: Processes, stop: StopRequest) -> float:
         started = time.monotonic()
         _tag_run(run, spec, task.highlights, None)
         result = task.run(run)
+        stop.at_once = None
         if bad := [f"{name} is {value}" for name, value in result.items() if not math.isfinite(value)]:
             raise NonFiniteError(f"no result, since {', '.join(bad)}: look at the journal for the step that went wrong")
         if processes.is_main:
@@ -162,15 +164,18 @@ def _end_recorded(run: Run, journal: Journal, tracking: Any, run_log: logging.Ha
     """Write the status before and after a block, and deliver the journal, however the block ends."""
     journal.status("RUNNING")
     run.folder.set_status("running", **_progress(run.folder))
+    wait = True
     try:
         tracking.start(run.folder, journal)
         yield
-    except BaseException as error:
+    except BaseException as caught:
         state: StoredState = "failed"
+        error = interruption_or(caught)
+        wait = not isinstance(error, KeyboardInterrupt)
         stopped = isinstance(error, Interrupted | KeyboardInterrupt)
         if stopped:
             state = "requeued" if run.stop.will_be_requeued() else "interrupted"
-        message = str(error) or type(error).__name__
+        message = (not stopped and explain(error)) or str(error) or type(error).__name__
         with suppress(CannotWrite):  # on a full disk the first error is the one to report
             run.folder.set_status(state, error=message, **_progress(run.folder))
             journal.status(MLFLOW_STATUS[state])
@@ -180,7 +185,7 @@ def _end_recorded(run: Run, journal: Journal, tracking: Any, run_log: logging.Ha
     else:
         journal.status("FINISHED")
     finally:
-        tracking.finish()
+        tracking.finish(wait)
         journal.close()
 
 

@@ -1,7 +1,7 @@
 """`semaim run`, also `python -m semaim.run`: composes the configuration, starts the processes, executes the run.
 
 Exit codes: 0 done; 2 a mistake of the user, with one message; 3 a loss, weight, feature or result that is not
-finite; 75 stopped by a signal with everything saved (the same command continues), 130 by a second Ctrl-C; 1 a file that
+finite; 75 stopped by a signal with everything saved (the same command continues), 130 by Ctrl-C at once; 1 a file that
 cannot be written, or a fault of the program, with its traceback.
 """
 

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import os
+import signal
+from collections.abc import Callable
+from contextlib import suppress
+
 import pytest
 
 from semaim.config.messages import exits_on_error, reports_errors
 from semaim.core import interpreter
+from semaim.core.signals import StopRequest
 from semaim.errors import Interrupted, NonFiniteError, SweepFailed, UserError
 
 ERRORS = [
     (UserError("set x"), 2, "error: set x\n"),
     (NonFiniteError("not finite"), 3, "error: not finite\n"),
     (SweepFailed("2 of 3"), 1, "error: 2 of 3\n"),
-    (Interrupted("stopped"), 75, "stopped; everything is saved, and the same command continues\n"),
+    (Interrupted("stopped"), 75, "stopped; the same command continues\n"),
+    (KeyboardInterrupt(), 130, "interrupted\n"),
 ]
 
 
-@pytest.mark.parametrize(("error", "code", "said"), [*ERRORS, (KeyboardInterrupt(), 130, "interrupted\n")], ids=repr)
+@pytest.mark.parametrize(("error", "code", "said"), ERRORS, ids=repr)
 def test_a_program_returns_the_exit_code(
     error: BaseException, code: int, said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -44,10 +51,7 @@ def test_a_fault_has_a_traceback(capsys: pytest.CaptureFixture[str]) -> None:
     assert said.endswith("RuntimeError: a fault\n")
 
 
-AT_ONCE = "interrupted at once; the same command continues from the last checkpoint\n"
-
-
-@pytest.mark.parametrize(("error", "code", "said"), [*ERRORS, (KeyboardInterrupt(), 130, AT_ONCE)], ids=repr)
+@pytest.mark.parametrize(("error", "code", "said"), ERRORS, ids=repr)
 def test_a_run_ends_the_process_and_records_failures(
     error: BaseException, code: int, said: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -59,3 +63,36 @@ def test_a_run_ends_the_process_and_records_failures(
     assert (ended.value.code, announced) == (code, [code])
     assert recorded == ([] if isinstance(error, Interrupted) else [error])
     assert capsys.readouterr().err == said
+
+
+@pytest.mark.parametrize("wrap", [reports_errors, lambda program: reports_errors(lambda: _exits(program))])
+def test_ctrl_c_that_a_library_turns_into_another_error_is_an_interruption(
+    wrap: Callable[[Callable[[], None]], Callable[[], int]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    def program() -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+        except KeyboardInterrupt:
+            raise RecursionError("maximum recursion depth exceeded") from None
+
+    try:
+        code = wrap(program)()
+    except SystemExit as ended:
+        code = int(ended.code or 0)
+    assert (code, capsys.readouterr().err) == (130, "interrupted\n")
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def _exits(program: Callable[[], None]) -> None:
+    with exits_on_error():
+        program()
+
+
+def test_ctrl_c_that_an_import_loses_is_found_before_a_run_begins(capsys: pytest.CaptureFixture[str]) -> None:
+    @reports_errors
+    def program() -> None:
+        with suppress(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+        StopRequest()
+
+    assert (program(), capsys.readouterr().err) == (130, "interrupted\n")

@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from semaim.data import loading
+from semaim.data import workers as loading_workers
 from semaim.data.image_sets import ArrayImages
 from semaim.data.loading import (
     EvaluationImages,
@@ -26,6 +26,7 @@ from semaim.data.loading import (
 )
 from semaim.data.transforms import evaluation, pretraining
 from semaim.errors import UserError
+from support.loaders import loading
 
 
 def indices(plan, step):
@@ -150,13 +151,13 @@ def assert_equal_batches(ours, theirs):
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_any_number_of_workers_from_any_step_gives_the_same_batches(accumulate):
     plan = StepPlan(dataset_size=40, batch_size=8, seed=3, accumulate=accumulate)
-    from_the_start = list(training_batches(training(), plan, range(12), 0, False))
+    from_the_start = list(training_batches(training(), plan, range(12), *loading(0)))
     expected = from_the_start[7 * accumulate :]
     assert len(expected) == 5 * accumulate  # steps 7 to 11 are in epochs 1 and 2
     for workers in (0, 2):
         torch.manual_seed(workers)
         before = global_states()
-        batches = list(training_batches(training(), plan, range(7, 12), workers, False))
+        batches = list(training_batches(training(), plan, range(7, 12), *loading(workers)))
         assert global_states() == before
         assert_equal_batches(batches, expected)
     assert [batch.first_row for batch in expected[:2]] == ([0, 0] if accumulate == 1 else [0, 4])
@@ -166,8 +167,10 @@ def test_any_number_of_workers_from_any_step_gives_the_same_batches(accumulate):
 
 def test_processes_together_load_what_one_would():
     dataset = training()
-    (whole,) = training_batches(dataset, StepPlan(40, 8, 3), range(6, 7), 0, False)
-    parts = [next(training_batches(dataset, StepPlan(40, 8, 3, rank, 2), range(6, 7), 0, False)) for rank in range(2)]
+    (whole,) = training_batches(dataset, StepPlan(40, 8, 3), range(6, 7), *loading(0))
+    parts = [
+        next(training_batches(dataset, StepPlan(40, 8, 3, rank, 2), range(6, 7), *loading(0))) for rank in range(2)
+    ]
     assert torch.equal(torch.cat([part.images_BCHW for part in parts]), whole.images_BCHW)
     assert [part.first_row for part in parts] == [0, 4]
 
@@ -184,7 +187,7 @@ class WorkerReport(TrainingImages):
 def test_workers_block_signals_and_use_one_thread():
     before = signal.pthread_sigmask(signal.SIG_BLOCK, set())
     dataset = WorkerReport(noise_images(), pretraining(8), 0)
-    batches = list(training_batches(dataset, StepPlan(40, 4, 0), range(4), 2, False))
+    batches = list(training_batches(dataset, StepPlan(40, 4, 0), range(4), *loading(2)))
     assert signal.pthread_sigmask(signal.SIG_BLOCK, set()) == before == set()
     for batch in batches:
         assert dict(batch.unreadable) == {"blocked": "SIGINT SIGTERM SIGUSR1 SIGUSR2", "threads": "1"}
@@ -193,15 +196,15 @@ def test_workers_block_signals_and_use_one_thread():
 @pytest.mark.parametrize("stop", ["TERM", "INT", "USR1", "USR2"])
 def test_workers_ignore_the_signals_of_slurm(stop, monkeypatch):
     """SLURM sends them to every process of a job at any time; the current step still needs the workers."""
-    set_up = loading._init_worker
-    monkeypatch.setattr(loading, "_init_worker", lambda worker: (time.sleep(0.3), set_up(worker)))
+    set_up = loading_workers._init_worker
+    monkeypatch.setattr(loading_workers, "_init_worker", lambda worker: (time.sleep(0.3), set_up(worker)))
     dataset, plan = training(), StepPlan(40, 8, 3)
-    expected = list(training_batches(dataset, plan, range(12), 0, False))
+    expected = list(training_batches(dataset, plan, range(12), *loading(0)))
     others = set(psutil.Process().children())
     script = f"while read -r pids; do kill -{stop} $pids; echo; done"
     with subprocess.Popen(["bash", "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as sender:
         others.add(psutil.Process(sender.pid))
-        batches = training_batches(dataset, plan, range(12), 2, False)
+        batches = training_batches(dataset, plan, range(12), *loading(2))
         workers = " ".join(str(child.pid) for child in set(psutil.Process().children()) - others)
         assert len(workers.split()) == 2
         found = []
@@ -217,7 +220,7 @@ def test_workers_ignore_the_signals_of_slurm(stop, monkeypatch):
 
 def test_workers_exit_on_sigterm_from_their_parent():
     others = set(psutil.Process().children())
-    batches = training_batches(training(), StepPlan(40, 8, 3), range(1000), 2, False)
+    batches = training_batches(training(), StepPlan(40, 8, 3), range(1000), *loading(2))
     next(batches)
     workers = set(psutil.Process().children()) - others
     for worker in workers:
@@ -233,7 +236,7 @@ def test_workers_exit_on_sigterm_from_their_parent():
 def test_evaluation_is_in_order_with_a_last_partial_batch(workers):
     images, asked = noise_images(), [5, 0, 39, 2, 8, 8, 1]
     before = global_states()
-    batches = list(evaluation_batches(EvaluationImages(images, evaluation(8), asked), 3, workers, False))
+    batches = list(evaluation_batches(EvaluationImages(images, evaluation(8), asked), 3, *loading(workers)))
     assert global_states() == before
     assert [batch.index_B.tolist() for batch in batches] == [[5, 0, 39], [2, 8, 8], [1]]
     assert [batch.labels_B.tolist() for batch in batches] == [[5, 0, 39 % 7], [2, 1, 1], [1]]
@@ -244,7 +247,7 @@ def test_evaluation_is_in_order_with_a_last_partial_batch(workers):
 
 
 def test_no_more_workers_than_cpus(monkeypatch):
-    monkeypatch.setattr("semaim.data.loading.usable_cpus", lambda: 1)
-    batches = training_batches(training(), StepPlan(40, 8, 3), range(2), 16, False)
-    assert len(batches._workers) == 1
+    monkeypatch.setattr("semaim.data.workers.usable_cpus", lambda: 1)
+    batches = training_batches(training(), StepPlan(40, 8, 3), range(2), *loading(16))
+    assert len(batches.loaded._workers) == 1
     assert len(list(batches)) == 2

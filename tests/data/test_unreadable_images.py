@@ -24,6 +24,7 @@ from semaim.data.loading import (
 from semaim.data.samples import read_images
 from semaim.data.transforms import evaluation, pretraining
 from semaim.errors import UserError
+from support.loaders import loading
 
 
 @pytest.fixture
@@ -48,7 +49,7 @@ def test_training_replaces_unreadable_images(broken, caplog, workers):
     grey = pretraining(4, mean=(0, 0, 0), std=(1, 1, 1))
     dataset, plan = TrainingImages(broken, grey, seed=0), StepPlan(dataset_size=8, batch_size=4, seed=0)
     unreadable, replaced = UnreadableImages(limit=3), {2: 4, 3: 4, 6: 7}
-    for step, batch in zip(range(6), training_batches(dataset, plan, range(6), workers, False), strict=True):
+    for step, batch in zip(range(6), training_batches(dataset, plan, range(6), *loading(workers)), strict=True):
         planned = [item.index for item in plan.micro_batches(step)[0]]
         seen = [replaced.get(index, index) for index in planned]
         assert batch.index_B.tolist() == batch.labels_B.tolist() == seen
@@ -62,7 +63,7 @@ def test_training_replaces_unreadable_images(broken, caplog, workers):
 
 def test_too_many_unreadable_images_end_the_run(broken):
     dataset = EvaluationImages(broken, evaluation(4), list(range(8)))
-    batches = list(evaluation_batches(dataset, 3, 0, False))  # images 0 1 2, 3 4 5, 6 7: one unreadable in each
+    batches = list(evaluation_batches(dataset, 3, *loading(0)))  # images 0 1 2, 3 4 5, 6 7: one unreadable in each
     unreadable = UnreadableImages(limit=2)
     for batch in [*batches[:2], *batches[:2]]:  # repeated ones are not counted again
         unreadable.record(batch)
@@ -74,13 +75,13 @@ def test_a_whole_set_of_unreadable_images(broken, monkeypatch):
     monkeypatch.setattr(TrainingImages, "MAX_IN_A_ROW", 2)
     dataset = TrainingImages(broken, pretraining(4), seed=0)
     with pytest.raises(UserError, match=r"2 images in a row cannot be read.*3\.png"):
-        next(training_batches(dataset, StepPlan(8, 8, 0), range(1), 0, False))
+        next(training_batches(dataset, StepPlan(8, 8, 0), range(1), *loading(0)))
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_evaluation_omits_unreadable_images(broken, workers):
     dataset = EvaluationImages(broken, evaluation(4, mean=(0, 0, 0), std=(1, 1, 1)), [7, 6, 5, 3, 2, 1])
-    batches = list(evaluation_batches(dataset, 2, workers, False))
+    batches = list(evaluation_batches(dataset, 2, *loading(workers)))
     assert [batch.index_B.tolist() for batch in batches] == [[7], [5], [1]]
     assert [batch.labels_B.tolist() for batch in batches] == [[7], [5], [1]]
     assert [(batch.images_BCHW[:, 1, 2, 3] * 255).round().tolist() for batch in batches] == [[7], [5], [1]]
@@ -89,7 +90,7 @@ def test_evaluation_omits_unreadable_images(broken, workers):
         [broken.name(3)],
         [broken.name(2)],
     ]
-    (nothing,) = evaluation_batches(EvaluationImages(broken, dataset.transform, [2, 3]), 2, 0, False)
+    (nothing,) = evaluation_batches(EvaluationImages(broken, dataset.transform, [2, 3]), 2, *loading(0))
     assert (len(nothing.images_BCHW), len(nothing.index_B), len(nothing.unreadable)) == (0, 0, 2)
 
 

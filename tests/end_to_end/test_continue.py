@@ -90,7 +90,8 @@ def stop(home: Path, number: signal.Signals) -> None:
         process.send_signal(number)
         out, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 75, out
-    assert number.name in out
+    again = "; press Ctrl-C again to quit now" if number == signal.SIGINT else ""
+    assert f"\n{number.name}: finishing this step and saving{again}\n" in out
     assert "the same command continues" in out
 
 
@@ -102,6 +103,23 @@ def test_each_signal_finishes_the_step_saves_and_exits_75(slow: Path, number: si
     assert weights(folder, done)["step"] == done, "the step in flight is saved"
     assert status(folder)["state"] == "interrupted"
     assert journal(folder)[-1]["status"] == "KILLED"
+
+
+def test_a_second_ctrl_c_stops_at_once_and_says_what_is_lost(slow: Path) -> None:
+    folder = slow / "runs" / "quit"
+    with started(
+        slow, *TEN_STEPS, *PACED, "run_name=quit", "trainer.save_every_steps=2", "trainer.max_steps=80"
+    ) as process:
+        wait_for(lambda: max(losses(folder), default=0) >= 3, "three steps")
+        (slow / "pace").write_text("100")  # no step ends any more
+        for answer in ("SIGINT: finishing this step and saving", "stopping at once: the steps since the checkpoint of"):
+            process.send_signal(signal.SIGINT)
+            assert process.stdout is not None
+            lines = iter(process.stdout.readline, "")
+            assert any(line.startswith(answer) for line in lines), "the handler answers"
+        out, _ = process.communicate(timeout=PATIENCE)
+    assert (process.returncode, out.splitlines()[-1]) == (130, "interrupted")
+    assert status(folder)["state"] == "interrupted"
 
 
 def test_a_run_stopped_by_signals_equals_an_undisturbed_one(slow: Path) -> None:

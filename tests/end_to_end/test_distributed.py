@@ -5,16 +5,20 @@ torchrun or the test itself starts them on this machine; they exchange gradients
 
 from __future__ import annotations
 
+import csv
 import json
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
 from semaim.core import distributed
-from support.commands import SMALL, losses, run, succeed, together
+from support.commands import ENVIRONMENT, SMALL, losses, run, succeed, sweep_folder, together
 from support.evaluating import assert_same_bits
+from support.one_sided import FAILING, ONE_SIDED
+from support.paced import import_path
 
 TWO = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "semaim.run")
 SIX_STEPS = (*SMALL, "trainer.max_steps=6", "trainer.save_every_steps=3", "run_name=six")
@@ -89,6 +93,39 @@ def test_a_batch_that_processes_cannot_share_is_refused(tmp_path: Path) -> None:
     done = run(tmp_path, *SIX_STEPS, "trainer.batch_size=15", launcher=TWO)
     assert done.returncode != 0
     assert "trainer.batch_size=15 must be divisible by processes x trainer.accumulate = 2 x 1" in done.stdout
+
+
+# Sweeps: one run after the other in the same processes
+
+
+def states_of(home: Path) -> list[str]:
+    with open(sweep_folder(home) / "results.csv", newline="") as file:
+        return [row["state"] for row in csv.DictReader(file)]
+
+
+def test_a_sweep_of_ten_runs_on_two_processes(tmp_path: Path) -> None:
+    options = (*SMALL, "trainer.max_steps=1", "sweep.check=false")
+    out = succeed(tmp_path, "-m", "seed=0,1,2,3,4,5,6,7,8,9", *options, launcher=TWO)
+    assert states_of(tmp_path) == ["finished"] * 10
+    assert out.count("on each of 2 process(es)") == 10
+
+
+def test_a_failed_run_of_a_sweep_on_two_processes_does_not_affect_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second run fails on one process while the other waits for it, the fourth on both."""
+    for name, value in import_path().items():
+        monkeypatch.setitem(ENVIRONMENT, name, value)
+    shares = f"data.source.val_fraction=0.2,{FAILING},0.25,0.999,0.15"
+    options = (*SMALL, *ONE_SIDED, "trainer.max_steps=3", "sweep.check=false")
+    began = time.monotonic()
+    done = run(tmp_path, "-m", shares, *options, launcher=TWO)
+    assert done.returncode == 1, done.stdout
+    assert time.monotonic() - began < distributed.TIMEOUT.total_seconds(), "the waiting process learns it at once"
+    assert states_of(tmp_path) == ["finished", "failed", "finished", "failed", "finished"], done.stdout
+    assert "RuntimeError: no labels on the second process" in done.stdout
+    assert "another process of this run has ended" in done.stdout
+    assert "error: 2 of 5 runs did not finish" in done.stdout
 
 
 @pytest.mark.parametrize(("set_by_hand", "threads"), [(None, 3), ("2", 5)])

@@ -147,7 +147,7 @@ def test_the_task_gives_the_golden_losses(path: Path, source: Any) -> None:
     """The authors' numbers through a whole training step. Their order follows the encoder's map."""
     file = golden(path)
     splits = Splits(noise(), None, None, [])
-    data = ImageData(lambda: splits, None, 224, 16, pretraining(224), evaluation(224, 1.0), 0, 0, None, 0)
+    data = ImageData(lambda: splits, None, 224, 16, pretraining(224), evaluation(224, 1.0), 0, 60.0, 0, None, 0)
     usual, order = composed(*SMALL), Given(file.order("attention_center"))
     task = Pretraining(
         model=lambda **_: file.model,

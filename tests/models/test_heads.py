@@ -14,6 +14,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from semaim.data.loading import TrainingData
+from semaim.data.workers import Loading
 from semaim.lifecycle import session
 from semaim.models.heads import LinearHeads
 from semaim.runs.context import Run
@@ -113,7 +114,7 @@ def fit(heads: LinearHeads, features_MKD: Tensor, labels_M: Tensor, folder: Path
     cfg = composed("optimizer=sgd_linprobe", "trainer=linprobe", *quiet, *overrides)
     rows: Any = Rows(features_MKD, labels_M)
     task = ProbeOfRows(heads)
-    task.training = TrainingData(rows, lambda x: x, num_workers=0, max_unreadable=0)
+    task.training = TrainingData(rows, lambda x: x, Loading(0, 60.0, 0), max_unreadable=0)
     task.optimizer = instantiate(cfg.optimizer, _convert_="all")
     folder.mkdir()
     with logging_left_as_found(), session("cpu") as (processes, stop):

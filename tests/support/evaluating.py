@@ -51,7 +51,9 @@ def image_data(
     """Images of 8x8 pixels with 4x4 patches."""
     transform = transform or evaluation(8, crop_ratio=1.0)
     train = pretraining(8)
-    return ImageData(lambda: splits, None, 8, 4, train, transform, workers, max_unreadable, val_fraction, val_seed)
+    return ImageData(
+        lambda: splits, None, 8, 4, train, transform, workers, PATIENCE, max_unreadable, val_fraction, val_seed
+    )
 
 
 def noise(count: int = 30, seed: int = 0) -> ArrayImages:
@@ -89,7 +91,7 @@ def together(world_size: int, work: Callable[[Processes], Any]) -> list[Any]:
 
     def play(rank: int) -> None:
         try:
-            results[rank] = work(Thread(rank, world_size, CPU, sent, all_here))
+            results[rank] = work(Thread(rank, world_size, CPU, 1, sent, all_here))
         except threading.BrokenBarrierError:  # another thread has failed
             pass
         except BaseException as error:

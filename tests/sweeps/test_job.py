@@ -35,4 +35,4 @@ print(job.PointJob("sweep", 0)())
 def test_an_early_signal_reaches_the_run(name: str) -> None:
     code = CODE.replace("{name}", name)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE, check=False)
-    assert (done.returncode, done.stdout, done.stderr) == (0, f"the point {name}\n0.5\n", "")
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"the point {name}\n0.5\n", f"{name}: stopping soon\n")

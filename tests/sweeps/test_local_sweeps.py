@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
 
-from support.commands import SMALL, run, status
+from support.commands import SMALL, losses, run, started, status
 from support.in_process import run_here
+from support.waiting import PATIENCE, wait_for
 
 
 def test_sweep_from_another_directory_makes_a_run_for_each_point(tmp_path: Path) -> None:
@@ -40,3 +43,30 @@ def test_a_failed_point_does_not_affect_the_others(tmp_path: Path, capsys: pytes
     (finished,) = (tmp_path / "runs").glob("*/status.json")
     assert status(finished.parent)["state"] == "finished"
     assert OmegaConf.load(finished.parent / "config.yaml").model.query_depth == 2
+
+
+def test_ctrl_c_during_a_sweep_says_how_many_runs_did_not_start(tmp_path: Path) -> None:
+    with started(tmp_path, "-m", "seed=0,1,2", *SMALL, "sweep.check=false") as process:
+        wait_for(lambda: [each for each in tmp_path.glob("runs/pretrain*") if losses(each)], "a step")
+        process.send_signal(signal.SIGINT)
+        out, _ = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 75
+    assert "\nSIGINT: finishing this step and saving; press Ctrl-C again to quit now\n" in out
+    assert re.search(r"step \d+, which is saved; 2 runs of the sweep did not start; the same command continues\n$", out)
+
+
+def test_ctrl_c_stops_the_processes_of_a_local_sweep_after_their_step(tmp_path: Path) -> None:
+    """A terminal sends it to the whole process group: to submitit's processes and to the runs, too."""
+    with started(tmp_path, "-m", "hydra/launcher=submitit_local", "seed=0,1", *SMALL, "sweep.check=false") as process:
+        folders = wait_for(
+            lambda: len(found := [each for each in tmp_path.glob("runs/pretrain*") if losses(each)]) == 2 and found,
+            "a step of both",
+        )
+        os.killpg(process.pid, signal.SIGINT)
+        out, _ = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 75, out
+    assert "every run finishes its step and saves; press Ctrl-C again to quit now" in out
+    for folder in folders:
+        last = max(losses(folder))
+        assert status(folder)["state"] == "interrupted"
+        assert (folder / "checkpoints" / f"step_{last:08d}.pt").is_file()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ from typing import Any
 
 from semaim.core import interpreter
 from semaim.core.formatting import printable
+from semaim.core.signals import interruptible, interruption_or
 from semaim.errors import CannotWrite, Interrupted, NonFiniteError, SweepFailed, UserError
 
 EXIT_ERROR, EXIT_USER_ERROR, EXIT_NOT_FINITE = 1, 2, 3
@@ -26,17 +28,15 @@ def reports_errors(command: Callable[..., int | None]) -> Callable[..., int]:
     @functools.wraps(command)
     def main(*arguments: Any) -> int:
         try:
-            code = command(*arguments) or 0
-            sys.stdout.flush()
-            return code
-        except KeyboardInterrupt:
-            print("interrupted", file=sys.stderr)
-            return EXIT_INTERRUPTED_AT_ONCE
+            with interruptible():
+                code = command(*arguments) or 0
+                sys.stdout.flush()
+                return code
         except BrokenPipeError:  # the reader of the output has ended, such as head
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its exit
             return EXIT_BROKEN_PIPE
-        except Exception as error:
-            return print_error(error)
+        except (Exception, KeyboardInterrupt) as error:
+            return print_error(interruption_or(error))
 
     return main
 
@@ -49,7 +49,8 @@ def exits_on_error(record: Callable[[BaseException], None] | None = None) -> Ite
     """
     try:
         yield
-    except (Exception, KeyboardInterrupt) as error:
+    except (Exception, KeyboardInterrupt) as caught:
+        error = interruption_or(caught)
         if record is not None and not isinstance(error, Interrupted):
             record(error)
         code = print_error(error)
@@ -73,6 +74,14 @@ def explain(error: BaseException) -> str | None:
             return str(link)
         if isinstance(link, PermissionError) and link.filename:  # the folder of another user
             return f"{link.filename}: {link.strerror}"
+    text = "\n".join(str(link) for link in chain)
+    if match := re.search(r"DataLoader worker \(pid\D*([\d, ]+)\) (.+?)[.\s]*(?:It is|$)", text):
+        return (
+            f"a process that loads images {match[2]} (pid {match[1]}): if memory is short, lower data.num_workers or "
+            f"trainer.batch_size, or raise the limit (docker run --memory and --shm-size, hydra.launcher.mem_gb)"
+        )
+    if re.search(r"gloo.*(closed by peer|reset by peer|Broken pipe)|ncclRemoteError", text, re.DOTALL):
+        return "another process of this run has ended; its own message says why"
     of_hydra = any(type(link).__module__.startswith(("hydra.", "omegaconf.")) for link in chain)
     if not of_hydra and "Config group override must be" not in str(error):  # Hydra raises a plain ValueError there
         return None
@@ -92,13 +101,13 @@ def one_line(error: Exception) -> str:
 def print_error(error: BaseException) -> int:
     """Print the message of the error that ended a run, and return the exit code."""
     if isinstance(error, Interrupted):
-        print(f"{printable(str(error))}; everything is saved, and the same command continues", file=sys.stderr)
+        print(f"{printable(str(error))}; the same command continues", file=sys.stderr)
         return EXIT_INTERRUPTED
     if isinstance(error, SweepFailed):
         print(f"error: {printable(str(error))}", file=sys.stderr)
         return EXIT_ERROR
     if isinstance(error, KeyboardInterrupt):
-        print("interrupted at once; the same command continues from the last checkpoint", file=sys.stderr)
+        print("interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED_AT_ONCE
     if (message := explain(error)) is None:
         print(printable("".join(traceback.format_exception(error)), keep="\n"), end="", file=sys.stderr)

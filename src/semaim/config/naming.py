@@ -30,6 +30,7 @@ MAY_DIFFER = (
     "trainer.save_every_steps",
     "model.activation_checkpointing",
     "data.num_workers",
+    "data.timeout_seconds",
     "data.max_unreadable",
     "data.accept_changes",
     "data.source.download",

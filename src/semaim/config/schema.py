@@ -131,6 +131,7 @@ COMPONENTS: dict[str, dict[str, Kind]] = {
         "val_fraction": PART | NULL,
         "val_seed": SEED,
         "accept_changes": TRUTH,
+        "timeout_seconds": POSITIVE,
     },
     "semaim.data.sources.cifar10": {"download": TRUTH},
     "semaim.data.sources.stl10": {"download": TRUTH},

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cache
 from typing import Any
 
 import torch
@@ -32,11 +34,13 @@ class Processes:
         rank: index of this process.
         world_size: number of processes.
         device: device of this process.
+        on_this_node: number of processes on the same machine.
     """
 
     rank: int
     world_size: int
     device: torch.device
+    on_this_node: int = 1
 
     @property
     def is_main(self) -> bool:
@@ -121,7 +125,13 @@ def start(device: str) -> Processes:
     # With SLURM's --gpus-per-task each process sees only its own GPU, as index 0.
     gpu = 0 if "SLURM_GPUS_PER_TASK" in os.environ else ranks.local_rank
     torch_device = choose_device(device, gpu)
-    group: dict[str, Any] = {} if "RANK" in os.environ else _rendezvous(ranks)
+    from torch import _dynamo  # noqa: F401 - DDP imports it, and it would refer to the group that there is, for ever
+
+    store = _store_of_torchrun() if "RANK" in os.environ else _rendezvous(ranks)
+    # The runs of a sweep follow each other in the same processes. Each has its own group, because one that failed on
+    # one process leaves the group in disorder, and its own keys in the store.
+    store = dist.PrefixStore(f"group_{next(_group_numbers)}", store)  # type: ignore[attr-defined]
+    group: dict[str, Any] = {"store": store, "rank": ranks.rank, "world_size": ranks.world_size}
     if torch_device.type == "cuda":
         dist.init_process_group("nccl", device_id=torch_device, timeout=TIMEOUT, **group)
     else:
@@ -129,7 +139,17 @@ def start(device: str) -> Processes:
         # torchrun sets OMP_NUM_THREADS=1; share the CPUs of this node instead
         cpus = int(os.environ.get("SLURM_CPUS_PER_TASK", usable_cpus() // ranks.local_world_size))
         torch.set_num_threads(max(1, cpus))
-    return Processes(dist.get_rank(), dist.get_world_size(), torch_device)
+    return Processes(dist.get_rank(), dist.get_world_size(), torch_device, ranks.local_world_size)
+
+
+_group_numbers = itertools.count()
+
+
+@cache
+def _store_of_torchrun() -> Any:
+    """The store that torchrun's processes share, or the first one offers the others at MASTER_PORT."""
+    store, _, _ = next(iter(dist.rendezvous("env://", timeout=TIMEOUT)))  # type: ignore[attr-defined]
+    return store
 
 
 def _ranks() -> Ranks | None:
@@ -146,8 +166,8 @@ def _ranks() -> Ranks | None:
     return Ranks(job.global_rank, job.num_tasks, job.local_rank, job.num_tasks // job.num_nodes)
 
 
-def _rendezvous(ranks: Ranks) -> dict[str, Any]:
-    """Arguments of `init_process_group` for a submitit job.
+def _rendezvous(ranks: Ranks) -> Any:
+    """The store of a submitit job.
 
     Rank 0 binds a free port and writes its address to a file in the job's folder, which all nodes share. A fixed port
     could already be in use.
@@ -172,10 +192,10 @@ def _rendezvous(ranks: Ranks) -> dict[str, Any]:
             time.sleep(0.1)
         host, port = address["host"], address["port"]
         store = dist.TCPStore(host, port, is_master=False, timeout=TIMEOUT)  # type: ignore[attr-defined]
-    return {"store": store, "rank": ranks.rank, "world_size": ranks.world_size}
+    return store
 
 
 def stop() -> None:
-    """Leave the process group."""
+    """Leave the process group. When nothing refers to it, its connections end, and processes that wait in it fail."""
     if dist.is_initialized():
         dist.destroy_process_group()

@@ -1,12 +1,16 @@
-"""Graceful shutdown: on a signal, the training loop stops after the current step."""
+"""Graceful shutdown: on a signal, the training loop stops after the current step. Ctrl-C is answered at once."""
 
 from __future__ import annotations
 
+import os
 import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from semaim.core.slurm_job import is_being_requeued, this_job
+from semaim.errors import Interrupted
 
 if TYPE_CHECKING:  # imports torch
     from semaim.core.distributed import Processes
@@ -15,16 +19,56 @@ if TYPE_CHECKING:  # imports torch
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
+_interruptions: list[KeyboardInterrupt] = []  # of this program
+
+
+def interruption_or(error: BaseException) -> BaseException:
+    """The Ctrl-C that ended this program, if there was one: libraries may turn KeyboardInterrupt into other errors."""
+    return _interruptions[-1] if _interruptions and not isinstance(error, Interrupted) else error
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """A block, the program, that a SIGINT (Ctrl-C) interrupts at once where no `StopRequest` handles it."""
+    _interruptions.clear()
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    signal.signal(signal.SIGINT, lambda *_: _interrupt("before it had begun"))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _interrupt(what: str) -> NoReturn:
+    _interruptions.append(KeyboardInterrupt(what))
+    raise _interruptions[-1]
+
+
+def say(text: str) -> None:
+    """Write a line to standard error, from a handler: it may interrupt another write."""
+    if os.environ.get("RANK", "0") == "0":  # torchrun starts several processes
+        erase = "\r\x1b[2K" if os.isatty(2) else ""  # the status line
+        os.write(2, f"{erase}{text}\n".encode())
+
+
 class StopRequest:
-    """Handler of `SIGNALS` that records the first one; a second SIGINT (Ctrl-C) interrupts at once.
+    """Handler of `SIGNALS` that records the first one and says what happens next.
+
+    A second SIGINT (Ctrl-C) interrupts at once, and so does the first where nothing would be saved.
 
     Attributes:
         name: name of the received signal, or None.
+        at_once: what an interruption at once would lose, while the run saves its state when it stops; else None.
         previous: the previous handlers; for SIGUSR2 submitit's, which requeues the job.
     """
 
     def __init__(self) -> None:
+        if _interruptions:  # an import has lost it
+            raise _interruptions[-1]
         self.name: str | None = None
+        self.at_once: Callable[[], str] | None = None
         self.previous = {signum: signal.signal(signum, self._handle) for signum in SIGNALS}
 
     @property
@@ -33,10 +77,18 @@ class StopRequest:
         return self.name is not None
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
-        if signum == signal.SIGINT and self.name is not None:
-            raise KeyboardInterrupt
+        first = self.name is None
+        if signum == signal.SIGINT and (self.at_once is None or not first):
+            self.name = self.name or "SIGINT"
+            lost = "there was nothing to save" if self.at_once is None else self.at_once()
+            say(f"stopping at once: {lost}; the same command continues")
+            _interrupt(lost)
         if self.name != "SIGUSR2":  # at the time limit, SIGTERM follows SIGUSR2
             self.name = signal.Signals(signum).name
+        if first:
+            what = "stopping soon" if self.at_once is None else "finishing this step and saving"
+            again = "; press Ctrl-C again to quit now" if signum == signal.SIGINT else ""
+            say(f"{self.name}: {what}{again}")
 
     def agree(self, processes: Processes) -> str | None:
         """Share the received signal among all processes; collective.

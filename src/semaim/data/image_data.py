@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 from semaim.core.image_size import pair
@@ -9,6 +10,7 @@ from semaim.data.image_sets import ImageSet, Splits
 from semaim.data.loading import EvaluationImages, TrainingData
 from semaim.data.subsets import hold_out
 from semaim.data.transforms import Transform
+from semaim.data.workers import Loading
 from semaim.errors import UserError
 
 __all__ = ["ImageData"]
@@ -25,6 +27,7 @@ class ImageData:
         train_transform: PIL image to normalised tensor, augmented.
         eval_transform: the same without augmentation.
         num_workers: loading processes per training process, at most the usable CPUs; 0 loads in the training process.
+        timeout_seconds: longest wait for a batch of these processes.
         max_unreadable: distinct unreadable images that are skipped before the run ends.
         val_fraction: share of every class of the training images to hold out, if the source has no held-out images.
         val_seed: seed of this split.
@@ -43,6 +46,7 @@ class ImageData:
         train_transform: Transform,
         eval_transform: Transform,
         num_workers: int,
+        timeout_seconds: float,
         max_unreadable: int,
         val_fraction: float | None,
         val_seed: int,
@@ -58,7 +62,8 @@ class ImageData:
         self.splits = splits if val_fraction is None else _with_held_out(splits, val_fraction, val_seed)
         self.train_transform = train_transform
         self.eval_transform = eval_transform
-        self.num_workers = num_workers
+        channels, float32 = 3, 4
+        self.loading = Loading(num_workers, timeout_seconds, channels * math.prod(self.image_size) * float32)
         self.max_unreadable = max_unreadable
         self.accept_changes = accept_changes
 
@@ -66,7 +71,7 @@ class ImageData:
         """Training data; by default all training images with their own augmentation."""
         images = self.splits.train if images is None else images
         return TrainingData(
-            images, transform or self.train_transform, self.num_workers, self.max_unreadable, self.accept_changes
+            images, transform or self.train_transform, self.loading, self.max_unreadable, self.accept_changes
         )
 
     def labelled_and_held_out(self) -> tuple[ImageSet, ImageSet]:

@@ -10,9 +10,6 @@ Shapes: B images of one micro-batch of one process.
 from __future__ import annotations
 
 import logging
-import os
-import signal
-import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -21,14 +18,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
-from semaim.core.distributed import usable_cpus
+from semaim.core.distributed import Processes
 from semaim.core.seeding import derive_seed, seeded
-from semaim.core.signals import SIGNALS
+from semaim.core.signals import StopRequest
 from semaim.data.image_sets import ImageSet, read_image
 from semaim.data.reading import Unreadable
 from semaim.data.transforms import EVALUATION, TRAINING, Transform, transformed
+from semaim.data.workers import Loading, WorkerBatches, fitting, load
 from semaim.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -51,6 +49,12 @@ class Batch:
     index_B: Tensor
     first_row: int
     unreadable: list[tuple[str, str]]
+
+    def share_memory_(self) -> Batch:
+        """Move the tensors to shared memory; raises RuntimeError if it is full."""
+        for tensor in (self.images_BCHW, self.labels_B, self.index_B):
+            tensor.share_memory_()
+        return self
 
     def pin_memory(self) -> Batch:
         self.images_BCHW = self.images_BCHW.pin_memory()
@@ -174,14 +178,14 @@ class TrainingData:
     Attributes:
         images: the image set.
         transform: augmentation.
-        num_workers: loading processes per training process, at most the usable CPUs.
+        loading: how batches are loaded.
         max_unreadable: maximum number of distinct unreadable images, which are skipped.
         accept_changes: continue a run although its images are not those it was started with.
     """
 
     images: ImageSet
     transform: Transform
-    num_workers: int
+    loading: Loading
     max_unreadable: int
     accept_changes: bool = False
 
@@ -258,49 +262,36 @@ class UnreadableImages:
             )
 
 
-def _exit_on_parent_sigterm() -> None:
-    """Exit on a SIGTERM from the parent; ignore that of SLURM, which every process of a job receives during a step."""
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
-        pass
-    os._exit(0)
-
-
-def _init_worker(_: int) -> None:
-    """Set up a worker: only the parent's SIGTERM stops it, and it uses one thread."""
-    threading.Thread(target=_exit_on_parent_sigterm, daemon=True).start()
-    torch.set_num_threads(1)
-
-
-def _iterator(dataset: Dataset[Any], num_workers: int, pin_memory: bool, **options: Any) -> Iterator[Batch]:
-    workers = min(num_workers, usable_cpus())
-    loader = DataLoader(
-        dataset,
-        num_workers=workers,
-        collate_fn=collate,
-        pin_memory=pin_memory,
-        worker_init_fn=_init_worker,
-        prefetch_factor=4 if workers else None,
-        generator=torch.Generator(),  # by default the loader would draw from the global generator
-        **options,
-    )
-    # A worker inherits the mask, so that a signal cannot reach it before it is set up. The parent gets its own later.
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-    try:
-        return iter(loader)
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-
-
 def training_batches(
-    dataset: TrainingImages, plan: StepPlan, steps: range, num_workers: int, pin_memory: bool
+    dataset: TrainingImages,
+    plan: StepPlan,
+    steps: range,
+    loading: Loading,
+    processes: Processes,
+    stop: StopRequest,
 ) -> Iterator[Batch]:
-    """The micro-batches of the given steps in order, prefetched by one set of workers for all epochs."""
-    sampler = (items for step in steps for items in plan.micro_batches(step))
-    return _iterator(dataset, num_workers, pin_memory, batch_sampler=sampler)
+    """The micro-batches of the given steps in order, prefetched by one set of workers for all epochs; collective.
+
+    Raises:
+        UserError: if the batches of the workers do not fit into shared memory: with fewer, training could take days
+            longer.
+    """
+    fitted, problem = fitting(loading, plan.micro_batch_size, "trainer.batch_size", processes)
+    if problem is not None:
+        raise UserError(problem)
+    loading.needed = fitted.needed  # evaluations use the rest
+    requests = (items for step in steps for items in plan.micro_batches(step))
+    return load(WorkerBatches(dataset, collate), requests, loading, processes, stop)
 
 
 def evaluation_batches(
-    dataset: EvaluationImages, batch_size: int, num_workers: int, pin_memory: bool
+    dataset: EvaluationImages, batch_size: int, loading: Loading, processes: Processes, stop: StopRequest
 ) -> Iterator[Batch]:
-    """Batches of all images, in order."""
-    return _iterator(dataset, num_workers, pin_memory, batch_size=batch_size)
+    """Batches of all images, in order; collective. Fewer workers load them where shared memory is small: an evaluation
+    is short, and should not end the training that it is part of."""
+    loading, problem = fitting(loading, batch_size, "its batch_size", processes)
+    if problem is not None and processes.is_main:
+        log.warning("an evaluation loads its images with fewer processes, which takes longer: %s", problem)
+    rows = range(len(dataset))
+    requests = (list(rows[start : start + batch_size]) for start in rows[::batch_size])
+    return load(WorkerBatches(dataset, collate), requests, loading, processes, stop)

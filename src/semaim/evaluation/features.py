@@ -102,9 +102,7 @@ def extract_share(request: Extraction, run: Run) -> Iterator[Features]:
     processes, data, indices, batch_size = run.processes, request.data, request.indices, request.batch_size
     starts = range(processes.rank * batch_size, len(indices), processes.world_size * batch_size)
     share = [index for start in starts for index in indices[start : start + batch_size]]
-    batches = evaluation_batches(
-        data.evaluation(request.images, share), batch_size, data.num_workers, processes.device.type == "cuda"
-    )
+    batches = evaluation_batches(data.evaluation(request.images, share), batch_size, data.loading, processes, run.stop)
     unreadable = UnreadableImages(data.max_unreadable)
     line = StatusLine(processes.is_main, every=max(1, len(share) // batch_size // 4))
     started, done = time.monotonic(), 0
@@ -127,7 +125,7 @@ def extract_share(request: Extraction, run: Run) -> Iterator[Features]:
         if run.stop.requested:
             break
     if (signal := run.stop.agree(processes)) is not None:
-        raise Interrupted(f"stopped by {signal} during an evaluation")
+        raise Interrupted(f"stopped by {signal} during an evaluation, of which nothing is kept")
     if named := [name for name in processes.gather(not_finite) if name is not None]:
         raise NonFiniteError(f"{request.title}: {network_of(run)} computes values that are not finite for {named[0]}")
 

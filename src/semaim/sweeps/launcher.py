@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,14 +14,14 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from semaim.config.effects import without_effect
-from semaim.config.messages import EXIT_INTERRUPTED_AT_ONCE
 from semaim.config.run_spec import RunSpec, compose_run_spec
 from semaim.config.validate import check_launcher
 from semaim.core import terminal
 from semaim.core.formatting import plural, printable, program
 from semaim.core.store_address import absolute_address
-from semaim.errors import SweepFailed, UserError
+from semaim.errors import Interrupted, SweepFailed, UserError
 from semaim.runs.provenance import code_version, command_line
+from semaim.sweeps.commands import cancel
 from semaim.sweeps.mlflow_parent import open_parent, update_parent
 from semaim.sweeps.states import PointState, states
 from semaim.sweeps.submit import run_here, submit, to_submit, wait
@@ -82,9 +81,13 @@ def launch(
             _submit_or_run(sweep, indices)
         point_states = wait(sweep) if spec.cfg.sweep.wait and executor != "basic" else states(sweep)
     except KeyboardInterrupt:
-        if executor == "slurm":
+        if executor == "slurm" and any(point.job for point in sweep.points):
             log.info("no longer waiting; the jobs continue:\n%s", next_commands(sweep), extra=terminal.LINES)
-        sys.exit(EXIT_INTERRUPTED_AT_ONCE)
+        if executor == "local" and any(point.job for point in sweep.points):
+            log.info("every run finishes its step and saves; press Ctrl-C again to quit now")
+            log.info("%s", cancel(sweep.path))
+            raise Interrupted("stopped by SIGINT") from None
+        raise
     log.info("%s\n%s", printable(sweep.command), table(sweep, point_states), extra=terminal.LINES)
     update_parent(sweep, point_states)
     first_points = [

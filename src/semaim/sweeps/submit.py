@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import shlex
+import signal
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from semaim.config.messages import print_error
+from semaim.core.formatting import plural
 from semaim.errors import Interrupted, UserError
 from semaim.lifecycle import stored_result
 from semaim.runs.folder import RunFolder
@@ -77,7 +80,7 @@ def _submit_array(sweep: Sweep, indices: Sequence[int], dependency: str | None) 
     executor = submitit.AutoExecutor(folder=sweep.jobs / "%j", cluster=sweep.executor, **timeouts)
     executor.update_parameters(**_parameters(sweep, dependency))
     points = [PointJob(str(sweep.path), index) for index in indices]
-    with _clean_environment():
+    with _clean_environment(), _local_jobs_outlive_ctrl_c(sweep):
         try:
             jobs = executor.submit_array(points)
         except submitit.core.utils.FailedJobError as error:
@@ -145,6 +148,19 @@ def _clean_environment() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def _local_jobs_outlive_ctrl_c(sweep: Sweep) -> Iterator[None]:
+    """Let submitit's process that controls a local job ignore Ctrl-C, upon which it would kill the run."""
+    if sweep.executor != "local":
+        yield
+        return
+    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)  # is inherited
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
 def run_here(sweep: Sweep, indices: Sequence[int], is_main: bool) -> None:
     """Execute points one after the other in this process. A failed run does not affect the others.
 
@@ -164,12 +180,14 @@ def run_here(sweep: Sweep, indices: Sequence[int], is_main: bool) -> None:
         log.info("run %d of %d: %s", index + 1, len(sweep.points), " ".join(point.overrides))
         try:
             run_point(sweep, point)
-        except Interrupted:
-            raise
+        except Interrupted as error:
+            left = len(indices) - indices.index(index) - 1
+            raise Interrupted(f"{error}; {plural(left, 'run')} of the sweep did not start") from error
         except Exception as error:  # any error: continue with the next run
             if is_main:
                 record_failure(sweep.jobs / point.job, error)
             print_error(error)
+        gc.collect()  # the process group of a failed run: other processes that wait in it then fail, too
         if is_main:
             update_parent(sweep, states(sweep))
 

@@ -74,7 +74,7 @@ class FewShot(FeatureEvaluation):
         by_name: defaultdict[str, list[float]] = defaultdict(list)
         for (shots, repeat), indices in chosen.items():
             if (signal := run.stop.agree(run.processes)) is not None:
-                raise Interrupted(f"stopped by {signal} during an evaluation")
+                raise Interrupted(f"stopped by {signal} during an evaluation, of which only features are kept")
             for name, value in self._accuracies(rows_of(bank, indices), queries, shots, run.processes).items():
                 by_name[f"{name}_{shots}shot"].append(value)
             if repeat == self.repeats - 1:

@@ -96,12 +96,12 @@ class MLflow:
             if finishing:
                 return
 
-    def finish(self) -> None:
-        """Deliver the rest within `flush_seconds`; warn if something remains unsent."""
+    def finish(self, wait: bool = True) -> None:
+        """Deliver the rest within `flush_seconds`, unless told not to wait; warn if something remains unsent."""
         if self._thread is None:
             return
         self._finishing.set()
-        self._thread.join(self.flush_seconds)
+        self._thread.join(self.flush_seconds if wait else 0)
         folder = self.delivery.folder
         unsent = sum(1 for _ in read(folder.journal, self.delivery.state["sent"]))
         if unsent or self._thread.is_alive():
@@ -158,7 +158,7 @@ class NoTracking:
     def start(self, folder: RunFolder, journal: Journal) -> None:
         """Do nothing."""
 
-    def finish(self) -> None:
+    def finish(self, wait: bool = True) -> None:
         """Do nothing."""
 
     def prepare(self, folder: RunFolder) -> None:

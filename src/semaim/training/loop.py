@@ -37,21 +37,27 @@ def fit(task: TrainingTask, trainer: TrainerSettings, run: Run) -> TrainingState
         NonFiniteError: before an update with a non-finite loss or gradient, and before saving a non-finite state.
         UserError: for settings that do not fit, damaged checkpoints, a full disk or too many unreadable images.
     """
-    processes, device = run.processes, run.processes.device
+    processes = run.processes
     plan = step_plan(task, trainer, run.seed, processes)
     per_epoch, total = plan.steps_per_epoch, trainer.epochs * plan.steps_per_epoch
     last = trainer.last_step(per_epoch)
     state = prepare(task, trainer, run)
-    evaluate(task, state, run, per_epoch, last)
-    write_progress(run, state.step, last, plan)
+    run.stop.at_once = lambda: lost_at_once(run, state.step)
     unreadable = UnreadableImages(task.training.max_unreadable)
     images = TrainingImages(task.training.images, task.training.transform, run.seed)
-    batches = training_batches(images, plan, range(state.step, last), task.training.num_workers, device.type == "cuda")
+    batches = training_batches(images, plan, range(state.step, last), task.training.loading, processes, run.stop)
+    evaluate(task, state, run, per_epoch, last)
+    write_progress(run, state.step, last, plan)
     progress = ProgressReporter(trainer, plan, run, state.step, last)
     task.model.train()
     while state.step < last:
         lr = task.optimizer.lr(state.step, trainer.batch_size, round(trainer.warmup_epochs * per_epoch), total)
-        step = train_step(task, trainer, state, batches, unreadable, run, lr)
+        try:
+            step = train_step(task, trainer, state, batches, unreadable, run, lr)
+        except Interrupted as error:  # no images came, and the other processes wait for this one
+            if processes.world_size == 1:
+                save_checkpoint(task, state, trainer, run, plan)
+            raise Interrupted(f"{error}; {lost_at_once(run, state.step)}") from error
         if state.ema is not None:
             state.ema.decay = trainer.ema_decay_at(state.step / per_epoch)
             state.ema.update(task.model)
@@ -62,7 +68,7 @@ def fit(task: TrainingTask, trainer: TrainerSettings, run: Run) -> TrainingState
             save_checkpoint(task, state, trainer, run, plan)
             write_progress(run, state.step, last, plan)
         if step.stop and state.step < last:
-            raise Interrupted(f"stopped by {run.stop.agree(processes)} after step {state.step}")
+            raise Interrupted(f"stopped by {run.stop.agree(processes)} after step {state.step}, which is saved")
         try:
             evaluate(task, state, run, per_epoch, last)
         except Interrupted:
@@ -173,6 +179,14 @@ def save_checkpoint(
         trainer.keep_checkpoints,
         lambda step: every is not None and step % (plan.steps_per_epoch * every) == 0,
     )
+
+
+def lost_at_once(run: Run, step: int) -> str:
+    """What is lost if training ends now, after a step."""
+    saved = store.list_steps(run.folder.checkpoints)
+    last = saved[-1][0] if saved else 0
+    since = f"since the checkpoint of step {last}" if saved else "so far, since there is no checkpoint yet,"
+    return "no step is lost" if last == step else f"the steps {since} are lost"
 
 
 def write_progress(run: Run, step: int, last: int, plan: StepPlan) -> None:

@@ -1,0 +1,66 @@
+"""Signals are answered at once, with what happens next and what is lost."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+
+import pytest
+
+from semaim.core.signals import SIGNALS, StopRequest, interruptible
+
+AGAIN = "; press Ctrl-C again to quit now"
+
+
+@pytest.fixture
+def stop() -> Iterator[StopRequest]:
+    previous = {number: signal.getsignal(number) for number in SIGNALS}
+    with interruptible():
+        stop = StopRequest()
+        yield stop
+        stop.restore()
+    with interruptible():  # forgets the interruptions
+        pass
+    assert {number: signal.getsignal(number) for number in SIGNALS} == previous
+
+
+def send(number: signal.Signals) -> None:
+    os.kill(os.getpid(), number)
+
+
+def test_the_first_ctrl_c_says_what_happens_and_the_second_what_is_lost(
+    stop: StopRequest, capfd: pytest.CaptureFixture[str]
+) -> None:
+    stop.at_once = lambda: "the steps since the checkpoint of step 40 are lost"
+    send(signal.SIGINT)
+    assert (stop.name, capfd.readouterr().err) == ("SIGINT", f"SIGINT: finishing this step and saving{AGAIN}\n")
+    with pytest.raises(KeyboardInterrupt):
+        send(signal.SIGINT)
+    assert capfd.readouterr().err == (
+        "stopping at once: the steps since the checkpoint of step 40 are lost; the same command continues\n"
+    )
+
+
+def test_where_nothing_is_saved_the_first_ctrl_c_stops(stop: StopRequest, capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        send(signal.SIGINT)
+    assert stop.name == "SIGINT"
+    assert capfd.readouterr().err == "stopping at once: there was nothing to save; the same command continues\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2], ids=lambda number: number.name)
+def test_the_first_signal_of_a_scheduler_is_told_once(
+    number: signal.Signals, stop: StopRequest, capfd: pytest.CaptureFixture[str]
+) -> None:
+    send(number)
+    send(number)
+    assert (stop.name, capfd.readouterr().err) == (number.name, f"{number.name}: stopping soon\n")
+
+
+def test_one_of_several_processes_speaks(
+    stop: StopRequest, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    send(signal.SIGTERM)
+    assert (stop.name, capfd.readouterr().err) == ("SIGTERM", "")
