@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 from omegaconf import OmegaConf
 
-from semaim.config.compose import CONF, LOCAL_LAUNCHERS, choices, options
+from semaim.config.compose import CONF, choices, options
 from semaim.config.naming import flatten
 
 COMPOSING = ("run", "check", "features")  # verbs that take configuration options
@@ -48,7 +48,7 @@ def option_words() -> list[str]:
     )
     words = [f"{group.name}={choice}" for group in groups for choice in choices(group.name)]
     words += [f"+experiment={choice}" for choice in choices("experiment")]
-    words += [f"hydra/launcher={name}" for name in sorted({*choices("hydra/launcher"), *LOCAL_LAUNCHERS})]
+    words += [f"hydra/launcher={name}" for name in choices("hydra/launcher")]
     defaults = flatten(OmegaConf.to_container(options(), resolve=False))
     names = {group.name for group in groups}
     keys = [key for key, value in defaults.items() if not (key.startswith("task.") and str(value).startswith("${"))]

@@ -52,7 +52,8 @@ def _options(group_choices: tuple[str, ...], folders: tuple[str, ...]) -> DictCo
 def choices(group: str, folders: Sequence[str] = ()) -> list[str]:
     """The choices of a group, also those in additional configuration folders."""
     roots = [CONF, *(Path(folder.removeprefix("file://")) for folder in folders)]
-    return sorted({path.stem for root in roots for path in root.glob(f"{group}/*.yaml")})
+    stored = LOCAL_LAUNCHERS if group == "hydra/launcher" else ()
+    return sorted({path.stem for root in roots for path in root.glob(f"{group}/*.yaml")} | {*stored})
 
 
 def quoted_home(words: Sequence[str]) -> list[str]:

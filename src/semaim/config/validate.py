@@ -130,7 +130,7 @@ def _wrong(option: Option) -> str | None:
     if words is None:
         return None
     near = difflib.get_close_matches(str(value), kind.choices if kind else (), n=1, cutoff=0.5)
-    usual = "" if default is None or "${" in f"{default}" else f", such as {shown(default)}"
+    usual = "" if default in (None, []) or "${" in f"{default}" else f", such as {shown(default)}"
     return f"{name}={shown(value)}: {name} must be {words}" + (f"; did you mean {near[0]}?" if near else usual)
 
 
