@@ -155,7 +155,7 @@ def test_an_error_of_the_transform_ends_the_run_and_blames_no_image(broken):
 
 def test_the_message_gives_the_first_reasons(broken):
     unreadable = UnreadableImages(limit=2)
-    (batch,) = evaluation_batches(EvaluationImages(broken, evaluation(4), list(range(8))), 8, 0, False)
+    (batch,) = evaluation_batches(EvaluationImages(broken, evaluation(4), list(range(8))), 8, *loading(0))
     with pytest.raises(UserError) as raised:
         unreadable.record(batch)
     first, second, third = (f"{broken.name(i)!r}" for i in (2, 3, 6))
@@ -173,7 +173,7 @@ def test_names_are_quoted(tmp_path, caplog, monkeypatch):
     images = FileImages(tmp_path, [forged, latin], None)
     assert len(images.fingerprint()) == 64
     unreadable = UnreadableImages(limit=1)
-    (batch,) = evaluation_batches(EvaluationImages(images, evaluation(4), [0, 1]), 2, 0, False)
+    (batch,) = evaluation_batches(EvaluationImages(images, evaluation(4), [0, 1]), 2, *loading(0))
     with pytest.raises(UserError) as raised:
         unreadable.record(batch)
     for message in (*caplog.messages, str(raised.value)):

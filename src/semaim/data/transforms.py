@@ -96,7 +96,8 @@ def transformed(transform: Transform, image: Any, name: str, option: str) -> Ten
     try:
         return transform(image)
     except Exception as error:
-        raise UserError(f"{option} fails on {name!r}: {type(error).__name__}: {error}") from error
+        what = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise UserError(f"{option} fails on {name!r}: {what}") from error
 
 
 def pretraining(
