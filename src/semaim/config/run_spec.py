@@ -82,12 +82,12 @@ def compose_run_spec(overrides: Sequence[str], folders: Sequence[str] = ()) -> R
     cfg = whole.copy()
     with open_dict(cfg):
         choices = {group: choice for group, choice in cfg.pop("hydra").runtime.choices.items() if group in cfg}
-    check_overrides(overrides, cfg, folders)
-    with_home_folders(cfg)
     hydra_config = HydraConfig.instance()
     before = hydra_config.cfg
-    hydra_config.set_config(whole)  # for the resolver of the run's name
+    hydra_config.set_config(whole)  # for the resolver of the run's name, and for ${hydra:...} in values
     try:
+        check_overrides(overrides, cfg, folders)
+        with_home_folders(cfg)
         cfg.run_name = str(whole.run_name)
     finally:
         hydra_config.cfg = before

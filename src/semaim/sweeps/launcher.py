@@ -18,7 +18,7 @@ from semaim.config.run_spec import RunSpec, compose_run_spec
 from semaim.config.validate import check_launcher
 from semaim.core import terminal
 from semaim.core.formatting import plural, printable, program
-from semaim.core.store_address import absolute_address
+from semaim.core.store_address import absolute_address, check_experiment
 from semaim.errors import Interrupted, SweepFailed, UserError
 from semaim.runs.provenance import code_version, command_line
 from semaim.sweeps.commands import cancel
@@ -102,8 +102,12 @@ def check_stores(config: DictConfig) -> None:
     Raises:
         UserError: for a store that is not accepted, for example since its address contains a password.
     """
-    instantiate(config.tracking, _convert_="all")
-    for override in OverridesParser.create().parse_overrides(list(config.hydra.overrides.task)):
+    tracking: Any = OmegaConf.to_container(config.tracking)
+    if "uri" in tracking:
+        absolute_address("tracking.uri", str(tracking["uri"]))
+        check_experiment("tracking.experiment", str(tracking["experiment"]))
+    words: Any = OmegaConf.to_container(config.hydra.overrides.task, resolve=False)
+    for override in OverridesParser.create().parse_overrides(words):
         if override.key_or_group == "tracking.uri" and override.is_sweep_override():
             for value in override.sweep_iterator():
                 absolute_address("tracking.uri", str(getattr(value, "text", value)))  # it may be quoted
