@@ -28,6 +28,9 @@ def results(home: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+HEADS = (1, 2, 3, 4, 6, 8, 5, 7)  # the last two do not divide the width of 96
+
+
 @pytest.fixture(scope="module")
 def eight(cluster_of_file: Cluster, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """Working directory of a sweep of eight runs, two of which fail, and the command's output.
@@ -35,7 +38,7 @@ def eight(cluster_of_file: Cluster, tmp_path_factory: pytest.TempPathFactory) ->
     All runs start at the same moment, with a new store.
     """
     home = tmp_path_factory.mktemp("eight")
-    options = ("seed=0,1,2,3,4,5,-1,-2", "tracking.experiment=eight", "tracking.flush_seconds=60")
+    options = (f"model.num_heads={','.join(map(str, HEADS))}", "tracking.experiment=eight", "tracking.flush_seconds=60")
     return home, run_semaim(cluster_of_file, home, "semaim.run", "-m", *SHORT, *options, expect=1)
 
 
@@ -44,14 +47,16 @@ def test_array_of_eight_of_which_two_fail(eight: tuple[Path, str]) -> None:
     found = results(home)
     assert [row["state"] for row in found] == ["finished"] * 6 + ["failed"] * 2
     assert all(float(row["loss"]) > 0 for row in found[:6])
-    assert [row["error"] for row in found[6:]] == [f"seed={seed} must not be negative" for seed in (-1, -2)]
+    assert [row["error"] for row in found[6:]] == [
+        f"model.num_heads={heads} must divide model.embed_dim=96" for heads in HEADS[6:]
+    ]
     (array,) = {point["job"].split("_")[0] for point in points(home)}
     assert [point["job"].split("_")[1] for point in points(home)] == [str(number) for number in range(8)]
     table = said[said.rindex("result, progress or reason") :]
-    for seed in range(6):
-        assert re.search(rf"\nseed={seed} +{array}_{seed} +finished +loss [\d.]+", table)
-    for seed in (-1, -2):
-        assert re.search(rf"\nseed={seed} +\S+ +failed +seed={seed} must not be negative", table)
+    for number, heads in enumerate(HEADS[:6]):
+        assert re.search(rf"\nmodel.num_heads={heads} +{array}_{number} +finished +loss [\d.]+", table)
+    for heads in HEADS[6:]:
+        assert re.search(rf"\nmodel.num_heads={heads} +\S+ +failed +model.num_heads={heads} must divide", table)
     assert "error: 2 of 8 runs did not finish" in table
 
 
@@ -87,10 +92,10 @@ def test_the_run_of_a_sweep_summarises_its_array_in_mlflow(eight: tuple[Path, st
     assert summary.items() <= parent.data.metrics.items()
     assert parent.data.metrics["sweep/mean_loss"] == pytest.approx(sum(losses) / 6)
     said = parent.data.tags["mlflow.note.content"]
-    assert said.startswith("**Sweep** of 8 runs over seed = `0`, `1`, `2`, `3`, `4`, `5`, `-1`, `-2`")
-    for seed, loss in enumerate(losses):
-        assert f"| `seed={seed}` | finished | {loss:.4g} |" in said
-    assert "| `seed=-1` | failed: seed=-1 must not be negative |" in said
+    assert said.startswith(f"**Sweep** of 8 runs over model.num_heads = {', '.join(f'`{heads}`' for heads in HEADS)}")
+    for heads, loss in zip(HEADS, losses, strict=False):
+        assert f"| `model.num_heads={heads}` | finished | {loss:.4g} |" in said
+    assert "| `model.num_heads=5` | failed: model.num_heads=5 must divide model.embed_dim=96 |" in said
 
 
 def test_evaluations_depend_on_their_pretraining(cluster: Cluster, tmp_path: Path) -> None:

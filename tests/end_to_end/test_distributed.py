@@ -86,7 +86,9 @@ def test_two_processes_extract_the_features_of_one(tmp_path: Path, alone: Path) 
     results = [(folder / "runs" / "knn" / "status.json").read_text() for folder in (tmp_path, tmp_path / "two")]
     one, two = (json.loads(text)["result"] for text in results)
     assert one == two
-    assert set(one) == {f"knn_{k}_{kind}" for k in (10, 20, 30) for kind in ("cls", "mean")}
+    assert set(one) == {
+        f"knn_{k}_{kind}{metric}" for k in (10, 20, 30) for kind in ("cls", "mean") for metric in ("", "_top5")
+    }
 
 
 def test_a_batch_that_processes_cannot_share_is_refused(tmp_path: Path) -> None:

@@ -115,7 +115,9 @@ def test_all_three_runs_are_finished(place: Path) -> None:
     for folder in (place / "runs" / "pre", child(place, "knn"), child(place, "linprobe")):
         assert status(folder)["state"] == "finished"
     result = status(child(place, "knn"))["result"]
-    assert set(result) == {f"knn_{k}_{kind}" for k in (10, 20, 30) for kind in ("cls", "mean")}
+    assert set(result) == {
+        f"knn_{k}_{kind}{metric}" for k in (10, 20, 30) for kind in ("cls", "mean") for metric in ("", "_top5")
+    }
     assert set(status(child(place, "linprobe"))["result"]) == {
         f"linprobe_{kind}{metric}" for kind in ("cls", "mean") for metric in ("", "_top5", "_loss")
     }

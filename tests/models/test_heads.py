@@ -92,6 +92,9 @@ class Rows:
     def label(self, index: int) -> int:
         return int(self.labels_M[index])
 
+    def name(self, index: int) -> str:
+        return f"row {index}"
+
     def fingerprint(self) -> str:
         return "rows"
 
@@ -101,6 +104,7 @@ class ProbeOfRows(LinearProbe):
 
     def __init__(self, heads: LinearHeads) -> None:
         self.model = heads
+        self.lrs = [1.0]
 
     def _read(self, rows_BKD: Tensor) -> Tensor:
         return rows_BKD.transpose(0, 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -81,6 +82,7 @@ def told(command: Callable[[], Any]) -> tuple[int, str]:
     """Exit code of a function that stands for a command, and all it printed; an error is printed as by a program."""
     output = io.StringIO()
     with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output), logging_left_as_found():
+        logging.getLogger("semaim").handlers.clear()  # an earlier test may have left one that writes to a closed file
         try:
             code = command() or 0
         except SystemExit as leaving:

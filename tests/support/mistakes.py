@@ -64,7 +64,7 @@ MISTAKES = {
         "task=linprobe checkpoint=random trainer.batch_size=1",
         ("trainer.batch_size", "two images"),
     ),
-    "pool": ("task=finetune checkpoint=random task.pool=max", ("task.pool=max", "cls or mean")),
+    "pool": ("task=finetune checkpoint=random task.pool=max", ("task.pool=max", "mean or cls")),
     "no trained head": ("task=finetune checkpoint=other.pt task.eval_only=true", ("trained head", "task.eval_only")),
     "no head at all": ("task=finetune checkpoint=random task.eval_only=true", ("trained head", "checkpoint=random")),
     "odd mixup": (
@@ -73,11 +73,11 @@ MISTAKES = {
     ),
     "negative mixup": ("task=finetune checkpoint=random task.mixup=-1", ("task.mixup=-1", "negative")),
     "few images": ("task=fewshot checkpoint=random task.shots=[1,500]", ("500 images per class", "task.shots")),
-    "C": ("task=fewshot checkpoint=random task.C=0", ("task.C=0", "positive")),
+    "C": ("task=fewshot checkpoint=random task.C=0", ("task.C=0", "a number above 0")),
     "no shots": ("task=fewshot checkpoint=random task.shots=[]", ("task.shots=[]",)),
     "feature format": ("task=features checkpoint=random task.format=csv", ("task.format=csv", "npz or safetensors")),
     "timm model": ("task=knn checkpoint=timm:vit_nothing", ("checkpoint=timm:vit_nothing", "timm.list_models")),
-    "MLflow run without store": ("task=knn checkpoint=mlflow:abc", ("sqlite:///mlflow.db", "no MLflow store")),
+    "MLflow run without store": ("task=knn checkpoint=mlflow:abc", ("mlflow.db", "no MLflow store sqlite:///")),
     "MLflow run without tracking": (
         "task=knn checkpoint=mlflow:abc tracking=none",
         ("checkpoint=mlflow:abc", "tracking=mlflow"),
@@ -91,7 +91,7 @@ MISTAKES = {
     "no GPU": ("device=cuda", ("device=cuda", "device=cpu")),
     "head": ("model.head=tree", ("model.head=tree", "mlp or linear")),
     "even blur": ("target.blur_kernel_size=4", ("target.blur_kernel_size=4", "odd")),
-    "no steps": ("trainer.max_steps=0", ("trainer.max_steps=0", "positive")),
+    "no steps": ("trainer.max_steps=0", ("trainer.max_steps=0", "whole number from 1")),
     "data not downloaded": ("data=cifar10 data.source.download=false", ("data.root=data/cifar10",)),
     "runs_dir is a file": ("runs_dir=text.txt", ("text.txt", "runs_dir")),
     "type of a rate": ("optimizer.base_lr=abc", ("optimizer.base_lr=abc",)),
@@ -107,13 +107,13 @@ MISTAKES = {
     "unknown evaluator": ("evaluators=[knn,nope]", ("no nope in evaluators", "choose from knn, linear, pictures")),
     "evaluations per epoch": (
         "task.evaluators.knn.every_epochs=0",
-        ("task.evaluators.knn.every_epochs=0", "positive, or null"),
+        ("task.evaluators.knn.every_epochs=0", "or null"),
     ),
     "removed option": ("~trainer.epochs", ("~trainer.epochs", "no option can be removed")),
-    "negative workers": ("data.num_workers=-1", ("data.num_workers=-1", "negative")),
+    "negative workers": ("data.num_workers=-1", ("data.num_workers=-1", "whole number from 0")),
     "one number for two": ("trainer.ema_decay=0.9", ("trainer.ema_decay=0.9", "a list")),
-    "share held out": ("data.source.val_fraction=2.0", ("data.source.val_fraction=2.0", "between 0 and 1")),
-    "null where there must be a number": ("trainer.epochs=null", ("options of trainer do not fit",)),
+    "share held out": ("data.source.val_fraction=2.0", ("data.source.val_fraction=2.0", "above 0 and below 1")),
+    "null where there must be a number": ("trainer.epochs=null", ("trainer.epochs=null", "whole number")),
 }
 
 

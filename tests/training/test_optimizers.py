@@ -116,22 +116,6 @@ def test_optimization_scales_by_the_batch():
     assert math.isclose(optimization.lr(840, 64, WARMUP, TOTAL), FLOOR)  # the floor is not scaled
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"base_lr": 0.0}, r"optimizer\.base_lr=0\.0 must be positive"),
-        ({"base_lr": -1e-4}, r"optimizer\.base_lr=-0\.0001 must be positive"),
-        ({"min_lr": -1e-6}, r"optimizer\.min_lr=-1e-06 .*not negative"),
-        ({"weight_decay": -0.05}, r"optimizer\.weight_decay=-0\.05 not negative"),
-    ],
-)
-def test_impossible_options_are_named(options, message):
-    with pytest.raises(UserError, match=message):
-        Optimization(
-            torch.optim.AdamW, parameter_groups, **{"base_lr": 2e-4, "min_lr": 0.0, "weight_decay": 0.05, **options}
-        )
-
-
 def test_settings_unknown_to_the_optimizer_are_named():
     for wrong, reason in (({"betas": (0.9, 1.5)}, "beta"), ({"momentum": 0.9}, "momentum")):
         optimizer = partial(torch.optim.AdamW, **wrong)

@@ -34,7 +34,7 @@ def hydra_message(chain: Sequence[BaseException], words: Sequence[str]) -> str |
         return _no_group_choice(words)
     if match := re.search(r"Could not override '([^']+)'", text):
         inside = re.search(r"is not in struct\s+full_key: (\S+)", text)
-        key = inside[1] if inside else match[1]
+        key = max(match[1], inside[1] if inside else "", key=len)  # a value may hold options
         return f"there is no option {key}. {suggestion(key, words)}"
     if match := re.search(r"Missing mandatory value: .*?full_key: (\S+)", text, re.DOTALL):
         return f"{match[1]} must be given: {match[1]}=..."

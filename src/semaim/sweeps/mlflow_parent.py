@@ -102,6 +102,8 @@ def summary(point_states: Sequence[PointState]) -> dict[str, float]:
         FAILED: sum(state.unsuccessful for state in point_states),
     }
     for name in _results(point_states):
+        if name.endswith(("_top5", "_loss")):  # beside an accuracy, which is enough for an overview
+            continue
         values = [state.result[name] for state in point_states if name in state.result]
         short = name.replace("/", "_")  # puts all of them in one group of charts
         metrics[f"sweep/best_{short}"] = min(values) if "loss" in name else max(values)
