@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import io
-import logging
 import json
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -82,7 +82,9 @@ def told(command: Callable[[], Any]) -> tuple[int, str]:
     """Exit code of a function that stands for a command, and all it printed; an error is printed as by a program."""
     output = io.StringIO()
     with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output), logging_left_as_found():
-        logging.getLogger("semaim").handlers.clear()  # an earlier test may have left one that writes to a closed file
+        logging.getLogger("semaim").handlers.clear()  # handlers that earlier tests have left write to closed files
+        root = logging.getLogger()
+        root.handlers[:] = [each for each in root.handlers if type(each).__module__.startswith("_pytest")]
         try:
             code = command() or 0
         except SystemExit as leaving:

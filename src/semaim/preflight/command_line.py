@@ -33,14 +33,14 @@ def expand(
     own = [each for each in parsed if not each.is_hydra_override()]
     own_overrides = [str(each.input_line) for each in own]
     not_swept = [str(each.input_line) for each in own if not each.is_sweep_override()]
-    try:
-        cfg = composition([*hydra_overrides, *not_swept], folders, return_hydra_config=True).hydra
-    except Exception:  # mistakes in a run's options are reported with the run
+    cfg: Any = None
+    for tried in ([*hydra_overrides, *not_swept], hydra_overrides, []):
         try:
-            cfg = composition(hydra_overrides, folders, return_hydra_config=True).hydra
+            cfg = composition(tried, folders, return_hydra_config=True).hydra
+            break
         except Exception as error:
-            problems.append(one_line(error))
-            cfg = composition((), folders, return_hydra_config=True).hydra
+            if tried is hydra_overrides:  # mistakes in a run's options are reported with the run
+                problems.append(one_line(error))
     if not (
         multirun or cfg.mode == RunMode.MULTIRUN or any(word.startswith("hydra/launcher=") for word in hydra_overrides)
     ):
