@@ -14,7 +14,7 @@ import pickle
 import re
 import warnings
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -29,6 +29,11 @@ from semaim.errors import CannotWrite, UserError
 log = logging.getLogger(__name__)
 FORMAT = 2  # format 1 lacked the group choices and the task's state
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # file names in folders of timm and transformers
+# Parts of a checkpoint of semaim and their types (docs/architecture.md). Other files have other parts.
+PARTS: dict[str, type | tuple[type, ...]] = {
+    "step": int, "model": dict, "loss": (float, type(None)), "device_seconds": (int, float), "rng": list, "task": dict,
+    "config": dict, "choices": dict, "overrides": list, "data_position": dict,
+}  # fmt: skip
 UPGRADES = {"config": upgraded, "task": upgraded_state}  # of parts that older versions stored otherwise
 Checkpoint = dict[str, Any]
 
@@ -176,8 +181,24 @@ def _content(path: Path, option: str) -> Checkpoint:
     if "architecture" in state and state.get("format") != FORMAT:
         raise UserError(f"{option}={path} has format {state.get('format')}; this semaim reads {FORMAT}")
     if "architecture" in state:
+        check_parts(state, f"{option}={path}", [key for key in PARTS if key in state])
         state |= {key: convert(state[key]) for key, convert in UPGRADES.items() if key in state}
     return state
+
+
+def check_parts(state: Checkpoint, given: str, parts: Iterable[str] = PARTS) -> None:
+    """Raise UserError if parts of a checkpoint are missing or of another type.
+
+    Args:
+        state: the checkpoint, of semaim.
+        given: option and value that named it, for the message.
+        parts: names of the parts that are needed.
+    """
+    if wrong := [part for part in parts if part not in state or not isinstance(state[part], PARTS[part])]:
+        raise UserError(
+            f"{given} is damaged, or was changed: {', '.join(wrong)} is missing or of another type. Choose another "
+            f"checkpoint (a run folder means its newest intact one)"
+        )
 
 
 def weights_file(path: Path) -> Path | None:

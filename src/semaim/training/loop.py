@@ -96,6 +96,7 @@ def prepare(task: TrainingTask, trainer: TrainerSettings, run: Run) -> TrainingS
     state = TrainingState(task.model, wrap(task.model, run.processes), ema, task.optimizer.build(task.model), scaler)
     saved = store.newest(run.folder.checkpoints)
     if saved is not None:
+        store.check_parts(saved, f"the newest checkpoint in {run.folder.checkpoints}")
         if bad := non_finite(saved):
             raise NonFiniteError(
                 f"the newest checkpoint in {run.folder.checkpoints} (step {saved['step']}) holds values that are not "
