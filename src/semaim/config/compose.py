@@ -53,7 +53,7 @@ def choices(group: str, folders: Sequence[str] = ()) -> list[str]:
     """The choices of a group, also those in additional configuration folders."""
     roots = [CONF, *(Path(folder.removeprefix("file://")) for folder in folders)]
     stored = LOCAL_LAUNCHERS if group == "hydra/launcher" else ()
-    return sorted({path.stem for root in roots for path in root.glob(f"{group}/*.yaml")} | {*stored})
+    return sorted({path.stem for root in roots for path in (root / group).glob("*.yaml")} | {*stored})
 
 
 def quoted_home(words: Sequence[str]) -> list[str]:

@@ -14,11 +14,17 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 from semaim.config.compose import CONF
+from semaim.config.naming import is_part
+from semaim.config.schema import ORDERS
 
 USED_BY_TASKS_ALONE = ("checkpoint", "images", "recipe")  # at the top of the configuration, beside the groups
-NO_MAP = ("Raster", "Zigzag", "Stochastic", "StochasticCenter", "Center2Out", "Out2Center")
+NO_MAP = [order for order in ORDERS if not order.startswith("Attention")]
 
 Read = Callable[[str], Any]  # the value of an option, null if there is none
+
+
+def _new_model(read: Read) -> bool:
+    return read("task.source") is None or read("checkpoint") == "random"
 
 
 def _averages(read: Read) -> bool:
@@ -32,16 +38,8 @@ def _draws_or_maps(read: Read) -> bool:
 
 # Options, whether they have an effect (they have one where this raises no doubt), and the reason if not.
 CONDITIONS: tuple[tuple[tuple[str, ...], Callable[[Read], bool], str], ...] = (
-    (
-        ("model",),
-        lambda read: read("task.source") is None or read("checkpoint") == "random",
-        "the checkpoint determines the model",
-    ),
-    (
-        ("target",),
-        lambda read: read("task.source") is None or read("checkpoint") == "random",
-        "an evaluation has no target",
-    ),
+    (("model",), _new_model, "the checkpoint determines the model"),
+    (("target",), _new_model, "an evaluation has no target"),
     (
         ("data.train_transform.scale",),
         lambda read: read("task.trainer") is not None and read("task.train_transform") is None,
@@ -91,8 +89,7 @@ def without_effect(config: DictConfig, overrides: Sequence[str], is_sweep: bool 
 
 
 def _reason(key: str, used: set[str], config: DictConfig, is_sweep: bool, task: str) -> str | None:
-    inside = (f"{key}.", key)
-    if not any(name == key or name.startswith(inside[0]) or key.startswith(f"{name}.") for name in used):
+    if not any(is_part(key, name) or is_part(name, key) for name in used):
         return f"{task} does not use it"
     if key.startswith("sweep") and not is_sweep:
         return "this is no sweep (-m)"
@@ -101,7 +98,7 @@ def _reason(key: str, used: set[str], config: DictConfig, is_sweep: bool, task: 
         return OmegaConf.select(config, name)
 
     for options, holds, reason in CONDITIONS:
-        if any(key == name or key.startswith(f"{name}.") for name in options) and not holds(read):
+        if any(is_part(key, name) for name in options) and not holds(read):
             return reason
     return None
 

@@ -11,7 +11,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
 from semaim.config.compose import CONF, choices
-from semaim.config.validate import suggestion
+from semaim.config.validate import no_choice, suggestion
 
 
 def hydra_message(chain: Sequence[BaseException], words: Sequence[str]) -> str | None:
@@ -29,7 +29,7 @@ def hydra_message(chain: Sequence[BaseException], words: Sequence[str]) -> str |
         several = "several values are a sweep, which -m starts; a value with a comma is typed"
         return f"{match[1]}: {several} {_quoted(match[1])}"
     if match := re.search(r"Could not (?:find|load) '([^']+)/([^'/]*)'", text):
-        return _no_choice(match[1].removeprefix("/"), match[2])
+        return _unknown_choice(match[1].removeprefix("/"), match[2])
     if "Config group override must be a string or a list" in text:
         return _no_group_choice(words)
     if match := re.search(r"Could not override '([^']+)'", text):
@@ -71,7 +71,7 @@ def _unreadable(word: str) -> str:
     )
 
 
-def _no_choice(group: str, name: str) -> str:
+def _unknown_choice(group: str, name: str) -> str:
     """Message for a choice that a group does not have."""
     known = choices(group)
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
@@ -87,6 +87,5 @@ def _no_group_choice(words: Sequence[str]) -> str:
         if "=" in word and (not key or (CONF / key).is_dir()):
             value = parser.parse_overrides([word])[0].value()
             if not isinstance(value, str | list):
-                names = ", ".join(choices(key)) if key else ""
-                return f"{word}: {key or 'the text before ='} must be one of {names}" if key else _unreadable(word)
+                return no_choice(word, key) if key else _unreadable(word)
     return "a group of the configuration needs the name of a choice, such as model=aim_base"

@@ -7,6 +7,7 @@ alternatives, and MLflow depends on it anyway. Hydra's structured configs know t
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, StrictBool, TypeAdapter, ValidationError
@@ -37,10 +38,14 @@ class Kind:
     def accepts(self, value: Any) -> bool:
         """Whether a value, in plain types, is of this kind."""
         try:
-            TypeAdapter(self.type).validate_python(value, strict=True)
+            self._adapter.validate_python(value, strict=True)
         except ValidationError:
             return False
         return True
+
+    @cached_property
+    def _adapter(self) -> TypeAdapter[Any]:
+        return TypeAdapter(self.type)
 
 
 def whole(least: int, most: int = LARGEST) -> Kind:

@@ -40,7 +40,12 @@ MAY_DIFFER = (
 
 def may_differ(key: str) -> bool:
     """Whether an option may change when a run continues."""
-    return any(key == name or key.startswith(name + ".") for name in MAY_DIFFER)
+    return any(is_part(key, name) for name in MAY_DIFFER)
+
+
+def is_part(key: str, name: str) -> bool:
+    """Whether an option is another one, or inside of it."""
+    return f"{key}.".startswith(f"{name}.")
 
 
 def run_name(choices: Mapping[str, str], named_after: Sequence[str], overrides: Sequence[str]) -> str:

@@ -78,7 +78,9 @@ def check_overrides(overrides: Sequence[str], config: DictConfig, folders: Seque
                 f"~{key}: no option can be removed; give {key} another value, or null where that means none"
             )
         if (CONF / key).is_dir():
-            _check_choice(text, key, override.value(), folders)
+            value = override.value()
+            if not (isinstance(value, str) and value) and not (isinstance(value, list) and key in SEVERAL):
+                raise UserError(no_choice(text, key, folders))
             chosen.append(text)
         elif override.is_add() and not key.startswith("hydra"):
             raise UserError(f"+{key}: there is no option {key}. {suggestion(key, overrides)}")
@@ -97,10 +99,9 @@ def check_overrides(overrides: Sequence[str], config: DictConfig, folders: Seque
                         f"data=folder (or another choice of data) for images of your own")  # fmt: skip
 
 
-def _check_choice(text: str, group: str, value: Any, folders: Sequence[str]) -> None:
-    if not (isinstance(value, str) and value) and not (isinstance(value, list) and group in SEVERAL):
-        names = choices(group, folders)
-        raise UserError(f"{text}: {group} must be {'one ' if len(names) > 1 else ''}of {', '.join(names)}")
+def no_choice(word: str, group: str, folders: Sequence[str] = ()) -> str:
+    """Message for a word of the command line that gives a group no choice, such as model=null."""
+    return f"{word}: {group} must be one of {', '.join(choices(group, folders))}"
 
 
 def check_values(config: DictConfig, expected: DictConfig) -> None:
@@ -137,9 +138,8 @@ def _wrong(option: Option) -> str | None:
 def check_launcher(launcher: Mapping[str, Any]) -> None:
     """Reject options of a launcher that are not of their kind; raises UserError for the first."""
     for key, kind in LAUNCHERS.items():
-        if key in launcher and not kind.accepts(launcher[key]):
-            name = f"hydra.launcher.{key}"
-            raise UserError(f"{name}={shown(launcher[key])}: {name} must be {kind.words}")
+        if key in launcher and (problem := _wrong(Option(f"hydra.launcher.{key}", launcher[key], kind, None))):
+            raise UserError(problem)
 
 
 def with_home_folders(config: DictConfig) -> None:
