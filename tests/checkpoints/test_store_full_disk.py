@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import subprocess
 
 import pytest
 
@@ -13,6 +12,7 @@ from semaim.checkpoints import store
 from semaim.core.files import HashingWriter
 from semaim.errors import UserError
 from support.saving import is_of, names, state_of
+from support.small_disk import small_disk
 
 FULL = r"step_00000004\.pt cannot be written \(No space left on device\): make room, .* is .*step_00000003\.pt$"
 
@@ -64,37 +64,30 @@ def test_another_error_keeps_its_reason(folder, monkeypatch):
 
 
 @pytest.fixture
-def small_disk(tmp_path):
+def disk(tmp_path):
     """A file system of 2 MiB."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", place], capture_output=True, text=True)
-    if mount.returncode:
-        pytest.skip(f"a small file system cannot be mounted here: {mount.stderr.strip()}")
-    try:
+    with small_disk(tmp_path / "disk", "2m") as place:
         yield place
-    finally:
-        subprocess.run(["umount", place], check=True)
 
 
-def test_a_full_disk(small_disk):
+def test_a_full_disk(disk):
     for step in (1, 2, 3):
-        store.save(small_disk, step, state_of(step, 150_000))  # 600 kB
-    before = names(small_disk)
+        store.save(disk, step, state_of(step, 150_000))  # 600 kB
+    before = names(disk)
     with pytest.raises(UserError, match=FULL):
-        store.save(small_disk, 4, state_of(4, 150_000))
-    assert names(small_disk) == before
-    assert is_of(store.newest(small_disk), 3)
+        store.save(disk, 4, state_of(4, 150_000))
+    assert names(disk) == before
+    assert is_of(store.newest(disk), 3)
 
 
-def test_a_disk_that_fills_up_at_any_point_of_saving(small_disk):
+def test_a_disk_that_fills_up_at_any_point_of_saving(disk):
     """For every amount of free space around the required one, in pages: the save is complete or has changed nothing."""
-    folder, page, filler = small_disk / "checkpoints", 4096, small_disk / "filler"
+    folder, page, filler = disk / "checkpoints", 4096, disk / "filler"
     path = store.save(folder, 1, state_of(1))
     needed = -(-path.stat().st_size // page) + 1  # the checkpoint's pages and one for its checksum
     outcomes = []
     for pages in range(needed + 2):
-        free = os.statvfs(small_disk)
+        free = os.statvfs(disk)
         filler.write_bytes(b"x" * (free.f_bavail * free.f_frsize - pages * page))
         with contextlib.suppress(UserError):
             store.save(folder, 2, state_of(2))

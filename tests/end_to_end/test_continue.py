@@ -7,10 +7,8 @@ All tests use real processes. All runs have ten steps of the same configuration,
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,7 @@ import torch
 from support.commands import ENVIRONMENT, SMALL, journal, losses, run, started, status, succeed
 from support.evaluating import assert_same_bits
 from support.paced import PACE, PACED, import_path
+from support.small_disk import small_disk
 from support.waiting import PATIENCE, wait_for
 
 TEN_STEPS = (
@@ -181,12 +180,7 @@ def test_a_folder_in_use_is_refused_naming_its_process(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_keeps_the_old_checkpoint(tmp_path: Path) -> None:
-    place = tmp_path / "small"
-    place.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1600k", "tmpfs", str(place)]
-    if os.geteuid() or subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("mounting a small file system needs root and the right to mount")
-    try:
+    with small_disk(tmp_path / "small", "1600k") as place:
         options = (*SMALL, "trainer.max_steps=4", "trainer.save_every_steps=1", "run_name=full", "runs_dir=small")
         done = run(tmp_path, *options)
         assert done.returncode == 1
@@ -196,8 +190,6 @@ def test_a_full_disk_keeps_the_old_checkpoint(tmp_path: Path) -> None:
         assert str(saved[-1]) in done.stdout, "the message names the checkpoint that is left"
         assert torch.load(saved[-1], weights_only=True)["step"] == int(saved[-1].stem.removeprefix("step_"))
         assert not list((place / "full" / "checkpoints").glob("*.tmp"))
-    finally:
-        subprocess.run(["umount", str(place)], check=True)
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_update(tmp_path: Path) -> None:

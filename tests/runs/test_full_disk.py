@@ -23,6 +23,7 @@ from support.commands import SMALL
 from support.damaging import semaim, told
 from support.evaluating import noise
 from support.in_process import job
+from support.small_disk import small_disk
 
 STAGES = ("config.yaml", "environment.json", "status.json", "metrics.jsonl", "step_00000001.pt", "evaluations.json")
 
@@ -119,15 +120,8 @@ def test_a_full_disk_for_cached_features(run, tmp_path: Path, full: Callable[[st
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 4 MiB."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", place], capture_output=True, text=True)
-    if mount.returncode:
-        pytest.skip(f"a small file system cannot be mounted here: {mount.stderr.strip()}")
-    try:
+    with small_disk(tmp_path / "disk", "4m") as place:
         yield place
-    finally:
-        subprocess.run(["umount", "-l", place], check=True)
 
 
 @pytest.mark.parametrize("pages", [0, 1, 2, 3, 4, 5, 6, 8, 100])

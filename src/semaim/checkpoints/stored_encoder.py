@@ -13,7 +13,6 @@ from semaim.checkpoints import foreign, store
 from semaim.checkpoints.encoder_weights import EncoderWeights
 from semaim.checkpoints.formats import IMAGENET, Normalisation, unwrapped
 from semaim.checkpoints.origin import Origin, origin_of
-from semaim.checkpoints.store import PARTS, check_parts
 from semaim.checkpoints.two_stream import check_weights, is_two_stream, model_of, select_weights
 from semaim.core.files import read_json
 from semaim.errors import UserError
@@ -96,7 +95,7 @@ class StoredEncoder:
     def origin(self) -> Origin | None:
         """Its origin, if stored: in semaim checkpoints, and in folders exported by semaim."""
         if "overrides" in self.state:
-            check_parts(self.state, self.given, sorted(PARTS.keys() - {"loss", "model", "rng"}))
+            store.check_parts(self.state, self.given, sorted(store.PARTS.keys() - {"loss", "model", "rng"}))
             return origin_of(self.state, self.ema)
         exported = self._json_file("config.json").get("semaim", {}).get("origin")
         return Origin(exported["tags"], exported["metrics"], exported["step"]) if exported else None
