@@ -181,6 +181,7 @@ def _end_recorded(run: Run, journal: Journal, tracking: Any, run_log: logging.Ha
             journal.status(MLFLOW_STATUS[state])
         message = f"the run ends as {state}: {message}"
         run_log.handle(logging.makeLogRecord({"msg": message, "exc_info": None if stopped else sys.exc_info()}))
+        run.stop.at_once = None  # no step ends any more: Ctrl-C while metrics are delivered acts at once
         raise
     else:
         journal.status("FINISHED")

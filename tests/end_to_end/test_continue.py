@@ -17,7 +17,7 @@ import torch
 
 from support.commands import ENVIRONMENT, SMALL, journal, losses, run, started, status, succeed
 from support.evaluating import assert_same_bits
-from support.paced import PACE, PACED, import_path
+from support.paced import PACE, PACED, import_path, set_pace
 from support.small_disk import small_disk
 from support.waiting import PATIENCE, wait_for
 
@@ -74,7 +74,7 @@ def home_of_stops(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def slow(home_of_stops: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """That folder; a step takes a third of a second until the file `pace` is deleted."""
     pace = home_of_stops / "pace"
-    pace.write_text("0.02")  # seconds per image
+    set_pace(pace, 0.02)
     for variable, value in {PACE: str(pace), **import_path()}.items():
         monkeypatch.setitem(ENVIRONMENT, variable, value)
     return home_of_stops
@@ -110,7 +110,7 @@ def test_a_second_ctrl_c_stops_at_once_and_says_what_is_lost(slow: Path) -> None
         slow, *TEN_STEPS, *PACED, "run_name=quit", "trainer.save_every_steps=2", "trainer.max_steps=80"
     ) as process:
         wait_for(lambda: max(losses(folder), default=0) >= 3, "three steps")
-        (slow / "pace").write_text("100")  # no step ends any more
+        set_pace(slow / "pace", 100)  # no step ends any more
         for answer in ("SIGINT: finishing this step and saving", "stopping at once: the steps since the checkpoint of"):
             process.send_signal(signal.SIGINT)
             assert process.stdout is not None
@@ -125,7 +125,7 @@ def test_a_run_stopped_by_signals_equals_an_undisturbed_one(slow: Path) -> None:
     folder = slow / "runs" / "ten"
     if not losses(folder):  # the previous tests were not selected
         stop(slow, signal.SIGTERM)
-    (slow / "pace").unlink()
+    set_pace(slow / "pace", 0)
     for name in ("ten", "undisturbed"):
         succeed(slow, *TEN_STEPS, *PACED, f"run_name={name}")
     assert_equals(folder, folder.with_name("undisturbed"))

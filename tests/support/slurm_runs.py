@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from support.commands import ENVIRONMENT, RUN, SMALL, finished, journal, status
-from support.paced import PACE, PACED, import_path
+from support.paced import PACE, PACED, import_path, set_pace
 from support.waiting import PATIENCE, wait_for
 
 # Drop path and a moving average, so that random state and EMA matter. With or without tracking.
@@ -89,12 +89,7 @@ class JobRun:
 
     def pace(self, seconds_per_step: float) -> None:
         """Set the minimum time per step from now on."""
-        if seconds_per_step:
-            written = self.pace_file.with_suffix(".new")
-            written.write_text(str(seconds_per_step * self.processes / BATCH_SIZE))
-            written.replace(self.pace_file)
-        else:
-            self.pace_file.unlink(missing_ok=True)
+        set_pace(self.pace_file, seconds_per_step * self.processes / BATCH_SIZE)
 
     def at_full_speed(self) -> None:
         """Remove the delay from now on."""

@@ -18,7 +18,7 @@ from semaim.cli import main
 from support.commands import ENVIRONMENT, RUN, journal, losses, run, started, status, succeed
 from support.in_process import run_here
 from support.mlflow_server import PostgreSQL, Server
-from support.paced import PACE, PACED, import_path
+from support.paced import PACE, PACED, import_path, set_pace
 from support.slurm_runs import SMALL_ANYHOW
 from support.tracked import SYNC, TINY, assert_shows_all, delivery_state, mlflow_client, only_run
 from support.waiting import PATIENCE, wait_for
@@ -98,7 +98,7 @@ def test_server_unavailable_during_a_run(
     pace, steps = tmp_path / "pace", 400
     for variable, value in {"MLFLOW_HTTP_REQUEST_TIMEOUT": "3", PACE: str(pace), **import_path()}.items():
         monkeypatch.setitem(ENVIRONMENT, variable, value)
-    pace.write_text(str(0.25 / 16))  # seconds per image; a step has 16 images
+    set_pace(pace, 0.25 / 16)  # a step has 16 images
     server.start()
     assert server.process is not None
     run_folder = tmp_path / "runs" / how
@@ -118,7 +118,7 @@ def test_server_unavailable_during_a_run(
             server.start()
             wait_for(lambda: log_contains("is reachable again"), "the run to deliver again")
             assert delivery_state(run_folder)["sent"] > sent
-        pace.unlink()
+        set_pace(pace, 0)
         wait_for(lambda: steps in losses(run_folder), "the last step")
         said = process.communicate(timeout=PATIENCE)[0]
     assert process.returncode == 0, said
