@@ -27,6 +27,7 @@ def test_printable() -> None:
     assert printable("± 50 % ünïcode 漢字 🙂") == "± 50 % ünïcode 漢字 🙂"
     assert printable("a\nb\x1b", keep="\n") == "a\nb\\x1b"
     assert printable("http://ada:pass@host and a@b:c") == "http://***@host and a@b:c"
+    assert printable("mysql://db/x?a=1&sslPassword=s3c&b=2' c") == "mysql://db/x?a=1&sslPassword=***&b=2' c"
 
 
 def test_log_lines(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,17 @@ def test_the_model_card_describes_the_training(pretrained: Path, tuned: dict[str
     assert "(classifier of 10 classes)" in card
     assert "| run | square |" in card
     assert "| result: finetune | " in card
+
+
+def test_the_model_card_shows_no_password(square: Path, tmp_path: Path) -> None:
+    """semaim 0.1.0 stored the command with it; a model card is published."""
+    old = shutil.copytree(square, tmp_path / "old")
+    starts = json.loads((old / "environment.json").read_text())["starts"]
+    starts[0]["command"] += " tracking.uri=http://ada:s3cret@host 'x=\"mysql://host/db?password=s3cret\"'"
+    (old / "environment.json").write_text(json.dumps({"starts": starts}))
+    card = (exported(tmp_path / "timm", old) / "README.md").read_text()
+    assert "tracking.uri=http://***@host 'x=\"mysql://host/db?password=***\"'" in card
+    assert "s3cret" not in card
 
 
 def test_nothing_is_replaced_by_default(square: Path, pretrained: Path, tmp_path: Path, capsys) -> None:

@@ -42,7 +42,8 @@ def program(verb: str, *words: str | Path) -> str:
     return shlex.join(["semaim", verb, *map(str, words)])
 
 
-PASSWORD_IN_ADDRESS = re.compile(r"(?<=://)[^/\s@]*:[^/\s@]*(?=@)")
+SECRET = r"\w*(?:pass|pwd|token|secret|credential|api_?-?key|access_?-?key)\w*"  # a name of a parameter in an address
+PASSWORD_IN_ADDRESS = re.compile(rf"(://)[^/\s@]*:[^/\s@]*(?=@)|([?&]{SECRET}=)[^&\s'\"]+", re.IGNORECASE)
 
 
 def printable(text: str, keep: str = "") -> str:
@@ -55,7 +56,7 @@ def printable(text: str, keep: str = "") -> str:
         keep: control characters that are not from names: line breaks of a table.
     """
     if "://" in text:
-        text = PASSWORD_IN_ADDRESS.sub("***", text)
+        text = PASSWORD_IN_ADDRESS.sub(r"\1\2***", text)
     if text.isprintable():
         return text
     return "".join(

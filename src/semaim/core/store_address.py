@@ -11,12 +11,13 @@ import re
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from semaim.core.formatting import SECRET
 from semaim.errors import UserError
 
 SQLITE = "sqlite:///"
 SERVERS = ("http://", "https://")
 DATABASE = re.compile(r"(postgresql|mysql|mssql)(\+\w+)?://")
-SECRET_PARAMETER = re.compile(r"(pass|pwd|token|secret|credential|api_?-?key|access_?-?key)\w*\s*=", re.IGNORECASE)
+SECRET_PARAMETER = re.compile(rf"{SECRET}\s*=", re.IGNORECASE)
 SERVER_PASSWORD = (
     "and set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD (or MLFLOW_TRACKING_TOKEN), or write them into "
     "~/.mlflow/credentials"

@@ -73,7 +73,7 @@ def export(options: Options) -> None:
     run = run_folder_of(path)
     tracked = tracked_run(run, path) if options.mlflow else None
     check_output(output, content, options.overwrite)
-    write(output, content, card(model, stored, run, content, output))
+    write(output, content, printable(card(model, stored, run, content, output), keep="\n"))
     parameters = sum(value.numel() for value in content.weights.values())
     print(f"exported: {printable(str(output))} ({count(parameters)} weights, for {content.tool})")
     if stored.normalisation is None:
