@@ -14,7 +14,6 @@ from semaim.config.messages import print_error
 from semaim.core.formatting import plural, printable
 from semaim.errors import UserError
 from semaim.runs.status import FOLDER_STATES
-from semaim.tracking import DEFAULT_URI
 
 HYDRA_FLAGS = ("--multirun", "--config-dir", "--cfg", "--resolve", "--help")  # offered by completion
 
@@ -247,7 +246,7 @@ sent there if --uri names it.""", sync, (
 Reads the finished evaluations of an MLflow store, averages over seeds, and lists each method's accuracies with the
 published ones. Prints a Markdown table, and writes it to a folder with a CSV file and plots. The store is not
 changed.""", report, (
-        argument("--uri", default=DEFAULT_URI, help="MLflow store (default: %(default)s)"),
+        argument("--uri", help="MLflow store (default: the configured one, tracking.uri)"),
         argument("--experiment", action="append", default=[], help="only of this experiment; repeatable"),
         argument("--tag", action="append", default=[], metavar="KEY=VALUE",
                  help="only evaluations that have this MLflow tag; repeatable, all must hold"),

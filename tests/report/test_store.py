@@ -12,6 +12,7 @@ import pytest
 
 from semaim.cli import main
 from semaim.errors import UserError
+from semaim.report import report
 from semaim.report.store import opened, read, readable
 from semaim.tracking.store import SQLITE
 from support.evaluations import REPORT, Store, fails
@@ -25,6 +26,13 @@ def test_evaluations_of_all_experiments_are_read(store: Store) -> None:
     assert runs["start_time"].is_monotonic_increasing
 
 
+def test_the_configured_store_is_the_default(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report, "configured_store", lambda: store.uri)
+    assert main(["report", "--output", str(tmp_path)]) == 0
+    monkeypatch.setattr(report, "configured_store", lambda: None)
+    assert main(["report", "--output", str(tmp_path)]) == 2
+
+
 def test_store_is_not_changed(store: Store, tmp_path: Path) -> None:
     before = store.path.read_bytes(), store.contents(), sorted(store.path.parent.iterdir())
     assert main(["report", "--uri", store.uri, "--output", str(tmp_path)]) == 0
@@ -36,7 +44,7 @@ def test_missing_file_is_not_created(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     message = fails(capsys)
-    assert f"--uri=sqlite:///mlflow.db: there is no file {tmp_path}/mlflow.db" in message
+    assert f"--uri={SQLITE}{tmp_path}/mlflow.db: there is no file {tmp_path}/mlflow.db" in message
     assert "Traceback" not in message
     fails(capsys, "--uri", f"{SQLITE}{tmp_path}/no/such/folder.db")
     assert list(tmp_path.iterdir()) == []

@@ -58,7 +58,7 @@ def test_what_a_run_writes_is_read_from_the_printed_address(
     assert tracker.run_folder(run_id) == run_folder  # checkpoint=mlflow:<run id>
     assert tracked_run(run_folder, run_folder).state["run_id"] == run_id  # semaim export --mlflow
     report = shlex.split(str(tracker.report_command()))
-    assert report == ["semaim", "report", "--uri", uri]
+    assert report == ["semaim", "report", "--uri", tracker.address]
     with opened(report[3]):
         import mlflow
 

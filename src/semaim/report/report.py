@@ -16,6 +16,7 @@ from semaim.errors import UserError
 from semaim.report.plots import draw, online_points, points
 from semaim.report.store import choose, opened, read
 from semaim.report.table import arranged, csv_text, markdown, pool, published
+from semaim.tracking.store import configured_store
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -64,7 +65,9 @@ def write_report(arguments: argparse.Namespace) -> None:
         raise UserError(f"--tag={malformed[0]} must be key=value, such as --tag pretrained.permutation=raster")
     tags = [(key, value) for key, _, value in (tag.partition("=") for tag in arguments.tag)]
     tags += [("data", arguments.data)] if arguments.data else []
-    with opened(arguments.uri):
+    if (uri := arguments.uri or configured_store()) is None:
+        raise UserError("no MLflow store is configured (tracking=none): give --uri")
+    with opened(uri):
         runs = choose(read(arguments.experiment), tags)
         online = online_points(runs)
     with_published = not arguments.no_published and arguments.data in (None, PUBLISHED_ON)

@@ -1,3 +1,1 @@
 """Copies of runs in MLflow."""
-
-DEFAULT_URI = "sqlite:///mlflow.db"  # of semaim report

@@ -17,7 +17,6 @@ from semaim.core.store_address import check_experiment
 from semaim.errors import UserError
 from semaim.runs.folder import RunFolder
 from semaim.runs.journal import Journal, read
-from semaim.tracking import DEFAULT_URI
 from semaim.tracking.delivery import Delivery
 from semaim.tracking.store import (
     client_uri,
@@ -25,10 +24,12 @@ from semaim.tracking.store import (
     failure_reason,
     mlflow_errors,
     name_store,
+    naming,
     sync_command,
 )
 
 log = logging.getLogger(__name__)
+DEFAULT_URI = "sqlite:///mlflow.db"  # short enough to be shown as it is
 LOCAL_SERVER = "http://127.0.0.1:5000"  # default address of mlflow ui
 
 
@@ -149,7 +150,7 @@ class MLflow:
 
     def report_command(self) -> str | None:
         """The command that writes the table of all evaluations."""
-        return program("report", *(() if self.uri == DEFAULT_URI else ("--uri", self.uri)))
+        return program("report", *naming(self.address))
 
 
 class NoTracking:

@@ -69,9 +69,14 @@ def store_of_folder(path: Path, uri: str) -> str:
     )
 
 
+def naming(address: str) -> tuple[str, ...]:
+    """The option of commands that names a store; none for the configured one."""
+    return () if address == configured_store() else ("--uri", address)
+
+
 def sync_command(path: Path, address: str) -> str:
     """The command that sends a run folder to a store."""
-    return program("sync", path, *(() if address == configured_store() else ("--uri", address)))
+    return program("sync", path, *naming(address))
 
 
 def client_uri(address: str) -> str:
