@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pty
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -114,6 +115,15 @@ def test_a_sweep_with_all_its_runs(home: Path) -> None:
     said = remove(home, "--yes", "runs/sweep_x")
     assert said.startswith("to be deleted, 3 folders, ")
     assert not list((home / "runs").iterdir())
+
+
+def test_a_copy_of_a_sweep_does_not_delete_the_runs_of_the_original(home: Path) -> None:
+    Sweep("basic", {}, [Point([], str(home / "runs" / "pretraining"))], 0, "", path=home / "runs" / "sweep_x").save()
+    shutil.copytree(home / "runs", home / "copy")
+    assert remove(home, "--yes", "copy/sweep_x").startswith("to be deleted, 1 folder, ")
+    assert {path.name for path in (home / "runs").iterdir()} == {"pretraining", "finetuning", "sweep_x"}
+    remove(home, "--yes", "runs/sweep_x")
+    assert [path.name for path in (home / "runs").iterdir()] == ["finetuning"]
 
 
 @pytest.mark.parametrize("folder", [".", "runs", "runs/pretraining/checkpoints"])

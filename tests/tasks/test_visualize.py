@@ -227,6 +227,27 @@ def test_a_stored_configuration_runs_no_other_code(home: Path, tmp_path: Path) -
     assert not (tmp_path / "ran").exists()
 
 
+@pytest.mark.parametrize("module", ["elsewhere.run.order", "elsewhere.order"])
+def test_a_module_that_came_with_a_run_is_not_imported(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str
+) -> None:
+    """The working directory is on Python's path, so that a folder that was unpacked in it is one of modules."""
+    state = store.newest(home / "run_raster_pixels" / "checkpoints")
+    assert state is not None
+    state["config"]["permutation"] = {"_target_": f"{module}.Order"}
+    folder = tmp_path / "elsewhere" / "run"
+    path = store.save(folder / "checkpoints", 1, state)
+    file = tmp_path.joinpath(*module.split(".")).with_suffix(".py")
+    file.write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError, match=f"{module}.Order, which lies beside it"):
+        load(str(folder), "heading", None)  # type: ignore[arg-type]
+    if module == "elsewhere.run.order":
+        with pytest.raises(UserError, match="lies beside it"):
+            load(str(path), "heading", None)  # type: ignore[arg-type]
+    assert not (tmp_path / "ran").exists()
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [

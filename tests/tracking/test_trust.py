@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import socket
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ import pytest
 from semaim.cli import main
 from semaim.core.store_address import SQLITE
 from semaim.runs.folder import RunFolder
+from semaim.sweeps.sweep import Point, Sweep
 from semaim.tasks.evaluation import log_to_pretraining
 from semaim.tracking import store
 from semaim.tracking.store import sync_command
@@ -118,3 +120,29 @@ def test_the_configured_store_is_that_of_the_site(tmp_path: Path, monkeypatch: p
         assert store.configured_store() == "http://mlflow.example.org:5000"
     finally:
         compose._options.cache_clear()
+
+
+def test_the_commands_of_another_user_are_not_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The launcher's `setup` is of commands of the shell."""
+    launcher = {"setup": [f"touch {tmp_path}/ran"]}
+    Sweep("local", launcher, [Point([], str(tmp_path / "run"))], 0, "semaim run -m", path=tmp_path / "sweep").save()
+    monkeypatch.setattr(os, "getuid", lambda: os.stat(tmp_path).st_uid + 1)
+    assert main(["retry", "--failed", str(tmp_path / "sweep")]) == 2
+    assert f"error: {tmp_path}/sweep is of another user, whose commands would run as yours" in capfd.readouterr().err
+    assert not (tmp_path / "sweep" / "jobs").exists()
+
+
+def test_a_link_in_a_folder_does_not_empty_another_file(
+    tmp_path: Path, finished: tuple[Path, Any], capfd: pytest.CaptureFixture[str]
+) -> None:
+    mine = tmp_path / "mine"
+    mine.write_text("mine")
+    run = shutil.copytree(finished[0], tmp_path / "run", ignore=shutil.ignore_patterns(".lock", ".mlflow.lock"))
+    (run / ".lock").symlink_to(mine)
+    (run / ".mlflow.lock").symlink_to(mine)
+    assert main(["sync", str(run), "--uri", f"{SQLITE}{tmp_path}/own.db"]) == 0
+    assert main(["rm", "--yes", "--keep-mlflow", str(run)]) == 1
+    assert f"{run}/.lock cannot be written" in capfd.readouterr().err
+    assert mine.read_text() == "mine"

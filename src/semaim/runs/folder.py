@@ -92,7 +92,9 @@ class RunFolder:
         except OSError as error:
             raise UserError(f"the run folder {self.path} cannot be made ({error}): set runs_dir") from error
         with writing(self.path / ".lock"):
-            file = open(self.path / ".lock", "a+", encoding="utf-8", errors="replace")  # noqa: SIM115 - until unlock
+            flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW  # no link to another file of the user
+            descriptor = os.open(self.path / ".lock", flags, 0o666)
+            file = open(descriptor, "a+", encoding="utf-8", errors="replace")  # noqa: SIM115 - until unlock
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):

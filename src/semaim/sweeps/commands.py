@@ -110,7 +110,7 @@ def cancel(path: Path) -> str:
             status = point.folder.status()
             here = status.get("host") == socket.gethostname()
             process = int(point.job or 0) if sweep.executor == "local" else status.get("pid", 0) if here else 0
-            if not process:
+            if process < 1:  # 0 and below are groups of processes
                 raise UserError(f"{point.run_dir}: its process is not of this machine, or unknown; stop the command "
                                 f"that started it")  # fmt: skip
             with suppress(ProcessLookupError):
@@ -131,7 +131,8 @@ def retry(path: Path, words: Sequence[str]) -> str:
         the table of the points, and the next commands.
 
     Raises:
-        UserError: for an option that is malformed or that the launcher does not have, or a sweep without jobs.
+        UserError: for an option that is malformed or that the launcher does not have, or a sweep without jobs or of
+            another user.
     """
     if malformed := [word for word in words if "=" not in word]:
         raise UserError(f"{malformed[0]}: give launcher options as option=value")
@@ -139,6 +140,9 @@ def retry(path: Path, words: Sequence[str]) -> str:
         OmegaConf.from_dotlist([word.removeprefix("hydra.launcher.") for word in words])
     )
     sweep, indices = find(path)
+    if (sweep.path / FILE).is_file() and (sweep.path / FILE).stat().st_uid != os.getuid():
+        raise UserError(f"{sweep.path} is of another user, whose commands would run as yours: if you trust it, type "
+                        f"its command in {sweep.cwd}\n  {sweep.command}")  # fmt: skip
     if sweep.executor == "basic":
         raise UserError(f"{sweep.path} ran without jobs: type its command again, it continues\n  {sweep.command}")
     if unknown := sorted(options.keys() - sweep.launcher.keys()):

@@ -48,7 +48,12 @@ def plan_removals(paths: Sequence[Path], keep_mlflow: bool) -> list[Removal]:
             sweep, indices = Sweep("basic", {}, [Point([], str(path.absolute()))], restarts=0, command=""), [0]
         _refuse_live(path, sweep, indices)
         if (path / FILE).is_file():
-            run_dirs |= dict.fromkeys(run_dir for run_dir in sweep.run_dirs if (run_dir / "config.yaml").is_file())
+            beside = path.resolve().parent  # of a copied folder, the runs are elsewhere: they stay
+            run_dirs |= dict.fromkeys(
+                run_dir
+                for run_dir in sweep.run_dirs
+                if (run_dir / "config.yaml").is_file() and run_dir.resolve().is_relative_to(beside)
+            )
         run_dirs[path.absolute()] = None
     return [
         Removal(relative_to_cwd(run_dir), folder_bytes(run_dir), None if keep_mlflow else _tracked(run_dir))

@@ -249,7 +249,7 @@ def deliver(folder: RunFolder) -> None:
 def locked(path: Path) -> Iterator[None]:
     """Hold an exclusive lock on a file."""
     with writing(path):
-        file = open(path, "w")  # noqa: SIM115 - closed below
+        file = open(path, "a")  # noqa: SIM115 - closed below; it may be a link in a folder from elsewhere
     with file:
         fcntl.lockf(file, fcntl.LOCK_EX)
         yield

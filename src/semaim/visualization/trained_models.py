@@ -68,10 +68,12 @@ def load(name: str, heading: str, tracking: Tracking) -> ShownModel:
     transform = evaluation(model.image_size, stored.crop_ratio or 0.875, mean, std)
     average = None if state.get("ema") is None else model_of(state, path, None, True).eval()
     config, chosen = (state.get(key, {}) if stored.is_semaim else {} for key in ("config", "choices"))
-    permutation, semantic_map = (stored_part(config, group, stored.given) for group in ("permutation", "semantic_map"))
+    permutation, semantic_map = (
+        stored_part(config, group, stored.given, path) for group in ("permutation", "semantic_map")
+    )
     target = None
     try:
-        target = stored_part(config, "target", stored.given)
+        target = stored_part(config, "target", stored.given, path)
     except UserError as error:  # such as a teacher's weights that are elsewhere
         log.warning("no predictions are drawn, since the target of the training is not here: %s", error)
     return ShownModel(
