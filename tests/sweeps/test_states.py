@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 
+import pytest
+
+from semaim.cli import main
 from semaim.core.files import write_json
 from semaim.runs.folder import RunFolder
 from semaim.sweeps.states import states
@@ -88,3 +92,30 @@ def test_the_folder_and_the_sweep_use_the_same_words(tmp_path: Path) -> None:
     assert [point.folder.state() for point in sweep.points] == [state for state, _ in expected]
     assert not (tmp_path / "absent").exists()
     assert shown(sweep) == expected
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"after": 0},
+        {"after": -1},
+        {"after": 7},
+        {"job": "--user=me"},
+        {"job": "../1"},
+        {"run_dir": "x\0y"},
+        {"run_dir": "x"},
+        {"then": [""]},
+        None,
+    ],
+)
+def test_a_sweep_with_impossible_values_is_damaged(
+    tmp_path: Path, change: dict[str, object] | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = sweep_of(tmp_path, "local", Point(["a=1"], str(finished(tmp_path / "one")), job="1")).path / "sweep.json"
+    stored = json.loads(path.read_text())
+    stored["points"] = [] if change is None else [stored["points"][0] | change]
+    path.write_text(json.dumps(stored))
+    assert main(["ls", str(tmp_path)]) == 0
+    assert "damaged: sweep.json" in capsys.readouterr().out
+    assert main(["cancel", str(path.parent)]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {path} is damaged, ")

@@ -23,7 +23,7 @@ from semaim.config.follow_ups import follow_ups, with_parent
 from semaim.config.naming import other_overrides
 from semaim.config.run_spec import RunSpec, compose_run_spec
 from semaim.core.files import read_json, write_json, writing
-from semaim.errors import UserError
+from semaim.errors import DamagedFile, UserError
 from semaim.runs.folder import RunFolder
 
 Executor = Literal["basic", "local", "slurm"]
@@ -49,6 +49,15 @@ class Point:
     after: int | None = None
     job: str | None = None
     then: list[str] = field(default_factory=list)
+
+    def fits(self, index: int) -> bool:
+        """Whether its values are such as this program writes for the point of this index."""
+        paths = [self.run_dir, *self.then, *([] if self.parent is None else [self.parent])]
+        return (
+            (self.after is None or 0 <= self.after < index)
+            and (self.job is None or re.fullmatch(r"\w+", self.job) is not None)
+            and all(path.startswith("/") and "\0" not in path for path in paths)
+        )
 
     @property
     def name(self) -> str:
@@ -112,8 +121,14 @@ class Sweep:
         Raises:
             UserError: if the folder is not a sweep's, or the file is damaged.
         """
-        if (sweep := read_json(path / FILE, cls, "move it away, then type the command of the sweep again")) is None:
+        remedy = "move it away, then type the command of the sweep again"
+        if (sweep := read_json(path / FILE, cls, remedy)) is None:
             raise UserError(f"{path} is not the folder of a sweep: it has no {FILE}")
+        if not sweep.points:
+            raise DamagedFile(path / FILE, "it has no points", remedy)
+        for index, point in enumerate(sweep.points):
+            if not point.fits(index):
+                raise DamagedFile(path / FILE, f"point {index} names no job, run folder or earlier point", remedy)
         sweep.path = path.absolute()
         return sweep
 
