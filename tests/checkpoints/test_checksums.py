@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -91,3 +94,42 @@ def test_any_file_may_have_a_checksum_beside_it(tmp_path: Path) -> None:
     read_checkpoint(tmp_path)
     with pytest.raises(UserError, match="is damaged: its checksum"):
         read_checkpoint(flipped(path).parent)
+
+
+def test_an_exported_file_is_checked(pretrained: Path, tmp_path: Path) -> None:
+    export(Options(str(pretrained), output=str(tmp_path / "out")))
+    read_checkpoint(tmp_path / "out")
+    with pytest.raises(UserError, match="is damaged: its checksum"):
+        read_checkpoint(flipped(tmp_path / "out" / "model.safetensors").parent)
+
+
+@pytest.mark.parametrize("mask", [0x80, 0x01])
+def test_any_damage_to_the_directory_of_a_copy_is_told(tmp_path: Path, three: Path, mask: int) -> None:
+    copy = Path(shutil.copy(three / "step_00000003.pt", tmp_path / "copy.pt"))
+    intact = copy.read_bytes()
+    for place in range(intact.index(b"PK\x01\x02"), len(intact)):
+        copy.write_bytes(intact[:place] + bytes([intact[place] ^ mask]) + intact[place + 1 :])
+        with suppress(UserError):
+            assert is_of(store.load(copy), 3), "a byte that is not used"
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo, lambda path: path.symlink_to(path), lambda _: None])
+def test_what_is_no_file_is_skipped(three: Path, make: Callable[[Path], object]) -> None:
+    path = three / "step_00000003.pt"
+    path.unlink()
+    make(path)
+    assert is_of(store.newest(three) or {}, 2)
+
+
+def test_a_folder_in_place_of_a_checksum_is_no_checksum(three: Path) -> None:
+    file = three / "step_00000003.pt.sha256"
+    file.unlink()
+    file.mkdir()
+    assert is_of(store.newest(three) or {}, 2)
+    assert is_of(store.load(three / "step_00000003.pt"), 3), "like a copy without one"
+
+
+def test_a_checksum_in_capital_letters_holds(three: Path) -> None:
+    file = three / "step_00000003.pt.sha256"
+    file.write_text(file.read_text().upper())
+    assert is_of(store.load(three / "step_00000003.pt"), 3)

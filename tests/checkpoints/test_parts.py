@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from semaim.checkpoints import store
+from semaim.checkpoints.stored_encoder import StoredEncoder
+from semaim.checkpoints.two_stream import load_model
 from semaim.core.files import sha256
 from semaim.errors import UserError
 from support.encoders import newest
@@ -45,3 +49,41 @@ def test_an_intact_one_is_read(checkpoint: Path) -> None:
     content = store.load(checkpoint)
     assert content["step"] == 1
     store.check_parts(content, "it")
+
+
+# Changes inside of parts.
+INSIDE: dict[str, Callable[[dict[str, Any]], object]] = {
+    "architecture is a list": lambda content: content.update(architecture=[]),
+    "a classifier without sizes": lambda content: content.update(architecture={"classifier": {}}),
+    "width 0": lambda content: content["architecture"].update(embed_dim=0),
+    "a number for a weight": lambda content: content["model"].update(pos_embed=5),
+    "no run folder": lambda content: content["config"].pop("run_dir"),
+    "data are a list": lambda content: content["config"].update(data=[]),
+    "a text for colours": lambda content: content["config"]["data"]["eval_transform"].update(mean=["a"] * 3),
+    "no epochs": lambda content: content["data_position"].pop("epochs"),
+    "another origin": lambda content: content["task"].update(origin={"tags": 5}),
+    "numbers for options": lambda content: content.update(overrides=[1, 2]),
+}
+
+
+@pytest.mark.parametrize("change", INSIDE)
+def test_a_change_inside_of_a_part_is_told(checkpoint: Path, tmp_path: Path, change: str) -> None:
+    content = torch.load(checkpoint, weights_only=True)
+    INSIDE[change](content)
+    torch.save(content, tmp_path / "copy.pt")
+
+    def use() -> None:
+        stored = StoredEncoder(tmp_path / "copy.pt", store.load(tmp_path / "copy.pt"), False, None, None)
+        _ = stored.content, stored.origin, stored.normalisation, stored.crop_ratio
+
+    with pytest.raises(UserError, match=rf"^checkpoint={re.escape(str(tmp_path))}/copy.pt "):
+        use()
+
+
+@pytest.mark.parametrize("change", list(INSIDE)[:4])
+def test_a_model_with_such_a_change_is_not_loaded(checkpoint: Path, tmp_path: Path, change: str) -> None:
+    content = torch.load(checkpoint, weights_only=True)
+    INSIDE[change](content)
+    torch.save(content, tmp_path / "copy.pt")
+    with pytest.raises(UserError, match=rf"^checkpoint={re.escape(str(tmp_path))}/copy.pt "):
+        load_model(tmp_path / "copy.pt")

@@ -125,6 +125,17 @@ def test_unreadable_images_are_missing(run, kept, damaged):
     assert again.batches == 3  # computed again, since they may be readable now
 
 
+def test_a_folder_without_files_is_damaged(run, kept):
+    cached_features(kept, "weights", wanted(Encoder(), noise()), run)
+    (folder,) = kept.iterdir()
+    for file in folder.iterdir():
+        file.unlink()
+    (folder / "SHA256SUMS").touch()
+    encoder = Encoder()
+    cached_features(kept, "weights", wanted(encoder, noise()), run)
+    assert encoder.batches == 4
+
+
 def test_too_many_unreadable_images_leave_nothing(run, kept, damaged):
     with pytest.raises(UserError, match=r"2 images cannot be read, more than data\.max_unreadable=1"):
         cached_features(kept, "weights", wanted(Encoder(), damaged, range(6), max_unreadable=1), run)

@@ -170,6 +170,16 @@ def test_the_words_of_a_damaged_run(place: Place) -> None:
     assert "damaged: status.json" in said
 
 
+@pytest.mark.parametrize("value", ["NaN", "1e999", "1" + "0" * 400])
+def test_a_result_that_is_not_finite_is_damaged(place: Place, value: str) -> None:
+    status = '{"state": "finished", "metric": "loss", "result": {"loss": %s}}'
+    (place.runs / "bad" / "status.json").write_text(status % value)
+    for reader in ("ls", "status"):
+        said = readers(place.runs)[reader]()[1]
+        assert "damaged" in said
+        assert "Traceback" not in said
+
+
 def test_a_configuration_that_is_gone(place: Place) -> None:
     (place.runs / "bad" / "config.yaml").unlink()
     assert "damaged: config.yaml" in semaim("ls", str(place.runs))[1]

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from semaim.config.naming import other_overrides
+from semaim.core.files import adapter
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Origin:
 def origin_of(state: dict[str, Any], ema: bool) -> Origin:
     """Origin of the encoder in a semaim checkpoint; for a fine-tuned model, that of its pretrained encoder."""
     if (pretrained := state["task"].get("origin")) is not None:
-        return Origin(**pretrained)
+        return adapter(Origin).validate_python(pretrained)
     choices, position = state["choices"], state["data_position"]
     options = other_overrides((*choices, "seed", "data.root"), state["overrides"])
     values = {key: choices[key] for key in ("model", "permutation", "target", "data") if key in choices}
@@ -42,7 +43,7 @@ def origin_of(state: dict[str, Any], ema: bool) -> Origin:
         "weights": "moving average" if ema else "",
     }
     metrics = {
-        "epochs": position["epochs"],
+        "epochs": float(position["epochs"]),
         "images_seen": float(position["images_seen"]),
         "device_hours": state["device_seconds"] / 3600,
     }

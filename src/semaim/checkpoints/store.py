@@ -31,7 +31,7 @@ FORMAT = 2  # format 1 lacked the group choices and the task's state
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # file names in folders of timm and transformers
 # Parts of a checkpoint of semaim and their types (docs/architecture.md). Other files have other parts.
 PARTS: dict[str, type | tuple[type, ...]] = {
-    "step": int, "model": dict, "loss": (float, type(None)), "device_seconds": (int, float), "rng": list, "task": dict,
+    "step": int, "architecture": (dict, type(None)), "model": dict, "loss": (float, type(None)), "device_seconds": (int, float), "rng": list, "task": dict,
     "config": dict, "choices": dict, "overrides": list, "data_position": dict,
 }  # fmt: skip
 UPGRADES = {"config": upgraded, "task": upgraded_state}  # of parts that older versions stored otherwise
@@ -42,10 +42,21 @@ def _checksum_file(path: Path) -> Path:
     return path.with_name(path.name + ".sha256")
 
 
+def write_checksum(path: Path, checksum: str) -> None:
+    """Write the SHA-256 checksum of a file, in hexadecimal, beside it."""
+    write_text(_checksum_file(path), f"{checksum}  {path.name}\n")
+
+
 def _stored_checksum(path: Path) -> bytes | None:
     """The checksum in the file beside a checkpoint, empty if that is damaged; None if there is no such file."""
     file = _checksum_file(path)
-    return (*file.read_bytes().split()[:1], b"")[0] if file.exists() else None
+    return (*file.read_bytes().lower().split()[:1], b"")[0] if file.is_file() else None
+
+
+def _is_intact(path: Path) -> bool | None:
+    """Whether a checkpoint has the checksum in the file beside it; None if there is no such file."""
+    stored = _stored_checksum(path)
+    return None if stored is None else path.is_file() and stored == sha256(path).encode()
 
 
 def save(folder: Path, step: int, state: Checkpoint) -> Path:
@@ -65,7 +76,7 @@ def save(folder: Path, step: int, state: Checkpoint) -> Path:
             torch.save({"format": FORMAT, "step": step, **state}, cast(IO[bytes], writer))
             # an earlier checkpoint of this step must not be paired with the new checksum
             path.unlink(missing_ok=True)
-            write_text(_checksum_file(path), f"{writer.hash.hexdigest()}  {path.name}\n")
+            write_checksum(path, writer.hash.hexdigest())
     except CannotWrite as error:
         if not path.exists():
             _checksum_file(path).unlink(missing_ok=True)
@@ -100,7 +111,7 @@ def newest(folder: Path) -> Checkpoint | None:
     """
     damaged = []
     for _, path in reversed(list_steps(folder)):
-        if _stored_checksum(path) == sha256(path).encode():
+        if _is_intact(path):
             return _content(path, "checkpoint")
         damaged.append(path.name)
         log.warning("checkpoint %s is damaged (its checksum does not match); trying the one before", path)
@@ -124,12 +135,12 @@ def load(path: Path, option: str = "checkpoint") -> Checkpoint:
     """
     if not path.is_file():
         raise UserError(f"{option}={path} does not exist")
-    if (stored := _stored_checksum(path)) is not None and stored != sha256(path).encode():
+    if (intact := _is_intact(path)) is False:
         raise UserError(
             f"{option}={path} is damaged: its checksum is not the one in {_checksum_file(path).name}. Copy both files "
             f"again, or choose another checkpoint (a run folder means its newest intact one)"
         )
-    if stored is None and (part := _damaged_part(path)) is not None:
+    if intact is None and (part := _damaged_part(path)) is not None:
         raise UserError(
             f"{option}={path} is damaged: the checksum of its part {part} does not match. Get the file again; if it "
             f"was saved without checksums (torch.serialization.set_crc32_options), save it again with them"
@@ -142,7 +153,7 @@ def _damaged_part(path: Path) -> str | None:
     try:
         with zipfile.ZipFile(path) as archive:
             return archive.testzip()
-    except (zipfile.BadZipFile, OSError, NotImplementedError):  # not an archive, or one that torch.load refuses, too
+    except Exception:  # not an archive, or one with a damaged directory, which torch.load refuses, too
         return None
 
 

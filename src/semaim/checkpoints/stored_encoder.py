@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -14,9 +15,29 @@ from semaim.checkpoints.encoder_weights import EncoderWeights
 from semaim.checkpoints.formats import IMAGENET, Normalisation, unwrapped
 from semaim.checkpoints.origin import Origin, origin_of
 from semaim.checkpoints.two_stream import check_weights, is_two_stream, model_of, select_weights
-from semaim.core.files import read_json
+from semaim.core.files import adapter, read_json
 from semaim.errors import UserError
 from semaim.models.vit import SIZES, build_vit
+
+T = TypeVar("T")
+
+
+def _of_file(read: Callable[[StoredEncoder], T]) -> Callable[[StoredEncoder], T]:
+    """Decorate what reads parts of the file: raise UserError for one that is missing or of another kind."""
+
+    @wraps(read)
+    def method(stored: StoredEncoder) -> T:
+        try:
+            return read(stored)
+        except (UserError, OSError):
+            raise
+        except Exception as error:  # a value of another kind raises any exception where it is used
+            reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+            raise UserError(
+                f"{stored.given} is damaged, was changed, or is of another version ({reason}): choose another"
+            ) from error
+
+    return method
 
 
 @dataclass(eq=False)
@@ -44,6 +65,7 @@ class StoredEncoder:
     option: str = "checkpoint"
     projection: bool = False
 
+    @_of_file
     def __post_init__(self) -> None:
         self.given = f"{self.option}={self.path}"
         self.fine_tuned: dict[str, Any] | None = (self.state.get("architecture") or {}).get("classifier")
@@ -58,6 +80,7 @@ class StoredEncoder:
             raise UserError(f"{self.given} is not from a run of semaim, so it holds no moving average")
 
     @cached_property
+    @_of_file
     def content(self) -> EncoderWeights:
         """Its weights by timm's names, and what rebuilds it.
 
@@ -92,13 +115,14 @@ class StoredEncoder:
         return read_json(file.with_name(name), dict[str, Any]) or {}
 
     @property
+    @_of_file
     def origin(self) -> Origin | None:
         """Its origin, if stored: in semaim checkpoints, and in folders exported by semaim."""
         if "overrides" in self.state:
             store.check_parts(self.state, self.given, sorted(store.PARTS.keys() - {"loss", "model", "rng"}))
             return origin_of(self.state, self.ema)
         exported = self._json_file("config.json").get("semaim", {}).get("origin")
-        return Origin(exported["tags"], exported["metrics"], exported["step"]) if exported else None
+        return adapter(Origin).validate_python(exported) if exported else None
 
     @property
     def _eval_transform(self) -> dict[str, Any]:
@@ -107,22 +131,28 @@ class StoredEncoder:
         return dict(transform)
 
     @property
+    @_of_file
     def normalisation(self) -> Normalisation | None:
         """Colour normalisation of its images; None if unknown."""
         if self.is_foreign:
             preprocessor = self._json_file("preprocessor_config.json")
             if self.content.normalisation is None and {"image_mean", "image_std"} <= preprocessor.keys():
-                return tuple(preprocessor["image_mean"]), tuple(preprocessor["image_std"])
+                return _colours(preprocessor, "image_mean", "image_std")
             return self.content.normalisation
         if not self.is_semaim:
             return IMAGENET  # SemAIM and SAIM
         transform = self._eval_transform
-        return (tuple(transform["mean"]), tuple(transform["std"])) if {"mean", "std"} <= transform.keys() else None
+        return _colours(transform, "mean", "std") if {"mean", "std"} <= transform.keys() else None
 
     @property
+    @_of_file
     def crop_ratio(self) -> float | None:
         """Sides of the centre crop over those that the resized image covers; None if unknown."""
         ratio = self._eval_transform.get(
             "crop_ratio", self._json_file("config.json").get("pretrained_cfg", {}).get("crop_pct")
         )
         return None if ratio is None else float(ratio)
+
+
+def _colours(values: dict[str, Any], mean: str, std: str) -> Normalisation:
+    return tuple(map(float, values[mean])), tuple(map(float, values[std]))

@@ -34,7 +34,7 @@ def stored_part(config: Mapping[str, Any], group: str, given: str, path: Path) -
     """
     if group not in config:
         return None
-    arguments = dict(config[group])
+    arguments = dict(config[group]) if isinstance(config[group], Mapping) else {}
     name = arguments.pop("_target_", None)
     if _came_with(path.resolve(), str(name)):
         raise UserError(

@@ -65,8 +65,8 @@ def read_checkpoint(path: Path, option: str = "checkpoint") -> dict[str, Any]:
 
 def select_weights(state: dict[str, Any], given: str, ema: bool) -> dict[str, Tensor]:
     """The weights in a semaim checkpoint, or their moving average."""
-    weights: dict[str, Tensor] | None = state.get("ema" if ema else "model")
-    if weights is None:
+    weights = state.get("ema" if ema else "model")
+    if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
         missing = "moving average: its run had trainer.ema=false" if ema else "model"
         raise UserError(f"{given} holds no {missing}")
     return weights
@@ -89,7 +89,7 @@ def model_of(state: dict[str, Any], path: Path, num_heads: int | None, ema: bool
         architecture = infer_architecture(weights, num_heads, given)
     try:
         model = AIM(**architecture)
-    except TypeError as error:
+    except Exception as error:  # sizes of another kind raise any exception
         raise UserError(f"{given} describes a model that this version of semaim does not support: {error}") from error
     check_weights(model.state_dict(), weights, given)
     model.load_state_dict(weights)

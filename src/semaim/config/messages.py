@@ -72,7 +72,7 @@ def explain(error: BaseException) -> str | None:
     for link in chain:
         if isinstance(link, UserError):
             return str(link)
-        if isinstance(link, PermissionError) and link.filename:  # the folder of another user
+        if isinstance(link, OSError) and link.filename:  # of another user, a folder in place of a file, a bad disk
             return f"{link.filename}: {link.strerror}"
     text = "\n".join(str(link) for link in chain)
     if match := re.search(r"DataLoader worker \(pid\D*([\d, ]+)\) (.+?)[.\s]*(?:It is|$)", text):

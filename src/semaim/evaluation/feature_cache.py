@@ -28,7 +28,6 @@ from semaim.runs.context import Run
 log = logging.getLogger(__name__)
 CHECKSUMS = "SHA256SUMS"  # in the format of the sha256sum command
 ROWS_PER_COPY = 65536  # rows
-CHECKSUMS = "SHA256SUMS"
 STALE_SECONDS = 7 * 24 * 3600
 
 
@@ -51,30 +50,26 @@ def cached_features(cache: Path | None, fingerprint: str, request: Extraction, r
     images = (request.images.fingerprint(), request.images.place())  # another folder may hold others of the same names
     parts = (fingerprint.encode(), *map(os.fsencode, images), chosen, transform.encode())
     folder = cache / hashlib.sha256(b"\0".join(parts)).hexdigest()[:24]
-    if run.processes.broadcast(run.processes.is_main and _is_complete(folder, len(request.indices))):
+    images_there = run.processes.broadcast(run.processes.is_main and _images_in(folder))
+    if images_there == len(request.indices):
         log.info("%s: features were computed before (%s)", request.title, folder)
     else:
-        if run.processes.is_main and folder.exists() and not _is_intact(folder):
-            log.warning(
-                "%s: the features in %s are damaged, or have no checksums: they are computed again",
-                request.title,
-                folder,
-            )
+        if images_there is None and folder.exists():
+            log.warning("%s: the features in %s are damaged, or have no checksums: they are computed again",
+                        request.title, folder)  # fmt: skip
         _compute(folder, request, run)
     mapped = {file.name[:-4]: np.load(file, mmap_mode="c") for file in sorted(folder.glob("*.npy"))}
     labels, index = (torch.from_numpy(np.array(mapped.pop(name))) for name in ("labels", "index"))
     return Features(mapped, labels, index)
 
 
-def _is_complete(folder: Path, images: int) -> bool:
-    return _is_intact(folder) and len(np.load(folder / "index.npy", mmap_mode="r")) == images
-
-
-def _is_intact(folder: Path) -> bool:
+def _images_in(folder: Path) -> int | None:
+    """The number of images whose features are stored; None if the files are damaged, or not there."""
     try:
-        return (folder / CHECKSUMS).read_text() == _checksums(folder)
+        intact = (folder / CHECKSUMS).read_text() == _checksums(folder)
+        return len(np.load(folder / "index.npy", mmap_mode="r")) if intact else None
     except (OSError, UnicodeDecodeError):
-        return False
+        return None
 
 
 def _checksums(folder: Path) -> str:
@@ -96,7 +91,7 @@ def _compute(folder: Path, request: Extraction, run: Run) -> None:
         if processes.is_main:
             with writing(folder):
                 _merge(temporary, request, processes.world_size)
-                if not _is_complete(folder, len(request.indices)):  # else another run has written it meanwhile
+                if _images_in(folder) != len(request.indices):  # else another run has written it meanwhile
                     shutil.rmtree(folder, ignore_errors=True)
                     temporary.rename(folder)
                     fsync_folder(folder.parent)

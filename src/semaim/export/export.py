@@ -1,8 +1,8 @@
 """Export of an encoder to a folder that timm or transformers loads without semaim.
 
-The folder holds `model.safetensors`, `config.json` and a model card. A fine-tuned classifier keeps its head. The
-checkpoint is a run folder, a checkpoint file, or a file of another project, as for evaluations. The exported folder is
-also a checkpoint.
+The folder holds `model.safetensors` with its checksum, `config.json` and a model card. A fine-tuned classifier keeps
+its head. The checkpoint is a run folder, a checkpoint file, or a file of another project, as for evaluations. The
+exported folder is also a checkpoint.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ from textwrap import indent
 
 from safetensors.torch import save as safetensors_bytes
 
+from semaim.checkpoints.store import write_checksum
 from semaim.checkpoints.stored_encoder import StoredEncoder
 from semaim.checkpoints.two_stream import read_checkpoint
 from semaim.config.follow_ups import value_text
-from semaim.core.files import atomic, fsync_folder, write_json, write_text
+from semaim.core.files import HashingWriter, atomic, fsync_folder, write_json, write_text
 from semaim.core.formatting import count, printable, program
 from semaim.errors import UserError
 from semaim.export.formats import FORMATS, Content, Model
@@ -98,7 +99,7 @@ def check_output(output: Path, content: Content, overwrite: bool) -> None:
         return
     if not overwrite:
         raise UserError(f"--output {output} exists: choose another folder, or replace it with --overwrite")
-    known = {WEIGHTS, CARD, *content.settings, "preprocessor_config.json"}
+    known = {WEIGHTS, f"{WEIGHTS}.sha256", CARD, *content.settings, "preprocessor_config.json"}
     if not output.is_dir() or (unknown := sorted(file.name for file in output.iterdir() if file.name not in known)):
         problem = f"holds {unknown[0]}" if output.is_dir() else "is a file"
         raise UserError(f"--output {output} {problem}, which no export wrote, so it is not replaced: choose another")
@@ -116,7 +117,9 @@ def write(output: Path, content: Content, text: str) -> None:
         temporary.mkdir(parents=True)
         weights = {name: value.contiguous() for name, value in content.weights.items()}
         with atomic(temporary / WEIGHTS) as file:
-            file.write(safetensors_bytes(weights, {"format": "pt"}))
+            writer = HashingWriter(file)
+            writer.write(safetensors_bytes(weights, {"format": "pt"}))
+        write_checksum(temporary / WEIGHTS, writer.hash.hexdigest())
         for name, value in content.settings.items():
             write_json(temporary / name, value)
         write_text(temporary / CARD, text)

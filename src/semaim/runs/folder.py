@@ -16,6 +16,7 @@ import logging
 import os
 import socket
 import struct
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -191,10 +192,10 @@ class RunFolder:
         path, remedy = self.path / "status.json", "move it away, then the run continues from its last checkpoint"
         if (status := read_json(path, Status, remedy)) is None:
             return {}
-        if "state" not in status or (status["state"] == "finished") > (
-            status.get("metric") in status.get("result", ())
-        ):
-            raise DamagedFile(path, "it lacks the state, or the result", remedy)
+        result = status.get("result", {})
+        lacks = "state" not in status or (status["state"] == "finished") > (status.get("metric") in result)
+        if lacks or not all(abs(value) <= sys.float_info.max for value in result.values()):
+            raise DamagedFile(path, "it lacks the state, or a finite result", remedy)
         return status
 
     def starts(self) -> list[Start]:

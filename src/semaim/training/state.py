@@ -69,7 +69,7 @@ class TrainingState:
             if self.ema is not None:
                 self.ema.module.load_state_dict(state["ema"])
             self.optimizer.load_state_dict(state["optimizer"])
-        except (RuntimeError, ValueError) as error:
+        except Exception as error:  # values of another kind raise any exception
             raise UserError(f"the checkpoint is of another architecture than the model: {error}") from error
         if state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
