@@ -57,6 +57,9 @@ INSIDE: dict[str, Callable[[dict[str, Any]], object]] = {
     "a classifier without sizes": lambda content: content.update(architecture={"classifier": {}}),
     "width 0": lambda content: content["architecture"].update(embed_dim=0),
     "a number for a weight": lambda content: content["model"].update(pos_embed=5),
+    "whole numbers for weights": lambda content: content["model"].update(
+        pos_embed=content["model"]["pos_embed"].char()
+    ),
     "no run folder": lambda content: content["config"].pop("run_dir"),
     "data are a list": lambda content: content["config"].update(data=[]),
     "a text for colours": lambda content: content["config"]["data"]["eval_transform"].update(mean=["a"] * 3),
@@ -80,10 +83,18 @@ def test_a_change_inside_of_a_part_is_told(checkpoint: Path, tmp_path: Path, cha
         use()
 
 
-@pytest.mark.parametrize("change", list(INSIDE)[:4])
+@pytest.mark.parametrize("change", list(INSIDE)[:5])
 def test_a_model_with_such_a_change_is_not_loaded(checkpoint: Path, tmp_path: Path, change: str) -> None:
     content = torch.load(checkpoint, weights_only=True)
     INSIDE[change](content)
     torch.save(content, tmp_path / "copy.pt")
     with pytest.raises(UserError, match=rf"^checkpoint={re.escape(str(tmp_path))}/copy.pt "):
         load_model(tmp_path / "copy.pt")
+
+
+def test_weights_of_8_bits_are_read(checkpoint: Path, tmp_path: Path) -> None:
+    content = torch.load(checkpoint, weights_only=True)
+    small = content["model"]["pos_embed"].to(torch.float8_e4m3fn)
+    content["model"]["pos_embed"] = small
+    torch.save(content, tmp_path / "copy.pt")
+    assert load_model(tmp_path / "copy.pt").state_dict()["pos_embed"].equal(small.float())

@@ -31,8 +31,9 @@ FORMAT = 2  # format 1 lacked the group choices and the task's state
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # file names in folders of timm and transformers
 # Parts of a checkpoint of semaim and their types (docs/architecture.md). Other files have other parts.
 PARTS: dict[str, type | tuple[type, ...]] = {
-    "step": int, "architecture": (dict, type(None)), "model": dict, "loss": (float, type(None)), "device_seconds": (int, float), "rng": list, "task": dict,
-    "config": dict, "choices": dict, "overrides": list, "data_position": dict,
+    "step": int, "architecture": (dict, type(None)), "model": dict, "loss": (float, type(None)),
+    "device_seconds": (int, float), "rng": list, "task": dict, "config": dict, "choices": dict, "overrides": list,
+    "data_position": dict,
 }  # fmt: skip
 UPGRADES = {"config": upgraded, "task": upgraded_state}  # of parts that older versions stored otherwise
 Checkpoint = dict[str, Any]

@@ -134,7 +134,7 @@ def check_finite(weights: Mapping[str, Tensor], given: str) -> None:
 
 
 def mismatch(expected: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> str | None:
-    """Describe missing and unexpected weights and those of another shape; None if all match."""
+    """Describe missing and unexpected weights and those of another shape or type; None if all match."""
     missing = sorted(expected.keys() - weights.keys())
     unexpected = sorted(weights.keys() - expected.keys())
     shapes = [
@@ -142,9 +142,19 @@ def mismatch(expected: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> s
         for name in expected.keys() & weights.keys()
         if weights[name].shape != expected[name].shape
     ]
+    types = [
+        f"{name} is {weights[name].dtype}"
+        for name in sorted(expected.keys() & weights.keys())
+        if weights[name].is_floating_point() != expected[name].is_floating_point()
+    ]
     parts = [
         f"{len(names)} {problem}: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
-        for problem, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", sorted(shapes)))
+        for problem, names in (
+            ("missing", missing),
+            ("unexpected", unexpected),
+            ("of another shape", sorted(shapes)),
+            ("of another type", types),
+        )
         if names
     ]
     return "; ".join(parts) or None

@@ -19,7 +19,7 @@ def non_finite(content: Any) -> list[str]:
         content: nested dictionaries and lists.
     """
     tensors = {
-        name: value
+        name: value if value.element_size() > 1 else value.float()  # torch cannot sum numbers of 8 bits
         for name, value in _named_tensors(content)
         if value.is_floating_point() and value.numel() and not value.is_meta
     }
