@@ -44,7 +44,7 @@ def stored_part(config: Mapping[str, Any], group: str, given: str, path: Path) -
     try:
         kind = get_class(name)
     except Exception as error:  # an import may raise any exception
-        reason = str(error).splitlines()[-1]
+        reason = (str(error).splitlines() or [type(error).__name__])[-1]
         raise UserError(
             f"{given} was trained with {group} {name}, which cannot be imported ({reason}): put the folder of its "
             f"module on PYTHONPATH"

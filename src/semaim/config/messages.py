@@ -69,10 +69,11 @@ def _chain(error: BaseException) -> list[BaseException]:
 def explain(error: BaseException) -> str | None:
     """The message for an error that the user can fix, or None for a bug."""
     chain = _chain(error)
+    stated = {error, *(link.__cause__ for link in chain)}  # others may be handled errors before a bug
     for link in chain:
         if isinstance(link, UserError):
             return str(link)
-        if isinstance(link, OSError) and link.filename:  # of another user, a folder in place of a file, a bad disk
+        if isinstance(link, OSError) and link.filename and link in stated:  # another user's, a folder, a bad disk
             return f"{link.filename}: {link.strerror}"
     text = "\n".join(str(link) for link in chain)
     if match := re.search(r"DataLoader worker \(pid\D*([\d, ]+)\) (.+?)[.\s]*(?:It is|$)", text):
