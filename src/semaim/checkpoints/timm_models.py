@@ -12,6 +12,7 @@ import timm
 from huggingface_hub import constants
 
 from semaim.core.locks import one_at_a_time
+from semaim.errors import CannotWrite
 
 log = logging.getLogger(__name__)
 MAX_REASON = 250  # characters of a reason given by timm or the hub
@@ -42,7 +43,7 @@ def create(name: str, pretrained: bool, **settings: Any) -> Any:
                 log.info(
                     "%s: fetching its weights from the hub; without a network this fails after about a minute", name
                 )
-                with suppress(OSError):  # a cache that cannot be written needs no lock
+                with suppress(OSError, CannotWrite):  # a cache that cannot be written needs no lock
                     stack.enter_context(one_at_a_time(_lock_file(name), f"fetching of {name}", then_together=True))
             return timm.create_model(name, pretrained=pretrained, **settings)
     except Exception as error:  # timm raises various exceptions for a missing name, network or file

@@ -21,7 +21,7 @@ from semaim.core.locks import one_at_a_time
 from semaim.data.folders import EXTENSIONS, Listing
 from semaim.data.image_sets import ArrayImages, FileImages, Splits, mask_name
 from semaim.data.layouts import Layout, Part, parts
-from semaim.errors import UserError
+from semaim.errors import CannotWrite, UserError
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ def digits(side: int = 32, val_fraction: float = 0.2) -> Splits:
 
 
 # Errors of torchvision for data that are missing, incomplete or damaged, and for downloads that fail.
-FETCHING = (OSError, RuntimeError, EOFError, HTTPException, TarError)
+FETCHING = (OSError, RuntimeError, EOFError, HTTPException, TarError, CannotWrite)
 
 
 def _torchvision_set(make: Callable[[bool], Any], name: str, root: str, download: bool) -> Any:

@@ -11,14 +11,12 @@ runs/<name>/config.yaml         the configuration with interpolations resolved
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import socket
-import struct
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NotRequired
 
@@ -27,14 +25,14 @@ from typing_extensions import TypedDict
 
 from semaim.config.naming import differences
 from semaim.config.old_versions import upgraded
-from semaim.core.files import adapter, first_problem, read_json, write_json, write_text, writing
+from semaim.core import locks
+from semaim.core.files import adapter, first_problem, read_json, write_json, write_text
 from semaim.core.slurm_job import this_job
 from semaim.errors import DamagedFile, UserError
 from semaim.runs.provenance import Start
 from semaim.runs.status import RunState, Status, StoredState
 
 log = logging.getLogger(__name__)
-FLOCK = "hhqqi4x"  # struct flock of Linux: type, whence, start, length, process
 
 
 class _Environment(TypedDict):
@@ -92,27 +90,13 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"the run folder {self.path} cannot be made ({error}): set runs_dir") from error
-        with writing(self.path / ".lock"):
-            flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW  # no link to another file of the user
-            descriptor = os.open(self.path / ".lock", flags, 0o666)
-            file = open(descriptor, "a+", encoding="utf-8", errors="replace")  # noqa: SIM115 - until unlock
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):
-            file.seek(0)
-            holder = file.read().strip() or "another process"
-            file.close()
-            raise UserError(
-                f"the run folder {self.path} is in use by {holder}: wait for it, stop it, or give this run another "
-                f"name with run_name=..."
-            ) from None
-        except OSError as error:
-            log.warning(
-                "the file system of %s has no locks (%s): take care not to start this run twice", self.path, error
-            )
-        with suppress(OSError):  # only for messages: `semaim rm` works on a full disk
-            file.truncate(0)
-            os.write(file.fileno(), f"process {os.getpid()} on {socket.gethostname()}".encode())
+        file = locks.opened(self.path / ".lock")
+        if not locks.taken(file):
+            with file:
+                raise UserError(
+                    f"the run folder {self.path} is in use by {locks.holder(file)}: wait for it, stop it, or give this "
+                    f"run another name with run_name=..."
+                )
         self._lock_file = file
 
     def unlock(self) -> None:
@@ -137,17 +121,8 @@ class RunFolder:
 
     def is_locked(self) -> bool:
         """Whether another live process holds the lock. This only asks, so it needs no permission to write."""
-        if self.is_held:  # opening and closing the file again would release the lock
-            return False
-        try:
-            with open(self.path / ".lock", "rb") as file:
-                asked = struct.pack(FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
-                answer = fcntl.fcntl(file, fcntl.F_GETLK, asked)
-        except FileNotFoundError:
-            return False
-        except OSError:
-            return True
-        return bool(struct.unpack(FLOCK, answer)[0] != fcntl.F_UNLCK)
+        # not of a held one: opening and closing the file again would release it
+        return not self.is_held and locks.taken_elsewhere(self.path / ".lock")
 
     def process_is_gone(self) -> bool:
         """Whether the status says that the run is running although no process holds the folder."""

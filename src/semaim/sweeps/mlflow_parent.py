@@ -13,13 +13,14 @@ from omegaconf import OmegaConf
 
 from semaim.core.files import if_possible, writable, write_json, write_text
 from semaim.core.formatting import program
+from semaim.core.locks import one_at_a_time
 from semaim.core.tables import markdown_table
 from semaim.runs.journal import Journal
 from semaim.runs.status import MLflowStatus
 from semaim.sweeps.states import PointState, journal_tail
 from semaim.sweeps.sweep import FILE, Sweep, labels, swept
 from semaim.sweeps.table import write_results
-from semaim.tracking.delivery import deliver, locked
+from semaim.tracking.delivery import deliver
 from semaim.tracking.run_page import MAX_TAG_CHARACTERS, NOTE, command_block
 
 FINISHED, FAILED = "sweep/finished", "sweep/failed"
@@ -67,7 +68,7 @@ def _write_update(sweep: Sweep, point_states: Sequence[PointState]) -> None:
         write_results(sweep, point_states)
     if not sweep.folder.journal.is_file():  # of a single point
         return
-    with locked(sweep.path / ".journal.lock"):  # `semaim status` may update at the same time
+    with one_at_a_time(sweep.path / ".journal.lock", "writing of a summary"):  # `semaim status` does so, too
         if not _journal_changes(sweep, point_states, over):
             return
     deliver(sweep.folder)

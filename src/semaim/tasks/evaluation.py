@@ -15,6 +15,7 @@ from semaim.checkpoints.encoder_source import EncoderSource, fingerprint
 from semaim.checkpoints.origin import Origin
 from semaim.config.run_spec import RunSpec
 from semaim.core.image_size import pair
+from semaim.core.locks import one_at_a_time
 from semaim.data.image_data import ImageData
 from semaim.data.image_sets import ImageSet
 from semaim.data.transforms import Transform
@@ -28,7 +29,7 @@ from semaim.runs.context import Run
 from semaim.runs.folder import RunFolder
 from semaim.runs.journal import Journal
 from semaim.tasks.task import RunCost, Task
-from semaim.tracking.delivery import deliver, locked
+from semaim.tracking.delivery import deliver
 from semaim.training.optimizers import Optimization
 from semaim.training.settings import TrainerSettings
 from semaim.training.step import TrainingTask
@@ -200,7 +201,7 @@ def log_to_pretraining(folder: RunFolder, step: int, metrics: Mapping[str, float
     """
     if folder.state() != "finished" or folder.is_locked():
         return
-    with locked(folder.path / ".journal.lock"):  # evaluations that end at the same time
+    with one_at_a_time(folder.path / ".journal.lock", "writing of a result"):  # evaluations that end together
         journal = Journal(folder.journal)
         journal.log(step, metrics)
         journal.close()

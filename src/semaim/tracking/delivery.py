@@ -7,7 +7,6 @@ same on request.
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import time
 import uuid
@@ -17,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from semaim.config.naming import flatten
-from semaim.core.files import write_json, writing
+from semaim.core.files import write_json
+from semaim.core.locks import one_at_a_time
 from semaim.core.store_address import SQLITE, check_experiment
 from semaim.errors import DamagedFile, UserError
 from semaim.runs.folder import RunFolder
@@ -98,7 +98,7 @@ class Delivery:
             with _database_locked(self.state["uri"]):
                 self._client = MlflowClient(client_uri(self.state["uri"]))
                 self._client.search_experiments(max_results=1)
-        with locked(self.folder.path / ".mlflow.lock"):
+        with one_at_a_time(self.folder.path / ".mlflow.lock", f"sending of {self.folder.path} to MLflow"):
             self.state |= self.folder.tracked() or {}
             if self.state["run_id"] is None:
                 self._open_run()
@@ -246,16 +246,6 @@ def deliver(folder: RunFolder) -> None:
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock on a file."""
-    with writing(path):
-        file = open(path, "a")  # noqa: SIM115 - closed below; it may be a link in a folder from elsewhere
-    with file:
-        fcntl.lockf(file, fcntl.LOCK_EX)
-        yield
-
-
-@contextmanager
 def _database_locked(uri: str) -> Iterator[None]:
     """Hold a lock while a SQLite file is created: opening an incomplete file fails."""
     if not uri.startswith(SQLITE):
@@ -263,5 +253,5 @@ def _database_locked(uri: str) -> Iterator[None]:
         return
     database = Path(uri.removeprefix(SQLITE))
     database.parent.mkdir(parents=True, exist_ok=True)
-    with locked(database.with_name(database.name + ".lock")):
+    with one_at_a_time(database.with_name(database.name + ".lock"), f"creation of {database}"):
         yield
