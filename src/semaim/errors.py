@@ -35,6 +35,8 @@ class CannotWrite(UserError):
     def __init__(self, path: Path, error: OSError) -> None:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         remedy = "make room" if full else "get the permission, or choose another folder"
+        if error.errno == errno.ENOENT:
+            remedy = "restore it"
         reason = error.strerror or type(error).__name__
         super().__init__(f"{path} cannot be written ({reason}): {remedy}, then type the same command again")
 

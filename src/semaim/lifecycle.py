@@ -7,7 +7,7 @@ import math
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -152,8 +152,7 @@ def _open_run(
     try:
         with logged_to(folder.path / "run.log") as run_log:
             log.info("run folder: %s", relative_to_cwd(folder.path))
-            run.journal = Journal(folder.journal)
-            with _end_recorded(run, run.journal, tracking, run_log):
+            with closing(Journal(folder.journal)) as run.journal, _end_recorded(run, run.journal, tracking, run_log):
                 yield run
     finally:
         folder.unlock()
@@ -164,7 +163,7 @@ def _end_recorded(run: Run, journal: Journal, tracking: Any, run_log: logging.Ha
     """Write the status before and after a block, and deliver the journal, however the block ends."""
     journal.status("RUNNING")
     run.folder.set_status("running", **_progress(run.folder))
-    wait = True
+    wait, failure = True, ""
     try:
         tracking.start(run.folder, journal)
         yield
@@ -179,15 +178,18 @@ def _end_recorded(run: Run, journal: Journal, tracking: Any, run_log: logging.Ha
         with suppress(CannotWrite):  # on a full disk the first error is the one to report
             run.folder.set_status(state, error=message, **_progress(run.folder))
             journal.status(MLFLOW_STATUS[state])
-        message = f"the run ends as {state}: {message}"
-        run_log.handle(logging.makeLogRecord({"msg": message, "exc_info": None if stopped else sys.exc_info()}))
+        failure = f"the run ends as {state}: {message}"
+        run_log.handle(logging.makeLogRecord({"msg": failure, "exc_info": None if stopped else sys.exc_info()}))
         run.stop.at_once = None  # no step ends any more: Ctrl-C while metrics are delivered acts at once
         raise
     else:
         journal.status("FINISHED")
     finally:
-        tracking.finish(wait)
-        journal.close()
+        try:
+            tracking.finish(wait)
+        except KeyboardInterrupt:
+            log.error(failure or "the run is finished")  # else the last words would be those on the interruption
+            raise
 
 
 def _progress(folder: RunFolder) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 from collections.abc import Iterator
@@ -46,16 +47,36 @@ def test_where_nothing_is_saved_the_first_ctrl_c_stops(stop: StopRequest, capfd:
     with pytest.raises(KeyboardInterrupt):
         send(signal.SIGINT)
     assert stop.name == "SIGINT"
-    assert capfd.readouterr().err == "stopping at once: there was nothing to save; the same command continues\n"
+    assert capfd.readouterr().err == "stopping at once: no step is lost; the same command continues\n"
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2], ids=lambda number: number.name)
-def test_the_first_signal_of_a_scheduler_is_told_once(
+@pytest.mark.parametrize("number", [each for each in SIGNALS if each != signal.SIGINT], ids=lambda number: number.name)
+def test_the_first_signal_of_a_scheduler_or_a_closed_terminal_is_told_once(
     number: signal.Signals, stop: StopRequest, capfd: pytest.CaptureFixture[str]
 ) -> None:
     send(number)
     send(number)
     assert (stop.name, capfd.readouterr().err) == (number.name, f"{number.name}: stopping soon\n")
+
+
+@pytest.mark.usefixtures("stop")
+def test_a_closed_terminal_cannot_be_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def closed(*_: object) -> None:
+        raise OSError(errno.EIO, "")
+
+    monkeypatch.setattr(os, "write", closed)
+    send(signal.SIGHUP)
+
+
+def test_nohup_is_respected() -> None:
+    previous = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        stop = StopRequest()
+        send(signal.SIGHUP)
+        stop.restore()
+        assert (stop.requested, signal.getsignal(signal.SIGHUP)) == (False, signal.SIG_IGN)
+    finally:
+        signal.signal(signal.SIGHUP, previous)
 
 
 def test_one_of_several_processes_speaks(

@@ -31,8 +31,8 @@ from support.waiting import PATIENCE, wait_for
 PLAN = StepPlan(30, 10, 0)
 
 
-def batches(transform: Callable[[Any], Tensor], **how: Any) -> Iterator[Batch]:
-    return training_batches(TrainingImages(noise(), transform, 0), PLAN, range(100), *loading(2, **how))
+def batches(transform: Callable[[Any], Tensor], processes: int = 2, **how: Any) -> Iterator[Batch]:
+    return training_batches(TrainingImages(noise(), transform, 0), PLAN, range(100), *loading(processes, **how))
 
 
 def stuck(_: Any) -> Tensor:
@@ -118,14 +118,42 @@ def test_a_full_shared_memory_is_told_by_the_worker(monkeypatch: pytest.MonkeyPa
 # Workers
 
 
-def test_a_batch_that_does_not_come_ends_the_run() -> None:
+@pytest.mark.parametrize("processes", [0, 2])
+def test_a_batch_that_does_not_come_ends_the_run(processes: int) -> None:
     with pytest.raises(UserError, match=r"no batch of images came within data.timeout_seconds=0.3: "):
-        next(batches(stuck, seconds=0.3))
+        next(batches(stuck, processes, seconds=0.3))
 
 
-def test_a_signal_is_heard_while_no_images_come() -> None:
+@pytest.mark.parametrize("processes", [0, 2])
+def test_a_signal_is_heard_while_no_images_come(processes: int) -> None:
     with pytest.raises(Interrupted, match=r"^stopped by SIGTERM while no images came$"):
-        next(batches(stuck, stopped_by="SIGTERM"))
+        next(batches(stuck, processes, stopped_by="SIGTERM"))
+
+
+def test_a_pause_of_all_processes_is_no_wait() -> None:
+    class Loaded:
+        _workers = ()
+        paused = False
+
+        def __next__(self) -> str:
+            if self.paused:
+                return "batch"
+            self.paused = True
+            time.sleep(0.2)  # as by Ctrl-Z
+            raise RuntimeError("DataLoader timed out after 0.05 seconds")
+
+    assert next(workers.Awaited(Loaded(), 0.15, loading(2)[2])) == "batch"
+
+
+def test_a_stopped_worker_does_not_keep_the_program_from_its_end() -> None:
+    loaded = batches(stuck).loaded
+    worker = loaded._workers[0]
+    os.kill(worker.pid, signal.SIGSTOP)
+    handler = signal.getsignal(signal.SIGCHLD)
+    workers._kill_workers()
+    worker.join(PATIENCE)
+    signal.signal(signal.SIGCHLD, handler)
+    assert worker.exitcode == -signal.SIGKILL
 
 
 def test_after_a_signal_a_batch_that_comes_is_used(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from semaim.config.naming import MAY_DIFFER, differences, flatten, run_name
-from semaim.errors import UserError
+from semaim.errors import CannotWrite, UserError
 from semaim.runs.folder import RunFolder
 
 CHOICES = {"task": "pretrain", "data": "digits", "model": "aim_tiny", "permutation": "raster", "trainer": "small"}
@@ -260,3 +260,19 @@ def test_checking_a_lock_does_not_release_it(tmp_path):
     assert "is in use by process" in second.stderr
     folder.unlock()
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_run_notices_that_its_folder_was_deleted_or_renamed(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    folder.lock()
+    folder.set_status("running", step=1)
+    folder.path.rename(tmp_path / "other")
+    with pytest.raises(CannotWrite, match=r"was deleted or renamed during the run\): restore it, then type"):
+        folder.set_status("running", step=2)
+    assert not folder.path.exists()
+    second = RunFolder(tmp_path / "run")
+    second.lock()
+    with pytest.raises(CannotWrite):
+        folder.set_status("running", step=2)
+    assert not second.status()
+    folder.unlock(), second.unlock()

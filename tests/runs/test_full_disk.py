@@ -18,6 +18,7 @@ from semaim.evaluation.feature_cache import cached_features
 from semaim.lifecycle import execute, session
 from semaim.runs import journal, run_log
 from semaim.runs.folder import RunFolder
+from semaim.training import loop
 from support.caching import Encoder, wanted
 from support.commands import SMALL
 from support.damaging import semaim, told
@@ -72,6 +73,18 @@ def test_a_full_disk_at_each_stage(tmp_path: Path, full: Callable[[str], None], 
     monkeypatch.undo()
     assert told(run)[0] == 0
     assert RunFolder(tmp_path / "run").status()["state"] == "finished"
+
+
+def test_a_folder_that_is_renamed_during_training_is_not_made_again(tmp_path: Path, monkeypatch) -> None:
+    def renamed(*_: Any) -> bool:
+        (tmp_path / "run").rename(tmp_path / "other")
+        return True
+
+    monkeypatch.setattr(loop, "checkpoint_is_due", renamed)
+    code, said = told(command(tmp_path, "trainer.max_steps=2"))
+    assert code == 1
+    assert "/run cannot be written (it was deleted or renamed during the run): restore it" in said
+    assert [path.name for path in tmp_path.iterdir()] == ["other"]
 
 
 def test_run_log_is_not_required(tmp_path: Path, full: Callable[[str], None]) -> None:

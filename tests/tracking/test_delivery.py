@@ -7,7 +7,12 @@ once, tags, artifacts and images. test_delivery_again.py has killed and continue
 from __future__ import annotations
 
 import json
+import os
+import re
 import shutil
+import signal
+import subprocess
+import sys
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -17,12 +22,15 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from semaim.config.naming import flatten
+from semaim.core import locks
 from semaim.core.formatting import program
+from semaim.errors import UserError
 from semaim.runs.folder import RunFolder
 from semaim.runs.journal import Journal
 from semaim.tracking.delivery import Delivery, parameters
+from semaim.tracking.mlflow import NoTracking
 from semaim.tracking.store import SQLITE
-from support.commands import journal, started, status
+from support.commands import SMALL, journal, started, status
 from support.in_process import run_here
 from support.tracked import (
     TINY,
@@ -33,6 +41,8 @@ from support.tracked import (
     points_shown,
 )
 from support.waiting import PATIENCE
+
+HOLD = "import fcntl, sys; file = open(sys.argv[1], 'a'); fcntl.lockf(file, fcntl.LOCK_EX); print(flush=True); input()"
 
 
 def test_finished_run_is_complete(finished: tuple[Path, Any], tmp_path: Path) -> None:
@@ -186,3 +196,29 @@ def test_images_over_steps_have_the_paths_that_mlflow_expects(
     assert store.get_run(theirs).data.tags["mlflow.loggedImages"] == "True"
     assert store.get_run(run_id).data.tags["mlflow.loggedImages"] == "True"
     assert_shows_all(store, folder, "FINISHED")
+
+
+def test_a_process_that_holds_the_delivery_is_not_waited_for_without_end(
+    tmp_path: Path, finished: tuple[Path, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(locks, "WAIT_SECONDS", 0.1)
+    shutil.copytree(finished[0], tmp_path / "run")
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, tmp_path / "run" / ".mlflow.lock"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        with pytest.raises(UserError, match=r"has held .*\.mlflow\.lock for 0 s \(sending of .*run to MLflow\)"):
+            Delivery(RunFolder(tmp_path / "run"), f"{SQLITE}{tmp_path}/mlflow.db").deliver()
+        process.kill()
+
+
+def test_ctrl_c_during_the_last_delivery_does_not_hide_why_the_run_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(NoTracking, "finish", lambda *_: os.kill(os.getpid(), signal.SIGINT))
+    options = (*SMALL, "optimizer.base_lr=1e30", "trainer.warmup_epochs=0", "run_name=run")
+    assert run_here(tmp_path, *options) == 130
+    said = capsys.readouterr().err
+    assert re.search(r"the run ends as failed: the loss of .* is not finite at step .*\ninterrupted\n$", said)
+    assert status(tmp_path / "runs" / "run")["state"] == "failed"

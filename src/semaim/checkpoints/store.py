@@ -98,7 +98,7 @@ def prune(folder: Path, keep: int, is_milestone: Callable[[int], bool]) -> None:
     """Delete all checkpoints except the newest `keep` and the milestones."""
     for step, path in list_steps(folder)[:-keep]:
         if not is_milestone(step):
-            path.unlink()
+            path.unlink(missing_ok=True)
             _checksum_file(path).unlink(missing_ok=True)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
@@ -16,7 +16,8 @@ if TYPE_CHECKING:  # imports torch
     from semaim.core.distributed import Processes
 
 # SLURM sends SIGUSR2 to a semaim job before its time limit, and SIGTERM when it preempts or cancels the job.
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+# A terminal that is closed sends SIGHUP.
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
 
 
 _interruptions: list[KeyboardInterrupt] = []  # of this program
@@ -50,7 +51,8 @@ def say(text: str) -> None:
     """Write a line to standard error, from a handler: it may interrupt another write."""
     if os.environ.get("RANK", "0") == "0":  # torchrun starts several processes
         erase = "\r\x1b[2K" if os.isatty(2) else ""  # the status line
-        os.write(2, f"{erase}{text}\n".encode())
+        with suppress(OSError):  # the terminal is closed
+            os.write(2, f"{erase}{text}\n".encode())
 
 
 class StopRequest:
@@ -69,7 +71,8 @@ class StopRequest:
             raise _interruptions[-1]
         self.name: str | None = None
         self.at_once: Callable[[], str] | None = None
-        self.previous = {signum: signal.signal(signum, self._handle) for signum in SIGNALS}
+        heard = [s for s in SIGNALS if s != signal.SIGHUP or signal.getsignal(s) != signal.SIG_IGN]  # nohup ignores it
+        self.previous = {signum: signal.signal(signum, self._handle) for signum in heard}
 
     @property
     def requested(self) -> bool:
@@ -80,7 +83,7 @@ class StopRequest:
         first = self.name is None
         if signum == signal.SIGINT and (self.at_once is None or not first):
             self.name = self.name or "SIGINT"
-            lost = "there was nothing to save" if self.at_once is None else self.at_once()
+            lost = "no step is lost" if self.at_once is None else self.at_once()
             say(f"stopping at once: {lost}; the same command continues")
             _interrupt(lost)
         if self.name != "SIGUSR2":  # at the time limit, SIGTERM follows SIGUSR2

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
+from contextlib import suppress
 from textwrap import indent
 from typing import Any
 
@@ -40,8 +41,9 @@ class StatusLine:
             return
         if last or time.monotonic() - self._drawn > 0.1:
             self._drawn = time.monotonic()
-            sys.stderr.write(f"\r\x1b[2K{text}" + ("\n" if last else ""))
-            sys.stderr.flush()
+            with suppress(OSError):  # the terminal is closed
+                sys.stderr.write(f"\r\x1b[2K{text}" + ("\n" if last else ""))
+                sys.stderr.flush()
 
 
 class LineFormatter(logging.Formatter):
@@ -61,8 +63,9 @@ class ScreenHandler(logging.StreamHandler):  # type: ignore[type-arg]
     """Stream handler that erases the status line before it writes a record."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        if self.stream.isatty():
-            self.stream.write("\r\x1b[2K")
+        with suppress(OSError):  # the terminal is closed
+            if self.stream.isatty():
+                self.stream.write("\r\x1b[2K")
         super().emit(record)
 
 

@@ -27,7 +27,7 @@ class ImageData:
         train_transform: PIL image to normalised tensor, augmented.
         eval_transform: the same without augmentation.
         num_workers: loading processes per training process, at most the usable CPUs; 0 loads in the training process.
-        timeout_seconds: longest wait for a batch of these processes.
+        timeout_seconds: longest wait for a batch.
         max_unreadable: distinct unreadable images that are skipped before the run ends.
         val_fraction: share of every class of the training images to hold out, if the source has no held-out images.
         val_seed: seed of this split.

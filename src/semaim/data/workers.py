@@ -5,10 +5,11 @@ A batch passes from a worker to the training process through /dev/shm, which is 
 
 from __future__ import annotations
 
+import atexit
+import multiprocessing
 import os
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -34,7 +35,7 @@ class Loading:
 
     Attributes:
         num_workers: loading processes per training process, at most the usable CPUs; 0 loads in the training process.
-        timeout_seconds: longest wait for a batch of a worker.
+        timeout_seconds: longest wait for a batch.
         image_bytes: size of a transformed image.
         needed: shared memory in bytes, on each node, that training may fill.
     """
@@ -126,6 +127,10 @@ def _same(batch: Any) -> Any:
     return batch
 
 
+class NoBatch(BaseException):
+    """No batch came in time. As no `Exception`, it is not taken for the reason why the image is unreadable."""
+
+
 class Awaited(Iterator[Any]):
     """An iterator of batches that does not wait without end.
 
@@ -147,29 +152,46 @@ class Awaited(Iterator[Any]):
             Interrupted: if a signal was received and no batch comes.
             UserError: if no batch comes in time, or the worker could not load it.
         """
-        deadline = time.monotonic() + self.seconds
-        while True:
-            try:
-                batch = next(self.loaded)
-                break
-            except RuntimeError as error:
-                if "DataLoader timed out" not in str(error):
-                    raise
+        self.left = self.seconds
+        try:
+            batch = self._from_workers() if hasattr(self.loaded, "_workers") else self._loaded_here()
+        except NoBatch:
             if self.stop.requested:
-                deadline = min(deadline, time.monotonic() + GRACE_SECONDS)
-            if time.monotonic() >= deadline:
-                raise self._no_batch()
+                raise Interrupted(f"stopped by {self.stop.name} while no images came") from None
+            raise UserError(
+                f"no batch of images came within data.timeout_seconds={self.seconds:g}: is the storage of the data "
+                f"reachable? If it is only slow, raise data.timeout_seconds or data.num_workers"
+            ) from None
         if isinstance(batch, Failure):
             raise UserError(batch.reason)
         return batch
 
-    def _no_batch(self) -> Exception:
+    def _from_workers(self) -> Any:
+        while True:
+            try:
+                return next(self.loaded)
+            except RuntimeError as error:
+                if "DataLoader timed out" not in str(error):
+                    raise
+            self._waited(POLL_SECONDS)
+
+    def _loaded_here(self) -> Any:
+        interval = min(GRACE_SECONDS, self.seconds)
+        previous = signal.signal(signal.SIGALRM, lambda *_: self._waited(interval))
+        signal.setitimer(signal.ITIMER_REAL, interval, interval)
+        try:
+            return next(self.loaded)
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, previous)
+
+    def _waited(self, seconds: float) -> None:
+        """Count the time that a batch is awaited. A clock would go on during Ctrl-Z, or `scontrol suspend`."""
         if self.stop.requested:
-            return Interrupted(f"stopped by {self.stop.name} while no images came")
-        return UserError(
-            f"no batch of images came within data.timeout_seconds={self.seconds:g}: is the storage of the data "
-            f"reachable? If it is only slow, raise data.timeout_seconds or data.num_workers"
-        )
+            self.left = min(self.left, GRACE_SECONDS)
+        self.left -= seconds
+        if self.left <= 0:
+            raise NoBatch
 
 
 def fitting(loading: Loading, batch_size: int, option: str, processes: Processes) -> tuple[Loading, str | None]:
@@ -221,6 +243,14 @@ def _exit_with_parent() -> None:
         if received is not None and received.si_pid == parent:
             break
     os._exit(0)
+
+
+@atexit.register
+def _kill_workers() -> None:
+    """Before multiprocessing waits for them without end: some are stopped, or wait for storage, and do not hear it."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler raises an error
+    for process in multiprocessing.active_children():
+        process.kill()
 
 
 def _init_worker(_: int) -> None:

@@ -11,7 +11,7 @@ runs/<name>/config.yaml         the configuration with interpolations resolved
 
 from __future__ import annotations
 
-import logging
+import errno
 import os
 import socket
 import sys
@@ -28,11 +28,9 @@ from semaim.config.old_versions import upgraded
 from semaim.core import locks
 from semaim.core.files import adapter, first_problem, read_json, write_json, write_text
 from semaim.core.slurm_job import this_job
-from semaim.errors import DamagedFile, UserError
+from semaim.errors import CannotWrite, DamagedFile, UserError
 from semaim.runs.provenance import Start
 from semaim.runs.status import RunState, Status, StoredState
-
-log = logging.getLogger(__name__)
 
 
 class _Environment(TypedDict):
@@ -200,7 +198,16 @@ class RunFolder:
         except DamagedFile:
             return "damaged"
 
+    def check_kept(self) -> None:
+        """Raise CannotWrite if this folder was deleted or renamed since it was locked; another may have its name."""
+        lock = self.path / ".lock"
+        if self._lock_file is not None and not (
+            lock.exists() and os.path.samestat(lock.stat(), os.fstat(self._lock_file.fileno()))
+        ):
+            raise CannotWrite(self.path, FileNotFoundError(errno.ENOENT, "it was deleted or renamed during the run"))
+
     def set_status(self, state: StoredState, **fields: Any) -> None:
-        """Replace status.json."""
+        """Replace status.json; raises CannotWrite."""
+        self.check_kept()
         process = {"host": socket.gethostname(), "pid": os.getpid(), **this_job()}
         write_json(self.path / "status.json", {"state": state, **fields, **process})

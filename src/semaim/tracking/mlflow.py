@@ -102,13 +102,15 @@ class MLflow:
         if self._thread is None:
             return
         self._finishing.set()
-        self._thread.join(self.flush_seconds if wait else 0)
-        folder = self.delivery.folder
-        unsent = sum(1 for _ in read(folder.journal, self.delivery.state["sent"]))
-        if unsent or self._thread.is_alive():
-            log.warning("%d journal lines not yet sent to MLflow at %s; send them with: %s",
-                        unsent, self.uri, sync_command(folder.path, self.address))  # fmt: skip
-        self._thread = None
+        try:
+            self._thread.join(self.flush_seconds if wait else 0)
+        finally:  # also after Ctrl-C
+            folder = self.delivery.folder
+            unsent = sum(1 for _ in read(folder.journal, self.delivery.state["sent"]))
+            if unsent or self._thread.is_alive():
+                log.warning("%d journal lines not yet sent to MLflow at %s; send them with: %s",
+                            unsent, self.uri, sync_command(folder.path, self.address))  # fmt: skip
+            self._thread = None
 
     def prepare(self, folder: RunFolder) -> None:
         """Create the MLflow run of a folder now, with its store and experiment if they do not exist.

@@ -173,6 +173,7 @@ def save_checkpoint(
     content = checkpoint_content(task, state, run, plan)
     if not run.processes.is_main:
         return
+    run.folder.check_kept()
     store.save(run.folder.checkpoints, state.step, content)
     every = trainer.milestone_every_epochs
     store.prune(
