@@ -43,7 +43,8 @@ def main(cfg: DictConfig) -> float:
 def command_line() -> None:
     """Compose and run; errors of composition are reported like errors of the run."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # raise errors instead of Hydra's own report
-    sys.argv[1:] = quoted_home(sys.argv[1:])
+    words = quoted_home(sys.argv[1:])
+    sys.argv[1:] = sorted(words, key=lambda word: word not in ("-m", "--multirun"))  # may stand between options, too
     hydra_only = ("-m", "--multirun", "-c", "--cfg", "-i", "--info", "-h", "--help", "--hydra-help")
     if any(word.startswith("hydra/launcher=") for word in sys.argv) and not set(hydra_only) & set(sys.argv):
         sys.argv.insert(1, "--multirun")  # Hydra's launchers need a sweep; this one has a single point

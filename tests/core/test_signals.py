@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from semaim.core import signals
 from semaim.core.signals import SIGNALS, StopRequest, interruptible
 
 AGAIN = "; press Ctrl-C again to quit now"
@@ -41,6 +42,16 @@ def test_the_first_ctrl_c_says_what_happens_and_the_second_what_is_lost(
     assert capfd.readouterr().err == (
         "stopping at once: the steps since the checkpoint of step 40 are lost; the same command continues\n"
     )
+
+
+def test_torchrun_repeats_a_ctrl_c(stop: StopRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(signals.TORCHRUN, "x")
+    stop.at_once = lambda: ""
+    send(signal.SIGINT)
+    send(signal.SIGINT)
+    monkeypatch.setattr(signals, "ECHO_SECONDS", 0.0)
+    with pytest.raises(KeyboardInterrupt):
+        send(signal.SIGINT)
 
 
 def test_where_nothing_is_saved_the_first_ctrl_c_stops(stop: StopRequest, capfd: pytest.CaptureFixture[str]) -> None:

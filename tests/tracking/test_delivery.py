@@ -13,11 +13,12 @@ import shutil
 import signal
 import subprocess
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
 import pytest
+from mlflow.exceptions import MlflowException
 from omegaconf import OmegaConf
 from PIL import Image
 
@@ -29,9 +30,10 @@ from semaim.runs.folder import RunFolder
 from semaim.runs.journal import Journal
 from semaim.tracking.delivery import Delivery, parameters
 from semaim.tracking.mlflow import NoTracking
-from semaim.tracking.store import SQLITE
+from semaim.tracking.store import SQLITE, failure_reason
 from support.commands import SMALL, journal, started, status
 from support.in_process import run_here
+from support.small_disk import small_disk
 from support.tracked import (
     TINY,
     assert_shows_all,
@@ -222,3 +224,21 @@ def test_ctrl_c_during_the_last_delivery_does_not_hide_why_the_run_ends(
     said = capsys.readouterr().err
     assert re.search(r"the run ends as failed: the loss of .* is not finite at step .*\ninterrupted\n$", said)
     assert status(tmp_path / "runs" / "run")["state"] == "failed"
+
+
+def test_the_reason_of_a_full_store_is_one_line(
+    tmp_path: Path, finished: tuple[Path, Any], capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = RunFolder(tmp_path / "run")
+    shutil.copytree(finished[0], folder.path)
+    with small_disk(tmp_path / "small", "4m") as place:
+        delivery = Delivery(folder, f"{SQLITE}{place}/mlflow.db")
+        delivery.deliver()
+        (place / "filler").write_bytes(bytes(os.statvfs(place).f_bavail * os.statvfs(place).f_frsize))
+        with closing(Journal(folder.journal)) as journal:
+            for step in range(1000, 3000):
+                journal.log(step, {f"x{n}": 1.0 for n in range(9)})
+        with pytest.raises(MlflowException) as told:
+            delivery.deliver()
+    assert failure_reason(SQLITE, told.value) == "database or disk is full"
+    assert "Traceback" not in "".join(capfd.readouterr())

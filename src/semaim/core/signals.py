@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
@@ -18,6 +19,8 @@ if TYPE_CHECKING:  # imports torch
 # SLURM sends SIGUSR2 to a semaim job before its time limit, and SIGTERM when it preempts or cancels the job.
 # A terminal that is closed sends SIGHUP.
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
+# torchrun passes a Ctrl-C on that the terminal has sent to its processes already.
+TORCHRUN, ECHO_SECONDS = "TORCHELASTIC_RUN_ID", 1.0
 
 
 _interruptions: list[KeyboardInterrupt] = []  # of this program
@@ -62,6 +65,7 @@ class StopRequest:
 
     Attributes:
         name: name of the received signal, or None.
+        first_at: when the first one was received, in seconds.
         at_once: what an interruption at once would lose, while the run saves its state when it stops; else None.
         previous: the previous handlers; for SIGUSR2 submitit's, which requeues the job.
     """
@@ -70,6 +74,7 @@ class StopRequest:
         if _interruptions:  # an import has lost it
             raise _interruptions[-1]
         self.name: str | None = None
+        self.first_at = 0.0
         self.at_once: Callable[[], str] | None = None
         heard = [s for s in SIGNALS if s != signal.SIGHUP or signal.getsignal(s) != signal.SIG_IGN]  # nohup ignores it
         self.previous = {signum: signal.signal(signum, self._handle) for signum in heard}
@@ -81,6 +86,10 @@ class StopRequest:
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         first = self.name is None
+        if first:
+            self.first_at = time.monotonic()
+        elif signum == signal.SIGINT and time.monotonic() - self.first_at < ECHO_SECONDS and TORCHRUN in os.environ:
+            return
         if signum == signal.SIGINT and (self.at_once is None or not first):
             self.name = self.name or "SIGINT"
             lost = "no step is lost" if self.at_once is None else self.at_once()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import shlex
@@ -25,6 +26,7 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # errors with their tracebacks: we say the reason
 
 
 _named: set[str] = set()
@@ -155,5 +157,8 @@ def failure_reason(uri: str, error: Exception) -> str:
         return f"the server rejects the host name {name}: start it with --allowed-hosts {name}, or use its own name"
     if code == "PERMISSION_DENIED":
         return f"the server does not allow user {user} to do this: its administrator must grant the permission EDIT"
-    first_sentence = re.split(r"\.? *\n|\. ", str(error).strip())[0]
-    return first_sentence or type(error).__name__
+    first: BaseException = error  # of the network or the disk; MLflow and its libraries repeat it at length
+    while (cause := first.__cause__ or first.__context__) is not None:
+        first = cause
+    first_sentence = re.split(r"\.? *\n|\. ", str(first).strip())[0]
+    return first_sentence or type(first).__name__
