@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 from pathlib import Path
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # of a disk or a quota
+
 
 class UserError(ValueError):
     """An error the user can fix: an option, a path. Exit code 2."""
@@ -33,8 +35,7 @@ class CannotWrite(UserError):
     """
 
     def __init__(self, path: Path, error: OSError) -> None:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        remedy = "make room" if full else "get the permission, or choose another folder"
+        remedy = "make room" if error.errno in FULL else "get the permission, or choose another folder"
         if error.errno == errno.ENOENT:
             remedy = "restore it"
         reason = error.strerror or type(error).__name__

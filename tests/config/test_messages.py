@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -13,6 +14,7 @@ from semaim.config.messages import exits_on_error, reports_errors
 from semaim.core import interpreter
 from semaim.core.signals import StopRequest
 from semaim.errors import Interrupted, NonFiniteError, SweepFailed, UserError
+from semaim.run import command_line
 
 ERRORS = [
     (UserError("set x"), 2, "error: set x\n"),
@@ -96,3 +98,10 @@ def test_ctrl_c_that_an_import_loses_is_found_before_a_run_begins(capsys: pytest
         StopRequest()
 
     assert (program(), capsys.readouterr().err) == (130, "interrupted\n")
+
+
+def test_m_may_stand_between_options(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["semaim run", "model=aim_tiny", "-m", "seed=0,1"])
+    monkeypatch.setattr("semaim.run.main", lambda: None)
+    command_line()
+    assert sys.argv == ["semaim run", "-m", "model=aim_tiny", "seed=0,1"]

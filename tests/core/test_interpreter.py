@@ -71,3 +71,38 @@ def test_a_reader_that_has_ended(tmp_path: Path) -> None:
         env=os.environ | {"PYTHONUNBUFFERED": ""}, capture_output=True, text=True, timeout=PATIENCE, check=False,
     )  # fmt: skip
     assert (done.stdout, done.stderr) == ("4\n", "")
+
+
+CLOSED = """
+import os, sys
+from semaim.core import interpreter
+from semaim.config.messages import reports_errors
+
+@reports_errors
+def main():
+    with open(sys.argv[1], "w") as file:
+        print("said")
+        print("not said", file=sys.stderr)
+        os.write(2, b"by a handler of a signal")
+        file.write("content")
+
+interpreter.run_program(main)
+"""
+
+
+def test_closed_streams(tmp_path: Path) -> None:
+    """A file that the program opens must not take the number of one, into which others write."""
+    command = f'{sys.executable} -c "$0" {tmp_path}/file <&- >&- 2>&-'
+    done = subprocess.run(["bash", "-c", command, CLOSED], timeout=PATIENCE, check=False)
+    assert (done.returncode, (tmp_path / "file").read_text()) == (0, "content")
+
+
+def test_an_output_on_a_full_disk(tmp_path: Path) -> None:
+    command = f'{sys.executable} -c "$0" {tmp_path}/file > /dev/full'
+    done = subprocess.run(
+        ["bash", "-c", command, CLOSED], capture_output=True, text=True, timeout=PATIENCE, check=False
+    )
+    assert done.returncode == 1
+    assert done.stderr.endswith("error: the output cannot be written (No space left on device): make room, then type "
+                                "the same command again\n")  # fmt: skip
+    assert "Traceback" not in done.stderr

@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from semaim.checkpoints import store
+from semaim.config.messages import explain
 from semaim.core import files
 from semaim.evaluation import feature_cache
 from semaim.evaluation.feature_cache import cached_features
@@ -221,6 +223,16 @@ def test_a_closed_folder_of_another_user(shared: Path) -> None:
     code, said = semaim("status", str(shared / "closed"))
     assert (code, said.count("\n")) == (2, 1)
     assert "closed/sweep.json: Permission denied" in said
+
+
+def test_checkpoints_that_another_user_may_not_list_are_not_said_to_be_missing(shared: Path) -> None:
+    os.seteuid(0)
+    (shared / "run" / "checkpoints").chmod(0o700)
+    os.seteuid(65534)
+    assert "finished  loss" in semaim("ls", str(shared))[1]
+    with pytest.raises(PermissionError) as told:
+        store.list_steps(shared / "run" / "checkpoints")
+    assert explain(told.value) == f"{shared}/run/checkpoints: Permission denied"
 
 
 @pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600)])

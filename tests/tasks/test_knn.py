@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -234,6 +236,20 @@ def test_accuracies_are_those_of_scikit_learn(pretrained, evaluated, tmp_path):
     assert metrics["metrics"] == {f"eval/{name}": value for name, value in result(evaluated).items()}
     artifacts = [line["artifact"] for line in journal(evaluated) if "artifact" in line]
     assert sorted(artifacts) == ["confusion.csv", "per_class.csv"]
+
+
+def test_a_parent_that_cannot_be_written_does_not_cost_the_result(pretrained, tmp_path, caplog):
+    parent = tmp_path / "colleague"
+    shutil.copytree(pretrained, parent)
+    (parent / ".journal.lock").mkdir()  # cannot be opened for writing
+    ends = Evaluation.end(
+        None,
+        SimpleNamespace(log=lambda *_: None, processes=ALONE, config={"parent_run": str(parent)}),
+        SimpleNamespace(step=1),
+        {"knn": 1.0},
+    )
+    assert ends == {"knn": 1.0}
+    assert "colleague/.journal.lock cannot be written" in caplog.text
 
 
 def test_a_second_knn_reads_the_features(pretrained, evaluated, monkeypatch):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import pickle
 import re
 import warnings
@@ -89,8 +90,9 @@ def save(folder: Path, step: int, state: Checkpoint) -> Path:
 
 
 def list_steps(folder: Path) -> list[tuple[int, Path]]:
-    """Steps and paths of a folder's checkpoints, oldest first."""
-    matches = [(re.fullmatch(r"step_(\d+)\.pt", path.name), path) for path in folder.glob("step_*.pt")]
+    """Steps and paths of a folder's checkpoints, oldest first; raises PermissionError if it cannot be listed."""
+    names = os.listdir(folder) if folder.is_dir() else []
+    matches = [(re.fullmatch(r"step_(\d+)\.pt", name), folder / name) for name in names]
     return sorted((int(match[1]), path) for match, path in matches if match)
 
 

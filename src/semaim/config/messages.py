@@ -9,12 +9,13 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from semaim.core import interpreter
 from semaim.core.formatting import printable
 from semaim.core.signals import interruptible, interruption_or
-from semaim.errors import CannotWrite, Interrupted, NonFiniteError, SweepFailed, UserError
+from semaim.errors import FULL, CannotWrite, Interrupted, NonFiniteError, SweepFailed, UserError
 
 EXIT_ERROR, EXIT_USER_ERROR, EXIT_NOT_FINITE = 1, 2, 3
 EXIT_INTERRUPTED, EXIT_INTERRUPTED_AT_ONCE, EXIT_BROKEN_PIPE = 75, 130, 141
@@ -104,6 +105,8 @@ def print_error(error: BaseException) -> int:
     if isinstance(error, Interrupted):
         print(f"{printable(str(error))}; the same command continues", file=sys.stderr)
         return EXIT_INTERRUPTED
+    if isinstance(error, OSError) and error.errno in FULL:
+        error = CannotWrite(Path(error.filename or "the output"), error)
     if isinstance(error, SweepFailed):
         print(f"error: {printable(str(error))}", file=sys.stderr)
         return EXIT_ERROR

@@ -23,6 +23,9 @@ _exit_code: int | None = None
 
 def prepare() -> None:
     """Collect garbage less often, and be ready for `announce_exit`. Call this before the libraries are imported."""
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed, as by `2>&-`; else the next file, such as a journal, takes its number
+            setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))  # noqa: SIM115 - until the end
     gc.set_threshold(*COLLECTION_THRESHOLDS)
     atexit.register(_exit_if_announced)  # exit functions are called in reverse order: the libraries' before this one
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from semaim.checkpoints.encoder_source import EncoderSource, fingerprint
 from semaim.checkpoints.origin import Origin
 from semaim.config.run_spec import RunSpec
+from semaim.core.files import if_possible
 from semaim.core.image_size import pair
 from semaim.core.locks import one_at_a_time
 from semaim.data.image_data import ImageData
@@ -90,7 +91,8 @@ class Evaluation(Task):
         metrics = {f"eval/{name}": value for name, value in result.items()}
         run.log(origin.step, metrics)
         if run.processes.is_main and (parent := run.config.get("parent_run")) is not None:
-            log_to_pretraining(RunFolder(Path(parent)), origin.step, metrics)
+            with if_possible():  # it may be of another user
+                log_to_pretraining(RunFolder(Path(parent)), origin.step, metrics)
         return dict(result)
 
     def next_commands(self, folder: Path, spec: RunSpec) -> dict[str, str]:
