@@ -176,6 +176,8 @@ class Awaited(Iterator[Any]):
             self._waited(POLL_SECONDS)
 
     def _loaded_here(self) -> Any:
+        if threading.current_thread() is not threading.main_thread():  # which alone can handle signals
+            return next(self.loaded)
         interval = min(GRACE_SECONDS, self.seconds)
         previous = signal.signal(signal.SIGALRM, lambda *_: self._waited(interval))
         signal.setitimer(signal.ITIMER_REAL, interval, interval)
