@@ -59,9 +59,12 @@ def _wait(file: IO[str], operation: int, work: str) -> None:
 
 def opened(path: Path) -> IO[str]:
     """A lock file, created if necessary; raises CannotWrite. The lock ends when any file object of it is closed."""
-    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW  # no link in a folder from elsewhere
     with writing(path):
-        return open(os.open(path, flags, 0o666), "a+", encoding="utf-8", errors="replace")
+        return open(path, "a+", encoding="utf-8", errors="replace", opener=_no_link)
+
+
+def _no_link(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)  # a link in a folder from elsewhere may name any file
 
 
 def taken(file: IO[str], operation: int = fcntl.LOCK_EX) -> bool:
