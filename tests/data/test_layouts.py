@@ -62,6 +62,7 @@ def omitted(said: pytest.LogCaptureFixture, message: int = -1) -> list[str]:
         (["cat/1.png", "dev/2.png"], ["dev"]),
         (["val/a/1.png", "valid/a/2.png"], ["val", "valid"]),
         (["1.png", "val/a/1.png"], ["val"]),
+        (["img_train/1.png", "img_test/2.png", "cat/3.png"], ["img_test", "img_train"]),
     ],
 )
 def test_folders_that_may_be_splits_are_refused(tmp_path: Path, images: list[str], suspects: list[str]) -> None:
@@ -82,6 +83,24 @@ def test_splits_inside_a_class_are_refused(tmp_path: Path, inner: str) -> None:
     ):
         image_folders(root)
     assert len(image_folders(root, "classes").train) == 2
+
+
+@pytest.mark.parametrize("outer", [["fold0", "fold1"], ["photos"]])
+def test_folders_of_the_same_classes_are_refused(tmp_path: Path, outer: list[str]) -> None:
+    root = make(tmp_path, *(f"{name}/{kind}/1.png" for name in outer for kind in ("cat", "dog")))
+    with pytest.raises(
+        UserError, match=r"all hold the folders cat/, dog/, which may be the classes: set data\.root to"
+    ):
+        image_folders(root)
+    assert image_folders(root, "classes").classes == outer
+
+
+def test_names_that_only_look_like_splits(tmp_path: Path) -> None:
+    root = make(tmp_path, "bullet_train/1.png", "steam_engine/images/2.png", "test tube/images/3.png")
+    assert image_folders(root).classes == ["bullet_train", "steam_engine", "test tube"]
+    (tmp_path / "tiny").mkdir()
+    root = make(tmp_path / "tiny", "n01/images/1.png", "n02/images/2.png")
+    assert image_folders(root).classes == ["n01", "n02"]
 
 
 def test_the_option_decides(tmp_path: Path, said: pytest.LogCaptureFixture) -> None:
@@ -146,7 +165,7 @@ def test_held_out_images_without_class_folders(tmp_path: Path, said: pytest.LogC
 def test_what_is_left_out_is_counted_and_said_once(tmp_path: Path, said: pytest.LogCaptureFixture) -> None:
     make(tmp_path, "cat/1.png", "cat/2.PNG", "cat/3.JpEg", "cat/a.gif", "cat/b.GIF", "cat/c.avif", "cat/._1.png",
          "cat/.hidden.jpg", "cat/Thumbs.db", "cat/.ipynb_checkpoints/1-checkpoint.png", "__MACOSX/cat/1.png",
-         ".cache/x.png", "dog/noextension", "dog/4.webp")  # fmt: skip
+         ".cache/x.png", "#recycle/1.png", "dog/noextension", "dog/4.webp")  # fmt: skip
     os.mkfifo(tmp_path / "cat" / "pipe.png")
     (tmp_path / "dog" / "gone.jpg").symlink_to("nowhere")
     (tmp_path / "dog" / "self.jpg").symlink_to("self.jpg")
@@ -158,14 +177,16 @@ def test_what_is_left_out_is_counted_and_said_once(tmp_path: Path, said: pytest.
     assert len(said.messages) == 1
     assert said.messages[0].startswith(f"data.root={tmp_path}: layout classes, 5 images of 2 classes; left out: ")
     assert omitted(said) == sorted(
-        ["3 hidden files", "3 hidden folders", "2 special files", "2 broken links", "1 .gif file", "1 .GIF file",
+        ["3 hidden files", "4 hidden folders", "2 special files", "2 broken links", "1 .gif file", "1 .GIF file",
          "1 .avif file", "1 extensionless file"]
     )  # fmt: skip
 
 
 def test_a_class_of_files_that_are_not_read_is_empty(tmp_path: Path) -> None:
     root = make(tmp_path, "cat/1.png", "dog/a.gif", "dog/b.gif")
-    with pytest.raises(UserError, match=r"1 class folders of .* hold no image: dog/; .*left out: 2 \.gif files"):
+    with pytest.raises(
+        UserError, match=r"holds 1 class folder without images: dog/; remove or fill it.*left out: 2 \.gif files"
+    ):
         image_folders(root)
     with pytest.raises(UserError, match=r"holds no image .*left out: 2 \.gif files"):
         image_folders(f"{root}/dog")
@@ -215,7 +236,7 @@ def test_a_folder_linked_twice_in_a_class_is_listed_once(tmp_path: Path, said: p
 def test_a_folder_in_two_classes_is_refused(tmp_path: Path, link: str, target: str) -> None:
     root = make(tmp_path, "cat/1.png", *(["dog/2.png"] if link != "dog" else []))
     (tmp_path / link).symlink_to(target)
-    with pytest.raises(UserError, match=r"same folder by a link.*two classes|class folders of .* hold no image: pets/"):
+    with pytest.raises(UserError, match=r"same folder by a link.*two classes|without images: pets/"):
         image_folders(root)
 
 

@@ -8,7 +8,7 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 
 from semaim.config.run_spec import compose_run_spec
 from semaim.data.image_sets import FileImages, read_image
@@ -101,10 +101,34 @@ def test_other_depths_of_grey_and_colour(tmp_path):
     assert grey(tmp_path / "one.png") == [[255, 0, 255]]
 
 
-@pytest.mark.parametrize(("dtype", "kind"), [(np.int32, "integers"), (np.float32, "floating-point numbers")])
-def test_pixels_of_32_bits_are_refused_by_name(tmp_path, dtype, kind):
-    Image.fromarray(np.array([[0, 1], [70000, 5]], dtype)).save(tmp_path / "a.tif")
-    with pytest.raises(UserError, match=f"its pixels are 32-bit {kind}, and none of them is known to be white"):
+@pytest.mark.parametrize(
+    ("dtype", "signed", "kind"),
+    [
+        (np.int32, True, "signed integers"),
+        (np.float32, False, "floating-point numbers"),
+        (np.uint16, True, "signed integers"),
+        (np.uint8, True, "signed integers"),
+    ],
+)
+def test_pixels_without_a_known_white_are_refused_by_name(tmp_path, dtype, signed, kind):
+    values = np.array([[0, 1], [200, 5]], dtype)
+    Image.fromarray(values).save(tmp_path / "a.tif", tiffinfo={339: 2} if signed else {})
+    with pytest.raises(UserError, match=f"its pixels are {kind}, and none of them is known to be white"):
+        read(tmp_path / "a.tif")
+
+
+def test_uncompressed_wide_channels_one_after_another_are_refused(tmp_path):
+    """Pillow takes their bytes for pixels."""
+    Image.fromarray(np.array([[0, 25700, 65535]], np.uint16)).save(tmp_path / "grey.tif")
+    with Image.open(tmp_path / "grey.tif") as image:
+        tags = dict(image.tag_v2)
+    whole = (tmp_path / "grey.tif").read_bytes()
+    ifd = TiffImagePlugin.ImageFileDirectory_v2(b"II*\0\0\0\0\0")
+    same = {name: tags[name] * 3 for name in (273, 279)}  # the place of the values, for each channel
+    for tag, value in (tags | {258: (16,) * 3, 262: 2, 277: 3, 284: 2} | same).items():
+        ifd[tag] = value
+    (tmp_path / "a.tif").write_bytes(whole[:4] + struct.pack("<I", len(whole)) + whole[8:] + ifd.tobytes(len(whole)))
+    with pytest.raises(UserError, match="its 16-bit channels are stored one after another: save it compressed"):
         read(tmp_path / "a.tif")
 
 
@@ -165,6 +189,17 @@ def test_the_first_frame_or_page_is_read(tmp_path, name):
     lossless = {"lossless": True} if name == "a.webp" else {}
     frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:], **lossless)
     assert (read(tmp_path / name) == 60).all()
+
+
+@pytest.mark.parametrize("kinds", [(1, 0), (1, 1), (0, 1)])
+def test_a_thumbnail_is_not_the_picture(tmp_path, kinds):
+    """Scanners and cameras store one before the picture."""
+    pages = [Image.new("L", (side, side), side) for side in (3, 5)]
+    for page, kind in zip(pages, kinds, strict=True):
+        page.encoderinfo = {"tiffinfo": {254: kind}}
+    pages[0].save(tmp_path / "a.tif", save_all=True, append_images=pages[1:], tiffinfo={254: kinds[0]})
+    side = 5 if kinds == (1, 0) else 3
+    assert grey(tmp_path / "a.tif") == [[side] * side] * side
 
 
 # EXIF orientation

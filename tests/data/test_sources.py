@@ -156,7 +156,7 @@ def test_invalid_folders_are_named(tmp_path):
     put(tmp_path / "some" / "full", x=1)
     (tmp_path / "some" / "hollow").mkdir()
     with pytest.raises(
-        UserError, match=rf"1 class folders of {tmp_path}/some hold no image: hollow/; remove or fill them"
+        UserError, match=rf"{tmp_path}/some holds 1 class folder without images: hollow/; remove or fill it"
     ):
         image_folders(str(tmp_path / "some"))
     put(tmp_path / "split" / "train" / "cat", x=1)

@@ -13,8 +13,9 @@ from semaim.errors import UserError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 
-# Made by macOS, Windows, Synology and file systems; beside them, names that begin with a dot are hidden.
-SYSTEM = {"__macosx", "thumbs.db", "desktop.ini", "@eadir", "$recycle.bin", "system volume information", "lost+found"}
+# Made by macOS, Windows, network storage, file systems and Python; beside them, names that begin with a dot are hidden.
+SYSTEM = {"__macosx", "thumbs.db", "desktop.ini", "$recycle.bin", "system volume information", "@eadir", "@recycle"}
+SYSTEM |= {"#recycle", "#snapshot", "lost+found", "__pycache__"}
 MOST_NAMED = 8  # kinds of files left out that a message names
 
 

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Literal
 
-from semaim.core.formatting import quoted
+from semaim.core.formatting import plural, quoted
 from semaim.data.folders import Folder, Listing
 from semaim.errors import UserError
 
@@ -25,7 +25,7 @@ CHOICES = (
 )
 VARIANT = r"([\W_]*(\d|set|images|data|split))*"  # test2017, train_images
 TEST = re.compile(rf"(?i)(test|testing){VARIANT}")
-SPLIT = re.compile(rf"(?i)(train|training|val|valid|validation|eval|dev|test|testing){VARIANT}")
+SPLIT = re.compile(rf"(?i)(?P<of>.*[\W_])?(train|training|val|valid|validation|eval|dev|test|testing){VARIANT}")
 
 
 @dataclass(frozen=True)
@@ -78,11 +78,11 @@ def _detected(root: Folder, listing: Listing) -> Layout:
     """The layout of a folder by the names in it; raises UserError if it is ambiguous, or there are no images."""
     names = set(root.folders)
     others = {name for name in names - {"train", "val"} if not ("val" in names and TEST.fullmatch(name))}
-    if "train" in names and not any(SPLIT.fullmatch(name) or _holds_images(root.path / name) for name in others):
+    if "train" in names and not (_splits_of(others) or any(_holds_images(root.path / name) for name in others)):
         return "splits"
     if names == {"val"} and not root.images:
         raise UserError(f"{root} holds val/ but no train/: data.root must hold the images to train on")
-    if splits := list(filter(SPLIT.fullmatch, root.folders)):
+    if splits := _splits_of(root.folders):
         beside = [name for name in root.folders if name not in splits]
         raise UserError(
             f"{root} holds the folders {_some(splits)}{f' beside {_some(beside)}' if beside else ''}, which may be "
@@ -157,14 +157,20 @@ def _labelled(folder: Folder, auto: bool, listing: Listing) -> Part:
         raise listing.no_images(folder)
     if empty := [name for name, own in zip(folder.folders, class_files, strict=True) if not own]:
         raise UserError(
-            f"{len(empty)} class folders of {folder} hold no image: {_some(empty)}; remove or fill "
-            f"them{listing.omissions()}"
+            f"{folder} holds {plural(len(empty), 'class folder')} without images: {_some(empty)}; remove or fill "
+            f"{'it' if len(empty) == 1 else 'them'}{listing.omissions()}"
         )
-    inner = (path for path in listing.listed.values() if len(path.parts) > depth and SPLIT.fullmatch(path.name))
-    if auto and (split := next(inner, None)) is not None:
+    deeper = [path for path in listing.listed.values() if len(path.parts) > depth]
+    if auto and (split := next((path for path in deeper if _splits_of([path.name])), None)) is not None:
         raise UserError(
             f"{quoted(split)} may be a split, but would belong to a class of {folder} ({_some(folder.folders)}): "
             f"set data.root={quoted(split.parent)}, or {CHOICES}"
+        )
+    inner = {() if content.images else tuple(content.folders) for content in contents if content}
+    if auto and len(inner) == 1 and len(same := inner.pop()) > 1:
+        raise UserError(
+            f"the folders of {folder} ({_some(folder.folders)}) all hold the folders {_some(same)}, which may be the "
+            f"classes: set data.root to the folder that holds the classes, rename splits to train/ and val/, or {CHOICES}"
         )
     files = [f"{name}/{file}" for name, own in zip(folder.folders, class_files, strict=True) for file in own]
     labels = list(chain.from_iterable([index] * len(own) for index, own in enumerate(class_files)))
@@ -176,6 +182,12 @@ def _entered(path: Path, listing: Listing) -> Folder:
     if (folder := listing.look(path)) is None:
         raise UserError(f"{quoted(path)} is a link to a folder that holds it: remove it")
     return folder
+
+
+def _splits_of(names: Iterable[str]) -> list[str]:
+    """The names that may be those of splits: train2017; also img_train and img_test, but not bullet_train alone."""
+    found = {name: match["of"] for name in names if (match := SPLIT.fullmatch(name))}
+    return [name for name, of in found.items() if of is None or list(found.values()).count(of) > 1]
 
 
 def _holds_images(path: Path) -> bool:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageFile, ImageOps
-from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION
+from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, PLANAR_CONFIGURATION, SAMPLEFORMAT
 
 from semaim.errors import UserError
 
 BACKGROUND = "white"  # pictures with transparency are mostly made for pages, which are white
 PNG_SCALES = {"L;2": 85, "L;4": 17, "RGB;16B": 1 / 256}  # from a PNG's samples to Pillow's, which have 8 bits
 WIDE_GREY = ("I;16", "I;16B", "I;16L", "I;16N")
+SUBFILE_TYPE, REDUCED = 254, 1  # a TIFF's tag, and its bit for thumbnails
 
 
 class Unreadable(Exception):
@@ -26,16 +28,18 @@ def reason(error: Exception) -> str:
 
 
 def read_rgb(file: str | Path, exif: bool) -> Image.Image:
-    """Read a picture in RGB; of an animation or a file of several pages, the first.
+    """Read a picture in RGB; of an animation or a file of several pages, the first that is no thumbnail.
 
     Args:
         file: path of the picture.
         exif: turn it as its EXIF orientation says.
 
     Raises:
-        UserError: for pixels of 32 bits, or a damaged EXIF orientation. Pillow raises any exception for damaged files.
+        UserError: as `to_rgb`, or for a damaged EXIF orientation. Pillow raises any exception for damaged files.
     """
     with Image.open(file) as image:
+        if image.format == "TIFF":
+            _to_full_page(image)
         _scale_transparent_colour(image)
         image.load()
         if exif:
@@ -52,13 +56,14 @@ def to_rgb(image: Image.Image) -> Image.Image:
     """A picture in RGB: 16-bit grey scaled to 8 bits, transparency shown on BACKGROUND.
 
     Raises:
-        UserError: for pixels of 32 bits.
+        UserError: for pixels of which none is known to be white.
     """
     if image.mode in WIDE_GREY or (image.mode == "I" and image.format in ("PPM", "PNG")):  # of 16 bits, too
         return _from_wide_grey(image)
-    if image.mode in ("I", "F"):
-        kind = "integers" if image.mode == "I" else "floating-point numbers"
-        raise UserError(f"its pixels are 32-bit {kind}, and none of them is known to be white: save it with 16 bits")
+    signed = getattr(image, "tag_v2", {}).get(SAMPLEFORMAT, (1,))[0] == 2  # of a TIFF; Pillow takes -1 for 255
+    if image.mode in ("I", "F") or signed:
+        kind = "floating-point numbers" if image.mode == "F" else "signed integers" if signed else "32-bit integers"
+        raise UserError(f"its pixels are {kind}, and none of them is known to be white: save it with 16 bits, unsigned")
     if not image.has_transparency_data:
         return image.convert("RGB")
     visible = image.convert("RGBA")
@@ -78,6 +83,22 @@ def _from_wide_grey(image: Image.Image) -> Image.Image:
     if "transparency" in image.info:
         grey_HW[values_HW == image.info["transparency"]] = 255
     return Image.fromarray(grey_HW.astype(np.uint8)).convert("RGB")
+
+
+def _to_full_page(image: Any) -> None:
+    """Go to the first page of a TIFF that is no thumbnail.
+
+    Raises:
+        UserError: if Pillow would read wrong values: the bytes of 16-bit channels as pixels.
+    """
+    if image.tag_v2.get(SUBFILE_TYPE, 0) & REDUCED:
+        for page in (*range(image.n_frames), 0):
+            image.seek(page)
+            if not image.tag_v2.get(SUBFILE_TYPE, 0) & REDUCED:
+                break
+    tags = image.tag_v2
+    if tags.get(PLANAR_CONFIGURATION) == 2 and tags[BITSPERSAMPLE][0] > 8 and image.tile[0][0] == "raw":
+        raise UserError("its 16-bit channels are stored one after another: save it compressed, or pixel by pixel")
 
 
 def _scale_transparent_colour(image: ImageFile.ImageFile) -> None:
