@@ -19,9 +19,10 @@ from semaim.config.run_spec import RunSpec
 from semaim.core import distributed, terminal
 from semaim.core.distributed import Processes
 from semaim.core.files import write_json
-from semaim.core.formatting import duration, relative_to_cwd
+from semaim.core.formatting import duration, quoted, relative_to_cwd
 from semaim.core.seeding import derive_seed, seed_all
 from semaim.core.signals import StopRequest, interruption_or
+from semaim.core.store_address import SQLITE
 from semaim.errors import CannotWrite, Interrupted, NonFiniteError, UserError
 from semaim.runs import provenance
 from semaim.runs.context import Run
@@ -65,6 +66,8 @@ def execute(spec: RunSpec, processes: Processes, stop: StopRequest) -> float:
         log.info("this run is finished already (%s)", relative_to_cwd(folder.path))
         _log_result(result)
         return result[folder.status()["metric"]]
+    check_apart(folder, config)
+    check_apart(folder, config)
     seed_all(derive_seed(config["seed"], "weights"))
     tracking = instantiate(spec.cfg.tracking, _convert_="all")  # first: it refuses passwords in addresses
     task: Task = instantiate(spec.cfg.task, _convert_="all")  # plain lists: checkpoints must not hold OmegaConf's
@@ -93,12 +96,13 @@ def execute(spec: RunSpec, processes: Processes, stop: StopRequest) -> float:
 
 
 def _result_inputs(config: dict[str, Any]) -> dict[str, Any]:
-    """What a stored result depends on: number of steps, and fingerprint of the checkpoint. Stored in status.json."""
+    """What a stored result depends on: steps, fingerprint of the checkpoint, folder of the data. For status.json."""
     trainer = config.get("trainer") or {}
     fingerprints = [fingerprint(Path(checkpoint).expanduser()) for checkpoint in _checkpoints(config)]
     return {
         "max_steps": trainer.get("max_steps"),
         "checkpoint": fingerprints[0] if len(fingerprints) == 1 else fingerprints or None,
+        "data": (root := (config.get("data") or {}).get("root")) and str(Path(root).expanduser().resolve()),
     }
 
 
@@ -111,9 +115,31 @@ def _checkpoints(config: dict[str, Any]) -> list[str]:
 def stored_result(folder: RunFolder, config: dict[str, Any]) -> dict[str, float] | None:
     """The result of this run, if it is finished and its inputs are known to be the same."""
     status = folder.status()
-    finished = status.get("state") == "finished" and status.get("asked") == _result_inputs(config)
+    asked, inputs = status.get("asked"), _result_inputs(config)
+    finished = status.get("state") == "finished" and isinstance(asked, dict) and inputs | asked == inputs
     in_mlflow = any(name.startswith("mlflow:") for name in _checkpoints(config))  # that run may have continued
     return status["result"] if finished and not in_mlflow else None
+
+
+def check_apart(folder: RunFolder, config: dict[str, Any]) -> None:
+    """Raise UserError if a run would draw its pictures among its images, where the next one would find them."""
+    data, uri = config.get("data") or {}, (config.get("tracking") or {}).get("uri") or ""
+    layout = (data.get("source") or {}).get("layout", "splits")  # of folders of images
+    if not data.get("root") or layout == "splits":
+        return
+    root = Path(data["root"]).expanduser().resolve()
+    if layout == "auto" and (root / "train").is_dir():  # then other folders do not count, or are ambiguous
+        return
+    written = {"runs_dir": folder.path}
+    if uri.startswith(SQLITE):  # artifacts are beside the database
+        written["tracking.uri"] = Path(uri.removeprefix(SQLITE)).expanduser()
+    for option, path in written.items():
+        inside = path.resolve().is_relative_to(root) and path.resolve().relative_to(root).parts
+        if inside and not any(part.startswith(".") for part in inside):
+            raise UserError(
+                f"{quoted(relative_to_cwd(path))} would be inside of data.root={quoted(data['root'])}, so the next run "
+                f"would take its pictures for images: start from another folder, or set {option}"
+            )
 
 
 @contextmanager

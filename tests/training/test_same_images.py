@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,39 @@ def test_another_number_of_images_can_be_accepted_and_a_moved_copy_is_the_same(t
     assert list(losses(folder)) == [1, 2, 3]
 
 
+def test_held_out_images_are_compared(tmp_path: Path, root: Path) -> None:
+    for part in ("train", "val"):
+        shutil.copytree(root, tmp_path / "split" / part)
+    here = f"data.root={tmp_path / 'split'}"
+    train(tmp_path, 1, here)
+    (tmp_path / "split" / "val" / "cat" / "cat0.png").rename(tmp_path / "split" / "val" / "dog" / "cat0.png")
+    with pytest.raises(UserError, match="was measured on held-out images of other names or classes than these data"):
+        train(tmp_path, 2, here)
+    train(tmp_path, 2, here, "data.accept_changes=true")
+
+
+def test_a_finished_run_is_not_that_of_another_folder(tmp_path: Path, root: Path) -> None:
+    train(tmp_path, 1)
+    root.rename(tmp_path / "elsewhere")
+    train(tmp_path, 1)  # the same command needs no images
+    train(tmp_path, 1, f"data.root={tmp_path / 'elsewhere'}")  # a copy
+    shutil.copytree(tmp_path / "elsewhere" / "cat", root / "cat")
+    with pytest.raises(UserError, match=r"was trained on 8 images, these data \(data\.root\) have 4"):
+        train(tmp_path, 1)
+
+
+def test_a_run_does_not_draw_among_its_images(tmp_path: Path, root: Path) -> None:
+    inside = r"'?{}.* would be inside of data\.root=.*: start from another folder, or set {}".format
+    with pytest.raises(UserError, match=inside(root / "runs", "runs_dir")):
+        train(tmp_path, 1, f"runs_dir={root}/runs")
+    with pytest.raises(UserError, match=inside(root / "mlflow.db", "tracking.uri")):
+        train(tmp_path, 1, "tracking=mlflow", f"tracking.uri=sqlite:///{root}/mlflow.db")
+    assert sorted(path.name for path in root.iterdir()) == ["cat", "dog"]
+    train(tmp_path, 1, f"runs_dir={root}/.runs")
+    root.rename(tmp_path / "train")
+    train(tmp_path, 1, f"data.root={tmp_path}", "run_name=y")
+
+
 def test_a_checkpoint_without_a_fingerprint_continues(
     tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -88,6 +122,7 @@ def test_a_checkpoint_without_a_fingerprint_continues(
         saved = torch.load(files[-1], weights_only=True) if files else None
         if saved is not None:
             assert len(saved["data_position"].pop("fingerprint")) == 64
+            del saved["data_position"]["held_out"]
         return saved
 
     folder = train(tmp_path, 1)
@@ -119,8 +154,10 @@ def test_processes_with_different_images_stop() -> None:
 
     def begin(processes: Any) -> None:
         run: Any = type("Run", (), {"processes": processes})
-        task: Any = type("Task", (), {"training": type("Data", (), {"fingerprint": f"of {processes.rank}"})})
+        task: Any = type(
+            "Task", (), {"training": type("Data", (), {"fingerprints": {"held_out": f"of {processes.rank}"}})}
+        )
         prepare(task, None, run)  # type: ignore[arg-type]
 
-    with pytest.raises(UserError, match="the processes have different training images"):
+    with pytest.raises(UserError, match="the processes have different images"):
         together(2, begin)

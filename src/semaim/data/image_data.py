@@ -31,7 +31,7 @@ class ImageData:
         max_unreadable: distinct unreadable images that are skipped before the run ends.
         val_fraction: share of every class of the training images to hold out, if the source has no held-out images.
         val_seed: seed of this split.
-        accept_changes: continue a run although its training images are not those it was started with.
+        accept_changes: continue a run although its images are not those it was started with.
 
     Raises:
         UserError: if the image size is not divisible by the patch size, or the source already has held-out images.
@@ -71,7 +71,12 @@ class ImageData:
         """Training data; by default all training images with their own augmentation."""
         images = self.splits.train if images is None else images
         return TrainingData(
-            images, transform or self.train_transform, self.loading, self.max_unreadable, self.accept_changes
+            images,
+            transform or self.train_transform,
+            self.loading,
+            self.max_unreadable,
+            self.accept_changes,
+            self.splits.val,
         )
 
     def labelled_and_held_out(self) -> tuple[ImageSet, ImageSet]:

@@ -170,7 +170,7 @@ def _labelled(folder: Folder, auto: bool, listing: Listing) -> Part:
     if auto and len(inner) == 1 and len(same := inner.pop()) > 1:
         raise UserError(
             f"the folders of {folder} ({_some(folder.folders)}) all hold the folders {_some(same)}, which may be the "
-            f"classes: set data.root to the folder that holds the classes, rename splits to train/ and val/, or {CHOICES}"
+            f"classes: set data.root to the folder that holds the classes, rename splits, or {CHOICES}"
         )
     files = [f"{name}/{file}" for name, own in zip(folder.folders, class_files, strict=True) for file in own]
     labels = list(chain.from_iterable([index] * len(own) for index, own in enumerate(class_files)))

@@ -181,6 +181,7 @@ class TrainingData:
         loading: how batches are loaded.
         max_unreadable: maximum number of distinct unreadable images, which are skipped.
         accept_changes: continue a run although its images are not those it was started with.
+        held_out: the images that measure it, if there are any.
     """
 
     images: ImageSet
@@ -188,11 +189,13 @@ class TrainingData:
     loading: Loading
     max_unreadable: int
     accept_changes: bool = False
+    held_out: ImageSet | None = None
 
     @cached_property
-    def fingerprint(self) -> str:
-        """Fingerprint of the image set, computed once."""
-        return self.images.fingerprint()
+    def fingerprints(self) -> dict[str, str]:
+        """Fingerprints of the images as checkpoints hold them, computed once."""
+        held_out = "" if self.held_out is None else self.held_out.fingerprint()
+        return {"fingerprint": self.images.fingerprint(), "held_out": held_out}
 
 
 class EvaluationImages(Dataset[Any]):

@@ -34,7 +34,7 @@ from semaim.core.formatting import count, duration, plural
 from semaim.data.image_data import ImageData
 from semaim.data.transforms import TRAINING
 from semaim.errors import UserError
-from semaim.lifecycle import stored_result
+from semaim.lifecycle import check_apart, stored_result
 from semaim.preflight.shapes import build_task, open_data, try_transform
 from semaim.preflight.slurm_nodes import SlurmRequest, slurm_problems
 from semaim.preflight.table import CheckReport, CheckRow
@@ -171,6 +171,7 @@ class _SweepCheck:
         row.state = folder.state()
         if not writable(folder.path):
             raise UserError(f"the run folder {folder.path} cannot be made: set runs_dir")
+        check_apart(folder, config)
         if not (folder.path / "config.yaml").exists():
             return
         folder.store_or_check_config(config)  # compares only: the file exists

@@ -86,8 +86,8 @@ def step_plan(task: TrainingTask, trainer: TrainerSettings, seed: int, processes
 def prepare(task: TrainingTask, trainer: TrainerSettings, run: Run) -> TrainingState:
     """Prepare networks and optimizer on their device; restore the newest checkpoint if there is one."""
     device = run.processes.device
-    if len(set(run.processes.gather(task.training.fingerprint))) > 1:
-        raise UserError("the processes have different training images: give all nodes the same data (data.root)")
+    if len(set(run.processes.gather(tuple(task.training.fingerprints.values())))) > 1:
+        raise UserError("the processes have different images: give all nodes the same data (data.root)")
     task.model.to(device)
     ema = ModelEmaV3(task.model, decay=trainer.ema_decay[0]) if trainer.ema else None
     if trainer.compile:
@@ -114,16 +114,18 @@ def check_same_images(training: TrainingData, position: dict[str, Any], run: Run
 
     Args:
         training: the images.
-        position: `data_position` of the checkpoint; before 0.2.0 it had no fingerprint.
+        position: `data_position` of the checkpoint; before 0.2.0 it had no fingerprints.
         run: the run.
     """
     before, now = position["data_set"], len(training.images)
     if before != now:
         change = f"was trained on {before} images, these data (data.root) have {now}"
-    elif position.get("fingerprint", training.fingerprint) != training.fingerprint:
-        change = f"was trained on {before} images of other names or classes than these data (data.root)"
     else:
-        return
+        differ = [name for name, print_ in training.fingerprints.items() if position.get(name, print_) != print_]
+        if not differ:
+            return
+        use = f"trained on {before} images" if "fingerprint" in differ else "measured on held-out images"
+        change = f"was {use} of other names or classes than these data (data.root)"
     if not training.accept_changes:
         raise UserError(
             f"the run in {run.folder.path} {change}: restore the data, give the run on these another name with "
@@ -216,5 +218,5 @@ def checkpoint_content(task: TrainingTask, state: TrainingState, run: Run, plan:
         "choices": run.choices,
         "overrides": list(run.overrides),
         "device": run.processes.device.type,
-        "data_position": position | {"data_set": plan.dataset_size, "fingerprint": task.training.fingerprint},
+        "data_position": position | {"data_set": plan.dataset_size, **task.training.fingerprints},
     }
