@@ -255,8 +255,8 @@ def test_the_whole_image_is_seen_at_crop_ratio_1():
     assert (pixels(transforms.evaluation((32, 64), 1.0, **PLAIN)(twice)) == halved).all()
 
 
-@pytest.mark.parametrize("ratio", [1.0, 0.875, 0.5])
-@pytest.mark.parametrize("size", [(28, 28), (28, 56), (56, 28), (56, 84)])  # timm rounds size / ratio down
+@pytest.mark.parametrize("ratio", [1.0, 0.95, 0.9, 0.875, 0.5])
+@pytest.mark.parametrize("size", [(28, 28), (28, 56), (56, 28), (56, 84), (32, 32), (33, 46)])
 def test_evaluation_crops_like_timm(size, ratio):
     theirs = create_transform((3, *size), crop_pct=ratio, crop_mode="center", interpolation="bicubic", **PLAIN)
     ours = transforms.evaluation(size, ratio, **PLAIN)

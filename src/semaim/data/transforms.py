@@ -195,7 +195,7 @@ def covered(size: tuple[int, int], crop_ratio: float) -> tuple[int, int]:
     """Height and width that images cover after resizing, before a centre crop of `size`."""
     if not 0 < crop_ratio <= 1:
         raise UserError(f"data.eval_transform.crop_ratio={crop_ratio} must be above 0 and at most 1")
-    return round(size[0] / crop_ratio), round(size[1] / crop_ratio)
+    return int(size[0] / crop_ratio), int(size[1] / crop_ratio)  # rounded down, as timm does
 
 
 def on_mask(transform: Transform, mask_HW: np.ndarray[Any, Any]) -> Tensor:

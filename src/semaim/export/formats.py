@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -77,9 +76,6 @@ def timm_content(model: Model) -> Content:
     """A folder that `timm.create_model("local-dir:...")` reads."""
     name, args = as_timm(model.sizes)
     mean, std = model.normalisation
-    ratio = model.crop_ratio
-    if tuple(math.floor(side / ratio) for side in model.image_size) != model.covered:  # semaim rounds to nearest
-        ratio = min(side / (cover + 0.5) for side, cover in zip(model.image_size, model.covered, strict=True))
     config = {
         "architecture": name,
         "num_classes": model.num_classes,
@@ -91,7 +87,7 @@ def timm_content(model: Model) -> Content:
             "input_size": [3, *model.image_size],
             "fixed_input_size": True,
             "interpolation": "bicubic",
-            "crop_pct": ratio,
+            "crop_pct": model.crop_ratio,
             "crop_mode": "center",
             "mean": list(mean),
             "std": list(std),
