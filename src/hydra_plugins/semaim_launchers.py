@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from hydra._internal.core_plugins import basic_sweeper
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.utils import JobReturn
 from hydra.plugins.launcher import Launcher
@@ -45,15 +46,27 @@ class SweepLauncher(Launcher):  # type: ignore[misc]
         self.options: Any = OmegaConf.to_container(OmegaConf.create(options), resolve=True)
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        from semaim.sweeps.launcher import check_stores
-
         self.config = config
-        check_stores(config)  # here, since Hydra then writes multirun.yaml
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         from semaim.sweeps.launcher import launch
 
         return launch(self.executor, self.options, self.config, job_overrides)
+
+
+class BasicSweeper(basic_sweeper.BasicSweeper):  # type: ignore[misc]
+    """Hydra's sweeper, which writes no file of its own before the runs are checked, and takes all of them at once."""
+
+    def __init__(self, params: Any = None) -> None:
+        super().__init__(None, params)
+
+    def sweep(self, arguments: list[str]) -> Any:
+        from semaim.config.compose import points
+
+        results = self.launcher.launch(points([*self._parse_config(), *arguments], self.hydra_context.config_loader), 0)
+        for result in results:
+            _ = result.return_value  # raises the error of a run
+        return results
 
 
 class BasicLauncher(SweepLauncher):

@@ -10,6 +10,8 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from collections.abc import Sequence
+from operator import itemgetter
 
 import hydra
 from omegaconf import DictConfig
@@ -39,12 +41,21 @@ def main(cfg: DictConfig) -> float:
         return values[0]
 
 
+def _flags_first(words: Sequence[str]) -> list[str]:
+    """The words with flags before options, since Hydra takes no flag between options."""
+    of_flags = ("-cd", "-cn", "-cp", "--config-dir", "--config-name", "--config-path")  # the next word is theirs
+    options = [
+        "=" in word and word[0] != "-" and before not in of_flags
+        for before, word in zip(["", *words], words, strict=False)
+    ]
+    return [word for _, word in sorted(zip(options, words, strict=True), key=itemgetter(0))]
+
+
 @reports_errors
 def command_line() -> None:
     """Compose and run; errors of composition are reported like errors of the run."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # raise errors instead of Hydra's own report
-    words = quoted_home(sys.argv[1:])
-    sys.argv[1:] = sorted(words, key=lambda word: word not in ("-m", "--multirun"))  # may stand between options, too
+    sys.argv[1:] = _flags_first(quoted_home(sys.argv[1:]))
     hydra_only = ("-m", "--multirun", "-c", "--cfg", "-i", "--info", "-h", "--help", "--hydra-help")
     if any(word.startswith("hydra/launcher=") for word in sys.argv) and not set(hydra_only) & set(sys.argv):
         sys.argv.insert(1, "--multirun")  # Hydra's launchers need a sweep; this one has a single point

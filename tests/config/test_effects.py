@@ -18,6 +18,7 @@ STORED = ["checkpoint=runs/x"]
     ("command", "useless"),
     [
         (["trainer.epochs=3", "seed=1", "model=aim_base", "target.blur_sigma=2", "evaluators=[knn]"], {}),
+        (["seed=1", "model=aim_base", "seed=2"], {"seed=1": "seed=2 comes later"}),
         (["images=/x"], {"images=/x": "Pretraining does not use it"}),
         (["recipe=short"], {"recipe=short": "Pretraining does not use it"}),
         (["sweep.restarts=5"], {"sweep.restarts=5": "this is no sweep (-m)"}),

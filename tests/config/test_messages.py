@@ -100,8 +100,8 @@ def test_ctrl_c_that_an_import_loses_is_found_before_a_run_begins(capsys: pytest
     assert (program(), capsys.readouterr().err) == (130, "interrupted\n")
 
 
-def test_m_may_stand_between_options(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sys.argv", ["semaim run", "model=aim_tiny", "-m", "seed=0,1"])
+def test_flags_may_stand_between_options(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["semaim run", "model=aim_tiny", "-m", "--config-dir", "a=b", "seed=0,1"])
     monkeypatch.setattr("semaim.run.main", lambda: None)
     command_line()
-    assert sys.argv == ["semaim run", "-m", "model=aim_tiny", "seed=0,1"]
+    assert sys.argv == ["semaim run", "-m", "--config-dir", "a=b", "model=aim_tiny", "seed=0,1"]

@@ -70,8 +70,8 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize("name", COMMANDS)
 def test_no_value_is_guessed(name: str, elsewhere: Path) -> None:
     command = COMMANDS[name]
-    config = composition(command)
-    check_overrides(command, config)
+    config, choices = composition(command), compose_run_spec(command).choices
+    check_overrides(command, config, choices)
     defaults = flatten(OmegaConf.to_container(config))
     outcomes: Counter[str] = Counter()
     new = [leaf for leaf in leaves(config) if leaf not in SEEN]
@@ -84,7 +84,7 @@ def test_no_value_is_guessed(name: str, elsewhere: Path) -> None:
             OmegaConf.set_struct(changed, False)
             OmegaConf.update(changed, option, value, merge=False)
             try:
-                check_overrides(command, changed)
+                check_overrides(command, changed, choices)
                 assert not isinstance(default, int | float) or type(value) in (int, float, bool, list, type(None)), (
                     typed
                 )
@@ -188,6 +188,23 @@ def test_every_kind_is_of_an_option() -> None:
         ("permutation=raster,zigzag", "permutation=raster,zigzag: several values are a sweep, which -m starts; a value "
                                       "with a comma is typed 'permutation=\"raster,zigzag\"'"),
         ("trainer", "trainer: an option is typed option=value"),
+        ("trainer..epochs=3", "trainer..epochs=3: 'trainer..epochs' is not the name of an option"),
+        ("++optimizer.lr=3", "there is no option optimizer.lr. did you mean optimizer.min_lr or optimizer.base_lr or "
+                             "optimizer.groups?; optimizer has: base_lr, groups, min_lr, optimizer, weight_decay"),
+        ("experiment=semaim_vitb_400ep", "there is no option experiment. An experiment is added: +experiment=..."),
+        ("task=[knn,linprobe]", "task=[knn,linprobe]: task must be one of features, fewshot, finetune, knn, linprobe, "
+                                "pretrain, visualize"),
+        ("+model=aim_base", "+model=aim_base: model has a choice, which is replaced without +: model=aim_base"),
+        ("++model=aim_base", "++model=aim_base: model has a choice, which is replaced without +: model=aim_base"),
+        ("task.permutation=raster", "task.permutation=raster: task.permutation follows permutation, set that"),
+        ("data.train_transform.image_size=64", "data.train_transform.image_size=64: data.train_transform.image_size "
+                                               "follows data.image_size, set that"),
+        ("seed=${nope}", "seed=${nope}: Interpolation key 'nope' not found"),
+        ("runs_dir=s3://bucket/x", "runs_dir=s3://bucket/x: runs_dir must be a path, such as runs"),
+        ("runs_dir='~nobody_here/x'", "runs_dir=~nobody_here/x: there is no home folder of this user"),
+        ("tracking.uri=mlruns", "tracking.uri=mlruns is no MLflow store: give sqlite:///<file> or "
+                                "http://<server>:<port>"),
+        ("hydra/job_logging=nope", "there is no nope in hydra/job_logging (hydra/job_logging=nope)"),
     ],
 )  # fmt: skip
 def test_message(typed: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -218,8 +235,19 @@ def test_a_value_from_elsewhere_is_judged_too(monkeypatch: pytest.MonkeyPatch) -
 def test_home_folder_in_paths(monkeypatch: pytest.MonkeyPatch) -> None:
     """A shell leaves data.root=~/photos as it is, and Hydra cannot read it."""
     monkeypatch.setenv("HOME", "/home/ada")
-    words = quoted_home(["data=folder", "data.root=~/my photos", "runs_dir=~", "~x", "seed=1", "images=[~/a]"])
-    assert words == ["data=folder", "data.root='~/my photos'", "runs_dir='~'", "~x", "seed=1", "images=[~/a]"]
+    typed = [
+        "data=folder",
+        "data.root=~/my photos",
+        "runs_dir=~",
+        "~x",
+        "seed=1",
+        "images=[~/a]",
+        "run_name=é",
+        "a='é'",
+    ]
+    words = quoted_home(typed)
+    assert words[:3] == ["data=folder", "data.root='~/my photos'", "runs_dir='~'"]
+    assert words[3:] == ["~x", "seed=1", "images=[~/a]", "run_name='é'", "a='é'"]
     config = compose_run_spec([*words[:3], "target=dino", "target.weights='~/w.pt'"]).config
     assert config["data"]["root"] == "/home/ada/my photos"
     assert config["run_dir"].startswith("/home/ada/pretrain_folder_")

@@ -70,3 +70,13 @@ def test_ctrl_c_stops_the_processes_of_a_local_sweep_after_their_step(tmp_path: 
         last = max(losses(folder))
         assert status(folder)["state"] == "interrupted"
         assert (folder / "checkpoints" / f"step_{last:08d}.pt").is_file()
+
+
+@pytest.mark.parametrize(("words", "message"), [
+    (["-m", "seed=0,-1", "trainer.max_steps=1"], "seed=-1: seed must be a whole number, not negative, such as 0"),
+    (["trainer.max_steps=1", "-m", "seed=range(0,-3)"], "seed=range(0,-3) has no values"),
+])  # fmt: skip
+def test_a_refused_sweep_writes_nothing(words: list[str], message: str, tmp_path: Path) -> None:
+    done = run(tmp_path, *words)
+    assert (done.returncode, done.stdout) == (2, f"error: {message}\n")
+    assert list(tmp_path.iterdir()) == []

@@ -9,16 +9,26 @@ from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
 from omegaconf import DictConfig, OmegaConf
+
+from semaim.errors import UserError
 
 CONF = (Path(__file__).parents[1] / "conf").resolve()
 
 # semaim's versions of Hydra's local launchers, under Hydra's names. They are stored here because Hydra would merge
 # files of these names into the schemas that the plugins register; the plugins must be loaded first.
 Plugins.instance()
+ConfigStore.instance().store(
+    group="hydra/sweeper",
+    name="basic",
+    node={"_target_": "hydra_plugins.semaim_launchers.BasicSweeper", "params": None},
+    provider="semaim",
+)
 LOCAL_LAUNCHERS: dict[str, dict[str, Any]] = {
     "basic": {"_target_": "hydra_plugins.semaim_launchers.BasicLauncher"},
     "submitit_local": {
@@ -57,11 +67,30 @@ def choices(group: str, folders: Sequence[str] = ()) -> list[str]:
 
 
 def quoted_home(words: Sequence[str]) -> list[str]:
-    """A command line in which values that begin with ~ are quoted, since Hydra cannot read them otherwise.
+    """A command line in which values that begin with ~ or have other letters are quoted, as Hydra needs.
 
     `data.root=~/photos` reaches the program as typed: shells replace ~ only at the start of a word.
     """
-    return [re.sub(r"^([^~=]+)=(~[^'\n]*)$", r"\1='\2'", word) for word in words]
+    plain = r"[^'\"\\,\[\]{}()$\n]*"
+    return [re.sub(rf"^([^~=]+)=(~[^'\n]*|{plain}[^\x00-\x7f]{plain})$", r"\1='\2'", word) for word in words]
+
+
+def points(words: Sequence[str], loader: Any = None) -> list[list[str]]:
+    """The command line of each run of a sweep.
+
+    Args:
+        words: its command line, without Hydra's own options.
+        loader: Hydra's, which finds the choices of `permutation=glob(*)`.
+
+    Raises:
+        UserError: if there is none.
+    """
+    parsed = OverridesParser.create(loader).parse_overrides(list(words))
+    (found,) = BasicSweeper.split_arguments(parsed, None)
+    if not found:
+        empty = [each.input_line for each in parsed if each.is_sweep_override() and not [*each.sweep_iterator()]]
+        raise UserError(f"{' '.join(empty)} has no values")
+    return found
 
 
 def composition(overrides: Sequence[str], folders: Sequence[str] = (), return_hydra_config: bool = False) -> DictConfig:

@@ -79,8 +79,13 @@ def without_effect(config: DictConfig, overrides: Sequence[str], is_sweep: bool 
     used = set(_used(raw))
     task = str(config.task._target_).rpartition(".")[2]
     found = []
-    for override in OverridesParser.create().parse_overrides(list(overrides)):
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    last = {override.key_or_group: override for override in parsed}
+    for override in parsed:
         key = override.key_or_group.split("@")[0]
+        if (later := last[override.key_or_group]) is not override:
+            found.append(f"{override.input_line} has no effect: {later.input_line} comes later")
+            continue
         if override.is_hydra_override() or key.startswith(("hydra", "experiment", "evaluators")) or key == "task":
             continue
         if reason := _reason(key, used, config, is_sweep, task):

@@ -8,20 +8,24 @@ import shlex
 from collections.abc import Sequence
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+from yaml import MarkedYAMLError  # type: ignore[import-untyped]
 
 from semaim.config.compose import CONF, choices
-from semaim.config.validate import no_choice, suggestion
+from semaim.config.validate import SEVERAL, no_choice, suggestion
 
 
-def hydra_message(chain: Sequence[BaseException], words: Sequence[str]) -> str | None:
-    """The message for an error of Hydra or OmegaConf; None for another one.
+def hydra_message(chain: Sequence[BaseException], words: Sequence[str]) -> str:
+    """The message for an error of Hydra, OmegaConf or YAML.
 
     Args:
         chain: the error and its causes.
         words: the command line.
     """
     text = "\n".join(str(link) for link in chain)
+    if isinstance(chain[0], MarkedYAMLError):
+        where = chain[0].problem_mark
+        return (f"{where.name}, line {where.line + 1}: " if where else "") + str(chain[0].problem)
     for link in chain:
         if typed := getattr(link, "override", None):
             return _unreadable(str(typed))
@@ -30,7 +34,11 @@ def hydra_message(chain: Sequence[BaseException], words: Sequence[str]) -> str |
         return f"{match[1]}: {several} {_quoted(match[1])}"
     if match := re.search(r"Could not (?:find|load) '([^']+)/([^'/]*)'", text):
         return _unknown_choice(match[1].removeprefix("/"), match[2])
-    if "Config group override must be a string or a list" in text:
+    if match := re.search(r"Multiple values for ([\w/]+)\.|force-add .* not supported: '\+\+([\w/]+)=", text):
+        group = match[1] or match[2]
+        if typed := next((word for word in words if re.match(rf"\++{group}=", word)), None):
+            return f"{typed}: {group} has a choice, which is replaced without +: {typed.lstrip('+')}"
+    if "Config group override must be a string or a list" in text or "'${recipe}/${task}'" in text:
         return _no_group_choice(words)
     if match := re.search(r"Could not override '([^']+)'", text):
         inside = re.search(r"is not in struct\s+full_key: (\S+)", text)
@@ -44,13 +52,13 @@ def hydra_message(chain: Sequence[BaseException], words: Sequence[str]) -> str |
         return f"the options of {match[2].removeprefix('task.')} do not fit: {match[1]}"
     if "Error locating target" in text:
         return f"{str(chain[0]).split(', set env var')[0]}: {chain[-1]}"
-    if any(type(link).__module__.startswith("omegaconf.") for link in chain):
+    if of_config := [link for link in chain if isinstance(link, OmegaConfBaseException)]:
         name = next((key for link in chain if (key := getattr(link, "full_key", None))), "")
         typed = next((word for word in words if name and word.lstrip("+").startswith(f"{name}=")), name)
-        return f"{typed}: {str(chain[0]).splitlines()[0]}" if typed else str(chain[0]).strip()
-    if any(isinstance(link, HydraException) for link in chain):
-        return str(chain[0]).split("\nConfig search path:")[0].strip()
-    return None
+        typed = typed or next((word for word in words if "${" in word), "")
+        reason = str(of_config[0]).splitlines()[0]
+        return f"{typed}: {reason}" if typed else reason
+    return str(chain[0]).split("\nConfig search path:")[0].strip()
 
 
 def _quoted(word: str) -> str:
@@ -63,8 +71,8 @@ def _unreadable(word: str) -> str:
     key, equals, _ = word.partition("=")
     if not equals:
         return f"{word}: an option is typed option=value"
-    if not re.fullmatch(r"[+~]*[\w./@$-]*[\w$]", key):
-        return f"{word}: {key} is not the name of an option"
+    if not re.fullmatch(r"[+~]*[\w$-]+([./@][\w$-]+)*", key, re.ASCII):
+        return f"{word}: {key!r} is not the name of an option"
     return (
         f"{word}: Hydra cannot read this value. A text with ~, brackets, braces, quotes or commas is quoted for Hydra "
         f"and for the shell: {_quoted(word)}"
@@ -75,8 +83,9 @@ def _unknown_choice(group: str, name: str) -> str:
     """Message for a choice that a group does not have."""
     known = choices(group)
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]}? " if near else ""
-    return f"there is no {name or 'empty choice'} in {group} ({group}={name}): {hint}choose from {', '.join(known)}"
+    hint = f": did you mean {near[0]}?" if near else ":" if known else ""
+    listed = f" choose from {', '.join(known)}" if known else ""  # not those of Hydra's own groups
+    return f"there is no {name or 'empty choice'} in {group} ({group}={name}){hint}{listed}"
 
 
 def _no_group_choice(words: Sequence[str]) -> str:
@@ -86,6 +95,6 @@ def _no_group_choice(words: Sequence[str]) -> str:
         key = word.lstrip("+").partition("=")[0]
         if "=" in word and (not key or (CONF / key).is_dir()):
             value = parser.parse_overrides([word])[0].value()
-            if not isinstance(value, str | list):
+            if not isinstance(value, str | list if key in SEVERAL else str):
                 return no_choice(word, key) if key else _unreadable(word)
     return "a group of the configuration needs the name of a choice, such as model=aim_base"

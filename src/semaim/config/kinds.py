@@ -76,8 +76,11 @@ def list_of(each: Kind, words: str, length: int | None = None, least: int = 1) -
 
 
 def _path(value: Any) -> Any:
-    """Paths may hold any character but NUL, also bytes that are no UTF-8, which pydantic's texts may not."""
-    if not isinstance(value, str) or not value.strip() or "\0" in value:
+    """Paths may hold any character but NUL, also bytes that are no UTF-8, which pydantic's texts may not.
+
+    s3://bucket/x would be a folder "s3:" here.
+    """
+    if not isinstance(value, str) or not value.strip() or "\0" in value or "://" in value:
         raise ValueError
     return value
 

@@ -84,9 +84,10 @@ def explain(error: BaseException) -> str | None:
         )
     if re.search(r"gloo.*(closed by peer|reset by peer|Broken pipe)|ncclRemoteError", text, re.DOTALL):
         return "another process of this run has ended; its own message says why"
-    of_hydra = any(type(link).__module__.startswith(("hydra.", "omegaconf.")) for link in chain)
-    if not of_hydra and "Config group override must be" not in str(error):  # Hydra raises a plain ValueError there
-        return None
+    if not any(type(link).__module__.startswith(("hydra.", "omegaconf.", "yaml.")) for link in chain):
+        last = error.__traceback__ and traceback.extract_tb(error.__traceback__)[-1].filename
+        if not isinstance(error, ValueError) or "/hydra/" not in f"{last}":  # Hydra raises plain ones for words
+            return None
     from semaim.config.hydra_messages import hydra_message
 
     return hydra_message(chain, sys.argv[1:])

@@ -86,7 +86,7 @@ def compose_run_spec(overrides: Sequence[str], folders: Sequence[str] = ()) -> R
     before = hydra_config.cfg
     hydra_config.set_config(whole)  # for the resolver of the run's name, and for ${hydra:...} in values
     try:
-        check_overrides(overrides, cfg, folders)
+        check_overrides(overrides, cfg, choices, folders)
         with_home_folders(cfg)
         cfg.run_name = str(whole.run_name)
     finally:
@@ -104,7 +104,7 @@ def run_spec_of_this_process(cfg: DictConfig) -> RunSpec:
     overrides = list(hydra_config.overrides.task)
     sources = hydra_config.runtime.config_sources
     folders = [f"file://{source.path}" for source in sources if source.provider == "command-line"]
-    check_overrides(overrides, cfg, folders)
-    with_home_folders(cfg)
     choices = {group: choice for group, choice in hydra_config.runtime.choices.items() if group in cfg}
+    check_overrides(overrides, cfg, choices, folders)
+    with_home_folders(cfg)
     return RunSpec(cfg, overrides, choices, folders)

@@ -18,10 +18,13 @@ from semaim.config.kinds import TARGET, TRUTH, Kind
 from semaim.config.naming import flatten
 from semaim.config.old_versions import FORMER_OPTIONS
 from semaim.config.schema import COMPONENTS, LAUNCHERS, TOP
+from semaim.core.store_address import absolute_address, check_experiment
 from semaim.errors import UserError
 
 PYTHON = {"_target_": TARGET, "_partial_": TRUTH}
 REFERENCE = re.compile(r"\$\{([\w.]+)\}").fullmatch  # to one other option
+UNKNOWN = Kind("unknown", None)  # of what no component has, or must be set elsewhere
+SIZES = ("${data.image_size}", "${data.patch_size}")  # model, target and transforms cannot differ from the data
 SEVERAL = ("evaluators",)  # groups of which a run has any number of choices
 
 
@@ -32,6 +35,8 @@ def suggestion(key: str, words: Sequence[str] = ()) -> str:
         key: the option.
         words: the command line; its choices, such as task=knn, decide which options there are.
     """
+    if key.split("=")[0] == "experiment":
+        return "An experiment is added: +experiment=..."
     if key.startswith("hydra.launcher."):
         return "Launchers differ: hydra/launcher=slurm has the options of a cluster (semaim run --cfg hydra)"
     for former, now in FORMER_OPTIONS.items():
@@ -61,16 +66,26 @@ def _choices_among(words: Sequence[str]) -> list[str]:
     return [f"{group}={choice}" for group, _, choice in pairs if choice and choice in choices(group)]
 
 
-def check_overrides(overrides: Sequence[str], config: DictConfig, folders: Sequence[str] = ()) -> None:
+def check_overrides(
+    overrides: Sequence[str], config: DictConfig, chosen: Mapping[str, str], folders: Sequence[str] = ()
+) -> None:
     """Reject what Hydra accepts but semaim cannot use, before anything heavy is imported or written.
 
     These are `+option=value`, which no code reads; `~option`, which removes a required option; a group without or with
-    several choices; an unknown option in an experiment file; and values that are not of an option's kind.
+    several choices; an unknown option in a file of one's own; and values that are not of an option's kind.
+
+    Args:
+        overrides: the command line.
+        config: what it composes.
+        chosen: the choice in each group.
+        folders: additional configuration folders.
 
     Raises:
         UserError: for the first such override; the message names the option.
     """
-    chosen = []
+    if "experiment" in config:
+        raise UserError("experiment: the file of an experiment begins with the line # @package _global_")
+    group_choices = [f"{group}={choice}" for group, choice in chosen.items()]
     for text, override in zip(overrides, OverridesParser.create().parse_overrides(list(overrides)), strict=True):
         key = override.key_or_group
         if override.is_delete():
@@ -81,22 +96,23 @@ def check_overrides(overrides: Sequence[str], config: DictConfig, folders: Seque
             value = override.value()
             if not (isinstance(value, str) and value) and not (isinstance(value, list) and key in SEVERAL):
                 raise UserError(no_choice(text, key, folders))
-            chosen.append(text)
+            group_choices += [text] if key in SEVERAL else []
         elif override.is_add() and not key.startswith("hydra"):
             raise UserError(f"+{key}: there is no option {key}. {suggestion(key, overrides)}")
-    expected = options(chosen, folders)
-    if unknown := sorted(str(key) for key in set(config) - set(expected)):
-        if (CONF / unknown[0]).is_dir():
-            raise UserError(f"{unknown[0]}: this task does not use {unknown[0]}, leave it out")
-        raise UserError(f"there is no option {unknown[0]}. {suggestion(unknown[0], overrides)}")
-    check_values(config, expected)
+    expected = options(group_choices, folders)
+    referred = re.findall(r"\$\{(\w+)", str(OmegaConf.to_container(config)))  # a task of one's own may add options
+    for key in map(str, {*config} - {*TOP, *chosen, *referred, "named_after"}):
+        raise UserError(f"there is no option {key}. {suggestion(key, overrides)}")
+    check_values(config, expected, overrides)
+    if "uri" in config.tracking:
+        absolute_address("tracking.uri", config.tracking.uri)
+        check_experiment("tracking.experiment", config.tracking.experiment)
     if config.parent_run is not None and not Path(config.parent_run).expanduser().is_dir():
         raise UserError(f"parent_run={shown(config.parent_run)} is not the folder of a run or a sweep")
     root = None if OmegaConf.is_missing(config.data, "root") else config.data.get("root")
     if root is not None and not OmegaConf.is_missing(expected.data, "root") and expected.data.root is None:
-        name = next((text.partition("=")[2] for text in chosen if text.startswith("data=")), "digits")
-        raise UserError(f"data.root={shown(root)} is not read by data={name}, whose images need no folder: add "
-                        f"data=folder (or another choice of data) for images of your own")  # fmt: skip
+        raise UserError(f"data.root={shown(root)} is not read by data={chosen['data']}, whose images need no folder: "
+                        f"add data=folder (or another choice of data) for images of your own")  # fmt: skip
 
 
 def no_choice(word: str, group: str, folders: Sequence[str] = ()) -> str:
@@ -104,35 +120,40 @@ def no_choice(word: str, group: str, folders: Sequence[str] = ()) -> str:
     return f"{word}: {group} must be one of {', '.join(choices(group, folders))}"
 
 
-def check_values(config: DictConfig, expected: DictConfig) -> None:
-    """Reject values that are not of their option's kind.
+def check_values(config: DictConfig, expected: DictConfig, words: Sequence[str] = ()) -> None:
+    """Reject values that are not of their option's kind, and options that a component does not have.
 
     Args:
         config: the configuration.
         expected: the same choices with default values.
+        words: the command line, for suggestions.
 
     Raises:
         UserError: with a line for each such value: what it must be, and the nearest choice.
     """
     given, defaults = OmegaConf.to_container(config), OmegaConf.to_container(expected)
     for references in (False, True):
-        found = map(_wrong, _values(config, given, defaults, TOP, references=references))
+        found = [_wrong(option, words) for option in _values(config, given, defaults, TOP, references=references)]
         if problems := list(dict.fromkeys(filter(None, found))):
             raise UserError("\n".join(problems))
 
 
-def _wrong(option: Option) -> str | None:
-    """What is wrong with the value of an option, if it is not of its kind."""
+def _wrong(option: Option, words: Sequence[str] = ()) -> str | None:
+    """What is wrong with an option, if it does not exist or its value is not of its kind."""
     name, value, kind, default = option
+    if kind is UNKNOWN and isinstance(default, str) and "${" in default:
+        return f"{name}={shown(value)}: {name} follows {default[2:-1]}, set that"
+    if kind is UNKNOWN:
+        return f"there is no option {name}. {suggestion(name, words)}"
     if isinstance(default, Mapping):
         inside = ", ".join(f"{name}.{key}" for key in default if not str(key).startswith("_"))
         return f"{name}={shown(value)}: {name} is a group of options{inside and f', set these: {inside}'}"
-    words = kind.words if kind and not kind.accepts(value) else None if kind else _kind_of(default, value)
-    if words is None:
+    right = kind.words if kind and not kind.accepts(value) else None if kind else _kind_of(default, value)
+    if right is None:
         return None
     near = difflib.get_close_matches(str(value), kind.choices if kind else (), n=1, cutoff=0.5)
     usual = "" if default in (None, []) or "${" in f"{default}" else f", such as {shown(default)}"
-    return f"{name}={shown(value)}: {name} must be {words}" + (f"; did you mean {near[0]}?" if near else usual)
+    return f"{name}={shown(value)}: {name} must be {right}" + (f"; did you mean {near[0]}?" if near else usual)
 
 
 def check_launcher(launcher: Mapping[str, Any]) -> None:
@@ -147,7 +168,10 @@ def with_home_folders(config: DictConfig) -> None:
     plain: Any = OmegaConf.to_container(config)
     for name, value, kind, _ in _values(config, plain, plain, TOP):
         if isinstance(kind, Kind) and kind.is_path and "~" in f"{value}":
-            home = [str(Path(path).expanduser()) for path in ([value] if isinstance(value, str) else value)]
+            try:
+                home = [str(Path(path).expanduser()) for path in ([value] if isinstance(value, str) else value)]
+            except RuntimeError as error:
+                raise UserError(f"{name}={shown(value)}: there is no home folder of this user") from error
             OmegaConf.update(config, name, home[0] if isinstance(value, str) else home)
 
 
@@ -168,7 +192,12 @@ class Option(NamedTuple):
 
 
 def _values(
-    config: DictConfig, given: Any, defaults: Any, declared: Mapping[str, Any], path: str = "", references: bool = False
+    config: DictConfig,
+    given: Any,
+    defaults: Any,
+    declared: Mapping[str, Any] | None,
+    path: str = "",
+    references: bool = False,
 ) -> Iterator[Option]:
     """The options of a part of the configuration, or those that others refer to, with the kind that these need.
 
@@ -178,9 +207,9 @@ def _values(
     for key, value in given.items():
         name = f"{path}.{key}" if path else str(key)
         default = defaults.get(key)
-        kind = declared.get(key, PYTHON.get(key))
+        kind = (declared or {}).get(key, PYTHON.get(key))
         if isinstance(value, Mapping) and not isinstance(kind, Kind) and isinstance(default, Mapping):
-            own = kind if kind is not None else COMPONENTS.get(str(value.get("_target_")), {})
+            own = kind if kind is not None else COMPONENTS.get(str(value.get("_target_")))
             yield from _values(config, value, default, own, name, references)
             continue
         is_text = isinstance(value, str)
@@ -190,6 +219,10 @@ def _values(
             continue
         if str(key).startswith("_") and key not in PYTHON:
             continue
+        is_leaf = path and not isinstance(value, Mapping) and not isinstance(default, Mapping)
+        other_size = default in SIZES and value != OmegaConf.select(config, default[2:-1])
+        if other_size or (kind is None and declared is not None and is_leaf):
+            kind = UNKNOWN
         if value is not None or path != "task.evaluators":  # null switches one off
             yield Option(name, _resolved(config, name, value) if is_text and "${" in value else value, kind, default)
 

@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 
-from semaim.config.compose import composition, quoted_home
+from semaim.config.compose import composition, points, quoted_home
 from semaim.config.messages import one_line
 from semaim.config.validate import check_launcher
 from semaim.errors import UserError
@@ -50,9 +49,12 @@ def expand(
             f"hydra/sweeper={cfg.sweeper._target_}: only the points of Hydra's basic sweeper can be checked"
         )
     swept = [f"{key}={value}" for key, value in (cfg.sweeper.params or {}).items()]
-    (points,) = BasicSweeper.split_arguments(parser.parse_overrides([*swept, *own_overrides]), None)
     runtime_keys = {"name", "submitit_folder"}  # Hydra sets them at launch
-    return points, {key: cfg.launcher[key] for key in cfg.launcher if key not in runtime_keys}, problems
+    return (
+        points([*swept, *own_overrides]),
+        {key: cfg.launcher[key] for key in cfg.launcher if key not in runtime_keys},
+        problems,
+    )
 
 
 def check_command_line(

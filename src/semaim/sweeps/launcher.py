@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
@@ -18,7 +17,6 @@ from semaim.config.run_spec import RunSpec, compose_run_spec
 from semaim.config.validate import check_launcher
 from semaim.core import terminal
 from semaim.core.formatting import plural, printable, program
-from semaim.core.store_address import absolute_address, check_experiment
 from semaim.errors import Interrupted, SweepFailed, UserError
 from semaim.runs.provenance import code_version, command_line
 from semaim.sweeps.commands import cancel
@@ -94,23 +92,6 @@ def launch(
         (point, state) for point, state in zip(sweep.points, point_states, strict=True) if point.after is None
     ]
     return [_job_return(point.overrides, state, sweep) for point, state in first_points]
-
-
-def check_stores(config: DictConfig) -> None:
-    """Check the tracking stores of a sweep before Hydra writes its command line to a file.
-
-    Raises:
-        UserError: for a store that is not accepted, for example since its address contains a password.
-    """
-    tracking: Any = OmegaConf.to_container(config.tracking)
-    if "uri" in tracking:
-        absolute_address("tracking.uri", str(tracking["uri"]))
-        check_experiment("tracking.experiment", str(tracking["experiment"]))
-    words: Any = OmegaConf.to_container(config.hydra.overrides.task, resolve=False)
-    for override in OverridesParser.create().parse_overrides(words):
-        if override.key_or_group == "tracking.uri" and override.is_sweep_override():
-            for value in override.sweep_iterator():
-                absolute_address("tracking.uri", str(getattr(value, "text", value)))  # it may be quoted
 
 
 def _previous_states(sweep: Sweep) -> list[PointState] | None:
