@@ -67,7 +67,6 @@ def execute(spec: RunSpec, processes: Processes, stop: StopRequest) -> float:
         _log_result(result)
         return result[folder.status()["metric"]]
     check_apart(folder, config)
-    check_apart(folder, config)
     seed_all(derive_seed(config["seed"], "weights"))
     tracking = instantiate(spec.cfg.tracking, _convert_="all")  # first: it refuses passwords in addresses
     task: Task = instantiate(spec.cfg.task, _convert_="all")  # plain lists: checkpoints must not hold OmegaConf's

@@ -6,10 +6,10 @@ A batch passes from a worker to the training process through /dev/shm, which is 
 from __future__ import annotations
 
 import atexit
-import multiprocessing
 import os
 import signal
 import threading
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -27,6 +27,7 @@ HELD = 2  # batches that the training process holds: the one in use, and the nex
 SHARED_MEMORY = "/dev/shm"
 POLL_SECONDS = 1.0  # signals and time limits are noticed this often while a batch is awaited
 GRACE_SECONDS = 10.0  # wait for a batch after a signal, so that the step can be finished
+_started: weakref.WeakSet[Any] = weakref.WeakSet()  # the workers of this process
 
 
 @dataclass
@@ -118,7 +119,9 @@ def load(
     # A worker inherits the mask, so that a signal cannot reach it before it is set up. The parent gets its own later.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
-        return Awaited(iter(loader), loading.timeout_seconds, stop)
+        loaded = iter(loader)
+        _started.update(getattr(loaded, "_workers", ()))
+        return Awaited(loaded, loading.timeout_seconds, stop)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
@@ -250,9 +253,10 @@ def _exit_with_parent() -> None:
 @atexit.register
 def _kill_workers() -> None:
     """Before multiprocessing waits for them without end: some are stopped, or wait for storage, and do not hear it."""
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler raises an error
-    for process in multiprocessing.active_children():
-        process.kill()
+    if alive := [worker for worker in _started if worker.is_alive()]:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler raises an error
+        for worker in alive:
+            worker.kill()
 
 
 def _init_worker(_: int) -> None:
