@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from semaim.config import compose
 from semaim.data.image_sets import FileImages
 from semaim.models.aim import AIM
 from semaim.runs.context import Run
@@ -36,6 +37,21 @@ def _logging() -> Iterator[None]:
     """Restore logging: commands in the test process log to that test's standard error, which is closed afterwards."""
     with logging_left_as_found():
         yield
+
+
+@pytest.fixture
+def set_site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
+    """Writes the site's settings of this test: `set_site("runs_dir: /scratch")`."""
+
+    def write(content: str) -> None:
+        folder = tmp_path / "site"
+        folder.mkdir()
+        (folder / "site.yaml").write_text(f"# @package _global_\n{content}\n")
+        monkeypatch.setenv("SEMAIM_SITE", str(folder))
+        compose._options.cache_clear()  # a program has one site
+
+    yield write
+    compose._options.cache_clear()
 
 
 @pytest.fixture

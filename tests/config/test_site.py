@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -22,23 +23,16 @@ main()
 """
 
 
-@pytest.fixture
-def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with a site.yaml that sets runs_dir."""
-    folder = tmp_path / "site"
-    folder.mkdir()
-    (folder / "site.yaml").write_text("# @package _global_\nruns_dir: /scratch/runs\n")
-    monkeypatch.setenv("SEMAIM_SITE", str(folder))
-    return folder
+@pytest.fixture(autouse=True)
+def _site(set_site: Callable[[str], None]) -> None:
+    set_site("runs_dir: /scratch/runs")
 
 
-@pytest.mark.usefixtures("site")
 def test_a_site_sets_options_of_semaim() -> None:
     assert compose_run_spec([]).cfg.run_dir.startswith("/scratch/runs/")
     assert compose_run_spec(["runs_dir=here"]).cfg.run_dir.startswith("here/")
 
 
-@pytest.mark.usefixtures("site")
 def test_other_hydra_programs_do_not_see_it(tmp_path: Path) -> None:
     (tmp_path / "conf").mkdir()
     (tmp_path / "conf" / "config.yaml").write_text("defaults: [site]\n")

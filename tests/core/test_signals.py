@@ -17,6 +17,7 @@ AGAIN = "; press Ctrl-C again to quit now"
 
 @pytest.fixture
 def stop() -> Iterator[StopRequest]:
+    at_hangup = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup ignores it
     previous = {number: signal.getsignal(number) for number in SIGNALS}
     with interruptible():
         stop = StopRequest()
@@ -25,6 +26,7 @@ def stop() -> Iterator[StopRequest]:
     with interruptible():  # forgets the interruptions
         pass
     assert {number: signal.getsignal(number) for number in SIGNALS} == previous
+    signal.signal(signal.SIGHUP, at_hangup)
 
 
 def send(number: signal.Signals) -> None:

@@ -190,10 +190,10 @@ def test_workers_block_signals_and_use_one_thread():
     batches = list(training_batches(dataset, StepPlan(40, 4, 0), range(4), *loading(2)))
     assert signal.pthread_sigmask(signal.SIG_BLOCK, set()) == before == set()
     for batch in batches:
-        assert dict(batch.unreadable) == {"blocked": "SIGINT SIGTERM SIGUSR1 SIGUSR2", "threads": "1"}
+        assert dict(batch.unreadable) == {"blocked": "SIGHUP SIGINT SIGTERM SIGUSR1 SIGUSR2", "threads": "1"}
 
 
-@pytest.mark.parametrize("stop", ["TERM", "INT", "USR1", "USR2"])
+@pytest.mark.parametrize("stop", ["TERM", "INT", "USR1", "USR2", "HUP"])
 def test_workers_ignore_the_signals_of_slurm(stop, monkeypatch):
     """SLURM sends them to every process of a job at any time; the current step still needs the workers."""
     set_up = loading_workers._init_worker

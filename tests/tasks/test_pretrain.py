@@ -20,7 +20,7 @@ from semaim.preflight.check import check_sweep
 from semaim.teachers import Teacher
 from support.commands import SMALL, journal, losses, together
 from support.evaluating import assert_same_bits
-from support.in_process import composed, go, run
+from support.in_process import composed, go, run, run_here
 from support.targets import NOW, ORDERS, task_of, weights, with_small_teachers
 from support.teaching import network, tiny_clip, tiny_dino, write
 
@@ -179,12 +179,8 @@ def test_two_processes_give_the_losses_of_one(tmp_path: Path) -> None:
         (("target=online", "semantic_map.source=teacher"), "semantic_map.source=teacher needs a teacher"),
         (("target=online", "target.channels=7"), "target.channels=7, but the encoder's tokens have 32"),
         (("target=online", "target.source=me"), "target.source=me: target.source must be online or ema"),
-        (
-            ("target=dino", "target.patch_size=8"),
-            "the model has patches of 4 pixels, the target of 8: change data.patch_",
-        ),
-        (("target.patch_size=8",), "the model has patches of 4 pixels, the target of 8: change data.patch_size"),
-        (("model.image_size=64",), "the model is for images of 64x64, the data are of 32x32: change data.image_size"),
+        (("target=dino", "target.patch_size=8"), "target.patch_size=8: target.patch_size follows data.patch_size, set"),
+        (("model.image_size=64",), "model.image_size=64: model.image_size follows data.image_size, set that"),
         (("target=dino", "target.weights=/nowhere/dino.pth"), "target.weights=/nowhere/dino.pth does not exist"),
         (("target=dino", "target.model=nonsense"), "target.model=nonsense is not a vision transformer of timm"),
     ],
@@ -194,6 +190,23 @@ def test_a_mistake_is_reported_before_a_run(tmp_path: Path, options: tuple[str, 
         run(tmp_path, *options, "trainer.max_steps=1")
     assert (explain(caught.value) or "").startswith(message)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("group", "content", "message"),
+    [
+        ("target", "patch_size: 8", "the model has patches of 4 pixels, the target of 8: change data.patch_size"),
+        ("model", "image_size: 64", "the model is for images of 64x64, the data are of 32x32: change data.image_size"),
+    ],
+)
+def test_sizes_in_a_group_of_ones_own_must_fit(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], group: str, content: str, message: str
+) -> None:
+    base = {"target": "pixels", "model": "aim_tiny"}[group]
+    (tmp_path / "conf" / group).mkdir(parents=True)
+    (tmp_path / "conf" / group / "own.yaml").write_text(f"defaults: [{base}, _self_]\n{content}\n")
+    assert run_here(tmp_path, "--config-dir", "conf", f"{group}=own", *SMALL) == 2
+    assert f"error: {message}" in capfd.readouterr().err
 
 
 def test_an_order_without_a_map_ignores_its_source(tmp_path: Path) -> None:

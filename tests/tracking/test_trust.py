@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -110,16 +110,9 @@ def test_a_store_that_the_user_names_is_used(
     assert main(["sync", str(folder)]) == 0
 
 
-def test_the_configured_store_is_that_of_the_site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from semaim.config import compose
-
-    (tmp_path / "site.yaml").write_text("tracking: {uri: 'http://mlflow.example.org:5000/'}\n")
-    monkeypatch.setenv("SEMAIM_SITE", str(tmp_path))
-    compose._options.cache_clear()
-    try:
-        assert store.configured_store() == "http://mlflow.example.org:5000"
-    finally:
-        compose._options.cache_clear()
+def test_the_configured_store_is_that_of_the_site(set_site: Callable[[str], None]) -> None:
+    set_site("tracking: {uri: 'http://mlflow.example.org:5000/'}")
+    assert store.configured_store() == "http://mlflow.example.org:5000"
 
 
 def test_the_commands_of_another_user_are_not_run(
@@ -142,7 +135,8 @@ def test_a_link_in_a_folder_does_not_empty_another_file(
     run = shutil.copytree(finished[0], tmp_path / "run", ignore=shutil.ignore_patterns(".lock", ".mlflow.lock"))
     (run / ".lock").symlink_to(mine)
     (run / ".mlflow.lock").symlink_to(mine)
-    assert main(["sync", str(run), "--uri", f"{SQLITE}{tmp_path}/own.db"]) == 0
+    assert main(["sync", str(run), "--uri", f"{SQLITE}{tmp_path}/own.db"]) == 1
+    assert f"{run}/.mlflow.lock cannot be written" in capfd.readouterr().err
     assert main(["rm", "--yes", "--keep-mlflow", str(run)]) == 1
     assert f"{run}/.lock cannot be written" in capfd.readouterr().err
     assert mine.read_text() == "mine"
