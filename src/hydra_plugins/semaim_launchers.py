@@ -61,9 +61,10 @@ class BasicSweeper(basic_sweeper.BasicSweeper):  # type: ignore[misc]
         super().__init__(None, params)
 
     def sweep(self, arguments: list[str]) -> Any:
-        from semaim.config.compose import points
+        from semaim.config.compose import given_folders, points
 
-        results = self.launcher.launch(points([*self._parse_config(), *arguments], self.hydra_context.config_loader), 0)
+        job_overrides = points([*self._parse_config(), *arguments], given_folders(self.config.hydra))
+        results = self.launcher.launch(job_overrides, 0)
         for result in results:
             _ = result.return_value  # raises the error of a run
         return results

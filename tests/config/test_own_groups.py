@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from semaim.config.compose import CONF, points
 from semaim.config.messages import explain
 from semaim.config.run_spec import compose_run_spec
 from semaim.errors import UserError
@@ -29,6 +30,29 @@ def test_a_task_of_ones_own_may_refer_to_an_option_of_its_own(tmp_path: Path) ->
     assert compose_run_spec(["task=mine", "limit=4"], [f"file://{tmp_path}"]).config["limit"] == 4
 
 
+def test_a_file_with_the_name_of_a_choice_of_semaim_is_not_ignored_in_silence(tmp_path: Path) -> None:
+    (tmp_path / "permutation").mkdir()
+    own = tmp_path / "permutation" / "raster.yaml"
+    own.write_text("_target_: my.Order\n")
+    for folders in ([str(tmp_path)], [f"file://{tmp_path}"]):
+        assert compose_run_spec(["permutation=stochastic"], folders).choices["permutation"] == "stochastic"
+        with pytest.raises(UserError) as caught:
+            compose_run_spec(["permutation=raster"], folders)
+        expected = f"'{own}' is not used: semaim has a permutation of this name, rename the file"
+        assert str(caught.value).replace(str(own), f"'{own}'").replace("''", "'") == expected
+
+
+def test_the_points_of_a_sweep_over_all_choices_of_a_group(tmp_path: Path) -> None:
+    (tmp_path / "permutation").mkdir()
+    (tmp_path / "permutation" / "random_own.yaml").write_text("_target_: my.Order\n")
+    found = points(["seed=1,2", "permutation=glob(ra*)"], [f"file://{tmp_path}"])
+    assert found == [
+        [f"seed={seed}", f"permutation={order}"]
+        for seed in (1, 2)
+        for order in sorted(path.stem for path in (*CONF.glob("permutation/ra*"), *tmp_path.glob("permutation/*")))
+    ]
+
+
 GLOBAL = "# @package _global_\n"
 
 
@@ -45,11 +69,12 @@ GLOBAL = "# @package _global_\n"
     (GLOBAL + "trainer: {epochs: 3\n", "{file}, line 3: expected ',' or '}}', but got '<stream end>'"),
     (GLOBAL + "seed: 1\nseed: 2\n", "{file}, line 3: found duplicate key seed"),
     (GLOBAL + "seed: !!python/name:os.getcwd\n", "{file}, line 2: could not determine a constructor"),
+    (GLOBAL + "seed: 1  # caf\xe9\n", "a file of the configuration is not text in UTF-8: 'utf-8' codec can't decode"),
 ])  # fmt: skip
 def test_mistakes_in_an_experiment_file(content: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "experiment").mkdir()
     file = tmp_path / "experiment" / "mine.yaml"
-    file.write_text(content)
+    file.write_text(content, encoding="latin-1")
     with pytest.raises(Exception) as caught:
         compose_run_spec(["+experiment=mine"], [f"file://{tmp_path}"])
     assert str(explain(caught.value)).startswith(message.format(file=file))

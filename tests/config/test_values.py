@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,14 @@ import pytest
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
+from timm.data import create_transform
 
 from semaim.config.compose import CONF, composition, options, quoted_home
 from semaim.config.kinds import FOLDER_NAME, LARGEST, PATH, TEXT, Kind
 from semaim.config.messages import explain
 from semaim.config.naming import flatten
 from semaim.config.run_spec import compose_run_spec
-from semaim.config.schema import COMPONENTS, TOP
+from semaim.config.schema import COMPONENTS, RAND_AUGMENT, TOP
 from semaim.config.validate import check_overrides, check_values, shown
 from semaim.core.distributed import Processes
 from semaim.errors import UserError
@@ -204,6 +206,9 @@ def test_every_kind_is_of_an_option() -> None:
         ("runs_dir='~nobody_here/x'", "runs_dir=~nobody_here/x: there is no home folder of this user"),
         ("tracking.uri=mlruns", "tracking.uri=mlruns is no MLflow store: give sqlite:///<file> or "
                                 "http://<server>:<port>"),
+        ("data.train_transform.scale=[0.5,0.1]",
+         "data.train_transform.scale=[0.5,0.1]: data.train_transform.scale must be two ascending numbers above 0 and "
+         "up to 1, as a list, such as [0.4,1.0]"),
         ("hydra/job_logging=nope", "there is no nope in hydra/job_logging (hydra/job_logging=nope)"),
     ],
 )  # fmt: skip
@@ -212,6 +217,17 @@ def test_message(typed: str, message: str, monkeypatch: pytest.MonkeyPatch) -> N
     with pytest.raises(Exception) as caught:
         compose_run_spec([typed])
     assert explain(caught.value) == message
+
+
+@pytest.mark.parametrize(("given", "right"), [
+    ("rand-m9-mstd0.5-inc1", True), ("rand-m9-n3-p0.5-tinc", True), ("augmix-m5-w4-d2", True), ("v0-mstd0.5", True),
+    ("rand-z9", False), ("randy", False), ("original-m9", False),
+])  # fmt: skip
+def test_rand_augment(given: str, right: bool) -> None:
+    """As timm takes it."""
+    assert RAND_AUGMENT.accepts(given) == right
+    with nullcontext() if right else pytest.raises((AssertionError, ValueError)):
+        create_transform(32, is_training=True, auto_augment=given)
 
 
 def test_suggestions_are_of_the_task_in_question(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -60,9 +61,16 @@ OF_VALUES: dict[str, Callable[[Any], Any]] = {
 }
 
 
+PIPE = "pipe"  # in place of the file: who opens it waits
+
+
 def damage(file: Path, kind: str) -> None:
     """Damage a file."""
     content = file.read_bytes()
+    if kind == PIPE:
+        file.unlink()
+        os.mkfifo(file)
+        return
     if kind in OF_BYTES:
         file.write_bytes(OF_BYTES[kind](content))
         return

@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from hydra import compose, initialize_config_dir
@@ -75,22 +76,28 @@ def quoted_home(words: Sequence[str]) -> list[str]:
     return [re.sub(rf"^([^~=]+)=(~[^'\n]*|{plain}[^\x00-\x7f]{plain})$", r"\1='\2'", word) for word in words]
 
 
-def points(words: Sequence[str], loader: Any = None) -> list[list[str]]:
+def points(words: Sequence[str], folders: Sequence[str] = ()) -> list[list[str]]:
     """The command line of each run of a sweep.
 
     Args:
         words: its command line, without Hydra's own options.
-        loader: Hydra's, which finds the choices of `permutation=glob(*)`.
+        folders: additional configuration folders, for `permutation=glob(*)`.
 
     Raises:
         UserError: if there is none.
     """
+    loader: Any = SimpleNamespace(get_group_options=lambda group, **_: choices(group, folders))  # as glob asks for them
     parsed = OverridesParser.create(loader).parse_overrides(list(words))
     (found,) = BasicSweeper.split_arguments(parsed, None)
     if not found:
         empty = [each.input_line for each in parsed if each.is_sweep_override() and not [*each.sweep_iterator()]]
         raise UserError(f"{' '.join(empty)} has no values")
     return found
+
+
+def given_folders(hydra: Any) -> list[str]:
+    """The folders of --config-dir, from Hydra's configuration."""
+    return [f"file://{source.path}" for source in hydra.runtime.config_sources if source.provider == "command-line"]
 
 
 def composition(overrides: Sequence[str], folders: Sequence[str] = (), return_hydra_config: bool = False) -> DictConfig:

@@ -26,6 +26,8 @@ def hydra_message(chain: Sequence[BaseException], words: Sequence[str]) -> str:
     if isinstance(chain[0], MarkedYAMLError):
         where = chain[0].problem_mark
         return (f"{where.name}, line {where.line + 1}: " if where else "") + str(chain[0].problem)
+    if isinstance(chain[0], UnicodeDecodeError):
+        return f"a file of the configuration is not text in UTF-8: {chain[0]}"
     for link in chain:
         if typed := getattr(link, "override", None):
             return _unreadable(str(typed))

@@ -75,6 +75,17 @@ def list_of(each: Kind, words: str, length: int | None = None, least: int = 1) -
     return Kind(words, Annotated[list[each.type], limits], each.choices, each.is_path)  # type: ignore[name-defined]
 
 
+def ascending(lists: Kind) -> Kind:
+    """Those of some lists whose values do not descend."""
+    return Kind(lists.words, Annotated[lists.type, AfterValidator(_not_descending)])
+
+
+def _not_descending(values: list[float]) -> list[float]:
+    if values != sorted(values):
+        raise ValueError
+    return values
+
+
 def _path(value: Any) -> Any:
     """Paths may hold any character but NUL, also bytes that are no UTF-8, which pydantic's texts may not.
 

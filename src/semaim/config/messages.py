@@ -85,8 +85,9 @@ def explain(error: BaseException) -> str | None:
     if re.search(r"gloo.*(closed by peer|reset by peer|Broken pipe)|ncclRemoteError", text, re.DOTALL):
         return "another process of this run has ended; its own message says why"
     if not any(type(link).__module__.startswith(("hydra.", "omegaconf.", "yaml.")) for link in chain):
-        last = error.__traceback__ and traceback.extract_tb(error.__traceback__)[-1].filename
-        if not isinstance(error, ValueError) or "/hydra/" not in f"{last}":  # Hydra raises plain ones for words
+        files = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
+        of_hydra = "/hydra/" in (files or [""])[-1] or any(file.endswith("_config_source.py") for file in files)
+        if not isinstance(error, ValueError) or not of_hydra:  # plain ones, for words and for files that are not UTF-8
             return None
     from semaim.config.hydra_messages import hydra_message
 

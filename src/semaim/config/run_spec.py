@@ -9,7 +9,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from semaim.config.compose import composition
+from semaim.config.compose import composition, given_folders
 from semaim.config.naming import may_differ, run_name
 from semaim.config.validate import check_overrides, with_home_folders
 from semaim.core.formatting import program
@@ -102,8 +102,7 @@ def run_spec_of_this_process(cfg: DictConfig) -> RunSpec:
     """
     hydra_config = HydraConfig.get()
     overrides = list(hydra_config.overrides.task)
-    sources = hydra_config.runtime.config_sources
-    folders = [f"file://{source.path}" for source in sources if source.provider == "command-line"]
+    folders = given_folders(hydra_config)
     choices = {group: choice for group, choice in hydra_config.runtime.choices.items() if group in cfg}
     check_overrides(overrides, cfg, choices, folders)
     with_home_folders(cfg)

@@ -22,6 +22,7 @@ from semaim.config.kinds import (
     TEXT,
     TRUTH,
     Kind,
+    ascending,
     list_of,
     number,
     one_of,
@@ -33,11 +34,15 @@ BATCH = whole(1)
 EPOCHS = whole(1) | NULL  # between evaluations
 COUNTS = list_of(whole(1), "a list of whole numbers above 0")
 PATHS = PATH | list_of(PATH, "a list of paths") | NULL
-RAND_AUGMENT = text("RandAugment in timm's notation", r"(rand|augmix|original|originalr|v0|v0r|3a)(-[a-z]+[0-9.]+)*")
+RAND_AUGMENT = text(
+    "RandAugment in timm's notation",
+    r"(rand(-((m|n|p|mstd|mmax|inc)\d[\d.]*|t[a-z\d]*))*|augmix(-(m|w|d|a|b|mstd)\d[\d.]*)*"
+    r"|(original|originalr|v0|v0r|3a)(-mstd\d[\d.]*)?)",
+)
 PART = number("a number above 0 and below 1", gt=0, lt=1)
 RATE = number("a number from 0 to below 1", ge=0, lt=1)
 UP_TO_ONE = number("a number above 0 and up to 1", gt=0, le=1)
-CROP = list_of(number(gt=0, le=1), "two numbers above 0 and up to 1, as a list", 2)
+CROP = ascending(list_of(number(gt=0, le=1), "two ascending numbers above 0 and up to 1, as a list", 2))
 COLOURS = {"mean": COLOUR, "std": COLOUR_SCALE}
 
 ORDERS = (

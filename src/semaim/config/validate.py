@@ -18,6 +18,7 @@ from semaim.config.kinds import TARGET, TRUTH, Kind
 from semaim.config.naming import flatten
 from semaim.config.old_versions import FORMER_OPTIONS
 from semaim.config.schema import COMPONENTS, LAUNCHERS, TOP
+from semaim.core.formatting import quoted
 from semaim.core.store_address import absolute_address, check_experiment
 from semaim.errors import UserError
 
@@ -99,6 +100,10 @@ def check_overrides(
             group_choices += [text] if key in SEVERAL else []
         elif override.is_add() and not key.startswith("hydra"):
             raise UserError(f"+{key}: there is no option {key}. {suggestion(key, overrides)}")
+    for group, choice in chosen.items():
+        own = [Path(folder.removeprefix("file://")) / group / f"{choice}.yaml" for folder in folders]
+        if (CONF / group / f"{choice}.yaml").is_file() and (unused := [path for path in own if path.is_file()]):
+            raise UserError(f"{quoted(unused[0])} is not used: semaim has a {group} of this name, rename the file")
     expected = options(group_choices, folders)
     referred = re.findall(r"\$\{(\w+)", str(OmegaConf.to_container(config)))  # a task of one's own may add options
     for key in map(str, {*config} - {*TOP, *chosen, *referred, "named_after"}):
@@ -152,7 +157,7 @@ def _wrong(option: Option, words: Sequence[str] = ()) -> str | None:
     if right is None:
         return None
     near = difflib.get_close_matches(str(value), kind.choices if kind else (), n=1, cutoff=0.5)
-    usual = "" if default in (None, []) or "${" in f"{default}" else f", such as {shown(default)}"
+    usual = "" if default in (None, [], "???") or "${" in f"{default}" else f", such as {shown(default)}"
     return f"{name}={shown(value)}: {name} must be {right}" + (f"; did you mean {near[0]}?" if near else usual)
 
 

@@ -116,6 +116,8 @@ def read_json(path: Path, shape: type[T], remedy: str = "restore it, or move it 
     from pydantic import ValidationError
 
     try:
+        if path.is_fifo():  # reading it would wait without end
+            raise DamagedFile(path, "it is a pipe", remedy)
         value: T = adapter(shape).validate_json(path.read_bytes(), strict=True)  # type: ignore[arg-type]
         return value
     except (FileNotFoundError, NotADirectoryError):

@@ -50,11 +50,8 @@ def expand(
         )
     swept = [f"{key}={value}" for key, value in (cfg.sweeper.params or {}).items()]
     runtime_keys = {"name", "submitit_folder"}  # Hydra sets them at launch
-    return (
-        points([*swept, *own_overrides]),
-        {key: cfg.launcher[key] for key in cfg.launcher if key not in runtime_keys},
-        problems,
-    )
+    launcher = {key: cfg.launcher[key] for key in cfg.launcher if key not in runtime_keys}
+    return points([*swept, *own_overrides], folders), launcher, problems
 
 
 def check_command_line(

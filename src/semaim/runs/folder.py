@@ -150,6 +150,8 @@ class RunFolder:
         """Content of config.yaml, in plain types, passed through `convert`."""
         path = self.path / "config.yaml"
         try:
+            if path.is_fifo():  # reading it would wait without end
+                raise ValueError("it is a pipe")
             config: Any = OmegaConf.to_container(OmegaConf.load(path))
             adapter(_Config).validate_python(config, strict=True)
             if not config:

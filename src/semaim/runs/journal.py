@@ -152,6 +152,8 @@ def read(path: Path, offset: int) -> Iterator[tuple[int, Line]]:
         DamagedFile: if the file cannot be read.
     """
     try:
+        if path.is_fifo():  # opening it would wait without end
+            raise DamagedFile(path, "it is a pipe", "move it away")
         file = open(path, "rb")  # noqa: SIM115 - closed below
     except FileNotFoundError:
         return

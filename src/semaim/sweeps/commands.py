@@ -42,7 +42,7 @@ def find(path: Path) -> tuple[Sweep, list[int]]:
     if (path / FILE).is_file():
         sweep = Sweep.load(path)
         return sweep, list(range(len(sweep.points)))
-    if not (path / "config.yaml").is_file():
+    if not (path / "config.yaml").exists():
         raise UserError(f"{path} is neither the folder of a sweep nor of a run")
     run = str(path.absolute())
     files = sorted(path.absolute().parent.glob(f"*/{FILE}"), key=lambda file: file.stat().st_mtime)

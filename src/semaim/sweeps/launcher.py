@@ -12,6 +12,7 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from semaim.config.compose import given_folders
 from semaim.config.effects import without_effect
 from semaim.config.run_spec import RunSpec, compose_run_spec
 from semaim.config.validate import check_launcher
@@ -50,8 +51,7 @@ def launch(
     is_main = os.environ.get("RANK", "0") == "0"  # torchrun starts several processes
     terminal.show_logs(is_main)
     check_launcher(launcher)
-    sources = config.hydra.runtime.config_sources
-    folders = [f"file://{source.path}" for source in sources if source.provider == "command-line"]
+    folders = given_folders(config.hydra)
     overrides: Any = OmegaConf.to_container(config.hydra.overrides.task, resolve=False)
     points = make_points(job_overrides, folders, dependent=executor == "slurm")
     spec = compose_run_spec(points[0].overrides, folders)

@@ -66,7 +66,7 @@ def list_entries(folder: Path) -> list[Entry]:
         try:
             if (path / FILE).is_file():
                 entries.append(_sweep(path))
-            elif any((path / name).is_file() for name in ("config.yaml", "status.json")):
+            elif any((path / name).exists() for name in ("config.yaml", "status.json")):
                 entries.append(_run(path))
         except DamagedFile as error:
             entries.append(_damaged(path, error.path.name))

@@ -38,7 +38,7 @@ def sync(path: Path, uri: str | None, experiment: str | None = None) -> int:
     Raises:
         UserError: if it is no run folder, names a store that the user does not, or the store is unreachable.
     """
-    if not (path / "config.yaml").is_file():
+    if not (path / "config.yaml").exists():
         raise UserError(f"{path} is not a run folder: it has no config.yaml")
     folder = RunFolder(path)
     if folder.process_is_gone():
