@@ -62,7 +62,7 @@ def _options(group_choices: tuple[str, ...], folders: tuple[str, ...]) -> DictCo
 
 def choices(group: str, folders: Sequence[str] = ()) -> list[str]:
     """The choices of a group, also those in additional configuration folders."""
-    roots = [CONF, *(Path(folder.removeprefix("file://")) for folder in folders)]
+    roots = [CONF, *map(folder_path, folders)]
     stored = LOCAL_LAUNCHERS if group == "hydra/launcher" else ()
     return sorted({path.stem for root in roots for path in (root / group).glob("*.yaml")} | {*stored})
 
@@ -93,6 +93,11 @@ def points(words: Sequence[str], folders: Sequence[str] = ()) -> list[list[str]]
         empty = [each.input_line for each in parsed if each.is_sweep_override() and not [*each.sweep_iterator()]]
         raise UserError(f"{' '.join(empty)} has no values")
     return found
+
+
+def folder_path(folder: str) -> Path:
+    """The path of an additional configuration folder, which Hydra may name by file://."""
+    return Path(folder.removeprefix("file://"))
 
 
 def given_folders(hydra: Any) -> list[str]:

@@ -9,7 +9,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from semaim.config.compose import composition, given_folders
+from semaim.config.compose import composition, folder_path, given_folders
 from semaim.config.naming import may_differ, run_name
 from semaim.config.validate import check_overrides, with_home_folders
 from semaim.core.formatting import program
@@ -46,7 +46,7 @@ class RunSpec:
 
     def command_with(self, *overrides: str) -> str:
         """The command of a run with other overrides and the same configuration folders, quoted for a shell."""
-        folders = [word for folder in self.folders for word in ("--config-dir", folder.removeprefix("file://"))]
+        folders = [word for folder in self.folders for word in ("--config-dir", str(folder_path(folder)))]
         return program("run", *folders, *overrides)
 
     @property

@@ -13,7 +13,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from semaim.config.compose import CONF, choices, options
+from semaim.config.compose import CONF, choices, folder_path, options
 from semaim.config.kinds import TARGET, TRUTH, Kind
 from semaim.config.naming import flatten
 from semaim.config.old_versions import FORMER_OPTIONS
@@ -101,7 +101,7 @@ def check_overrides(
         elif override.is_add() and not key.startswith("hydra"):
             raise UserError(f"+{key}: there is no option {key}. {suggestion(key, overrides)}")
     for group, choice in chosen.items():
-        own = [Path(folder.removeprefix("file://")) / group / f"{choice}.yaml" for folder in folders]
+        own = [folder_path(folder) / group / f"{choice}.yaml" for folder in folders]
         if (CONF / group / f"{choice}.yaml").is_file() and (unused := [path for path in own if path.is_file()]):
             raise UserError(f"{quoted(unused[0])} is not used: semaim has a {group} of this name, rename the file")
     expected = options(group_choices, folders)

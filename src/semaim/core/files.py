@@ -6,6 +6,7 @@ against a declared shape. Errors name the file and say what to do.
 
 from __future__ import annotations
 
+import errno
 import functools
 import hashlib
 import json
@@ -116,9 +117,7 @@ def read_json(path: Path, shape: type[T], remedy: str = "restore it, or move it 
     from pydantic import ValidationError
 
     try:
-        if path.is_fifo():  # reading it would wait without end
-            raise DamagedFile(path, "it is a pipe", remedy)
-        value: T = adapter(shape).validate_json(path.read_bytes(), strict=True)  # type: ignore[arg-type]
+        value: T = adapter(shape).validate_json(no_pipe(path).read_bytes(), strict=True)  # type: ignore[arg-type]
         return value
     except (FileNotFoundError, NotADirectoryError):
         return None
@@ -126,6 +125,13 @@ def read_json(path: Path, shape: type[T], remedy: str = "restore it, or move it 
         raise DamagedFile(path, str(error.strerror), remedy) from error
     except ValidationError as error:
         raise DamagedFile(path, first_problem(error), remedy) from error
+
+
+def no_pipe(path: Path) -> Path:
+    """The path of a file to open; raises OSError for a pipe, since opening it would wait without end."""
+    if path.is_fifo():
+        raise OSError(errno.ESPIPE, "it is a pipe", str(path))
+    return path
 
 
 @functools.cache

@@ -26,7 +26,7 @@ from typing_extensions import TypedDict
 from semaim.config.naming import differences
 from semaim.config.old_versions import upgraded
 from semaim.core import locks
-from semaim.core.files import adapter, first_problem, read_json, write_json, write_text
+from semaim.core.files import adapter, first_problem, no_pipe, read_json, write_json, write_text
 from semaim.core.slurm_job import this_job
 from semaim.errors import CannotWrite, DamagedFile, UserError
 from semaim.runs.provenance import Start
@@ -150,9 +150,7 @@ class RunFolder:
         """Content of config.yaml, in plain types, passed through `convert`."""
         path = self.path / "config.yaml"
         try:
-            if path.is_fifo():  # reading it would wait without end
-                raise ValueError("it is a pipe")
-            config: Any = OmegaConf.to_container(OmegaConf.load(path))
+            config: Any = OmegaConf.to_container(OmegaConf.load(no_pipe(path)))
             adapter(_Config).validate_python(config, strict=True)
             if not config:
                 raise ValueError("it is empty")

@@ -27,7 +27,7 @@ from typing import Any, Required
 from pydantic import ValidationError
 from typing_extensions import TypedDict
 
-from semaim.core.files import adapter, as_json, first_problem, writing
+from semaim.core.files import adapter, as_json, first_problem, no_pipe, writing
 from semaim.errors import DamagedFile
 from semaim.runs.status import MLflowStatus
 
@@ -152,9 +152,7 @@ def read(path: Path, offset: int) -> Iterator[tuple[int, Line]]:
         DamagedFile: if the file cannot be read.
     """
     try:
-        if path.is_fifo():  # opening it would wait without end
-            raise DamagedFile(path, "it is a pipe", "move it away")
-        file = open(path, "rb")  # noqa: SIM115 - closed below
+        file = open(no_pipe(path), "rb")  # noqa: SIM115 - closed below
     except FileNotFoundError:
         return
     except OSError as error:

@@ -79,12 +79,7 @@ def launch(
             _submit_or_run(sweep, indices)
         point_states = wait(sweep) if spec.cfg.sweep.wait and executor != "basic" else states(sweep)
     except KeyboardInterrupt:
-        if executor == "slurm" and any(point.job for point in sweep.points):
-            log.info("no longer waiting; the jobs continue:\n%s", next_commands(sweep), extra=terminal.LINES)
-        if executor == "local" and any(point.job for point in sweep.points):
-            log.info("every run finishes its step and saves; press Ctrl-C again to quit now")
-            log.info("%s", cancel(sweep.path))
-            raise Interrupted("stopped by SIGINT") from None
+        _on_ctrl_c(sweep)
         raise
     log.info("%s\n%s", printable(sweep.command), table(sweep, point_states), extra=terminal.LINES)
     update_parent(sweep, point_states)
@@ -92,6 +87,16 @@ def launch(
         (point, state) for point, state in zip(sweep.points, point_states, strict=True) if point.after is None
     ]
     return [_job_return(point.overrides, state, sweep) for point, state in first_points]
+
+
+def _on_ctrl_c(sweep: Sweep) -> None:
+    """Say that SLURM's jobs continue; let local ones save, then raise Interrupted."""
+    if sweep.executor == "slurm" and any(point.job for point in sweep.points):
+        log.info("no longer waiting; the jobs continue:\n%s", next_commands(sweep), extra=terminal.LINES)
+    if sweep.executor == "local" and any(point.job for point in sweep.points):
+        log.info("every run finishes its step and saves; press Ctrl-C again to quit now")
+        log.info("%s", cancel(sweep.path))
+        raise Interrupted("stopped by SIGINT") from None
 
 
 def _previous_states(sweep: Sweep) -> list[PointState] | None:

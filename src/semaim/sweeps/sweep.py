@@ -17,8 +17,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from hydra.utils import instantiate
-
 from semaim.config.follow_ups import follow_ups, with_parent
 from semaim.config.naming import other_overrides
 from semaim.config.run_spec import RunSpec, compose_run_spec
@@ -160,12 +158,11 @@ def make_points(job_overrides: Sequence[Sequence[str]], folders: Sequence[str], 
         dependent: whether follow-up runs (`then=...`) are points of their own.
 
     Raises:
-        UserError: if two points are the same run, or for a tracking store that is not accepted.
+        UserError: if two points are the same run, or for what `compose_run_spec` refuses.
     """
     points: list[Point] = []
     for overrides in job_overrides:
         spec = compose_run_spec(list(overrides), folders)
-        instantiate(spec.cfg.tracking, _convert_="all")  # refuses a password in the address, before anything is written
         point, first, followers = Point(list(overrides), _run_dir(spec)), len(points), follow_ups(spec)
         points.append(point)
         if dependent:
