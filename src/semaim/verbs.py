@@ -1,18 +1,16 @@
-"""The verbs of the `semaim` program: their arguments, help texts and functions."""
+"""The verbs of the `semaim` program: their arguments and help texts."""
 
 from __future__ import annotations
 
 import sys
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from operator import methodcaller
 from pathlib import Path
 from typing import Any
 
-from semaim.config.messages import print_error
-from semaim.core.formatting import plural, printable
-from semaim.errors import UserError
+from semaim import actions
 from semaim.runs.status import FOLDER_STATES
 
 HYDRA_FLAGS = ("--multirun", "--config-dir", "--cfg", "--resolve", "--help")  # offered by completion
@@ -60,126 +58,6 @@ def features(arguments: Namespace) -> int:
     return run(Namespace(words=["task=features", *arguments.words]))
 
 
-def check(arguments: Namespace) -> int:
-    """Check runs; returns 2 if there are problems."""
-    from semaim.preflight.command_line import check_command_line
-
-    checked = check_command_line(**vars(arguments))
-    print(printable(str(checked), keep="\n"))
-    return 2 if checked.problems else 0
-
-
-def status(arguments: Namespace) -> int:
-    """Print the states of runs; returns 1 if any run failed."""
-    from semaim.core.terminal import show_logs
-    from semaim.sweeps import commands
-
-    show_logs(to_screen=True)
-    if arguments.watch:
-        states = commands.watch(arguments.folders, lambda text: print(text, flush=True))
-    else:
-        text, states = commands.show(arguments.folders)
-        print(text)
-    return 1 if any(state.unsuccessful for state in states) else 0
-
-
-def cancel(arguments: Namespace) -> int:
-    """Stop the runs of each folder."""
-    from semaim.sweeps import commands
-
-    return _for_each(arguments.folders, commands.cancel)
-
-
-def retry(arguments: Namespace) -> None:
-    """Submit the jobs again."""
-    from semaim.core.terminal import show_logs
-    from semaim.sweeps import commands
-
-    show_logs(to_screen=True)
-    print(commands.retry(arguments.folder, arguments.options))
-
-
-def sync(arguments: Namespace) -> int:
-    """Deliver each folder to MLflow."""
-    from semaim.tracking.sync import sync as send
-
-    def sent(path: Path) -> str:
-        return f"{printable(str(path))}: {plural(send(path, arguments.uri, arguments.experiment), 'metric point')} sent"
-
-    return _for_each(arguments.folders, sent)
-
-
-def _for_each(folders: Sequence[Path], action: Callable[[Path], str]) -> int:
-    """Act on every folder and print what it returns, or its error; returns the exit code of the last error."""
-    code = 0
-    for folder in folders:
-        try:
-            print(action(folder))
-        except UserError as error:
-            code = print_error(error)
-    return code
-
-
-def report(arguments: Namespace) -> None:
-    """Print and write the report."""
-    from semaim.report.report import write_report
-
-    write_report(arguments)
-
-
-def export(arguments: Namespace) -> None:
-    """Write the folder."""
-    import torch
-
-    from semaim.core.terminal import show_logs
-    from semaim.export.export import Options
-    from semaim.export.export import export as write
-
-    show_logs(to_screen=True)
-    options = vars(arguments)
-    _name_store(options.pop("uri"))
-    with torch.no_grad():
-        write(Options(**options))
-
-
-def _name_store(uri: str | None) -> None:
-    """Let the given folders name this store."""
-    if uri is not None:
-        from semaim.tracking.store import name_store
-
-        name_store("--uri", uri)
-
-
-def ls(arguments: Namespace) -> None:
-    """List runs and sweeps, from their folders only, without SLURM or MLflow."""
-    from semaim.sweeps import listing
-
-    entries = listing.list_entries(arguments.folder)
-    selected = listing.select(entries, arguments.state, arguments.task, arguments.where)
-    selected = listing.ordered(selected, arguments.sort)
-    text = (
-        listing.as_json(selected)
-        if arguments.json
-        else listing.table(selected, Path(printable(str(arguments.folder))), len(entries))
-    )
-    print(printable(text, keep="\n"))
-
-
-def rm(arguments: Namespace) -> None:
-    """Delete folders, after asking for confirmation."""
-    from semaim.sweeps import removal
-
-    _name_store(arguments.uri)
-    removals = removal.plan_removals(arguments.folders, arguments.keep_mlflow)
-    print(removal.description(removals))
-    if not arguments.yes and not removal.confirm():
-        print("nothing was deleted")
-        return
-    for each in removals:
-        removal.remove(each)
-        print(f"deleted {printable(str(each.path))}")
-
-
 def completion(arguments: Namespace) -> None:
     """Print the completion script."""
     from semaim.config.completion import script
@@ -209,7 +87,7 @@ run`, with -m, then=[...] and hydra/launcher=... Every run is composed, its data
 without memory, and its folder, tracking store and SLURM request are checked. No run is started and nothing is written;
 only --fetch downloads data, and teachers from the hub, for compute nodes without a network. Prints a table of the runs
 and their costs, and a line for each problem.
-Exit codes: 0 no problem, 2 problems.""", check, (
+Exit codes: 0 no problem, 2 problems.""", actions.check, (
         argument("overrides", nargs="*", metavar="option=value", help="options of the run, as for semaim run"),
         argument("-m", "--multirun", action="store_true", help="the options are a sweep"),
         argument("-cd", "--config-dir", type=Path, help="a configuration folder besides semaim's own"),
@@ -219,17 +97,17 @@ Exit codes: 0 no problem, 2 problems.""", check, (
     "status": Verb("show the state, progress and results of sweeps and runs", """\
 Shows the state, progress and results of sweeps and runs, from their folders and from SLURM. A run whose job has
 ended without recording it is marked as such, in its folder and in MLflow. Exit codes: 0 all are under way or finished,
-1 some failed.""", status, (
+1 some failed.""", actions.status, (
         folders(),
         argument("--watch", action="store_true", help="show every change until all is over"),
     )),
     "cancel": Verb("stop sweeps and runs", """\
 Stops sweeps and runs. Running jobs finish their step and save, so `semaim retry --failed` continues them; waiting jobs
-are taken out of the queue.""", cancel, (folders(),)),
+are taken out of the queue.""", actions.cancel, (folders(),)),
     "retry": Verb("submit again what failed in a sweep", """\
 Submits again the runs of a sweep that are failed, interrupted, vanished, or new because they were never submitted. They
 continue from their last checkpoint, with the launcher options of the sweep unless others are given, such as mem_gb=64
-or partition=long. Finished runs and live jobs are left alone.""", retry, (
+or partition=long. Finished runs and live jobs are left alone.""", actions.retry, (
         argument("folder", type=Path, help="folder of a sweep, or of a run of it"),
         argument("options", nargs="*", metavar="option=value", help="launcher options, such as mem_gb=64"),
         argument("--failed", action="store_true", required=True, help="every run that is over, but not finished"),
@@ -237,7 +115,7 @@ or partition=long. Finished runs and live jobs are left alone.""", retry, (
     "sync": Verb("send to MLflow what was not sent", """\
 Sends to MLflow what a run could not send. Safe to repeat, and safe while the run is running: each point is stored
 once. The store is the configured one (tracking.uri, for example of site.yaml); a run that was started with another is
-sent there if --uri names it.""", sync, (
+sent there if --uri names it.""", actions.sync, (
         folders("run folders, such as runs/*"),
         argument("--uri", help="MLflow store; needed if the run was started with another than the configured one"),
         argument("--experiment", help="MLflow experiment for runs started with tracking=none (default: semaim)"),
@@ -245,7 +123,7 @@ sent there if --uri names it.""", sync, (
     "report": Verb("write all evaluations of an MLflow store as tables and plots", """\
 Reads the finished evaluations of an MLflow store, averages over seeds, and lists each method's accuracies with the
 published ones. Prints a Markdown table, and writes it to a folder with a CSV file and plots. The store is not
-changed.""", report, (
+changed.""", actions.report, (
         argument("--uri", help="MLflow store (default: the configured one, tracking.uri)"),
         argument("--experiment", action="append", default=[], help="only of this experiment; repeatable"),
         argument("--tag", action="append", default=[], metavar="KEY=VALUE",
@@ -262,7 +140,7 @@ data=..., task.format=npz or safetensors, task.batch_size=64.""", features, (  #
     ), by_hydra=True),
     "export": Verb("write an encoder for timm or transformers", """\
 Writes a folder that timm or transformers loads by itself: model.safetensors, config.json and a model card. A fine-tuned
-classifier keeps its head. The folder is also a checkpoint for semaim.""", export, (  # semaim.export.export.Options
+classifier keeps its head. The folder is also a checkpoint for semaim.""", actions.export, (  # as export.Options
         argument("checkpoint", help="run folder or checkpoint file, of semaim or another project"),
         argument("--format", default="timm", metavar="{timm,huggingface}", help="default: %(default)s"),
         argument("--output", help="folder to write (default: <format> inside or beside the checkpoint)"),
@@ -274,7 +152,7 @@ classifier keeps its head. The folder is also a checkpoint for semaim.""", expor
         argument("--uri", help="MLflow store of that run, if it is not the configured one"),
     )),
     "ls": Verb("list the runs and sweeps of a folder", """\
-Lists the runs and sweeps of a folder: state, main metric, age, size, task, choices, and folder.""", ls, (
+Lists the runs and sweeps of a folder: state, main metric, age, size, task, choices, and folder.""", actions.ls, (
         argument("folder", nargs="?", type=Path, default=Path("runs"), help="default: runs"),
         argument("--state", action="append", default=[], choices=FOLDER_STATES, help="only these; repeatable"),
         argument("--task", action="append", default=[], help="only of this task, such as knn; repeatable"),
@@ -288,7 +166,7 @@ Lists the runs and sweeps of a folder: state, main metric, age, size, task, choi
     "rm": Verb("delete runs and sweeps, with their checkpoints and MLflow runs", """\
 Deletes runs with their checkpoints and their MLflow runs, and sweeps with all their runs. Shows what would be deleted
 and asks first. Refuses runs that are running or waiting in a queue. MLflow keeps deleted runs until `mlflow gc`.""",
-        rm, (
+        actions.rm, (
         folders("folders of runs or sweeps"),
         argument("--yes", action="store_true", help="do not ask"),
         argument("--uri", help="MLflow store of the runs, if it is not the configured one"),
