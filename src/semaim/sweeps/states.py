@@ -187,7 +187,7 @@ def _record_end(folder: RunFolder, state: StoredState, error: str) -> None:
 
 
 def _killed_process(job_folder: Path, attempt: int) -> str | None:
-    """The killed process of an attempt, in srun's words (see `semaim.sweeps.submit`)."""
+    """The killed process of an attempt, in srun's words (see `semaim.sweeps.batch_script`)."""
     path = job_folder / "deaths"
     lines = [line.split(maxsplit=2) for line in _tail(path).splitlines()] if path.is_file() else []
     if not lines or len(lines[-1]) < 3 or lines[-1][0] != str(attempt):

@@ -5,27 +5,24 @@ from __future__ import annotations
 import gc
 import logging
 import os
-import shlex
 import signal
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from semaim.config.messages import print_error
 from semaim.core.formatting import plural
 from semaim.errors import Interrupted, UserError
 from semaim.lifecycle import stored_result
 from semaim.runs.folder import RunFolder
+from semaim.sweeps.batch_script import parameters
 from semaim.sweeps.job import PointJob, record_failure, run_point
 from semaim.sweeps.mlflow_parent import update_parent
 from semaim.sweeps.states import PointState, states
 from semaim.sweeps.sweep import Point, Sweep, labels
 
 log = logging.getLogger(__name__)
-COMMON_OPTIONS = {"timeout_min", "cpus_per_task", "gpus_per_node", "tasks_per_node", "mem_gb", "nodes", "name"}
-COMMON_OPTIONS |= {"stderr_to_stdout"}  # submitit's options for every executor
 POLL_SECONDS = (2.0, 15.0)  # initially, and after some minutes
 
 
@@ -78,7 +75,7 @@ def _submit_array(sweep: Sweep, indices: Sequence[int], dependency: str | None) 
 
     timeouts = {f"{sweep.executor}_max_num_timeout": sweep.launcher.get("max_num_timeout", 0)}
     executor = submitit.AutoExecutor(folder=sweep.jobs / "%j", cluster=sweep.executor, **timeouts)
-    executor.update_parameters(**_parameters(sweep, dependency))
+    executor.update_parameters(**parameters(sweep, dependency))
     points = [PointJob(str(sweep.path), index) for index in indices]
     with _clean_environment(), _local_jobs_outlive_ctrl_c(sweep):
         try:
@@ -88,53 +85,6 @@ def _submit_array(sweep: Sweep, indices: Sequence[int], dependency: str | None) 
     for index, job in zip(indices, jobs, strict=True):
         sweep.points[index].job = job.job_id
     sweep.save()
-
-
-def _parameters(sweep: Sweep, dependency: str | None) -> dict[str, Any]:
-    """The launcher's options under submitit's names, and the options of every job."""
-    options = {key: value for key, value in sweep.launcher.items() if key not in ("submitit_folder", "max_num_timeout")}
-    if sweep.executor == "local":  # other options are for SLURM
-        options = {key: value for key, value in options.items() if key in COMMON_OPTIONS}
-    else:
-        cpus = options.get("cpus_per_task")
-        extra = {"requeue": True, "kill-on-invalid-dep": "yes"} | (options.get("additional_parameters") or {})
-        options |= {
-            "additional_parameters": extra,
-            # if one process is killed, all end; since version 22.05 srun needs the number of CPUs per task
-            "srun_args": ["--kill-on-bad-exit=1", *([f"--cpus-per-task={cpus}"] if cpus else [])],
-            "setup": [*(options.get("setup") or []), *_setup_lines(sweep)],
-            "teardown": _teardown_lines(sweep),
-        }
-        if dependency is not None:
-            options["dependency"] = dependency
-    return {key if key in COMMON_OPTIONS else f"{sweep.executor}_{key}": value for key, value in options.items()}
-
-
-def _setup_lines(sweep: Sweep) -> list[str]:
-    """First lines of the batch script: find the log file, and its size from earlier attempts."""
-    return [
-        "job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}; job=${job:-$SLURM_JOB_ID}",
-        f"here={shlex.quote(str(sweep.jobs))}/$job; logged=$(stat -c %s $here/${{job}}_0_log.err)",
-    ]
-
-
-def _teardown_lines(sweep: Sweep) -> list[str]:
-    """Last lines of the batch script: if a process was killed, append a line to `deaths` and requeue the job.
-
-    srun logs how each process ended, in order; bash logs the end of srun itself. The exit code does not help: it does
-    not distinguish processes that srun ended because of another one from those that were killed.
-    """
-    signals = "Killed|Segmentation fault|Aborted|Bus error|Illegal instruction|Floating point|Out Of Memory"
-    return [
-        "code=$?",
-        "first=$(tail -c +$((logged + 1)) $here/${job}_0_log.err | grep -E 'task.*: |slurm_script: line' |"
-        " grep -v Terminated | head -n 1 | cut -c 1-200)",
-        f'if grep -qE \'{signals}\' <<<"$first" && [ "$(squeue -h -j $SLURM_JOB_ID -o %T)" = RUNNING ]; then',
-        '  echo "${SLURM_RESTART_COUNT:-0} $(date +%FT%T) ${first#srun: error: }" >> $here/deaths',
-        f"  [ $(wc -l < $here/deaths) -le {sweep.restarts} ] && scontrol requeue $SLURM_JOB_ID && sleep 300",
-        "fi",
-        "exit $code",
-    ]
 
 
 @contextmanager
