@@ -226,10 +226,10 @@ def _record_start(folder: RunFolder, spec: RunSpec, processes: Processes) -> Non
     """Add this start to environment.json, and warn if the code is not that of the first start."""
     starts = folder.starts()
     now = provenance.describe(processes.device, processes.world_size)
-    if starts and any(starts[0].get(key) != now.get(key) for key in ("commit", "dirty", "semaim")):
-        log.warning("the code has changed since this run began: commit %s%s then, %s%s now",
-                    starts[0].get("commit"), " (modified)" if starts[0].get("dirty") else "",
-                    now["commit"], " (modified)" if now["dirty"] else "")  # fmt: skip
+    if not starts:
+        write_json(folder.path / "sources.json", provenance.checksums())
+    elif changes := provenance.code_changes(starts[0], folder.path / "sources.json"):
+        log.warning("the code has changed since this run began: %s", changes)
     write_json(folder.path / "environment.json", {"starts": [*starts, now | {"choices": spec.parts}]})
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
+from typing_extensions import TypedDict  # pydantic requires it before Python 3.12
 
 from semaim.config.compose import composition, folder_path, given_folders
 from semaim.config.naming import may_differ, run_name
@@ -21,6 +23,16 @@ def _name_of_this_run(named_after: Sequence[str]) -> str:
 
 
 OmegaConf.register_new_resolver("semaim.run_name", _name_of_this_run, replace=True)
+
+
+class StoredSpec(TypedDict):
+    """A run as JSON: its configuration, and the task's references to other groups, which are not in it."""
+
+    overrides: list[str]
+    choices: dict[str, str]
+    folders: list[str]
+    config: dict[str, Any]
+    references: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -65,10 +77,47 @@ class RunSpec:
             omegaconf.errors.OmegaConfBaseException: if a value is missing.
         """
         config: Any = OmegaConf.to_container(self.cfg, resolve=True, throw_on_missing=True)
-        for key in self.cfg.task:
-            if OmegaConf.is_interpolation(self.cfg.task, key):
-                del config["task"][key]
+        for key in self._references:
+            del config["task"][key]
         return config
+
+    @property
+    def _references(self) -> dict[str, str]:
+        """The task's references to other groups, such as {"model": "${model}"}."""
+        task: Any = OmegaConf.to_container(self.cfg.task)
+        return {key: task[key] for key in task if OmegaConf.is_interpolation(self.cfg.task, key)}
+
+    def stored(self) -> StoredSpec:
+        """This run as JSON; what is composed later does not change it."""
+        return {
+            "overrides": list(self.overrides),
+            "choices": dict(self.choices),
+            "folders": list(self.folders),
+            "config": self.config,
+            "references": self._references,
+        }
+
+    @classmethod
+    def of(cls, stored: StoredSpec) -> RunSpec:
+        """The run that was stored."""
+        cfg = OmegaConf.create(stored["config"])
+        cfg.task.update(stored["references"])
+        OmegaConf.set_struct(cfg, True)
+        return cls(cfg, stored["overrides"], stored["choices"], stored["folders"])
+
+
+_composed: dict[tuple[tuple[str, ...], tuple[str, ...]], RunSpec] | None = None
+
+
+@contextmanager
+def composed_once() -> Iterator[None]:
+    """Compose each command line only once in this block, in which no configuration file may change."""
+    global _composed
+    _composed = {}
+    try:
+        yield
+    finally:
+        _composed = None
 
 
 def compose_run_spec(overrides: Sequence[str], folders: Sequence[str] = ()) -> RunSpec:
@@ -78,6 +127,15 @@ def compose_run_spec(overrides: Sequence[str], folders: Sequence[str] = ()) -> R
         UserError: for a mistake in the command line; the message names the option.
         hydra.errors.HydraException: for a mistake that Hydra detects (see `semaim.config.messages.explain`).
     """
+    if _composed is None:
+        return _compose(overrides, folders)
+    key = tuple(overrides), tuple(folders)
+    if key not in _composed:
+        _composed[key] = _compose(overrides, folders)
+    return _composed[key]
+
+
+def _compose(overrides: Sequence[str], folders: Sequence[str]) -> RunSpec:
     whole = composition(overrides, folders, return_hydra_config=True)
     cfg = whole.copy()
     with open_dict(cfg):

@@ -65,6 +65,7 @@ TOP: dict[str, Kind | dict[str, Kind]] = {
         "name": FOLDER_NAME | NULL,
         "check": TRUTH,
         "wait": TRUTH,
+        "snapshot": TRUTH | NULL,
         "restarts": whole(0),
     },
 }

@@ -2,6 +2,7 @@
 
 runs/<name>/config.yaml         the configuration with interpolations resolved
             environment.json    commit, versions and machine of every start
+            sources.json        checksums of the sources of this program at the first start
             status.json         state, step, result or error
             metrics.jsonl       the journal
             checkpoints/        see semaim.checkpoints.store
@@ -132,17 +133,24 @@ class RunFolder:
         Raises:
             UserError: if it differs, and the message lists the differences; or if it is damaged.
         """
-        path = self.path / "config.yaml"
-        if not path.exists() and not self.status():
-            write_text(path, OmegaConf.to_yaml(OmegaConf.create(config)))
-            return
-        changes = differences(self.config(upgraded), config)
-        if changes:
+        if not self.check_config(config):
+            write_text(self.path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
+
+    def check_config(self, config: dict[str, Any]) -> bool:
+        """Check that a configuration gives the same result as the stored one; returns whether there is one.
+
+        Raises:
+            UserError: as `store_or_check_config`.
+        """
+        if not (self.path / "config.yaml").exists() and not self.status():
+            return False
+        if changes := differences(self.config(upgraded), config):
             raise UserError(
                 f"the run in {self.path} was started with another configuration (config.yaml):\n  "
                 + "\n  ".join(changes)
                 + "\nGive this run another name with run_name=..., or go back to the configuration it was started with"
             )
+        return True
 
     # Of the files below, each raises DamagedFile if it cannot be read.
 

@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import platform
 import shlex
 import socket
 import sys
 import time
+from collections.abc import Mapping
 from functools import partial
 from importlib.metadata import distributions
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NotRequired
 
 from typing_extensions import TypedDict  # pydantic requires it before Python 3.12
 
 import semaim
+from semaim.core.files import read_json
 from semaim.core.slurm_job import output_of, this_job
 
 if TYPE_CHECKING:  # commands that do not train start without torch
     import torch
 
+PACKAGE = Path(semaim.__file__).parent
+COPIED_FROM = "code_version.json"  # beside a copy of this package: the version of its original
+MAX_FILES = 8  # that a message names
 PACKAGES = ("torch", "torchvision", "timm", "hydra-core", "omegaconf", "submitit", "mlflow", "numpy", "pillow")
 
 
@@ -33,6 +40,7 @@ class Start(TypedDict, total=False):
     semaim: str
     commit: str | None
     dirty: bool | None
+    sources: str
     python: str
     packages: dict[str, str | None]
     host: str
@@ -44,13 +52,56 @@ class Start(TypedDict, total=False):
     choices: dict[str, str]
 
 
-def code_version() -> dict[str, Any]:
-    """Commit of the checkout that contains this package, and whether it has changes; None if there is no checkout."""
-    git = partial(output_of, "git", "-C", str(Path(__file__).parent))
-    if git("ls-files", "--error-unmatch", Path(__file__).name) is None:
-        return {"commit": None, "dirty": None}
+class CodeVersion(TypedDict):
+    """Commit of the checkout that contains this package and whether it has changes (None without a checkout), and a
+    checksum of the sources of this package."""
+
+    commit: str | None
+    dirty: bool | None
+    sources: NotRequired[str]  # absent in what earlier versions have stored
+
+
+def code_version() -> CodeVersion:
+    """The version of the code of this process; in a copy of the code, that of the original."""
+    if (original := read_json(PACKAGE.parent / COPIED_FROM, CodeVersion)) is not None:
+        return original
+    sources = checksum(json.dumps(checksums()).encode())
+    git = partial(output_of, "git", "-C", str(PACKAGE))
+    if git("ls-files", "--error-unmatch", "__init__.py") is None:
+        return {"commit": None, "dirty": None, "sources": sources}
     commit = git("rev-parse", "HEAD")
-    return {"commit": commit and commit.strip(), "dirty": bool(git("status", "--porcelain"))}
+    return {"commit": commit and commit.strip(), "dirty": bool(git("status", "--porcelain")), "sources": sources}
+
+
+def checksums() -> dict[str, str]:
+    """The checksum of each source file of this package."""
+    return {str(path.relative_to(PACKAGE)): checksum(path.read_bytes()) for path in sorted(PACKAGE.rglob("*.py"))}
+
+
+def checksum(content: bytes) -> str:
+    """A short checksum."""
+    return hashlib.sha256(content).hexdigest()[:12]
+
+
+def code_changes(before: Mapping[str, Any], file: Path) -> str | None:
+    """How the code of this process differs from an earlier version; None if it does not, or if that is unknown.
+
+    Args:
+        before: the earlier version.
+        file: JSON file with its `checksums`, if there is one.
+    """
+    now = code_version()
+    if "commit" not in before or all(before.get(key, now[key]) == now[key] for key in ("commit", "dirty", "sources")):
+        return None
+    old, new = read_json(file, dict[str, str]), checksums()
+    names = sorted(name for name in {*(old or {}), *new} if old and old.get(name) != new.get(name))
+    if old is not None and not names:
+        return None
+    versions = [
+        f"commit {code['commit'] or 'unknown'}{' (modified)' if code['dirty'] else ''}" for code in (before, now)
+    ]
+    more = f" and {len(names) - MAX_FILES} more" if len(names) > MAX_FILES else ""
+    return f"{versions[0]} then, {versions[1]} now" + (f"; {', '.join(names[:MAX_FILES])}{more}" if names else "")
 
 
 def command_line() -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from typing import Any
 
+from semaim.sweeps.code_copy import environment
 from semaim.sweeps.sweep import Sweep
 
 COMMON_OPTIONS = {"timeout_min", "cpus_per_task", "gpus_per_node", "tasks_per_node", "mem_gb", "nodes", "name"}
@@ -23,12 +24,17 @@ def parameters(sweep: Sweep, dependency: str | None) -> dict[str, Any]:
             "additional_parameters": extra,
             # if one process is killed, all end; since version 22.05 srun needs the number of CPUs per task
             "srun_args": ["--kill-on-bad-exit=1", *([f"--cpus-per-task={cpus}"] if cpus else [])],
-            "setup": [*(options.get("setup") or []), *_setup_lines(sweep)],
+            "setup": [*(options.get("setup") or []), *_exports(sweep), *_setup_lines(sweep)],
             "teardown": _teardown_lines(sweep),
         }
         if dependency is not None:
             options["dependency"] = dependency
     return {key if key in COMMON_OPTIONS else f"{sweep.executor}_{key}": value for key, value in options.items()}
+
+
+def _exports(sweep: Sweep) -> list[str]:
+    """Lines by which the processes import the copy of the code, if there is one."""
+    return [f"export {name}={shlex.quote(value)}" for name, value in environment(sweep.copied).items()]
 
 
 def _setup_lines(sweep: Sweep) -> list[str]:

@@ -8,7 +8,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,11 @@ from semaim.core import slurm_job
 from semaim.core.formatting import plural, printable
 from semaim.errors import DamagedFile, UserError
 from semaim.runs.folder import RunFolder
+from semaim.runs.provenance import code_changes
+from semaim.sweeps.code_copy import checksums_file
 from semaim.sweeps.mlflow_parent import update_parent
 from semaim.sweeps.states import PointState, states
-from semaim.sweeps.submit import submit
+from semaim.sweeps.submit import adopt, only_writer, submit
 from semaim.sweeps.sweep import FILE, Executor, Point, Sweep
 from semaim.sweeps.table import next_commands, table
 
@@ -139,8 +141,30 @@ def retry(path: Path, words: Sequence[str]) -> str:
     options: Any = OmegaConf.to_container(
         OmegaConf.from_dotlist([word.removeprefix("hydra.launcher.") for word in words])
     )
-    sweep, indices = find(path)
-    if (sweep.path / FILE).is_file() and (sweep.path / FILE).stat().st_uid != os.getuid():
+    with only_writer(path):
+        sweep, indices = find(path)
+        _check_retry(sweep, options)
+        sweep.launcher |= options
+        retried = _to_retry(sweep, indices)
+        adopt(sweep, retried)
+        retried = _to_retry(sweep, retried)
+        if changes := code_changes(sweep.code, checksums_file(sweep.path, sweep.code)):
+            log.warning("the jobs run the code as it is now, which has changed since the last submission: %s", changes)
+        submit(sweep, retried)
+    point_states = states(sweep)
+    update_parent(sweep, point_states)
+    return f"submitted {plural(len(retried), 'job')}\n{table(sweep, point_states, indices)}\n{next_commands(sweep)}"
+
+
+def _to_retry(sweep: Sweep, indices: Sequence[int]) -> list[int]:
+    point_states = states(sweep)
+    return [i for i in indices if point_states[i].unsuccessful and point_states[i].name != "damaged"]
+
+
+def _check_retry(sweep: Sweep, options: Mapping[str, Any]) -> None:
+    if not (sweep.path / FILE).is_file():
+        raise UserError(f"{sweep.path} belongs to no sweep: type its command again, it continues\n  {sweep.command}")
+    if (sweep.path / FILE).stat().st_uid != os.getuid():
         raise UserError(f"{sweep.path} is of another user, whose commands would run as yours: if you trust it, type "
                         f"its command in {sweep.cwd}\n  {sweep.command}")  # fmt: skip
     if sweep.executor == "basic":
@@ -148,10 +172,3 @@ def retry(path: Path, words: Sequence[str]) -> str:
     if unknown := sorted(options.keys() - sweep.launcher.keys()):
         known = ", ".join(sorted(sweep.launcher))
         raise UserError(f"there is no launcher option {unknown[0]}; there are: {known}")
-    sweep.launcher |= options
-    point_states = states(sweep)
-    retried = [i for i in indices if point_states[i].unsuccessful and point_states[i].name != "damaged"]
-    submit(sweep, retried)
-    point_states = states(sweep)
-    update_parent(sweep, point_states)
-    return f"submitted {plural(len(retried), 'job')}\n{table(sweep, point_states, indices)}\n{next_commands(sweep)}"

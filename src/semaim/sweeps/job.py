@@ -7,26 +7,29 @@ the job, with submitit's handler; after SIGTERM SLURM requeues the job itself, o
 
 from __future__ import annotations
 
-import functools
 import logging
 import os
 import signal
 import socket
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from semaim.config.messages import EXIT_INTERRUPTED, exits_on_error, explain
+from semaim.config.run_spec import RunSpec
 from semaim.core import interpreter
 from semaim.core.files import if_possible, write_json, writing
 from semaim.core.signals import StopRequest
 from semaim.core.slurm_job import this_job
 from semaim.errors import Interrupted
-from semaim.runs.provenance import code_version
-from semaim.sweeps.sweep import Point, Sweep, failure_file
+from semaim.runs.folder import RunFolder
+from semaim.runs.provenance import code_changes
+from semaim.sweeps.code_copy import checksums_file
+from semaim.sweeps.sweep import Sweep, failure_file, read_submitted
 from semaim.tracking.delivery import deliver
 from semaim.tracking.sync import mark_ended
 
@@ -34,31 +37,29 @@ log = logging.getLogger(__name__)
 WAIT_FOR_JOB_END_SECONDS = 120
 
 
-def run_point(sweep: Sweep, point: Point, stop: StopRequest | None = None) -> float:
+def run_point(specs: Sequence[RunSpec], stop: StopRequest | None = None, warning: str | None = None) -> float:
     """Execute the run of a point and its follow-up runs in the same job; returns the metric of the first one.
 
     Args:
-        sweep: the sweep.
-        point: one of its points.
+        specs: these runs.
         stop: a signal handler that exists already.
+        warning: for the log.
 
     Raises:
         Interrupted: after a signal, when the first process has saved everything.
     """
     from semaim.lifecycle import execute, session  # imports torch, after `interpreter.prepare`
 
-    specs = sweep.compose(point)
     with session(specs[0].cfg.device, stop) as (processes, stop):
-        now = code_version()  # jobs use the code at the time of their start, not of their submission
-        if sweep.code and any(sweep.code[key] != now[key] for key in now):
-            log.warning("the code has changed since this was submitted: commit %s then, %s now", sweep.code, now)
+        if warning is not None:
+            log.warning(warning)
         try:
             return [execute(each, processes, stop) for each in specs][0]  # noqa: RUF015 - executes all of them
         except Interrupted:
             with suppress(RuntimeError):  # SLURM ends all processes when one exits
                 processes.barrier()
             if stop.name == "SIGUSR2" and this_job():
-                _requeue(stop, point)
+                _requeue(stop, RunFolder(Path(specs[0].cfg.run_dir)))
             raise
 
 
@@ -68,21 +69,33 @@ class PointJob:
 
     Attributes:
         sweep: folder of the sweep.
-        number: index of the point. Submitted jobs hold this field pickled, so it keeps its name.
+        number: index of the point in a sweep whose runs were not stored. Submitted jobs hold these fields pickled.
+        submitted: file of the runs (`semaim.sweeps.sweep.Submitted`).
     """
 
     sweep: str
     number: int
+    submitted: str = ""
 
     def __call__(self) -> float:
         stop = StopRequest()  # first, so that no signal is lost while torch is imported
         interpreter.prepare()
         os.environ["HYDRA_FULL_ERROR"] = "1"
-        sweep = Sweep.load(Path(self.sweep))
-        with exits_on_error(functools.partial(_record_failure_of_this_job, sweep)):
-            metric = run_point(sweep, sweep.points[self.number], stop)
+        with exits_on_error(_record_failure_of_this_job):
+            specs, warning = self._runs()
+            metric = run_point(specs, stop, warning)
         interpreter.announce_exit(0)
         return metric
+
+    def _runs(self) -> tuple[list[RunSpec], str | None]:
+        """The runs as they were submitted, and a warning if the code is not."""
+        if not self.submitted or (submitted := read_submitted(Path(self.submitted))) is None:
+            sweep = Sweep.load(Path(self.sweep))
+            return sweep.runs(sweep.points[self.number]), None
+        code = submitted["code"]
+        changes = code_changes(code, checksums_file(Path(self.sweep), code))
+        warning = changes and f"the code has changed since this was submitted: {changes}"
+        return [RunSpec.of(each) for each in submitted["runs"]], warning
 
     def checkpoint(self) -> Any:
         """The call that submitit starts when the job is requeued: the same."""
@@ -91,11 +104,11 @@ class PointJob:
         return DelayedSubmission(self)
 
 
-def _record_failure_of_this_job(sweep: Sweep, error: BaseException) -> None:
+def _record_failure_of_this_job(error: BaseException) -> None:
     from submitit import JobEnvironment
 
     job = JobEnvironment()
-    record_failure(sweep.jobs / job.job_id, error, job.global_rank)
+    record_failure(job.paths.folder, error, job.global_rank)
 
 
 def record_failure(job_folder: Path, error: BaseException, rank: int = 0) -> None:
@@ -109,7 +122,7 @@ def record_failure(job_folder: Path, error: BaseException, rank: int = 0) -> Non
             write_json(path, {"error": message, "process": rank, "host": socket.gethostname()})
 
 
-def _requeue(stop: StopRequest, point: Point) -> None:
+def _requeue(stop: StopRequest, folder: RunFolder) -> None:
     """Let submitit requeue the job, which ends this process; raise Interrupted if it timed out too often."""
     from submitit.core.utils import UncompletedJobError
 
@@ -119,8 +132,8 @@ def _requeue(stop: StopRequest, point: Point) -> None:
         handler(signal.SIGUSR2, None)  # exits in the first process
     except UncompletedJobError as error:
         message = f"{error} Raise hydra.launcher.max_num_timeout and retry"
-        mark_ended(point.folder, "interrupted", message)
-        deliver(point.folder)
+        mark_ended(folder, "interrupted", message)
+        deliver(folder)
         raise Interrupted(message) from error
     time.sleep(WAIT_FOR_JOB_END_SECONDS)  # a process that exits before the first one has requeued the job kills the job
     sys.exit(EXIT_INTERRUPTED)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +15,17 @@ from omegaconf import DictConfig, OmegaConf
 
 from semaim.config.compose import given_folders
 from semaim.config.effects import without_effect
-from semaim.config.run_spec import RunSpec, compose_run_spec
+from semaim.config.run_spec import RunSpec, composed_once
 from semaim.config.validate import check_launcher
 from semaim.core import terminal
 from semaim.core.formatting import plural, printable, program
 from semaim.errors import Interrupted, SweepFailed, UserError
-from semaim.runs.provenance import code_version, command_line
+from semaim.runs.provenance import command_line
 from semaim.sweeps.commands import cancel
 from semaim.sweeps.mlflow_parent import open_parent, update_parent
 from semaim.sweeps.states import PointState, states
-from semaim.sweeps.submit import run_here, submit, to_submit, wait
-from semaim.sweeps.sweep import FILE, Executor, Sweep, make_points, sweep_name
+from semaim.sweeps.submit import adopt, only_writer, run_here, submit, to_submit, wait
+from semaim.sweeps.sweep import FILE, Executor, Point, Sweep, make_points, sweep_name
 from semaim.sweeps.table import next_commands, table
 
 log = logging.getLogger(__name__)
@@ -53,31 +54,43 @@ def launch(
     check_launcher(launcher)
     folders = given_folders(config.hydra)
     overrides: Any = OmegaConf.to_container(config.hydra.overrides.task, resolve=False)
-    points = make_points(job_overrides, folders, dependent=executor == "slurm")
-    spec = compose_run_spec(points[0].overrides, folders)
-    sweep = Sweep(
+    with composed_once():
+        points, runs = make_points(job_overrides, folders, dependent=executor == "slurm")
+        return _launch(_sweep_of(executor, launcher, points, runs[0][0], overrides), runs, is_main)
+
+
+def _sweep_of(
+    executor: Executor, launcher: dict[str, Any], points: list[Point], spec: RunSpec, overrides: Sequence[str]
+) -> Sweep:
+    return Sweep(
         path=Path(spec.cfg.runs_dir).absolute() / (spec.cfg.sweep.name or sweep_name(points, overrides)),
         executor=executor,
         launcher=launcher,
         points=points,
         restarts=spec.cfg.sweep.restarts,
         command=command_line(),
-        folders=folders,
-        code=code_version(),
+        folders=list(spec.folders),
+        snapshot=spec.cfg.sweep.snapshot,
     )
+
+
+def _launch(sweep: Sweep, runs: Sequence[Sequence[RunSpec]], is_main: bool) -> list[JobReturn]:
+    """Launch a sweep of these runs."""
     if not is_main:
-        run_here(sweep, to_submit(sweep, None), is_main)
+        run_here(sweep, to_submit(sweep, runs, None), runs, is_main)
         return []
+    spec, here = runs[0][0], sweep.executor == "basic"
     try:
-        with sweep.folder.locked():  # only one process at a time launches it
-            indices = to_submit(sweep, _previous_states(sweep))
+        # `semaim retry` takes the first lock, too; the second one is held as long as this process runs the sweep
+        with nullcontext() if here else only_writer(sweep.path), sweep.folder.locked():
+            indices = to_submit(sweep, runs, None if here else _states_of_jobs(sweep))
             if spec.cfg.sweep.check:
                 _preflight(sweep, indices)
             for message in () if spec.cfg.sweep.check else without_effect(spec.cfg, spec.overrides, is_sweep=True):
                 log.warning(message)  # a check says so itself
             _create(sweep, spec)
-            _submit_or_run(sweep, indices)
-        point_states = wait(sweep) if spec.cfg.sweep.wait and executor != "basic" else states(sweep)
+            _submit_or_run(sweep, indices, runs)
+        sweep, point_states = wait(sweep) if spec.cfg.sweep.wait and not here else (sweep, states(sweep))
     except KeyboardInterrupt:
         _on_ctrl_c(sweep)
         raise
@@ -99,26 +112,24 @@ def _on_ctrl_c(sweep: Sweep) -> None:
         raise Interrupted("stopped by SIGINT") from None
 
 
-def _previous_states(sweep: Sweep) -> list[PointState] | None:
-    """The states of the jobs of an earlier launch, which this launch continues; None if there are none."""
-    if not (sweep.path / FILE).is_file():
-        return None
-    previous = Sweep.load(sweep.path)
-    if previous.executor == "basic":
-        return None
-    jobs = {point.run_dir: point.job for point in previous.points}
-    if previous.executor != sweep.executor:
-        if alive := [
+def _states_of_jobs(sweep: Sweep) -> list[PointState] | None:
+    """Take over the jobs of an earlier launch, and live ones of other sweeps; the states, or None without any job."""
+    if (sweep.path / FILE).is_file() and (previous := Sweep.load(sweep.path)).executor != "basic":
+        if previous.executor == sweep.executor:
+            jobs = {point.run_dir: point for point in previous.points}
+            for point in sweep.points:
+                if (known := jobs.get(point.run_dir)) is not None:
+                    point.job, point.sweep, point.parent = known.job, known.sweep, known.parent
+        elif alive := [
             point.job for point, state in zip(previous.points, states(previous), strict=True) if not state.over
         ]:
             raise UserError(
                 f"{sweep.path} has jobs that are not over ({', '.join(map(str, alive))}): wait for them, or "
                 f"{program('cancel', sweep.path)}"
             )
-        return None
-    for point in sweep.points:
-        point.job = jobs.get(point.run_dir)
-    return states(sweep)
+    before = states(sweep)
+    adopt(sweep, [index for index, point in enumerate(sweep.points) if point.job is None or before[index].over])
+    return states(sweep) if any(point.job for point in sweep.points) else None
 
 
 def _preflight(sweep: Sweep, indices: Sequence[int]) -> None:
@@ -147,14 +158,14 @@ def _create(sweep: Sweep, spec: RunSpec) -> None:
     sweep.save()
 
 
-def _submit_or_run(sweep: Sweep, indices: Sequence[int]) -> None:
+def _submit_or_run(sweep: Sweep, indices: Sequence[int], runs: Sequence[Sequence[RunSpec]]) -> None:
     """Run or submit points."""
     if skipped := len(sweep.points) - len(indices):
         log.info("%d of %d runs are finished or under way already", skipped, len(sweep.points))
     if sweep.executor == "basic":
-        run_here(sweep, indices, is_main=True)
+        run_here(sweep, indices, runs, is_main=True)
     elif indices:
-        submit(sweep, indices)
+        submit(sweep, indices, runs)
         ids = ", ".join(dict.fromkeys(str(sweep.points[index].job).split("_")[0] for index in indices))
         log.info(
             "submitted %s (%s %s); the sweep is in %s", plural(len(indices), "job"), sweep.executor, ids, sweep.path

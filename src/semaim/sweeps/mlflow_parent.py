@@ -16,6 +16,7 @@ from semaim.core.formatting import program
 from semaim.core.locks import one_at_a_time
 from semaim.core.tables import markdown_table
 from semaim.runs.journal import Journal
+from semaim.runs.provenance import code_version
 from semaim.runs.status import MLflowStatus
 from semaim.sweeps.states import PointState, journal_tail
 from semaim.sweeps.sweep import FILE, Sweep, labels, swept
@@ -40,8 +41,10 @@ def open_parent(sweep: Sweep, tracking: Any) -> None:
     folder = sweep.folder
     shown = {"command": sweep.command, "points": len(sweep.points), "launcher": sweep.launcher | {"is": sweep.executor}}
     write_text(folder.path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(shown)))
-    write_json(folder.path / "environment.json", {"starts": [sweep.code | {"command": sweep.command}]})
-    tags = {"sweep": str(len(sweep.points)), "command": sweep.command} | sweep.code
+    code = code_version()
+    write_json(folder.path / "environment.json", {"starts": [code | {"command": sweep.command}]})
+    tags = {"sweep": str(len(sweep.points)), "command": sweep.command}
+    tags |= {"commit": str(code["commit"]), "dirty": str(code["dirty"])} if code["commit"] else {}
     tags |= {f"swept.{key}": ", ".join(values) for key, values in swept(sweep).items()}
     journal = Journal(folder.journal)
     journal.status("RUNNING")

@@ -116,7 +116,7 @@ def _state(sweep: Sweep, point: Point, job_state: JobState) -> PointState:
     status = _status(point.folder)
     current_job = bool(status) and (sweep.executor != "slurm" or status.get("job") == point.job)
     if job_state.state == "waiting":
-        killed = _killed_process(sweep.jobs / (point.job or ""), job_state.restarts - 1)
+        killed = _killed_process(sweep.job_folder(point), job_state.restarts - 1)
         return PointState(
             "requeued" if job_state.restarts else "pending", _join(job_state.reason, killed or ""), job_state.restarts
         )
@@ -153,7 +153,7 @@ def _unsuccessful_state(sweep: Sweep, point: Point, job_state: JobState, status:
     """The state of a run that did not finish and whose job has ended, with the most specific reason."""
     if point.job is None and not status:
         return PointState("new", "never submitted")
-    stored, job_folder = status.get("state"), sweep.jobs / (point.job or "")
+    stored, job_folder = status.get("state"), sweep.job_folder(point)
     attempt = max(job_state.restarts, status.get("restarts", 0))
     if error := _killed_process(job_folder, attempt) or _failure(job_folder, attempt):
         return PointState("failed", error, job_state.restarts)

@@ -5,59 +5,151 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import re
 import signal
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import zip_longest
 from pathlib import Path
 
+from semaim.config.follow_ups import with_parent
 from semaim.config.messages import print_error
-from semaim.core.formatting import plural
+from semaim.config.naming import differences
+from semaim.config.run_spec import RunSpec
+from semaim.core.files import writing
+from semaim.core.formatting import plural, program, relative_to_cwd
+from semaim.core.locks import one_at_a_time
+from semaim.core.slurm_job import output_of
 from semaim.errors import Interrupted, UserError
 from semaim.lifecycle import stored_result
 from semaim.runs.folder import RunFolder
 from semaim.sweeps.batch_script import parameters
+from semaim.sweeps.code_copy import environment, fix_code
 from semaim.sweeps.job import PointJob, record_failure, run_point
 from semaim.sweeps.mlflow_parent import update_parent
 from semaim.sweeps.states import PointState, states
-from semaim.sweeps.sweep import Point, Sweep, labels
+from semaim.sweeps.sweep import FILE, Point, Sweep, labels
 
 log = logging.getLogger(__name__)
 POLL_SECONDS = (2.0, 15.0)  # initially, and after some minutes
 
 
-def to_submit(sweep: Sweep, previous: Sequence[PointState] | None) -> list[int]:
-    """Indices of the points that need a job: those that are neither finished nor have a live job."""
-    return [
-        index
-        for index, point in enumerate(sweep.points)
-        if not (previous is not None and point.job is not None and not previous[index].over)
-        and not _finished(sweep, point)
-    ]
+def to_submit(sweep: Sweep, runs: Sequence[Sequence[RunSpec]], previous: Sequence[PointState] | None) -> list[int]:
+    """Indices of the points that need a job: those that are neither finished nor have a live job.
+
+    Args:
+        sweep: the sweep.
+        runs: the runs of each point, as they are composed now.
+        previous: the states of the points; None if none has a job.
+
+    Raises:
+        UserError: if the run folder or the live job of a point has another configuration.
+    """
+    indices = []
+    for index, (point, specs) in enumerate(zip(sweep.points, runs, strict=True)):
+        if previous is not None and point.job is not None and not previous[index].over:
+            _check_same(sweep, point, specs)
+        elif not all(stored_result(RunFolder(Path(spec.cfg.run_dir)), spec.config) is not None for spec in specs):
+            point.folder.check_config(specs[0].config)
+            indices.append(index)
+    return indices
 
 
-def _finished(sweep: Sweep, point: Point) -> bool:
-    configs = [spec.config for spec in sweep.compose(point)]
-    return all(stored_result(RunFolder(Path(config["run_dir"])), config) is not None for config in configs)
+def _check_same(sweep: Sweep, point: Point, specs: Sequence[RunSpec]) -> None:
+    for before, now in zip(sweep.runs(point), specs, strict=False):
+        if changes := differences(before.config, now.config):
+            cancel = program("cancel", point.sweep or sweep.path)
+            raise UserError(
+                f"job {point.job} of {point.name} was submitted with another configuration:\n  "
+                + "\n  ".join(changes)
+                + f"\nCancel it first ({cancel}), or go back to the configuration it was submitted with"
+            )
 
 
-def submit(sweep: Sweep, indices: Sequence[int]) -> None:
-    """Submit points as one job array, and their follow-up runs as one array for each kind of evaluation.
+def adopt(sweep: Sweep, indices: Sequence[int]) -> None:
+    """Give points the live jobs that other sweeps beside this one have submitted for the same runs."""
+    wanted = {sweep.points[index].run_dir: sweep.points[index] for index in indices}
+    for file in sorted(sweep.path.parent.glob(f"*/{FILE}")):
+        if not wanted or file.parent == sweep.path:
+            continue
+        try:
+            other = Sweep.load(file.parent)
+        except UserError as error:
+            log.warning("%s", error)
+            continue
+        shared = [index for index, point in enumerate(other.points) if point.run_dir in wanted and point.job]
+        if other.executor == "basic" or not shared:
+            continue
+        other_states = states(other)
+        for index in shared:
+            theirs = other.points[index]
+            if not other_states[index].over and (point := wanted.pop(theirs.run_dir, None)) is not None:
+                if other.executor != sweep.executor:
+                    raise UserError(f"{point.run_dir} has a job that is not over ({theirs.job}, of {other.path}): wait "
+                                    f"for it, or {program('cancel', other.path)}")  # fmt: skip
+                point.job, point.sweep, point.parent = theirs.job, theirs.sweep or str(other.path), theirs.parent
+                log.info("%s has a job already: %s, of %s", point.name, point.job, relative_to_cwd(other.path))
+
+
+@contextmanager
+def only_writer(path: Path) -> Iterator[None]:
+    """Wait until no other command submits or cancels jobs of the sweeps beside this one, and let none do so meanwhile.
+
+    Raises:
+        UserError: if the other one takes too long.
+    """
+    with writing(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    with one_at_a_time(path.absolute().parent / ".submission.lock", "it submits or cancels jobs"):
+        yield
+
+
+def submit(sweep: Sweep, indices: Sequence[int], runs: Sequence[Sequence[RunSpec]] | None = None) -> None:
+    """Submit points as job arrays, and their follow-up runs as arrays for each kind of evaluation.
+
+    Args:
+        sweep: the sweep.
+        indices: of the points.
+        runs: the runs of each point of the sweep; None for those of the last submission.
 
     Raises:
         UserError: if the scheduler rejects them.
     """
+    sent = {index: sweep.runs(sweep.points[index]) if runs is None else runs[index] for index in indices}
+    copied = sweep.snapshot if sweep.snapshot is not None else sweep.executor == "slurm"
+    sweep.code, sweep.copied = fix_code(sweep.path, [spec.config for specs in sent.values() for spec in specs], copied)
+    for index, specs in sent.items():
+        sweep.points[index].sweep = None
+        sweep.store_runs(sweep.points[index], specs)
     first = [index for index in indices if sweep.points[index].after not in indices]
     ready = [index for index in first if _dependency(sweep, sweep.points[index]) is None]
+    size = _max_array_size() if sweep.executor == "slurm" else len(indices)
+    for start in range(0, len(ready), size):
+        _submit_with_followers(sweep, ready[start : start + size], indices)
+    for index in indices:
+        if index not in ready and sweep.points[index].after not in ready:
+            _submit_array(sweep, [index], _dependency(sweep, sweep.points[index]))
+
+
+def _submit_with_followers(sweep: Sweep, ready: Sequence[int], indices: Sequence[int]) -> None:
+    """Submit points as an array, and those that follow them: the n-th depends on the n-th of the array before."""
     _submit_array(sweep, ready, None)
-    rest = [index for index in indices if index not in ready]
-    followers = [[index for index in rest if sweep.points[index].after == before] for before in ready]
-    for array in zip(*followers, strict=False):  # the n-th depends on the n-th of the array before
-        of_array = (sweep.points[ready[0]].job or "").split("_")[0]
-        _submit_array(sweep, array, f"aftercorr:{of_array}" if len(array) > 1 else f"afterok:{of_array}")
-        rest = [index for index in rest if index not in array]
-    for index in rest:
-        _submit_array(sweep, [index], _dependency(sweep, sweep.points[index]))
+    followers = [[index for index in indices if sweep.points[index].after == before] for before in ready]
+    of_array = (sweep.points[ready[0]].job or "").split("_")[0]
+    for array in zip_longest(*followers):
+        present = [index for index in array if index is not None]
+        if len(present) == len(ready):
+            _submit_array(sweep, present, f"aftercorr:{of_array}" if len(present) > 1 else f"afterok:{of_array}")
+            continue
+        for index in present:
+            _submit_array(sweep, [index], _dependency(sweep, sweep.points[index]))
+
+
+def _max_array_size() -> int:
+    """The largest array that SLURM accepts."""
+    found = re.search(r"MaxArraySize\s*=\s*(\d+)", output_of("scontrol", "show", "config") or "")
+    return max(1, int(found[1])) if found else 1000
 
 
 def _dependency(sweep: Sweep, point: Point) -> str | None:
@@ -76,8 +168,8 @@ def _submit_array(sweep: Sweep, indices: Sequence[int], dependency: str | None) 
     timeouts = {f"{sweep.executor}_max_num_timeout": sweep.launcher.get("max_num_timeout", 0)}
     executor = submitit.AutoExecutor(folder=sweep.jobs / "%j", cluster=sweep.executor, **timeouts)
     executor.update_parameters(**parameters(sweep, dependency))
-    points = [PointJob(str(sweep.path), index) for index in indices]
-    with _clean_environment(), _local_jobs_outlive_ctrl_c(sweep):
+    points = [PointJob(str(sweep.path), index, str(sweep.stored_runs(sweep.points[index]))) for index in indices]
+    with _clean_environment(sweep), _local_jobs_outlive_ctrl_c(sweep):
         try:
             jobs = executor.submit_array(points)
         except submitit.core.utils.FailedJobError as error:
@@ -88,13 +180,13 @@ def _submit_array(sweep: Sweep, indices: Sequence[int], dependency: str | None) 
 
 
 @contextmanager
-def _clean_environment() -> Iterator[None]:
+def _clean_environment(sweep: Sweep) -> Iterator[None]:
     """Remove the variables of a surrounding job, and those that would override the launcher's options."""
     from submitit.helpers import clean_env
 
     kept = {name: os.environ[name] for name in ("SLURM_CONF",) if name in os.environ}
     with clean_env():
-        os.environ.update(kept)
+        os.environ.update(kept | environment(sweep.copied))
         yield
 
 
@@ -111,12 +203,13 @@ def _local_jobs_outlive_ctrl_c(sweep: Sweep) -> Iterator[None]:
         signal.signal(signal.SIGINT, previous)
 
 
-def run_here(sweep: Sweep, indices: Sequence[int], is_main: bool) -> None:
+def run_here(sweep: Sweep, indices: Sequence[int], runs: Sequence[Sequence[RunSpec]], is_main: bool) -> None:
     """Execute points one after the other in this process. A failed run does not affect the others.
 
     Args:
         sweep: the sweep.
         indices: of the points.
+        runs: the runs of each point of the sweep.
         is_main: whether this is the first of torchrun's processes, or the only one.
 
     Raises:
@@ -129,7 +222,8 @@ def run_here(sweep: Sweep, indices: Sequence[int], is_main: bool) -> None:
             sweep.save()
         log.info("run %d of %d: %s", index + 1, len(sweep.points), " ".join(point.overrides))
         try:
-            run_point(sweep, point)
+            first, *others = runs[index]
+            run_point([first if point.parent is None else with_parent(first, point.parent), *others])
         except Interrupted as error:
             left = len(indices) - indices.index(index) - 1
             raise Interrupted(f"{error}; {plural(left, 'run')} of the sweep did not start") from error
@@ -142,11 +236,12 @@ def run_here(sweep: Sweep, indices: Sequence[int], is_main: bool) -> None:
             update_parent(sweep, states(sweep))
 
 
-def wait(sweep: Sweep) -> list[PointState]:
-    """Wait until every job has ended, and log every change of state."""
+def wait(sweep: Sweep) -> tuple[Sweep, list[PointState]]:
+    """Wait until every job has ended, and log every change of state; returns the sweep with its last jobs."""
     started = time.monotonic()
     logged: dict[str, str] = {}
     while True:
+        sweep = Sweep.load(sweep.path)  # `semaim retry` may have submitted points again
         point_states = states(sweep)
         update_parent(sweep, point_states)
         for label, point, state in zip(labels(sweep), sweep.points, point_states, strict=True):
@@ -155,5 +250,5 @@ def wait(sweep: Sweep) -> list[PointState]:
                 detail = f"  {state.detail}" if state.detail and state.name != "running" else ""
                 log.info("%s (job %s): %s%s", label, point.job, state.name, detail)
         if all(state.over for state in point_states):
-            return point_states
+            return sweep, point_states
         time.sleep(min(POLL_SECONDS[1], max(POLL_SECONDS[0], (time.monotonic() - started) / 20)))

@@ -3,6 +3,8 @@
 runs/<sweep>/sweep.json       command, launcher, points, and the job of each
              config.yaml      parameters of the MLflow parent run
              metrics.jsonl    its journal (see `semaim.runs.journal`)
+             submitted/       the configuration of each run, as it was at the submission of its job
+             code/            copies of the sources, for the jobs (see `semaim.sweeps.snapshot`)
              jobs/<job id>/   output of each job, by process; errors and killed processes
              results.csv      final state and results of every point
 """
@@ -17,12 +19,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+from typing_extensions import TypedDict  # pydantic requires it before Python 3.12
+
 from semaim.config.follow_ups import follow_ups, with_parent
 from semaim.config.naming import other_overrides
-from semaim.config.run_spec import RunSpec, compose_run_spec
+from semaim.config.run_spec import RunSpec, StoredSpec, compose_run_spec
 from semaim.core.files import read_json, write_json, writing
 from semaim.errors import DamagedFile, UserError
 from semaim.runs.folder import RunFolder
+from semaim.runs.provenance import CodeVersion
 
 Executor = Literal["basic", "local", "slurm"]
 FILE = "sweep.json"
@@ -39,6 +44,7 @@ class Point:
         after: index of the point that must finish successfully before this one starts.
         job: id of its last submitted job.
         then: run folders of the follow-up runs in the same job.
+        sweep: folder of the sweep that submitted this job, if it is another one.
     """
 
     overrides: list[str]
@@ -47,10 +53,11 @@ class Point:
     after: int | None = None
     job: str | None = None
     then: list[str] = field(default_factory=list)
+    sweep: str | None = None
 
     def fits(self, index: int) -> bool:
         """Whether its values are such as this program writes for the point of this index."""
-        paths = [self.run_dir, *self.then, *([] if self.parent is None else [self.parent])]
+        paths = [self.run_dir, *self.then, *(path for path in (self.parent, self.sweep) if path is not None)]
         return (
             (self.after is None or 0 <= self.after < index)
             and (self.job is None or re.fullmatch(r"\w+", self.job) is not None)
@@ -84,7 +91,9 @@ class Sweep:
         points: its runs.
         restarts: how often a job with killed processes is restarted.
         command, cwd, folders: the command as typed, its working directory, and additional configuration folders.
-        code: commit of the checkout at submission.
+        code: its version at submission.
+        snapshot: whether its jobs import a copy of the code; None: if they are SLURM's.
+        copied: this copy, if there is one.
     """
 
     executor: Executor
@@ -96,6 +105,8 @@ class Sweep:
     cwd: str = field(default_factory=lambda: str(Path.cwd()))
     folders: list[str] = field(default_factory=list)
     code: dict[str, Any] = field(default_factory=dict)
+    snapshot: bool | None = None
+    copied: str | None = None
 
     @cached_property
     def folder(self) -> RunFolder:
@@ -111,6 +122,10 @@ class Sweep:
     def jobs(self) -> Path:
         """Folder of the output of jobs, in a folder for each."""
         return self.path / "jobs"
+
+    def job_folder(self, point: Point) -> Path:
+        """Folder of the output of a point's job."""
+        return Path(point.sweep or self.path) / "jobs" / (point.job or "")
 
     @classmethod
     def load(cls, path: Path) -> Sweep:
@@ -136,12 +151,48 @@ class Sweep:
             self.path.mkdir(parents=True, exist_ok=True)
         write_json(self.path / FILE, {key: value for key, value in asdict(self).items() if key != "path"})
 
-    def compose(self, point: Point) -> list[RunSpec]:
-        """The run of a point, and its follow-up runs in the same job."""
-        spec = compose_run_spec(point.overrides, self.folders)
+    def stored_runs(self, point: Point) -> Path:
+        """File of the runs of a point: its configuration does not change while its job waits or runs."""
+        unique = hashlib.sha256(point.run_dir.encode()).hexdigest()[:8]  # runs_dir may be swept, too
+        return Path(point.sweep or self.path) / "submitted" / f"{point.name}-{unique}.json"
+
+    def store_runs(self, point: Point, specs: Sequence[RunSpec]) -> None:
+        """Fix the configurations of a point's runs.
+
+        Raises:
+            CannotWrite: if the file cannot be written.
+        """
+        stored = [spec.stored() for spec in specs]
+        stored[0]["config"]["parent_run"] = point.parent
+        path = self.stored_runs(point)
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, {"runs": stored, "code": self.code})
+
+    def runs(self, point: Point) -> list[RunSpec]:
+        """The run of a point, and its follow-up runs in the same job, as they were submitted."""
+        if (submitted := read_submitted(self.stored_runs(point))) is not None:
+            return [RunSpec.of(each) for each in submitted["runs"]]
+        spec = compose_run_spec(point.overrides, self.folders)  # submitted by a version that did not store them
         if point.parent is not None:
             spec = with_parent(spec, point.parent)
         return [spec] if self.executor == "slurm" else [spec, *follow_ups(spec)]
+
+
+class Submitted(TypedDict):
+    """Content of submitted/<name>.json: the runs of a job, and the code at their submission."""
+
+    runs: list[StoredSpec]
+    code: CodeVersion
+
+
+def read_submitted(path: Path) -> Submitted | None:
+    """The runs of a job; None if there is no such file.
+
+    Raises:
+        DamagedFile: if it cannot be read.
+    """
+    return read_json(path, Submitted, "move it away, then type the command of the sweep again")
 
 
 def failure_file(job_folder: Path, attempt: int) -> Path:
@@ -149,8 +200,10 @@ def failure_file(job_folder: Path, attempt: int) -> Path:
     return job_folder / f"failure_{attempt:04d}.json"
 
 
-def make_points(job_overrides: Sequence[Sequence[str]], folders: Sequence[str], dependent: bool) -> list[Point]:
-    """The points of a sweep.
+def make_points(
+    job_overrides: Sequence[Sequence[str]], folders: Sequence[str], dependent: bool
+) -> tuple[list[Point], list[list[RunSpec]]]:
+    """The points of a sweep, and the runs of each.
 
     Args:
         job_overrides: the command line of each run.
@@ -161,20 +214,23 @@ def make_points(job_overrides: Sequence[Sequence[str]], folders: Sequence[str], 
         UserError: if two points are the same run, or for what `compose_run_spec` refuses.
     """
     points: list[Point] = []
+    runs: list[list[RunSpec]] = []
     for overrides in job_overrides:
         spec = compose_run_spec(list(overrides), folders)
         point, first, followers = Point(list(overrides), _run_dir(spec)), len(points), follow_ups(spec)
         points.append(point)
         if dependent:
             points += [Point(list(each.overrides), _run_dir(each), point.run_dir, first) for each in followers]
+            runs += [[each] for each in (spec, *followers)]
         else:
             point.then = [_run_dir(each) for each in followers]
+            runs.append([spec, *followers])
     run_dirs = [point.run_dir for point in points]
     if duplicates := sorted({run_dir for run_dir in run_dirs if run_dirs.count(run_dir) > 1}):
         raise UserError(
             f"several points of this sweep are the same run, {duplicates[0]}: leave run_name at its default"
         )
-    return points
+    return points, runs
 
 
 def _run_dir(spec: RunSpec) -> str:
