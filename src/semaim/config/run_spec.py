@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 from typing_extensions import TypedDict  # pydantic requires it before Python 3.12
 
-from semaim.config.compose import composition, folder_path, given_folders
+from semaim.config.compose import composition, folder_path, given_folders, once
 from semaim.config.naming import may_differ, run_name
 from semaim.config.validate import check_overrides, with_home_folders
 from semaim.core.formatting import program
@@ -69,7 +69,7 @@ class RunSpec:
         ]
         return {"task": self.choices["task"]} | {key: self.choices[key] for key in groups if key in self.choices}
 
-    @property
+    @cached_property
     def config(self) -> dict[str, Any]:
         """The configuration as stored: interpolations are resolved; the task's references to other groups are removed.
 
@@ -106,20 +106,6 @@ class RunSpec:
         return cls(cfg, stored["overrides"], stored["choices"], stored["folders"])
 
 
-_composed: dict[tuple[tuple[str, ...], tuple[str, ...]], RunSpec] | None = None
-
-
-@contextmanager
-def composed_once() -> Iterator[None]:
-    """Compose each command line only once in this block, in which no configuration file may change."""
-    global _composed
-    _composed = {}
-    try:
-        yield
-    finally:
-        _composed = None
-
-
 def compose_run_spec(overrides: Sequence[str], folders: Sequence[str] = ()) -> RunSpec:
     """Compose the run of a command line, in any process; equal to that of `semaim run`.
 
@@ -127,26 +113,20 @@ def compose_run_spec(overrides: Sequence[str], folders: Sequence[str] = ()) -> R
         UserError: for a mistake in the command line; the message names the option.
         hydra.errors.HydraException: for a mistake that Hydra detects (see `semaim.config.messages.explain`).
     """
-    if _composed is None:
-        return _compose(overrides, folders)
-    key = tuple(overrides), tuple(folders)
-    if key not in _composed:
-        _composed[key] = _compose(overrides, folders)
-    return _composed[key]
+    return once(("run", *overrides, "in", *folders), lambda: _compose(overrides, folders))
 
 
 def _compose(overrides: Sequence[str], folders: Sequence[str]) -> RunSpec:
-    whole = composition(overrides, folders, return_hydra_config=True)
-    cfg = whole.copy()
-    with open_dict(cfg):
-        choices = {group: choice for group, choice in cfg.pop("hydra").runtime.choices.items() if group in cfg}
+    cfg = composition(overrides, folders, return_hydra_config=True)
     hydra_config = HydraConfig.instance()
     before = hydra_config.cfg
-    hydra_config.set_config(whole)  # for the resolver of the run's name, and for ${hydra:...} in values
+    hydra_config.set_config(cfg)  # for the resolver of the run's name, and for ${hydra:...} in values
     try:
+        with open_dict(cfg):
+            choices = {group: choice for group, choice in cfg.pop("hydra").runtime.choices.items() if group in cfg}
         check_overrides(overrides, cfg, choices, folders)
         with_home_folders(cfg)
-        cfg.run_name = str(whole.run_name)
+        cfg.run_name = str(cfg.run_name)
     finally:
         hydra_config.cfg = before
     return RunSpec(cfg, overrides, choices, folders)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shlex
 from typing import Any
 
-from semaim.sweeps.code_copy import environment
 from semaim.sweeps.sweep import Sweep
 
 COMMON_OPTIONS = {"timeout_min", "cpus_per_task", "gpus_per_node", "tasks_per_node", "mem_gb", "nodes", "name"}
@@ -33,8 +32,11 @@ def parameters(sweep: Sweep, dependency: str | None) -> dict[str, Any]:
 
 
 def _exports(sweep: Sweep) -> list[str]:
-    """Lines by which the processes import the copy of the code, if there is one."""
-    return [f"export {name}={shlex.quote(value)}" for name, value in environment(sweep.copied).items()]
+    """Lines by which the processes import the copy of the code, if there is one, before everything else."""
+    if sweep.copied is None:
+        return []
+    paths = f"{shlex.quote(sweep.copied)}${{PYTHONPATH:+:$PYTHONPATH}}:{shlex.quote(sweep.cwd)}"
+    return [f"export PYTHONSAFEPATH=1 PYTHONPATH={paths}"]  # python -m would put the working directory first
 
 
 def _setup_lines(sweep: Sweep) -> list[str]:

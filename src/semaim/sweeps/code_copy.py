@@ -88,17 +88,13 @@ def _copy(sources: Mapping[str, Path], folder: Path, version: CodeVersion) -> No
 def _own_modules(configs: Sequence[Mapping[str, Any]]) -> Iterator[Path]:
     """The modules and packages of `_target_`s that are not installed."""
     targets = {value for config in configs for value in _targets(config)}
+    places = [str(Path.cwd()), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     for name in sorted({target.split(".")[0] for target in targets} - {PACKAGE.name}):
-        spec = PathFinder.find_spec(name, search_path())
+        spec = PathFinder.find_spec(name, places)
         found = () if spec is None else spec.submodule_search_locations or (spec.origin,)
         for path in (Path(each) for each in found if each is not None):
             if path.exists() and not {*INSTALLED} & {*path.parts}:
                 yield path
-
-
-def search_path() -> list[str]:
-    """Where jobs look for modules: the working directory, then PYTHONPATH."""
-    return [str(Path.cwd()), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
 
 
 def _targets(value: Any) -> Iterator[str]:
@@ -109,14 +105,6 @@ def _targets(value: Any) -> Iterator[str]:
     elif isinstance(value, list):
         for each in value:
             yield from _targets(each)
-
-
-def environment(copied: str | None) -> dict[str, str]:
-    """Environment variables by which jobs import a copy before anything else; none without a copy."""
-    if copied is None:
-        return {}
-    paths = [copied, *search_path()[1:], search_path()[0]]
-    return {"PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)), "PYTHONSAFEPATH": "1"}
 
 
 def checksums_file(sweep: Path, version: Mapping[str, Any]) -> Path:

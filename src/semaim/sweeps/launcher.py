@@ -13,9 +13,9 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from semaim.config.compose import given_folders
+from semaim.config.compose import given_folders, unchanged_files
 from semaim.config.effects import without_effect
-from semaim.config.run_spec import RunSpec, composed_once
+from semaim.config.run_spec import RunSpec
 from semaim.config.validate import check_launcher
 from semaim.core import terminal
 from semaim.core.formatting import plural, printable, program
@@ -54,7 +54,7 @@ def launch(
     check_launcher(launcher)
     folders = given_folders(config.hydra)
     overrides: Any = OmegaConf.to_container(config.hydra.overrides.task, resolve=False)
-    with composed_once():
+    with unchanged_files():
         points, runs = make_points(job_overrides, folders, dependent=executor == "slurm")
         return _launch(_sweep_of(executor, launcher, points, runs[0][0], overrides), runs, is_main)
 

@@ -25,7 +25,7 @@ from semaim.errors import Interrupted, UserError
 from semaim.lifecycle import stored_result
 from semaim.runs.folder import RunFolder
 from semaim.sweeps.batch_script import parameters
-from semaim.sweeps.code_copy import environment, fix_code
+from semaim.sweeps.code_copy import fix_code
 from semaim.sweeps.job import PointJob, record_failure, run_point
 from semaim.sweeps.mlflow_parent import update_parent
 from semaim.sweeps.states import PointState, states
@@ -89,7 +89,8 @@ def adopt(sweep: Sweep, indices: Sequence[int]) -> None:
                     raise UserError(f"{point.run_dir} has a job that is not over ({theirs.job}, of {other.path}): wait "
                                     f"for it, or {program('cancel', other.path)}")  # fmt: skip
                 point.job, point.sweep, point.parent = theirs.job, theirs.sweep or str(other.path), theirs.parent
-                log.info("%s has a job already: %s, of %s", point.name, point.job, relative_to_cwd(other.path))
+        if adopted := sum(point.sweep == str(other.path) for point in sweep.points):
+            log.info("%s under way as jobs of %s", plural(adopted, "run"), relative_to_cwd(other.path))
 
 
 @contextmanager
@@ -186,7 +187,10 @@ def _clean_environment(sweep: Sweep) -> Iterator[None]:
 
     kept = {name: os.environ[name] for name in ("SLURM_CONF",) if name in os.environ}
     with clean_env():
-        os.environ.update(kept | environment(sweep.copied))
+        os.environ.update(kept)
+        if sweep.executor == "local" and sweep.copied is not None:  # as the batch script does for SLURM
+            places = [sweep.copied, *filter(None, [os.environ.get("PYTHONPATH")]), sweep.cwd]
+            os.environ |= {"PYTHONSAFEPATH": "1", "PYTHONPATH": os.pathsep.join(places)}
         yield
 
 

@@ -163,7 +163,7 @@ class Sweep:
             CannotWrite: if the file cannot be written.
         """
         stored = [spec.stored() for spec in specs]
-        stored[0]["config"]["parent_run"] = point.parent
+        stored[0]["config"] = stored[0]["config"] | {"parent_run": point.parent}
         path = self.stored_runs(point)
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
