@@ -147,6 +147,7 @@ def retry(path: Path, words: Sequence[str]) -> str:
         sweep.launcher |= options
         retried = _to_retry(sweep, indices)
         adopt(sweep, retried)
+        sweep.save()
         retried = _to_retry(sweep, retried)
         if changes := code_changes(sweep.code, checksums_file(sweep.path, sweep.code)):
             log.warning("the jobs run the code as it is now, which has changed since the last submission: %s", changes)
