@@ -32,12 +32,12 @@ def main(cfg: DictConfig) -> float:
     with exits_on_error():
         spec = run_spec_of_this_process(cfg)
         specs = [spec, *follow_ups(spec)]
-        from semaim.lifecycle import execute, session  # imports torch, after the configuration is checked
+        from semaim.lifecycle import as_begun, execute, session  # imports torch, after the configuration is checked
 
         with session(cfg.device) as (processes, stop):
             for message in without_effect(cfg, spec.overrides) if processes.is_main else ():
                 log.warning(message)
-            values = [execute(each, processes, stop) for each in specs]
+            values = [execute(as_begun(each), processes, stop) for each in specs]
         return values[0]
 
 

@@ -169,6 +169,24 @@ def test_another_configuration_is_refused_with_the_difference(undisturbed: Path)
     assert (undisturbed / "status.json").read_text() == before
 
 
+def test_a_restart_of_a_job_uses_the_configuration_that_the_run_began_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a batch script of one's own; options that may differ are those of the command."""
+    experiment = tmp_path / "conf" / "experiment" / "mine.yaml"
+    experiment.parent.mkdir(parents=True)
+    experiment.write_text("# @package _global_\noptimizer: {base_lr: 1e-3}\n")
+    words = ("--config-dir", "conf", "+experiment=mine", *SMALL, "run_name=own")
+    succeed(tmp_path, *words, "trainer.max_steps=2")
+    experiment.write_text("# @package _global_\noptimizer: {base_lr: 5e-3}\n")
+    assert "optimizer.base_lr: 0.001 -> 0.005" in run(tmp_path, *words, "trainer.max_steps=3").stdout
+    monkeypatch.setitem(ENVIRONMENT, "SLURM_JOB_ID", "7")
+    monkeypatch.setitem(ENVIRONMENT, "SLURM_RESTART_COUNT", "1")
+    out = succeed(tmp_path, *words, "trainer.max_steps=3")
+    assert "the one that it began with, not optimizer.base_lr: 0.001 -> 0.005\n" in out
+    assert [step for step, _ in losses(tmp_path / "runs" / "own")] == [1, 2, 3]
+
+
 def test_a_folder_in_use_is_refused_naming_its_process(tmp_path: Path) -> None:
     many = (*SMALL, "run_name=long")
     with started(tmp_path, *many) as process:

@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from typing_extensions import TypedDict  # pydantic requires it before Python 3.12
 
 from semaim.config.compose import composition, folder_path, given_folders, once
-from semaim.config.naming import may_differ, run_name
+from semaim.config.naming import flatten, may_differ, run_name
 from semaim.config.validate import check_overrides, with_home_folders
 from semaim.core.formatting import program
 
@@ -96,6 +96,15 @@ class RunSpec:
             "config": self.config,
             "references": self._references,
         }
+
+    def as_begun(self, config: dict[str, Any]) -> RunSpec:
+        """The same run with a stored configuration, but with this one's options that may differ when it continues."""
+        begun = OmegaConf.create(config)
+        for key, value in flatten(self.config).items():
+            if may_differ(key):
+                OmegaConf.update(begun, key, value)
+        plain: Any = OmegaConf.to_container(begun)
+        return RunSpec.of({**self.stored(), "config": plain})
 
     @classmethod
     def of(cls, stored: StoredSpec) -> RunSpec:
