@@ -184,7 +184,7 @@ def test_a_restart_of_a_job_uses_the_configuration_that_the_run_began_with(
     monkeypatch.setitem(ENVIRONMENT, "SLURM_RESTART_COUNT", "1")
     out = succeed(tmp_path, *words, "trainer.max_steps=3")
     assert "the one that it began with, not optimizer.base_lr: 0.001 -> 0.005\n" in out
-    assert [step for step, _ in losses(tmp_path / "runs" / "own")] == [1, 2, 3]
+    assert list(losses(tmp_path / "runs" / "own")) == [1, 2, 3]
 
 
 def test_a_folder_in_use_is_refused_naming_its_process(tmp_path: Path) -> None:
