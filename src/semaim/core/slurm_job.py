@@ -157,7 +157,7 @@ def _from_accounting(arrays: Sequence[str]) -> dict[str, JobState]:
             reason = NOT_LISTED
         else:
             reason = _reason(state, nodes, f"exit code {code}" if word == "FAILED" else "")
-        kind = "unknown" if _kind(word) == "unknown" else "over"
+        kind: Kind = "unknown" if _kind(word) == "unknown" else "over"
         states |= dict.fromkeys(_tasks(job), JobState(kind, reason, 0, nodes))
     return states
 
