@@ -85,7 +85,8 @@ def ask(*command: str, seconds: float = ANSWER_SECONDS) -> str:
             said = done.stderr.strip()
             if done.returncode == 0 and (done.stdout.strip() or "error" not in said):
                 return done.stdout
-            said = f"{command[0]}: {said.splitlines()[-1] if said else f'exit code {done.returncode}'}"
+            last = said.splitlines()[-1].removeprefix(f"{command[0]}: ") if said else f"exit code {done.returncode}"
+            said = f"{command[0]}: {last}"
         except subprocess.TimeoutExpired:
             said = f"{command[0]} did not end within {seconds:.0f} s"
         except OSError as error:
