@@ -54,7 +54,9 @@ def test_unresponsive_controller_marks_no_run_as_dead(cluster: Cluster, tmp_path
     nobody.write_text((cluster.folder / "slurm.conf").read_text().replace(f"SlurmctldPort={port}", "SlurmctldPort=9"))
     silent = cluster.environment | {"SLURM_CONF": str(nobody)}
     done = finished([*PROGRAM, "status", "runs/sweep_alive"], tmp_path, silent)
-    assert re.search(r"\nalive +\d+ +unknown +SLURM does not answer; the run folder says: running", done.stdout)
+    assert re.search(
+        r"\nalive +\d+ +unknown +SLURM does not answer \(squeue.+; the run folder says: running", done.stdout
+    )
     assert done.returncode == 0
     assert status(run.folder)["state"] == "running"
     wait_for(lambda: run.step() > 5, "steps")

@@ -1,4 +1,4 @@
-"""Commands in place of SLURM's, which print what is written here, fail or hang; they count how often they were called."""
+"""Commands in place of SLURM's, which print what a test says, fail or hang; they remember what they were asked."""
 
 from __future__ import annotations
 

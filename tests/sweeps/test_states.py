@@ -162,7 +162,7 @@ def run_of(path: Path, **status: object) -> Point:
         ("COMPLETING|1|n1|None", "running", ("ending", "COMPLETING")),  # is saving, to be requeued
         ("STAGE_OUT|0|n1|None", "finished", ("finished", "loss 0.5")),
         ("PENDING|1||BeginTime", "requeued", ("requeued", "BeginTime")),  # preempted
-        ("REQUEUE_HOLD|1||job requeued in held state", "requeued", ("requeued", "REQUEUE_HOLD: job requeued in held state")),
+        ("REQUEUE_HOLD|1||held", "requeued", ("requeued", "REQUEUE_HOLD: held")),
         ("REVOKED|0||None", "running", ("unknown", "REVOKED; the run folder says: running")),
         ("CANCELLED|0|n1|None", "requeued", ("interrupted", "CANCELLED")),
         ("OUT_OF_MEMORY|0|n1|OutOfMemory", "running", ("vanished", "OUT_OF_MEMORY: OutOfMemory")),
@@ -202,7 +202,8 @@ def test_an_error_is_said_once_however_often_one_looks(tmp_path: Path, slurm: Fa
     assert shown(sweep) == expected
 
 
-def test_a_task_that_was_cancelled_before_it_started(tmp_path: Path, slurm: FakeSlurm) -> None:
+@pytest.mark.usefixtures("slurm")
+def test_a_task_that_was_cancelled_before_it_started(tmp_path: Path) -> None:
     """Neither the controller nor the accounts list it any more, as for one that has ended long ago."""
     points = [Point([f"a={task}"], str(tmp_path / str(task)), job=f"12_{task}") for task in range(2)]
     sweep = sweep_of(tmp_path, "slurm", *points)
@@ -265,7 +266,8 @@ def test_waiting_goes_on_without_an_answer_but_not_for_ever(
 ) -> None:
     """The fifth question is answered: the job runs; no later one is."""
     caplog.set_level("INFO", "semaim")
-    slurm.does("squeue", f'[ $(wc -l < "$0.asked") = 5 ] && echo "12_3|RUNNING|0|n1|None|" || {{ echo "{NOTHING["error"]}" >&2; exit 1; }}')  # fmt: skip
+    answers = '[ $(wc -l < "$0.asked") = 5 ] && echo "12_3|RUNNING|0|n1|None|"'
+    slurm.does("squeue", f'{answers} || {{ echo "{NOTHING["error"]}" >&2; exit 1; }}')
     sweep = sweep_of(tmp_path, "slurm", run_of(tmp_path / "run", state="running"))
     clock = iter(range(0, 10**6, 1000))
     monkeypatch.setattr(time, "monotonic", lambda: float(next(clock)))
@@ -292,9 +294,8 @@ def test_one_question_for_all_jobs_of_a_sweep(tmp_path: Path, slurm: FakeSlurm) 
     assert ["--jobs=12,13 " in line for line in slurm.asked("sacct")] == [True]
 
 
-def test_jobs_of_another_user_that_slurm_hides(
-    tmp_path: Path, slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("slurm")
+def test_jobs_of_another_user_that_slurm_hides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sweep = sweep_of(tmp_path, "slurm", run_of(tmp_path / "run", state="running"))
     monkeypatch.setattr("os.geteuid", lambda: 65534)
     assert shown(sweep) == [("unknown", "SLURM shows no such job to you; the run folder says: running")]
