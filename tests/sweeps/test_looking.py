@@ -164,7 +164,7 @@ def test_looking_at_a_disk_that_takes_nothing(tmp_path: Path, trouble: str, capf
         assert (disk / "1" / "status.json").read_text().count('"running"') == 1
 
 
-@pytest.mark.parametrize("words", [["status", "sweep"], ["status", "nothing"], ["ls", "."], ["nothing"], ["--help"]])
+@pytest.mark.parametrize("words", [["status", "sweep"], ["status", "nothing"], ["--help"]])
 def test_a_closed_pipe_ends_a_command_quietly(tmp_path: Path, words: list[str]) -> None:
     """As of `2>&1 | head -1`, once the reader has ended."""
     local_sweep(tmp_path, "finished")
@@ -173,7 +173,7 @@ def test_a_closed_pipe_ends_a_command_quietly(tmp_path: Path, words: list[str]) 
     try:
         code = "import os, sys; sys.argv.pop(1) == 'both' and os.dup2(1, 2); from semaim.cli import program; program()"
         for streams in ("both", "output"):
-            if streams == "output" and words in (["status", "nothing"], ["nothing"]):  # print only an error
+            if streams == "output" and words == ["status", "nothing"]:  # prints only an error
                 continue
             done = subprocess.run(
                 [sys.executable, "-c", code, streams, *words], cwd=tmp_path, env=ENVIRONMENT, stdout=writer,
