@@ -32,8 +32,9 @@ def status(arguments: Namespace) -> int:
     if arguments.watch:
         states = commands.watch(arguments.folders, lambda text: print(text, flush=True))
     else:
-        text, states = commands.show(arguments.folders)
-        print(text)
+        view = commands.show(arguments.folders)
+        states = view.states
+        print(view.text)
     return 1 if any(state.unsuccessful for state in states) else 0
 
 

@@ -26,6 +26,18 @@ class DamagedFile(UserError):
         self.path = path
 
 
+class NotReadable(DamagedFile):
+    """A stored file cannot be read by this user. Exit code 2.
+
+    Args:
+        path: the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        UserError.__init__(self, f"{path} cannot be read (Permission denied): ask its owner for the permission")
+        self.path = path
+
+
 class CannotWrite(UserError):
     """A file cannot be written: no space, no permission, a read-only disk. Exit code 1.
 

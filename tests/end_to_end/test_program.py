@@ -92,7 +92,7 @@ def test_another_state_is_refused_with_the_states_that_folders_tell(tmp_path: Pa
     (choices,) = re.findall(r"invalid choice: 'killed' \(choose from (.+)\)", done.stdout)
     assert re.findall(r"\w+", choices) == [
         "new", "running", "requeued", "finished", "failed", "interrupted", "vanished",
-        "damaged",
+        "damaged", "unknown",
     ]  # fmt: skip
 
 

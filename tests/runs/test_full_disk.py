@@ -218,7 +218,7 @@ def test_a_closed_folder_of_another_user(shared: Path) -> None:
     (shared / "closed").mkdir(mode=0o700)
     os.seteuid(65534)
     said = semaim("ls", str(shared))[1]
-    assert "damaged: Permission denied" in said
+    assert "unknown: Permission denied" in said
     assert re.search("finished +loss", said)
     code, said = semaim("status", str(shared / "closed"))
     assert (code, said.count("\n")) == (2, 1)

@@ -16,7 +16,7 @@ from semaim.core.files import write_json
 from semaim.runs.provenance import PACKAGE
 from semaim.sweeps.sweep import Sweep
 from support.commands import ENVIRONMENT, PROGRAM, SMALL, start
-from support.fake_slurm import FakeSlurm
+from support.fake_slurm import FakeQueue
 from support.in_process import run_here
 from support.waiting import PATIENCE
 
@@ -24,8 +24,10 @@ SWEEP = ("-m", "hydra/launcher=slurm_cpu", "sweep.wait=false", "sweep.check=fals
 
 
 @pytest.fixture
-def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
-    return FakeSlurm(tmp_path / "slurm", monkeypatch, array_size=2)
+def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeQueue:
+    queue = FakeQueue(tmp_path / "slurm", array_size=2)
+    monkeypatch.setenv("PATH", queue.path)
+    return queue
 
 
 @pytest.fixture
@@ -45,7 +47,7 @@ def sweep(tmp_path: Path, name: str) -> Sweep:
     return Sweep.load(tmp_path / "runs" / name)
 
 
-def test_large_arrays_are_split_together_with_their_evaluations(tmp_path: Path, slurm: FakeSlurm) -> None:
+def test_large_arrays_are_split_together_with_their_evaluations(tmp_path: Path, slurm: FakeQueue) -> None:
     assert run_here(tmp_path, *SWEEP, "seed=0,1,2,3,4", "then=[knn]", "sweep.name=s") == 0
     assert slurm.options("array") == ["0-1%2", "0-1%2", "0-1%2", "0-1%2", None, None]
     assert slurm.options("dependency") == [None, "aftercorr:1", None, "aftercorr:3", None, "afterok:5"]
@@ -73,7 +75,7 @@ def test_runs_keep_the_configuration_of_their_submission(tmp_path: Path, own: Pa
 
 
 def test_a_job_that_waits_is_not_submitted_again_with_another_configuration(
-    tmp_path: Path, slurm: FakeSlurm, own: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, slurm: FakeQueue, own: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = with_own(own, "seed=0,1", "sweep.name=s")
     assert run_here(tmp_path, *words) == 0
@@ -90,7 +92,7 @@ def test_a_job_that_waits_is_not_submitted_again_with_another_configuration(
 
 
 def test_a_started_run_is_not_submitted_with_another_configuration(
-    tmp_path: Path, slurm: FakeSlurm, own: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, slurm: FakeQueue, own: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = with_own(own, "seed=0,1", "sweep.name=s")
     assert run_here(tmp_path, *words) == 0
@@ -111,7 +113,7 @@ def test_a_started_run_is_not_submitted_with_another_configuration(
 
 
 def test_an_extended_sweep_takes_over_live_jobs(
-    tmp_path: Path, slurm: FakeSlurm, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, slurm: FakeQueue, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run_here(tmp_path, *SWEEP, "seed=0,1", "sweep.name=two") == 0
     slurm.set_state("1_0", "FAILED")
@@ -129,11 +131,11 @@ def test_an_extended_sweep_takes_over_live_jobs(
     assert [point.job for point in sweep(tmp_path, "two").points] == ["2_0", "1_1"]
 
 
-def test_two_retries_at_once_submit_each_point_once(tmp_path: Path, slurm: FakeSlurm) -> None:
+def test_two_retries_at_once_submit_each_point_once(tmp_path: Path, slurm: FakeQueue) -> None:
     assert run_here(tmp_path, *SWEEP, "seed=0,1,2", "sweep.name=s") == 0
     for job in ("1_0", "1_1", "2"):
         slurm.set_state(job, "FAILED")
-    environment = ENVIRONMENT | {"PATH": f"{slurm.folder / 'bin'}:{ENVIRONMENT['PATH']}"}
+    environment = ENVIRONMENT | {"PATH": slurm.path}
     command = [*PROGRAM, "retry", "--failed", "runs/s"]
     both = [start(command, tmp_path, environment) for _ in range(3)]
     said = "".join(process.communicate(timeout=PATIENCE)[0] for process in both)
@@ -141,7 +143,7 @@ def test_two_retries_at_once_submit_each_point_once(tmp_path: Path, slurm: FakeS
     assert len(slurm.scripts()) == 4
 
 
-def test_jobs_import_a_copy_of_the_code(tmp_path: Path, slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_jobs_import_a_copy_of_the_code(tmp_path: Path, slurm: FakeQueue, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "my_orders.py").write_text("from semaim.permutations import Raster\n\n\nclass Mine(Raster): ...\n")
     (tmp_path / "conf" / "permutation").mkdir(parents=True)
     (tmp_path / "conf" / "permutation" / "mine.yaml").write_text("_target_: my_orders.Mine\n")
@@ -166,7 +168,7 @@ def test_jobs_import_a_copy_of_the_code(tmp_path: Path, slurm: FakeSlurm, monkey
 
 
 def test_a_copy_that_would_be_large_is_refused(
-    tmp_path: Path, slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, slurm: FakeQueue, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("semaim.sweeps.code_copy.MAX_BYTES", 10_000)
     assert run_here(tmp_path, *SWEEP, "sweep.name=s") == 2

@@ -29,15 +29,22 @@ def reports_errors(command: Callable[..., int | None]) -> Callable[..., int]:
     @functools.wraps(command)
     def main(*arguments: Any) -> int:
         try:
-            with interruptible():
-                code = command(*arguments) or 0
-                sys.stdout.flush()
-                return code
-        except BrokenPipeError:  # the reader of the output has ended, such as head
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its exit
+            try:
+                with interruptible():
+                    code = command(*arguments) or 0
+                    sys.stdout.flush()
+                    return code
+            except BrokenPipeError:
+                raise
+            except (Exception, KeyboardInterrupt) as error:
+                return print_error(interruption_or(error))
+        except BrokenPipeError:  # the reader of the output, or of the error message, has ended, such as head
+            for stream in (sys.stdout, sys.stderr):
+                try:
+                    stream.flush()
+                except BrokenPipeError:  # Python flushes once more at its exit
+                    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
             return EXIT_BROKEN_PIPE
-        except (Exception, KeyboardInterrupt) as error:
-            return print_error(interruption_or(error))
 
     return main
 

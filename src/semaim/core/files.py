@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
-from semaim.errors import CannotWrite, DamagedFile, UserError
+from semaim.errors import CannotWrite, DamagedFile, NotReadable, UserError
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
@@ -112,7 +112,8 @@ def read_json(path: Path, shape: type[T], remedy: str = "restore it, or move it 
         remedy: what to do if the file is damaged, for the message.
 
     Raises:
-        DamagedFile: if it cannot be read, is not JSON or has another shape.
+        NotReadable: if this user may not read it.
+        DamagedFile: if it is not JSON or has another shape.
     """
     from pydantic import ValidationError
 
@@ -121,6 +122,8 @@ def read_json(path: Path, shape: type[T], remedy: str = "restore it, or move it 
         return value
     except (FileNotFoundError, NotADirectoryError):
         return None
+    except PermissionError as error:
+        raise NotReadable(path) from error
     except OSError as error:
         raise DamagedFile(path, str(error.strerror), remedy) from error
     except ValidationError as error:

@@ -1,18 +1,46 @@
-"""State of SLURM jobs, read from the output of SLURM's commands; nothing is cached."""
+"""State of SLURM jobs, read from the output of SLURM's commands; nothing is cached.
+
+A job is named as SLURM shows it: "12", or "12_3" for task 3 of array 12. The variable SLURM_JOB_ID is no such name: for
+one task of an array it is "12", which SLURM's commands take for the whole array.
+
+A command that fails, does not end or prints what is not understood is no answer. Its jobs are "unknown", never over.
+"""
 
 from __future__ import annotations
 
 import os
+import re
 import subprocess
-from collections.abc import Sequence
+import time
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
-# SLURM's states of a job that has ended. https://slurm.schedmd.com/squeue.html, "Job state codes"
-OVER = {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED"}
-OVER |= {"REVOKED", "TIMEOUT"}
-WAITING = {"PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD", "SPECIAL_EXIT"}
+Kind = Literal["waiting", "running", "suspended", "ending", "over", "unknown"]
+# SLURM's states and flags of a job, https://slurm.schedmd.com/job_state_codes.html; docs/cluster.md explains them. A
+# revoked job runs on another cluster, which is not asked.
+STATES: dict[Kind, tuple[str, ...]] = {
+    "waiting": ("PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD", "SPECIAL_EXIT"),
+    "running": ("CONFIGURING", "POWER_UP_NODE", "RESIZING", "RUNNING", "SIGNALING"),
+    "suspended": ("STOPPED", "SUSPENDED"),
+    "ending": ("COMPLETING", "STAGE_OUT"),
+    "over": ("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED",
+             "TIMEOUT"),
+    "unknown": ("REVOKED",),
+}  # fmt: skip
+KINDS = {state: kind for kind in get_args(Kind) for state in STATES[kind]}
 FIELDS = ("JobArrayID", "State", "RestartCnt", "NodeList", "Reason")
+JOB = r"(\d+(?:\+\d+|_\d+|_\[[\d,:%-]+\])?)"  # the second kind is not of semaim, but it may be listed, too
+SQUEUE_ROW = re.compile(rf"{JOB} *\|([A-Z_]+) *\|(\d+) *\|([^|]*)\|([^|]*)\|")
+SACCT_ROW = re.compile(rf"{JOB}\|([A-Z_]+(?: by \S+)?)\|(\d+:\d+)\|([^|]*)")
+NO_NODES = ("None assigned", "(null)", "N/A", "n/a")
+NOT_LISTED = "SLURM no longer lists the job"
+NO_ACCOUNTING = re.compile(r"not installed|accounting storage is disabled", re.IGNORECASE)
+ANSWER_SECONDS = 20.0  # for one command
+RETRY_SECONDS = 5.0  # a command that failed is tried again if it began earlier than this
+# They would hide jobs or shorten "12_[0,2,4,6]"; the options of a command line win over most others.
+FILTERS = re.compile(r"(SQUEUE|SACCT)_")
+WHOLE_RANGES = {"SLURM_BITSTR_LEN": "0"}
 
 
 @dataclass(frozen=True)
@@ -20,19 +48,23 @@ class JobState:
     """Scheduler state of a job.
 
     Attributes:
-        state: "unknown" if the scheduler does not answer.
-        reason: SLURM's reason for waiting, or its final state.
+        state: "unknown" if the scheduler does not answer, or says what is not understood.
+        reason: SLURM's reason for waiting, or its state; for a running job only if it does more than run.
         restarts: number of requeues.
         nodes: nodes of the job.
     """
 
-    state: Literal["waiting", "running", "over", "unknown"]
+    state: Kind
     reason: str = ""
     restarts: int = 0
     nodes: str = ""
 
 
-def output_of(*command: str, seconds: float = 20) -> str | None:
+class NoAnswer(Exception):
+    """A command of SLURM failed; the text says how."""
+
+
+def output_of(*command: str, seconds: float = ANSWER_SECONDS) -> str | None:
     """Standard output of a command; None if it is not installed, fails or times out."""
     try:
         completed = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False)
@@ -41,59 +73,129 @@ def output_of(*command: str, seconds: float = 20) -> str | None:
     return completed.stdout if completed.returncode == 0 else None
 
 
-def job_states(job_ids: Sequence[str]) -> dict[str, JobState]:
-    """The state of jobs, by id (such as "12" or "12_3").
+def ask(*command: str, seconds: float = ANSWER_SECONDS) -> str:
+    """Standard output of a command of SLURM, which is tried again for some seconds; raises NoAnswer."""
+    environment = {name: value for name, value in os.environ.items() if not FILTERS.match(name)} | WHOLE_RANGES
+    started = time.monotonic()
+    while True:
+        try:
+            done = subprocess.run(
+                command, capture_output=True, text=True, errors="replace", timeout=seconds, check=False, env=environment
+            )
+            said = done.stderr.strip()
+            if done.returncode == 0 and (done.stdout.strip() or "error" not in said):
+                return done.stdout
+            last = said.splitlines()[-1].removeprefix(f"{command[0]}: ") if said else f"exit code {done.returncode}"
+            said = f"{command[0]}: {last}"
+        except subprocess.TimeoutExpired:
+            said = f"{command[0]} did not end within {seconds:.0f} s"
+        except OSError as error:
+            said = (
+                f"{command[0]} is not installed" if isinstance(error, FileNotFoundError) else f"{command[0]}: {error}"
+            )
+        if time.monotonic() - started > RETRY_SECONDS or "Invalid job id" in said or NO_ACCOUNTING.search(said):
+            raise NoAnswer(said)
+        time.sleep(1)
 
-    The controller keeps ended jobs for some minutes, the accounting database (if there is one) permanently. A job is
-    over if the controller answers and neither lists it.
+
+def job_states(job_ids: Collection[str]) -> dict[str, JobState]:
+    """The state of jobs, by id (such as "12" or "12_3"), with one question for all of them.
+
+    The controller keeps ended jobs for some minutes, the accounting database (if there is one) permanently. It is asked
+    for those that the controller does not list. A job is over if both answer and neither lists it as alive.
     """
     if not job_ids:
         return {}
-    if output_of("squeue", "--version") is None or output_of("scontrol", "ping") is None:
-        return dict.fromkeys(job_ids, JobState("unknown", "SLURM does not answer"))
-    states = _from_controller(job_ids)
-    missing = [job for job in job_ids if job not in states]
-    states |= _from_accounting(missing) if missing else {}
-    return {job: states.get(job, JobState("over", "SLURM no longer lists the job")) for job in job_ids}
+    try:
+        states = _from_controller(_arrays(job_ids))
+    except NoAnswer as error:
+        return dict.fromkeys(job_ids, JobState("unknown", f"SLURM does not answer ({error})"))
+    if missing := [job for job in job_ids if job not in states]:
+        try:
+            states = _from_accounting(_arrays(missing)) | states
+        except NoAnswer as error:
+            reason = f"{NOT_LISTED}, and its accounting does not answer ({error})"
+            states |= dict.fromkeys(missing, JobState("unknown", reason))
+    return {job: states.get(job, JobState("over", NOT_LISTED)) for job in job_ids}
 
 
-def _arrays(job_ids: Sequence[str]) -> list[str]:
-    return sorted({job.split("_")[0] for job in job_ids})
+def _arrays(job_ids: Collection[str]) -> list[str]:
+    return sorted({job.split("_")[0] for job in job_ids}, key=int)
 
 
-def _from_controller(job_ids: Sequence[str]) -> dict[str, JobState]:
-    states: dict[str, JobState] = {}
+def _from_controller(arrays: Sequence[str]) -> dict[str, JobState]:
     columns = ",".join(f"{field}:|" for field in FIELDS)
-    for array in _arrays(job_ids):  # with several ids in one query, one unknown id makes the query fail
-        text = output_of("squeue", "--noheader", "--array", "--states=all", f"--jobs={array}", f"--Format={columns}")
-        for line in (text or "").splitlines():
-            job, state, restarts, nodes, reason = line.split("|")[: len(FIELDS)]
-            states[job.strip()] = JobState(_kind(state), _reason(state, reason), int(restarts), nodes.strip())
-    return states
-
-
-def _from_accounting(job_ids: Sequence[str]) -> dict[str, JobState]:
+    squeue = ("squeue", "--noheader", "--all", "--array", "--states=all", f"--Format={columns}")
+    try:
+        text = ask(*squeue, f"--jobs={','.join(arrays)}")
+    except NoAnswer as error:
+        if "Invalid job id" not in str(error):
+            raise
+        text = ask(*squeue) if len(arrays) > 1 else ""  # one unknown id makes some questions fail
     states: dict[str, JobState] = {}
-    columns = "--format=JobID,State,ExitCode,NodeList"
-    text = output_of("sacct", "-X", "--noheader", "--parsable2", f"--jobs={','.join(_arrays(job_ids))}", columns)
-    for line in (text or "").splitlines():
-        job, state, code, nodes = line.split("|")
-        word = state.split()[0]  # "CANCELLED by 1000"
-        reason = f"{state}, exit code {code}" if word == "FAILED" else state
-        if word == "REQUEUED":  # a requeued job would be listed by the controller, so this one was cancelled
-            word, reason = "CANCELLED", "CANCELLED before it started again"
-        states[job] = JobState(_kind(word), reason, 0, nodes)
+    for job, state, restarts, nodes, reason in _rows(SQUEUE_ROW, "squeue", text):
+        if job.split("_")[0] in arrays:
+            of_all = JobState(_kind(state), _reason(state, nodes, reason), int(restarts), nodes)
+            states |= dict.fromkeys(_tasks(job), of_all)
     return states
 
 
-def _kind(state: str) -> Literal["waiting", "running", "over"]:
-    return "over" if state in OVER else "waiting" if state in WAITING else "running"
+def _from_accounting(arrays: Sequence[str]) -> dict[str, JobState]:
+    """States of jobs that the controller does not list, so they are over, whatever their last entry is."""
+    columns = "--format=JobID,State,ExitCode,NodeList"
+    try:
+        text = ask("sacct", "-X", "--noheader", "--parsable2", f"--jobs={','.join(arrays)}", columns)
+    except NoAnswer as error:
+        if NO_ACCOUNTING.search(str(error)):
+            return {}
+        raise
+    states: dict[str, JobState] = {}
+    for job, state, code, nodes in _rows(SACCT_ROW, "sacct", text):
+        word = state.split()[0]  # "CANCELLED by 1000"
+        if word == "REQUEUED":  # so it was cancelled
+            reason = "CANCELLED before it started again"
+        elif KINDS.get(word) in ("waiting", "running", "suspended", "ending"):
+            reason = NOT_LISTED
+        else:
+            reason = _reason(state, nodes, f"exit code {code}" if word == "FAILED" else "")
+        kind: Kind = "unknown" if _kind(word) == "unknown" else "over"
+        states |= dict.fromkeys(_tasks(job), JobState(kind, reason, 0, nodes))
+    return states
 
 
-def _reason(state: str, reason: str) -> str:
-    """The reason of a waiting job, or the state and reason of another one."""
+def _rows(pattern: re.Pattern[str], command: str, text: str) -> list[list[str]]:
+    """The fields of each line; raises NoAnswer if a line is not that of a job."""
+    rows = []
+    for line in filter(str.strip, text.splitlines()):
+        if (found := pattern.match(line)) is None:
+            raise NoAnswer(f"{command} prints {line.strip()[:60]!r}")
+        rows.append(["" if field in NO_NODES else field.strip() for field in found.groups()])
+    return rows
+
+
+def _tasks(job: str) -> list[str]:
+    """The jobs of "12", "12_3" or "12_[0,3-9:2%4]", which stands for several tasks of an array."""
+    array, _, tasks = job.partition("_[")
+    names = [
+        f"{array}_{task}"
+        for first, last, step in re.findall(r"(\d+)(?:-(\d+))?(?::(\d+))?", tasks.split("%")[0])
+        for task in range(int(first), int(last or first) + 1, int(step or 1))
+    ]
+    return names or [job]
+
+
+def _kind(state: str) -> Kind:
+    return KINDS.get(state.split()[0], "unknown")
+
+
+def _reason(state: str, nodes: str, reason: str) -> str:
+    """The reason of a job that waits in the usual way; of others SLURM's state and what explains it."""
     reason = "" if reason == "None" else reason
-    return reason if state in WAITING else ": ".join(part for part in (state, reason) if part)
+    if state in ("PENDING", "RUNNING"):
+        return reason
+    if state.startswith("CANCELLED") and not reason.startswith("Dependency"):  # reasons to wait, which no longer hold
+        return state if nodes else f"{state} before it started"
+    return ": ".join(part for part in (state, reason) if part)
 
 
 def this_job() -> dict[str, str | int]:
@@ -109,12 +211,16 @@ def this_job() -> dict[str, str | int]:
 
 
 def is_being_requeued() -> bool:
-    """Whether SLURM is about to restart this job: its restart counter is already incremented."""
-    text = output_of("scontrol", "--oneliner", "show", "job", os.environ.get("SLURM_JOB_ID", ""), seconds=5)
-    words = dict(word.split("=", 1) for word in (text or "").split() if "=" in word)
+    """Whether SLURM is about to restart this job: its restart counter is incremented. No answer counts as no."""
+    try:
+        text = ask("scontrol", "--oneliner", "show", "job", str(this_job().get("job", "")), seconds=5)
+    except NoAnswer:
+        return False
+    words = dict(word.split("=", 1) for word in text.split() if "=" in word)
     return int(words.get("Restarts", 0)) > int(os.environ.get("SLURM_RESTART_COUNT", 0))
 
 
-def cancel(job_ids: Sequence[str]) -> bool:
-    """Cancel SLURM jobs; they receive SIGTERM first. Returns whether SLURM accepted the request."""
-    return not job_ids or output_of("scancel", *job_ids) is not None
+def cancel(job_ids: Collection[str]) -> None:
+    """Cancel SLURM jobs; they receive SIGTERM first. Raises NoAnswer if SLURM does not accept the request."""
+    if job_ids:
+        ask("scancel", *job_ids)

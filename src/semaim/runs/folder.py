@@ -29,7 +29,7 @@ from semaim.config.old_versions import upgraded
 from semaim.core import locks
 from semaim.core.files import adapter, first_problem, no_pipe, read_json, write_json, write_text
 from semaim.core.slurm_job import this_job
-from semaim.errors import CannotWrite, DamagedFile, UserError
+from semaim.errors import CannotWrite, DamagedFile, NotReadable, UserError
 from semaim.runs.provenance import Start
 from semaim.runs.status import RunState, Status, StoredState
 
@@ -152,7 +152,7 @@ class RunFolder:
             )
         return True
 
-    # Of the files below, each raises DamagedFile if it cannot be read.
+    # Of the files below, each raises DamagedFile if it cannot be read, of which NotReadable is a case.
 
     def config(self, convert: Callable[[Any], dict[str, Any]] = dict) -> dict[str, Any]:
         """Content of config.yaml, in plain types, passed through `convert`."""
@@ -163,6 +163,8 @@ class RunFolder:
             if not config:
                 raise ValueError("it is empty")
             return convert(config)
+        except PermissionError as error:
+            raise NotReadable(path) from error
         except Exception as error:  # the parser and `convert` raise many types
             reason = first_problem(error) if hasattr(error, "errors") else str(error).partition("\n")[0]
             remedy = "restore it, or give this run another name with run_name=..."
@@ -200,9 +202,11 @@ class RunFolder:
         return read_json(self.path / "mlflow.json", Tracked, remedy)
 
     def state(self) -> RunState:
-        """The state as far as the folder tells it: a stored one, "new" or "damaged"."""
+        """The state as far as the folder tells it: a stored one, "new", "damaged", or "unknown" to this user."""
         try:
             return "vanished" if self.process_is_gone() else self.status().get("state", "new")
+        except NotReadable:
+            return "unknown"
         except DamagedFile:
             return "damaged"
 

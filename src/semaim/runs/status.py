@@ -11,8 +11,9 @@
 | failed | ended by an error |
 | interrupted | stopped by a signal, or cancelled; the same command continues |
 | vanished | the process is gone without a last state, for example by SIGKILL |
+| suspended | SLURM has stopped its processes, and lets them go on later |
 | ending | has stopped, but its job still evaluates it, sends its results, or makes room |
-| unknown | SLURM does not answer |
+| unknown | SLURM does not answer, or this user may not read the folder |
 | damaged | a file of its folder cannot be read |
 
 status.json and MLflow have the stored states. The others follow from the absence of the file, or from the job.
@@ -25,8 +26,13 @@ from typing import Any, Literal, get_args
 from typing_extensions import TypedDict  # pydantic requires it before Python 3.12
 
 StoredState = Literal["running", "requeued", "finished", "failed", "interrupted", "vanished"]
-RunState = Literal["new", "pending", "starting", StoredState, "ending", "unknown", "damaged"]
-FOLDER_STATES: tuple[RunState, ...] = ("new", *get_args(StoredState), "damaged")  # those that a run folder tells
+RunState = Literal["new", "pending", "starting", StoredState, "suspended", "ending", "unknown", "damaged"]
+FOLDER_STATES: tuple[RunState, ...] = (
+    "new",
+    *get_args(StoredState),
+    "damaged",
+    "unknown",
+)  # those of a run folder alone
 # Nothing works on these runs until a command starts or submits them.
 OVER: tuple[RunState, ...] = ("new", "finished", "failed", "interrupted", "vanished", "damaged")
 

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import signal
 import socket
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from omegaconf import OmegaConf
 
 from semaim.core import slurm_job
 from semaim.core.formatting import plural, printable
-from semaim.errors import DamagedFile, UserError
+from semaim.errors import DamagedFile, NotReadable, UserError
 from semaim.runs.folder import RunFolder
 from semaim.runs.provenance import code_changes
 from semaim.sweeps.code_copy import checksums_file
@@ -25,7 +27,7 @@ from semaim.sweeps.mlflow_parent import update_parent
 from semaim.sweeps.states import PointState, states
 from semaim.sweeps.submit import adopt, only_writer, submit
 from semaim.sweeps.sweep import FILE, Executor, Point, Sweep
-from semaim.sweeps.table import next_commands, table
+from semaim.sweeps.table import next_commands, redrawn, table
 
 log = logging.getLogger(__name__)
 REFRESH_SECONDS = 5.0
@@ -65,33 +67,67 @@ def find(path: Path) -> tuple[Sweep, list[int]]:
     return Sweep(executor, {}, [point], restarts=0, command=start.get("command", ""), path=folder.path), [0]
 
 
-def show(paths: Sequence[Path]) -> tuple[str, list[PointState]]:
+class View(NamedTuple):
+    """What there is to see of some folders: their tables, and of each run its line and its state."""
+
+    text: str
+    rows: list[tuple[str, PointState]]
+
+    @property
+    def states(self) -> list[PointState]:
+        """The state of each run."""
+        return [state for _, state in self.rows]
+
+    @property
+    def summary(self) -> str:
+        """The time, and the number of runs in each state."""
+        counts = Counter(state.name for state in self.states)
+        return f"{time.strftime('%H:%M:%S')}  {', '.join(f'{number} {name}' for name, number in counts.items())}"
+
+
+def show(paths: Sequence[Path]) -> View:
     """The tables of folders, and the states in them."""
-    tables, shown = [], []
+    tables: list[str] = []
+    rows: list[tuple[str, PointState]] = []
     for path in paths:
         try:
             sweep, indices = find(path)
-        except DamagedFile as error:
+        except (DamagedFile, PermissionError) as error:
+            unknown = isinstance(error, NotReadable | PermissionError)
+            if unknown and len(paths) == 1:
+                raise
             tables.append(printable(f"{path}\n{error}", keep="\n"))
-            shown.append(PointState("damaged", str(error)))
+            rows.append((tables[-1], PointState("unknown" if unknown else "damaged", str(error))))
             continue
         point_states = states(sweep)
         update_parent(sweep, point_states)
-        tables.append(f"{printable(str(path))}\n{table(sweep, point_states, indices)}")
-        shown += [point_states[index] for index in indices]
-    return "\n\n".join(tables), shown
+        lines = table(sweep, point_states, indices).splitlines()
+        tables.append("\n".join([printable(str(path)), *lines]))
+        rows += zip(lines[1:], (point_states[index] for index in indices), strict=True)
+    return View("\n\n".join(tables), rows)
 
 
 def watch(paths: Sequence[Path], print_text: Callable[[str], None]) -> list[PointState]:
-    """Print the tables whenever they change, until all runs have ended."""
-    previous = ""
+    """Show the states until all runs have ended: on a terminal in place, elsewhere each change of a state as a line."""
+    told: Sequence[tuple[str, int, str]] = ()
     while True:
-        text, point_states = show(paths)
-        if text != previous:
-            print_text(("\x1b[2J\x1b[H" if sys.stdout.isatty() else "") + f"{time.strftime('%H:%M:%S')}\n{text}")
-            previous = text
-        if all(state.over for state in point_states):
-            return point_states
+        view = show(paths)
+        over = all(state.over for state in view.states)
+        now = [(s.name, s.restarts, "" if s.name == "running" else s.detail) for s in view.states]
+        if sys.stdout.isatty():
+            finished = {line for line, state in view.rows if state.name == "finished"}
+            lines = [view.summary, *view.text.splitlines()]
+            print_text(redrawn(lines, finished, shutil.get_terminal_size()))
+            if over and len(lines) >= shutil.get_terminal_size().lines:
+                print_text(view.text)
+        elif not told:
+            print_text(f"{view.summary}\n{view.text}")
+        else:
+            changed = [line for (line, _), new, old in zip(view.rows, now, told, strict=True) if new != old]
+            print_text("\n".join([view.summary, *changed])) if changed else None
+        told = now
+        if over:
+            return view.states
         time.sleep(REFRESH_SECONDS)
 
 
@@ -105,8 +141,11 @@ def cancel(path: Path) -> str:
     point_states = states(sweep)
     alive = [sweep.points[index] for index in indices if not point_states[index].over]
     if sweep.executor == "slurm":
-        if not slurm_job.cancel([str(point.job) for point in alive]):
-            raise UserError("SLURM does not accept the request (scancel failed): try again")
+        try:
+            slurm_job.cancel([str(point.job) for point in alive])
+        except slurm_job.NoAnswer as error:  # or they have ended meanwhile
+            if not all(states(sweep)[index].over for index in indices):
+                raise UserError(f"SLURM does not accept the request ({error}): try again") from error
     else:
         for point in alive:
             status = point.folder.status()
@@ -121,8 +160,11 @@ def cancel(path: Path) -> str:
     while not all((point_states := states(sweep))[index].over for index in indices) and time.monotonic() < deadline:
         time.sleep(1)
     update_parent(sweep, point_states)
-    if remaining := [str(sweep.points[index].job) for index in indices if not point_states[index].over]:
-        raise UserError(f"jobs that have not ended after {CANCEL_TIMEOUT_SECONDS:.0f} s: {', '.join(remaining)}")
+    if remaining := [index for index in indices if not point_states[index].over]:
+        jobs = ", ".join(str(sweep.points[index].job) for index in remaining)
+        if unknown := [point_states[index].detail for index in remaining if point_states[index].name == "unknown"]:
+            raise UserError(f"jobs that were asked to stop, but may not have ended: {jobs} ({unknown[0]})")
+        raise UserError(f"jobs that have not ended after {CANCEL_TIMEOUT_SECONDS:.0f} s: {jobs}")
     return f"{printable(str(path))}\n{table(sweep, point_states, indices)}"
 
 

@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 from semaim.config.naming import flatten
 from semaim.core.formatting import count, duration, plural, relative_to_cwd
 from semaim.core.tables import text_table
-from semaim.errors import DamagedFile, UserError
+from semaim.errors import DamagedFile, NotReadable, UserError
 from semaim.runs.folder import RunFolder
 from semaim.runs.status import RunState
 from semaim.sweeps.sweep import FILE, Sweep, swept
@@ -68,15 +68,15 @@ def list_entries(folder: Path) -> list[Entry]:
                 entries.append(_sweep(path))
             elif any((path / name).exists() for name in ("config.yaml", "status.json")):
                 entries.append(_run(path))
+        except (NotReadable, PermissionError):  # the folder of another user
+            entries.append(_unread(path, "unknown", "Permission denied"))
         except DamagedFile as error:
-            entries.append(_damaged(path, error.path.name))
-        except PermissionError as error:  # the folder of another user
-            entries.append(_damaged(path, str(error.strerror)))
+            entries.append(_unread(path, "damaged", error.path.name))
     return entries
 
 
-def _damaged(path: Path, what: str) -> Entry:
-    return Entry(path, f"damaged: {what}", ("damaged",), "?", {}, {}, None, None, _changed(path), folder_bytes(path))
+def _unread(path: Path, state: RunState, why: str) -> Entry:
+    return Entry(path, f"{state}: {why}", (state,), "?", {}, {}, None, None, _changed(path), folder_bytes(path))
 
 
 def _run(path: Path) -> Entry:

@@ -57,9 +57,11 @@ def open_parent(sweep: Sweep, tracking: Any) -> None:
 def update_parent(sweep: Sweep, point_states: Sequence[PointState]) -> None:
     """Update the parent run with the states of the points; at the end of the sweep, also write `results.csv`.
 
-    On a full disk this is a warning; in the folder of another user nothing is written.
+    On a full disk this is a warning; in the folder of another user, and while a state is unknown, nothing is written.
     """
     if not (sweep.path / FILE).is_file() or not writable(sweep.path):  # a single run
+        return
+    if any(state.name == "unknown" for state in point_states):
         return
     with if_possible():
         _write_update(sweep, point_states)

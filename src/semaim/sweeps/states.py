@@ -18,8 +18,8 @@ from typing_extensions import TypedDict
 from semaim.core import slurm_job
 from semaim.core.files import if_possible, read_json, writable
 from semaim.core.formatting import duration
-from semaim.core.slurm_job import JobState
-from semaim.errors import DamagedFile
+from semaim.core.slurm_job import NOT_LISTED, JobState
+from semaim.errors import DamagedFile, NotReadable
 from semaim.runs.folder import RunFolder
 from semaim.runs.journal import Line, read
 from semaim.runs.status import OVER, RunState, Status, StoredState
@@ -69,6 +69,8 @@ def states(sweep: Sweep) -> list[PointState]:
     for point, job in zip(sweep.points, jobs, strict=True):
         try:
             point_states.append(_state(sweep, point, job))
+        except (NotReadable, PermissionError) as error:
+            point_states.append(PointState("unknown", str(error)))
         except DamagedFile as error:
             point_states.append(PointState("damaged", str(error)))
     for point, state in zip(sweep.points, point_states, strict=True):
@@ -80,10 +82,13 @@ def states(sweep: Sweep) -> list[PointState]:
 def scheduler_states(sweep: Sweep) -> list[JobState]:
     """The state of each point's job."""
     if sweep.executor == "slurm":
-        by_job = slurm_job.job_states([point.job for point in sweep.points if point.job])
+        by_job = slurm_job.job_states({point.job for point in sweep.points if point.job})
+        if os.geteuid() not in (0, sweep.path.stat().st_uid):  # SLURM may hide the jobs of others (PrivateData)
+            hidden = JobState("unknown", "SLURM shows no such job to you")
+            by_job = {job: hidden if state.reason == NOT_LISTED else state for job, state in by_job.items()}
         return [by_job[point.job] if point.job else JobState("over") for point in sweep.points]
     if sweep.executor == "local":
-        return [JobState("running" if _is_submitit(point.job) else "over") for point in sweep.points]
+        return [JobState("running" if _is_local_job(point) else "over") for point in sweep.points]
     return _basic_states(sweep)
 
 
@@ -105,11 +110,12 @@ def _basic_states(sweep: Sweep) -> list[JobState]:
     return [state(point) for point in sweep.points]
 
 
-def _is_submitit(process: str | None) -> bool:
-    try:
-        return b"submitit" in Path(f"/proc/{process}/cmdline").read_bytes()
-    except OSError:
-        return False
+def _is_local_job(point: Point) -> bool:
+    """Whether submitit's process of a point runs; on another machine, or of another user, only the locks tell."""
+    with suppress(OSError):
+        if b"submitit" in Path(f"/proc/{point.job}/cmdline").read_bytes():
+            return True
+    return any(folder.is_locked() for folder in (point.folder, *point.follow_ups))
 
 
 def _state(sweep: Sweep, point: Point, job_state: JobState) -> PointState:
@@ -124,14 +130,19 @@ def _state(sweep: Sweep, point: Point, job_state: JobState) -> PointState:
     follow_ups = {folder.path.name: _status(folder) for folder in point.follow_ups}
     unfinished = [name for name, each in follow_ups.items() if each.get("state") != "finished"]
     if job_state.state == "running" and not current_attempt:
-        return PointState("starting", job_state.nodes, job_state.restarts)
-    if job_state.state == "running" and (doing := _doing(point, status, unfinished)):
+        return PointState("starting", _join(job_state.reason, job_state.nodes), job_state.restarts)
+    doing = _doing(point, status, unfinished) if current_attempt else ""
+    if job_state.state == "running" and doing:
         return PointState("running" if status["state"] == "running" else "ending", doing, job_state.restarts)
     if status.get("state") == "finished" and not unfinished:
         result, value = dict(status["result"]), status["result"][status["metric"]]
         for each in follow_ups.values():
             result |= each["result"]
         return PointState("finished", result_text(status), job_state.restarts, result, value)
+    if job_state.state == "ending":
+        return PointState("ending", _join(job_state.reason, doing), job_state.restarts)
+    if job_state.state == "suspended":
+        return PointState("suspended", job_state.reason, job_state.restarts)
     if job_state.state == "unknown":
         return PointState("unknown", f"{job_state.reason}; the run folder says: {status.get('state', 'new')}")
     return _unsuccessful_state(sweep, point, job_state, status if current_job else {})
@@ -160,11 +171,19 @@ def _unsuccessful_state(sweep: Sweep, point: Point, job_state: JobState, status:
     if stored == "failed":
         return PointState("failed", status.get("error", ""), job_state.restarts)
     if stored == "interrupted" or stored == "vanished":
-        return PointState(stored, _join(job_state.reason, status.get("error", "")), job_state.restarts)
+        return PointState(stored, _said_once(job_state.reason, status.get("error", "")), job_state.restarts)
     if job_state.reason.startswith("CANCELLED"):
         return PointState("interrupted", job_state.reason, job_state.restarts)
+    if job_state.reason == NOT_LISTED and not status and not any(job_folder.glob("*_log.*")):  # SLURM's first files
+        return PointState("interrupted", "CANCELLED before it started")
     last = last_error_line(job_folder)
     return PointState("vanished", _join(job_state.reason or "its process is gone", last), job_state.restarts)
+
+
+def _said_once(reason: str, error: str) -> str:
+    """SLURM's state and the stored error, which an earlier look may have written with that state."""
+    word = reason.replace(":", " ").replace(",", " ").split(" ")[0]
+    return error if error and (reason == NOT_LISTED or word in error) else _join(reason, error)
 
 
 def _join(*parts: str) -> str:

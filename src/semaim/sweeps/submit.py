@@ -18,10 +18,10 @@ from semaim.config.messages import print_error
 from semaim.config.naming import differences
 from semaim.config.run_spec import RunSpec
 from semaim.core.files import writing
-from semaim.core.formatting import plural, program, relative_to_cwd
+from semaim.core.formatting import duration, plural, program, relative_to_cwd
 from semaim.core.locks import one_at_a_time
 from semaim.core.slurm_job import output_of
-from semaim.errors import Interrupted, UserError
+from semaim.errors import Interrupted, SweepFailed, UserError
 from semaim.lifecycle import stored_result
 from semaim.runs.folder import RunFolder
 from semaim.sweeps.batch_script import parameters
@@ -33,6 +33,8 @@ from semaim.sweeps.sweep import FILE, Point, Sweep, labels
 
 log = logging.getLogger(__name__)
 POLL_SECONDS = (2.0, 15.0)  # initially, and after some minutes
+UNANSWERED_SECONDS = 6 * 3600.0  # longer than a restart of SLURM takes
+UNANSWERED = "unanswered"  # is no run folder
 
 
 def to_submit(sweep: Sweep, runs: Sequence[Sequence[RunSpec]], previous: Sequence[PointState] | None) -> list[int]:
@@ -241,18 +243,41 @@ def run_here(sweep: Sweep, indices: Sequence[int], runs: Sequence[Sequence[RunSp
 
 
 def wait(sweep: Sweep) -> tuple[Sweep, list[PointState]]:
-    """Wait until every job has ended, and log every change of state; returns the sweep with its last jobs."""
-    started = time.monotonic()
+    """Wait until every job has ended, and log every change of state; returns the sweep with its last jobs.
+
+    Raises:
+        SweepFailed: if SLURM has not answered for UNANSWERED_SECONDS; the jobs continue.
+    """
+    started = answered = time.monotonic()
     logged: dict[str, str] = {}
     while True:
         sweep = Sweep.load(sweep.path)  # `semaim retry` may have submitted points again
         point_states = states(sweep)
         update_parent(sweep, point_states)
-        for label, point, state in zip(labels(sweep), sweep.points, point_states, strict=True):
-            if logged.get(point.run_dir) != state.name and point.job is not None:
-                logged[point.run_dir] = state.name
-                detail = f"  {state.detail}" if state.detail and state.name != "running" else ""
-                log.info("%s (job %s): %s%s", label, point.job, state.name, detail)
+        _log_changes(sweep, point_states, logged)
         if all(state.over for state in point_states):
             return sweep, point_states
-        time.sleep(min(POLL_SECONDS[1], max(POLL_SECONDS[0], (time.monotonic() - started) / 20)))
+        now = time.monotonic()
+        if UNANSWERED not in logged:
+            answered = now
+        elif now - answered > UNANSWERED_SECONDS:
+            raise SweepFailed(
+                f"no longer waiting, since it has not been known for {duration(UNANSWERED_SECONDS)} how the jobs are "
+                f"({logged[UNANSWERED]}); the jobs continue. To look: {program('status', sweep.path)}"
+            )
+        time.sleep(min(POLL_SECONDS[1], max(POLL_SECONDS[0], (now - started) / 20)))
+
+
+def _log_changes(sweep: Sweep, point_states: Sequence[PointState], logged: dict[str, str]) -> None:
+    """Log the states that are others than those in `logged`, and update it."""
+    for label, point, state in zip(labels(sweep), sweep.points, point_states, strict=True):
+        if state.name not in ("unknown", logged.get(point.run_dir)) and point.job is not None:
+            logged[point.run_dir] = state.name
+            detail = f"  {state.detail}" if state.detail and state.name != "running" else ""
+            log.info("%s (job %s): %s%s", label, point.job, state.name, detail)
+    unknown = [state.detail for state in point_states if state.name == "unknown"]
+    if unknown and UNANSWERED not in logged:
+        logged[UNANSWERED] = unknown[0]
+        log.warning("%s; still waiting, for at most %s", unknown[0], duration(UNANSWERED_SECONDS))
+    elif not unknown and logged.pop(UNANSWERED, ""):
+        log.info("SLURM answers again")

@@ -1,12 +1,13 @@
-"""States and results of a sweep: a text table, and `results.csv`."""
+"""States and results of a sweep: a text table, its redrawing on a terminal, and `results.csv`."""
 
 from __future__ import annotations
 
 import csv
 import io
+import os
 import shlex
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from semaim.core.files import write_text
 from semaim.core.formatting import printable, program, relative_to_cwd
@@ -28,6 +29,17 @@ def table(sweep: Sweep, point_states: Sequence[PointState], indices: Sequence[in
         job = "-" if point.job is None or point.job.startswith("here") else point.job
         rows.append((label, job, text, textwrap.shorten(state.detail, MAX_DETAIL, placeholder=" ...")))
     return text_table(rows)
+
+
+def redrawn(lines: Sequence[str], finished: Collection[str], size: os.terminal_size) -> str:
+    """Lines that replace what a terminal shows, without scrolling: cut to its size, first by the finished runs."""
+    height, width = size.lines - 1, size.columns - 1
+    shown = list(lines)
+    if len(lines) > height:
+        shown = [line for line in lines if line not in finished][: height - 1]
+        shown.append(f"and {len(lines) - len(shown)} lines that do not fit; without --watch, all are shown")
+    home, clear_line, clear_below = "\x1b[H", "\x1b[K", "\x1b[J"
+    return home + "\n".join(line[:width] + clear_line for line in shown) + clear_below
 
 
 def write_results(sweep: Sweep, point_states: Sequence[PointState]) -> None:
