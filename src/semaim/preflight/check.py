@@ -31,6 +31,7 @@ from semaim.config.run_spec import RunSpec, compose_run_spec
 from semaim.core.distributed import Processes, choose_device
 from semaim.core.files import nearest_existing, writable
 from semaim.core.formatting import count, duration, plural
+from semaim.core.store_address import SQLITE
 from semaim.data.image_data import ImageData
 from semaim.data.transforms import TRAINING
 from semaim.errors import UserError
@@ -187,7 +188,8 @@ class _SweepCheck:
         """Raise UserError if the tracking store is unreachable; each store is checked once."""
         address = getattr(instantiate(cfg.tracking, _convert_="all"), "address", None)
         if address is not None and (reason := self.unreachable(address)) is not None:
-            raise UserError(f"tracking.uri={cfg.tracking.uri}: {reason}, or set tracking=none")
+            later = ", or deliver later (sweep.check=false)" * (self.is_sweep and not address.startswith(SQLITE))
+            raise UserError(f"tracking.uri={cfg.tracking.uri}: {reason}, or set tracking=none{later}")
 
     def data_of(self, cfg: DictConfig) -> ImageData | None:
         """The data of a run, None if it downloads them; data shared by several runs are opened once."""
