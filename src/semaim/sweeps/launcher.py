@@ -140,6 +140,7 @@ def _states_of_jobs(sweep: Sweep) -> list[PointState] | None:
 def _preflight(sweep: Sweep, indices: Sequence[int]) -> None:
     """Check all runs before any starts; raises UserError with a line for each problem."""
     from semaim.preflight.check import check_sweep
+    from semaim.sweeps.trial import sbatch_answer
 
     command_lines = [sweep.points[index].overrides for index in indices if sweep.points[index].after is None]
     if not command_lines:
@@ -147,7 +148,7 @@ def _preflight(sweep: Sweep, indices: Sequence[int]) -> None:
     options = sweep.launcher if sweep.executor == "slurm" else {"tasks_per_node": ranks().world_size}
     if sweep.executor == "local":  # without SLURM's options, which a site configuration may set
         options = {key: value for key, value in sweep.launcher.items() if key in ("tasks_per_node", "gpus_per_node")}
-    checked = check_sweep(command_lines, sweep.folders, options, fetch=True)
+    checked = check_sweep(command_lines, sweep.folders, options, fetch=True, ask_slurm=sbatch_answer)
     if checked.problems:
         raise UserError("\n  ".join(["nothing was started, because of these problems (sweep.check=false starts it "
                                      "anyway):", *checked.problems]))  # fmt: skip
