@@ -17,8 +17,9 @@ from semaim.errors import UserError
 def check(arguments: Namespace) -> int:
     """Check runs; returns 2 if there are problems."""
     from semaim.preflight.command_line import check_command_line
+    from semaim.sweeps.trial import sbatch_answer
 
-    checked = check_command_line(**vars(arguments))
+    checked = check_command_line(**vars(arguments), ask_slurm=sbatch_answer)
     print(printable(str(checked), keep="\n"))
     return 2 if checked.problems else 0
 

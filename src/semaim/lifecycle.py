@@ -22,6 +22,7 @@ from semaim.core import distributed, terminal
 from semaim.core.distributed import Processes
 from semaim.core.files import write_json
 from semaim.core.formatting import duration, quoted, relative_to_cwd
+from semaim.core.ranks import ranks
 from semaim.core.seeding import derive_seed, seed_all
 from semaim.core.signals import StopRequest, interruption_or
 from semaim.core.slurm_job import this_job
@@ -40,12 +41,19 @@ log = logging.getLogger("semaim")
 
 
 @contextmanager
-def session(device: str, stop: StopRequest | None = None) -> Iterator[tuple[Processes, StopRequest]]:
-    """Start the processes and the signal handler, unless it is given; stop both at the end of the block."""
+def session(
+    device: str, runs_dir: str = "runs", stop: StopRequest | None = None
+) -> Iterator[tuple[Processes, StopRequest]]:
+    """Start the processes and the signal handler, unless it is given; stop both at the end of the block.
+
+    Args:
+        device, runs_dir: as in the configuration.
+        stop: a signal handler that exists already.
+    """
     stop = stop or StopRequest()
+    terminal.show_logs(ranks().rank == 0)
     try:
-        processes = distributed.start(device)
-        terminal.show_logs(processes.is_main)
+        processes = distributed.start(device, Path(runs_dir))
         yield processes, stop
     finally:
         distributed.stop()

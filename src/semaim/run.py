@@ -34,7 +34,7 @@ def main(cfg: DictConfig) -> float:
         specs = [spec, *follow_ups(spec)]
         from semaim.lifecycle import as_begun, execute, session  # imports torch, after the configuration is checked
 
-        with session(cfg.device) as (processes, stop):
+        with session(cfg.device, cfg.runs_dir) as (processes, stop):
             for message in without_effect(cfg, spec.overrides) if processes.is_main else ():
                 log.warning(message)
             values = [execute(as_begun(each), processes, stop) for each in specs]

@@ -38,5 +38,19 @@ def test_the_whole_command_on_a_cluster(cluster: Cluster, tmp_path: Path) -> Non
         "problem: hydra.launcher.mem_gb=8: partition short has 0 nodes with 8192 MB (at most 8000), 1 must have them",
         "4 problems: 2 runs, 4 processes each, about 0.0 GPU-hours",
     ]
+    wrong = ("hydra.launcher.constraint=a100", "hydra.launcher.gpus_per_node=4")
+    code, said = check_there(*wrong)
+    assert (code, said[4:-1]) == (2, [
+        "problem: hydra.launcher.gpus_per_node=4: partition main has 0 nodes with 4 GPUs (at most 2), 1 must have them",
+        "problem: hydra.launcher.cpus_per_task=2 x tasks_per_node=4: partition main has 0 nodes with 8 CPUs (at most "
+        "4), 1 must have them",
+        "problem: hydra.launcher.constraint=a100: SLURM does not accept it: Invalid feature specification",
+    ])  # fmt: skip
+    reservation = "hydra.launcher.additional_parameters.reservation=monday"
+    code, said = check_there(f"+{reservation}")
+    assert (code, said[4:-1]) == (
+        2,
+        [f"problem: {reservation}: SLURM does not accept it: Requested reservation is invalid"],
+    )
     assert list(tmp_path.iterdir()) == []
     assert cluster.squeue() == {}

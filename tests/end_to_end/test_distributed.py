@@ -141,7 +141,7 @@ def test_a_job_has_as_many_threads_as_cpus(
         monkeypatch.setenv("OMP_NUM_THREADS", set_by_hand)  # torch read the variable at import
     try:
         torch.set_num_threads(5)
-        distributed.start("cpu")
+        distributed.start("cpu", Path("runs"))
         assert torch.get_num_threads() == threads
     finally:
         torch.set_num_threads(before)

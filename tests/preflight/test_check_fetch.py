@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from semaim.preflight import check as preflight
-from semaim.sweeps import launcher
+from semaim.sweeps import launcher, trial
 from semaim.teachers import Teacher
 from support.checking import command
 
@@ -70,4 +70,6 @@ def test_a_sweep_fetches_before_it_starts() -> None:
     sweep: Any = mock.Mock(points=[mock.Mock(overrides=["seed=1"], after=None)], executor="basic", folders=[])
     with mock.patch.object(preflight, "check_sweep", return_value=mock.Mock(problems=[])) as checking:
         launcher._preflight(sweep, [0])
-    assert checking.call_args == mock.call([["seed=1"]], [], {}, fetch=True)
+    assert checking.call_args == mock.call(
+        [["seed=1"]], [], {"tasks_per_node": 1}, fetch=True, ask_slurm=trial.sbatch_answer
+    )

@@ -53,7 +53,8 @@ def test_a_tracking_server_is_queried_once(server: str, monkeypatch: pytest.Monk
     assert Health.asked == ["/health", "/api/2.0/mlflow/experiments/search"]
     monkeypatch.setattr(Health, "status", 503)
     assert check_sweep(points).problems == [
-        f"tracking.uri={server}/: the server answers 503 Service Unavailable; repair it, or set tracking=none"
+        f"tracking.uri={server}/: the server answers 503 Service Unavailable; repair it, or set tracking=none, "
+        f"or deliver later (sweep.check=false)"
     ]
 
 

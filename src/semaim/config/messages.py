@@ -14,6 +14,7 @@ from typing import Any
 
 from semaim.core import interpreter
 from semaim.core.formatting import printable
+from semaim.core.ranks import ranks
 from semaim.core.signals import interruptible, interruption_or
 from semaim.errors import FULL, CannotWrite, Interrupted, NonFiniteError, SweepFailed, UserError
 
@@ -112,7 +113,8 @@ def one_line(error: Exception) -> str:
 def print_error(error: BaseException) -> int:
     """Print the message of the error that ended a run, and return the exit code."""
     if isinstance(error, Interrupted):
-        print(f"{printable(str(error))}; the same command continues", file=sys.stderr)
+        if ranks().speaks:  # all processes have agreed on it
+            print(f"{printable(str(error))}; the same command continues", file=sys.stderr)
         return EXIT_INTERRUPTED
     if isinstance(error, OSError) and error.errno in FULL:
         error = CannotWrite(Path(error.filename or "the output"), error)

@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
+from semaim.core.ranks import ranks
 from semaim.core.slurm_job import is_being_requeued, this_job
 from semaim.errors import Interrupted
 
@@ -52,7 +53,7 @@ def _interrupt(what: str) -> NoReturn:
 
 def say(text: str) -> None:
     """Write a line to standard error, from a handler: it may interrupt another write."""
-    if os.environ.get("RANK", "0") == "0":  # torchrun starts several processes
+    if ranks().speaks:
         erase = "\r\x1b[2K" if os.isatty(2) else ""  # the status line
         with suppress(OSError):  # the terminal is closed
             os.write(2, f"{erase}{text}\n".encode())

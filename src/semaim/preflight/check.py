@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -31,11 +31,13 @@ from semaim.config.run_spec import RunSpec, compose_run_spec
 from semaim.core.distributed import Processes, choose_device
 from semaim.core.files import nearest_existing, writable
 from semaim.core.formatting import count, duration, plural
+from semaim.core.store_address import SQLITE
 from semaim.data.image_data import ImageData
 from semaim.data.transforms import TRAINING
 from semaim.errors import UserError
 from semaim.lifecycle import check_apart, stored_result
 from semaim.preflight.shapes import build_task, open_data, try_transform
+from semaim.preflight.slurm_answer import refusals
 from semaim.preflight.slurm_nodes import SlurmRequest, slurm_problems
 from semaim.preflight.table import CheckReport, CheckRow
 from semaim.runs.folder import RunFolder
@@ -53,6 +55,7 @@ def check_sweep(
     launcher: Mapping[str, Any] | None = None,
     tflops: float = TFLOPS,
     fetch: bool = False,
+    ask_slurm: Callable[[Mapping[str, Any], int], str] | None = None,
 ) -> CheckReport:
     """Check every run of a sweep without starting any. A problem of one point does not affect the check of the others.
 
@@ -62,10 +65,11 @@ def check_sweep(
         launcher: its options, resolved (cfg.hydra.launcher); None for runs in this process.
         tflops: TFLOP/s that a GPU sustains in training, for the GPU-hours.
         fetch: download the data and teachers that the runs would; else nothing is written.
+        ask_slurm: what SLURM says against that many jobs of a launcher (`semaim.sweeps.trial.sbatch_answer`).
     """
     previous = GlobalHydra.instance().hydra  # composing replaces it, and this process may be running a sweep
     try:
-        return _SweepCheck(folders, SlurmRequest.of(launcher or {}), tflops, fetch).run(points)
+        return _SweepCheck(folders, SlurmRequest.of(launcher or {}), tflops, fetch).run(points, ask_slurm)
     finally:
         GlobalHydra.instance().hydra = previous
 
@@ -82,7 +86,9 @@ class _SweepCheck:
         self.unreachable = functools.cache(unreachable)
         self.run_dirs: set[Path] = set()
 
-    def run(self, points: Sequence[Sequence[str]]) -> CheckReport:
+    def run(
+        self, points: Sequence[Sequence[str]], ask_slurm: Callable[[Mapping[str, Any], int], str] | None
+    ) -> CheckReport:
         common = set.intersection(*map(set, points)) if len(points) > 1 else set(*points)
         labels = [" ".join(word for word in point if word not in common) for point in points]
         self.is_sweep = len(points) > 1 or self.request.slurm
@@ -90,14 +96,19 @@ class _SweepCheck:
             self.check_point(list(point), label)
         with self.recording(""):
             self.check_disk()
-        problems = slurm_problems(self.request)
+        problems, asked = slurm_problems(self.request), list[str]()
+        if ask_slurm is not None and self.request.slurm and all(each.startswith("hydra") for each in problems):
+            with self.recording(""):
+                answer = ask_slurm(self.request.options, len(points))
+                further, asked = refusals(answer, self.request.options, problems)
+                problems += further
         for message, where in self.messages.items():
             # a problem of a run is not repeated for its evaluations; one of all runs is shown without their names
             runs = [run for run in dict.fromkeys(where) if THEN not in run or run.split(THEN)[0] not in where]
             named = [] if {*labels} <= {*runs} else [run.strip() for run in runs if run]
             shown = "; ".join(named[:3]) + (f"; and {len(named) - 3} more" if len(named) > 3 else "")
             problems.append(message + (f" [{shown}]" if named else ""))
-        return CheckReport(problems, self.notes(), self.rows, len(points), self.request.processes, self.tflops)
+        return CheckReport(problems, self.notes() + asked, self.rows, len(points), self.request.processes, self.tflops)
 
     @contextmanager
     def recording(self, run: str) -> Iterator[None]:
@@ -187,7 +198,8 @@ class _SweepCheck:
         """Raise UserError if the tracking store is unreachable; each store is checked once."""
         address = getattr(instantiate(cfg.tracking, _convert_="all"), "address", None)
         if address is not None and (reason := self.unreachable(address)) is not None:
-            raise UserError(f"tracking.uri={cfg.tracking.uri}: {reason}, or set tracking=none")
+            later = ", or deliver later (sweep.check=false)" * (self.is_sweep and not address.startswith(SQLITE))
+            raise UserError(f"tracking.uri={cfg.tracking.uri}: {reason}, or set tracking=none{later}")
 
     def data_of(self, cfg: DictConfig) -> ImageData | None:
         """The data of a run, None if it downloads them; data shared by several runs are opened once."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
+from omegaconf import OmegaConf
 
 from semaim.config.compose import composition, points, quoted_home
 from semaim.config.messages import one_line
@@ -49,8 +50,9 @@ def expand(
             f"hydra/sweeper={cfg.sweeper._target_}: only the points of Hydra's basic sweeper can be checked"
         )
     swept = [f"{key}={value}" for key, value in (cfg.sweeper.params or {}).items()]
-    runtime_keys = {"name", "submitit_folder"}  # Hydra sets them at launch
-    launcher = {key: cfg.launcher[key] for key in cfg.launcher if key not in runtime_keys}
+    no_options = {"_target_", "name", "submitit_folder"}  # Hydra sets them at launch
+    options = {key: cfg.launcher[key] for key in cfg.launcher if key not in no_options}
+    launcher: Any = OmegaConf.to_container(OmegaConf.create(options))
     return points([*swept, *own_overrides], folders), launcher, problems
 
 
@@ -60,6 +62,7 @@ def check_command_line(
     config_dir: Path | None = None,
     tflops: float | None = None,
     fetch: bool = False,
+    ask_slurm: Callable[[Mapping[str, Any], int], str] | None = None,
 ) -> CheckReport:
     """Check the runs of a command line.
 
@@ -68,7 +71,7 @@ def check_command_line(
         multirun: whether they are a sweep.
         config_dir: an additional configuration folder.
         tflops: TFLOP/s that a GPU sustains in training; None for the default.
-        fetch: see `check_sweep`.
+        fetch, ask_slurm: see `check_sweep`.
 
     Raises:
         UserError: for an invalid option.
@@ -81,6 +84,6 @@ def check_command_line(
     folders = [] if config_dir is None else [f"file://{config_dir.absolute()}"]
     points, launcher, problems = expand(quoted_home(overrides), folders, multirun)
     check_launcher(launcher)
-    checked = check_sweep(points, folders, launcher, tflops or TFLOPS, fetch)
+    checked = check_sweep(points, folders, launcher, tflops or TFLOPS, fetch, ask_slurm)
     checked.problems[:0] = problems
     return checked

@@ -50,7 +50,8 @@ def run_point(specs: Sequence[RunSpec], stop: StopRequest | None = None, warning
     """
     from semaim.lifecycle import execute, session  # imports torch, after `interpreter.prepare`
 
-    with session(specs[0].cfg.device, stop) as (processes, stop):
+    cfg = specs[0].cfg
+    with session(cfg.device, cfg.runs_dir, stop) as (processes, stop):
         if warning is not None:
             log.warning(warning)
         try:
@@ -58,8 +59,8 @@ def run_point(specs: Sequence[RunSpec], stop: StopRequest | None = None, warning
         except Interrupted:
             with suppress(RuntimeError):  # SLURM ends all processes when one exits
                 processes.barrier()
-            if stop.name == "SIGUSR2" and this_job():
-                _requeue(stop, RunFolder(Path(specs[0].cfg.run_dir)))
+            if stop.name == "SIGUSR2" and stop.will_be_requeued():  # by submitit's handler
+                _requeue(stop, RunFolder(Path(cfg.run_dir)))
             raise
 
 

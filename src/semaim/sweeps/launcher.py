@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -19,6 +18,7 @@ from semaim.config.run_spec import RunSpec
 from semaim.config.validate import check_launcher
 from semaim.core import terminal
 from semaim.core.formatting import plural, printable, program
+from semaim.core.ranks import ranks
 from semaim.errors import Interrupted, SweepFailed, UserError
 from semaim.runs.provenance import command_line
 from semaim.sweeps.commands import cancel
@@ -49,8 +49,13 @@ def launch(
         UserError: for a mistake, before anything is submitted.
         Interrupted: after a signal, if the runs are executed in this process.
     """
-    is_main = os.environ.get("RANK", "0") == "0"  # torchrun starts several processes
+    place = ranks()
+    is_main = place.rank == 0
     terminal.show_logs(is_main)
+    if executor != "basic" and place.world_size > 1:
+        raise UserError(
+            f"hydra/launcher={executor} starts processes of its own: type it once, without {place.launcher}"
+        )
     check_launcher(launcher)
     folders = given_folders(config.hydra)
     overrides: Any = OmegaConf.to_container(config.hydra.overrides.task, resolve=False)
@@ -135,14 +140,15 @@ def _states_of_jobs(sweep: Sweep) -> list[PointState] | None:
 def _preflight(sweep: Sweep, indices: Sequence[int]) -> None:
     """Check all runs before any starts; raises UserError with a line for each problem."""
     from semaim.preflight.check import check_sweep
+    from semaim.sweeps.trial import sbatch_answer
 
     command_lines = [sweep.points[index].overrides for index in indices if sweep.points[index].after is None]
     if not command_lines:
         return
-    options = sweep.launcher if sweep.executor == "slurm" else {}
+    options = sweep.launcher if sweep.executor == "slurm" else {"tasks_per_node": ranks().world_size}
     if sweep.executor == "local":  # without SLURM's options, which a site configuration may set
         options = {key: value for key, value in sweep.launcher.items() if key in ("tasks_per_node", "gpus_per_node")}
-    checked = check_sweep(command_lines, sweep.folders, options, fetch=True)
+    checked = check_sweep(command_lines, sweep.folders, options, fetch=True, ask_slurm=sbatch_answer)
     if checked.problems:
         raise UserError("\n  ".join(["nothing was started, because of these problems (sweep.check=false starts it "
                                      "anyway):", *checked.problems]))  # fmt: skip

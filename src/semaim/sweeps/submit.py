@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import zip_longest
 from pathlib import Path
+from typing import Any
 
 from semaim.config.follow_ups import with_parent
 from semaim.config.messages import print_error
@@ -127,7 +128,7 @@ def submit(sweep: Sweep, indices: Sequence[int], runs: Sequence[Sequence[RunSpec
         sweep.store_runs(sweep.points[index], specs)
     first = [index for index in indices if sweep.points[index].after not in indices]
     ready = [index for index in first if _dependency(sweep, sweep.points[index]) is None]
-    size = _max_array_size() if sweep.executor == "slurm" else len(indices)
+    size = max_array_size() if sweep.executor == "slurm" else len(indices)
     for start in range(0, len(ready), size):
         _submit_with_followers(sweep, ready[start : start + size], indices)
     for index in indices:
@@ -149,7 +150,7 @@ def _submit_with_followers(sweep: Sweep, ready: Sequence[int], indices: Sequence
             _submit_array(sweep, [index], _dependency(sweep, sweep.points[index]))
 
 
-def _max_array_size() -> int:
+def max_array_size() -> int:
     """The largest array that SLURM accepts."""
     found = re.search(r"MaxArraySize\s*=\s*(\d+)", output_of("scontrol", "show", "config") or "")
     return max(1, int(found[1])) if found else 1000
@@ -166,24 +167,32 @@ def _dependency(sweep: Sweep, point: Point) -> str | None:
 def _submit_array(sweep: Sweep, indices: Sequence[int], dependency: str | None) -> None:
     if not indices:
         return
-    import submitit
+    from submitit.core.utils import FailedJobError
 
-    timeouts = {f"{sweep.executor}_max_num_timeout": sweep.launcher.get("max_num_timeout", 0)}
-    executor = submitit.AutoExecutor(folder=sweep.jobs / "%j", cluster=sweep.executor, **timeouts)
-    executor.update_parameters(**parameters(sweep, dependency))
+    executor = executor_of(sweep, dependency)
     points = [PointJob(str(sweep.path), index, str(sweep.stored_runs(sweep.points[index]))) for index in indices]
-    with _clean_environment(sweep), _local_jobs_outlive_ctrl_c(sweep):
+    with clean_environment(sweep), _local_jobs_outlive_ctrl_c(sweep):
         try:
             jobs = executor.submit_array(points)
-        except submitit.core.utils.FailedJobError as error:
+        except FailedJobError as error:
             raise UserError(f"SLURM does not accept the jobs: {str(error).strip()}") from error
     for index, job in zip(indices, jobs, strict=True):
         sweep.points[index].job = job.job_id
     sweep.save()
 
 
+def executor_of(sweep: Sweep, dependency: str | None) -> Any:
+    """submitit's executor, which writes the batch script."""
+    from submitit import AutoExecutor
+
+    timeouts = {f"{sweep.executor}_max_num_timeout": sweep.launcher.get("max_num_timeout", 0)}
+    executor = AutoExecutor(folder=sweep.jobs / "%j", cluster=sweep.executor, **timeouts)
+    executor.update_parameters(**parameters(sweep, dependency))
+    return executor
+
+
 @contextmanager
-def _clean_environment(sweep: Sweep) -> Iterator[None]:
+def clean_environment(sweep: Sweep) -> Iterator[None]:
     """Remove the variables of a surrounding job, and those that would override the launcher's options."""
     from submitit.helpers import clean_env
 

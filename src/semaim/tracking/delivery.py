@@ -65,7 +65,8 @@ class Delivery:
     ) -> None:
         self.folder = folder
         self.file = folder.path / "mlflow.json"
-        stored: dict[str, Any] | None = folder.tracked()  # type: ignore[assignment]
+        known: dict[str, Any] | None = folder.tracked()  # type: ignore[assignment]
+        stored = None if known is None else dict(known)
         if stored is None:
             if uri is None:
                 raise UserError(f"{folder.path} was run without MLflow: give --uri, such as --uri sqlite:///mlflow.db")
@@ -78,7 +79,8 @@ class Delivery:
             stored["experiment"] = experiment
         check_experiment("the name of the experiment", stored["experiment"])
         self.state: dict[str, Any] = stored
-        write_json(self.file, stored)
+        if stored != known:  # else another process may just have noted what it has sent
+            write_json(self.file, stored)
         self._client: Any = None
 
     def deliver(self) -> int:

@@ -12,8 +12,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from semaim.core.files import if_possible
-from semaim.core.formatting import program
-from semaim.core.store_address import check_experiment
+from semaim.core.formatting import program, relative_to_cwd
+from semaim.core.store_address import SQLITE, check_experiment
 from semaim.errors import UserError
 from semaim.runs.folder import RunFolder
 from semaim.runs.journal import Journal, read
@@ -29,6 +29,7 @@ from semaim.tracking.store import (
 )
 
 log = logging.getLogger(__name__)
+REFUSED = ("UNAUTHENTICATED", "PERMISSION_DENIED")  # error codes of a server
 DEFAULT_URI = "sqlite:///mlflow.db"  # short enough to be shown as it is
 LOCAL_SERVER = "http://127.0.0.1:5000"  # default address of mlflow ui
 
@@ -113,13 +114,25 @@ class MLflow:
             self._thread = None
 
     def prepare(self, folder: RunFolder) -> None:
-        """Create the MLflow run of a folder now, with its store and experiment if they do not exist.
+        """Create the MLflow run of a sweep's folder now, with its store and experiment if they do not exist.
+
+        If a server does not answer, this is a warning: the first run to reach the server does it.
 
         Raises:
-            UserError: if the store is unreachable.
+            UserError: if a server refuses it, a file cannot be written, or the experiment is deleted.
         """
-        with mlflow_errors(self.uri, f"tracking.uri={self.uri}: {{reason}}; or set tracking=none"):
-            Delivery(folder, self.uri, self.experiment).deliver()
+        delivery = Delivery(folder, self.uri, self.experiment)  # from now on all runs know the same parent run
+        try:
+            delivery.deliver()
+        except UserError:
+            raise
+        except Exception as error:  # MLflow and its dependencies raise many types
+            reason = failure_reason(self.uri, error)
+            if self.address.startswith(SQLITE) or getattr(error, "error_code", "") in REFUSED:
+                raise UserError(f"tracking.uri={self.uri}: {reason}; or set tracking=none") from error
+            sync = f"{program('sync', *naming(self.address))} {relative_to_cwd(folder.path.parent)}/*"
+            log.warning("MLflow at %s does not answer (%s); the sweep starts all the same. Its runs send it and "
+                        "themselves later; what is left then, send with: %s", self.uri, reason, sync)  # fmt: skip
 
     def run_folder(self, run_id: str) -> Path:
         """The folder of a tracked run.
