@@ -15,6 +15,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from semaim.config.validate import check_launcher
 from semaim.core import slurm_job
 from semaim.core.formatting import plural, printable
 from semaim.errors import DamagedFile, UserError
@@ -149,6 +150,7 @@ def retry(path: Path, words: Sequence[str]) -> str:
         known = ", ".join(sorted(sweep.launcher))
         raise UserError(f"there is no launcher option {unknown[0]}; there are: {known}")
     sweep.launcher |= options
+    check_launcher(sweep.launcher)
     point_states = states(sweep)
     retried = [i for i in indices if point_states[i].unsuccessful and point_states[i].name != "damaged"]
     submit(sweep, retried)

@@ -16,7 +16,7 @@ from semaim.core.formatting import plural
 from semaim.errors import Interrupted, UserError
 from semaim.lifecycle import stored_result
 from semaim.runs.folder import RunFolder
-from semaim.sweeps.batch_script import parameters
+from semaim.sweeps.batch_script import executor_options, parameters
 from semaim.sweeps.job import PointJob, record_failure, run_point
 from semaim.sweeps.mlflow_parent import update_parent
 from semaim.sweeps.states import PointState, states
@@ -73,8 +73,7 @@ def _submit_array(sweep: Sweep, indices: Sequence[int], dependency: str | None) 
         return
     import submitit
 
-    timeouts = {f"{sweep.executor}_max_num_timeout": sweep.launcher.get("max_num_timeout", 0)}
-    executor = submitit.AutoExecutor(folder=sweep.jobs / "%j", cluster=sweep.executor, **timeouts)
+    executor = submitit.AutoExecutor(cluster=sweep.executor, **executor_options(sweep))
     executor.update_parameters(**parameters(sweep, dependency))
     points = [PointJob(str(sweep.path), index) for index in indices]
     with _clean_environment(), _local_jobs_outlive_ctrl_c(sweep):

@@ -26,6 +26,7 @@ from semaim.runs.folder import RunFolder
 
 Executor = Literal["basic", "local", "slurm"]
 FILE = "sweep.json"
+LINK = ".semaim-"  # start of the name of a link (`semaim.sweeps.batch_script`)
 
 
 @dataclass
