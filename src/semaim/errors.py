@@ -54,6 +54,21 @@ class CannotWrite(UserError):
         super().__init__(f"{path} cannot be written ({reason}): {remedy}, then type the same command again")
 
 
+class TakenOver(CannotWrite):
+    """A restart of this job, which SLURM took for lost, has the run folder now. Exit code 1."""
+
+    def __init__(self, path: Path, owner: str) -> None:
+        UserError.__init__(self, f"{path} belongs to {owner} now: this process writes no more to it and ends")
+
+
+class InUse(UserError):
+    """Another process holds a run folder. Exit code 2."""
+
+
+class StillInUse(InUse):
+    """A restarted job has waited for its run folder in vain, and is requeued. Exit code 69."""
+
+
 class NonFiniteError(UserError):
     """A loss, gradient, weight, feature or result is not finite; it is not saved or reported. Exit code 3."""
 

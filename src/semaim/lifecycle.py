@@ -27,7 +27,7 @@ from semaim.core.seeding import derive_seed, seed_all
 from semaim.core.signals import StopRequest, interruption_or
 from semaim.core.slurm_job import this_job
 from semaim.core.store_address import SQLITE
-from semaim.errors import CannotWrite, Interrupted, NonFiniteError, UserError
+from semaim.errors import CannotWrite, Interrupted, InUse, NonFiniteError, StillInUse, UserError
 from semaim.runs import provenance
 from semaim.runs.context import Run
 from semaim.runs.folder import RunFolder
@@ -38,26 +38,28 @@ from semaim.tasks.task import Task
 from semaim.tracking import run_page
 
 log = logging.getLogger("semaim")
+WAIT_FOR_LOCK_SECONDS = 480.0  # of a restarted job; the other processes wait for it, at most ten minutes
 
 
 @contextmanager
 def session(
     device: str, runs_dir: str = "runs", stop: StopRequest | None = None
 ) -> Iterator[tuple[Processes, StopRequest]]:
-    """Start the processes and the signal handler, unless it is given; stop both at the end of the block.
+    """Start the processes and the signal handler, unless it is given, and stop what was started.
 
     Args:
         device, runs_dir: as in the configuration.
         stop: a signal handler that exists already.
     """
-    stop = stop or StopRequest()
+    given, stop = stop, stop or StopRequest()
     terminal.show_logs(ranks().rank == 0)
     try:
         processes = distributed.start(device, Path(runs_dir))
         yield processes, stop
     finally:
         distributed.stop()
-        stop.restore()
+        if given is None:
+            stop.restore()
 
 
 def as_begun(spec: RunSpec) -> RunSpec:
@@ -173,18 +175,20 @@ def _open_run(
 
     All processes call this together: if the first process finds a problem with the folder, all of them stop.
     """
-    problem: UserError | None = None
+    problem: UserError | Interrupted | None = None
     if processes.is_main:
         try:
-            folder.lock()
+            _lock(folder, stop)
             folder.store_or_check_config(spec.config)
             folder.evaluations(), folder.tracked()  # damaged ones are told now, not after an epoch
             _record_start(folder, spec, processes)
-        except UserError as error:
+        except (UserError, Interrupted) as error:
             folder.unlock()
             problem = error
-    if (message := processes.broadcast(problem and str(problem))) is not None:
-        raise problem or UserError(message)
+    kind = next((kind for kind in (StillInUse, Interrupted) if isinstance(problem, kind)), UserError)
+    if (told := processes.broadcast(problem and (kind, str(problem)))) is not None:
+        stop.agree(processes)
+        raise problem or told[0](told[1])
     run = Run(
         folder,
         spec.config,
@@ -201,10 +205,37 @@ def _open_run(
     try:
         with logged_to(folder.path / "run.log") as run_log:
             log.info("run folder: %s", relative_to_cwd(folder.path))
-            with closing(Journal(folder.journal)) as run.journal, _end_recorded(run, run.journal, tracking, run_log):
+            with (
+                closing(Journal(folder.journal, folder.check_kept)) as run.journal,
+                _end_recorded(run, run.journal, tracking, run_log),
+            ):
                 yield run
     finally:
         folder.unlock()
+
+
+def _lock(folder: RunFolder, stop: StopRequest) -> None:
+    """Lock the run folder; a restarted job waits for the process of its earlier start, on a node that SLURM has lost.
+
+    Raises:
+        StillInUse: if that has not ended in time.
+        Interrupted: after a signal.
+    """
+    started, told = time.monotonic(), False
+    while True:
+        try:
+            return folder.lock()
+        except InUse as error:
+            if not this_job().get("restarts"):
+                raise
+            if time.monotonic() > started + WAIT_FOR_LOCK_SECONDS:
+                raise StillInUse(f"{error} (waited {duration(WAIT_FOR_LOCK_SECONDS)})") from error
+            if stop.requested:
+                raise Interrupted(f"stopped by {stop.name} while {error}") from error
+            if not told:
+                log.info("waiting at most %s, since %s", duration(WAIT_FOR_LOCK_SECONDS), error)
+            told = True
+        time.sleep(1)
 
 
 @contextmanager

@@ -35,7 +35,7 @@ def on_node(name: str) -> tuple[str, ...]:
 
 @dataclass
 class JobRun:
-    """A run as a job of a cluster.
+    """A run as a job of a cluster, or as a task of an array.
 
     Attributes:
         cluster: the cluster.
@@ -43,6 +43,8 @@ class JobRun:
         name: of the run.
         overrides: its command line, including the launcher.
         processes: number of processes per step.
+        array: name of its sweep, if it is one of several.
+        task: its index there.
     """
 
     cluster: Any
@@ -50,6 +52,8 @@ class JobRun:
     name: str
     overrides: Sequence[str]
     processes: int = 1
+    array: str = ""
+    task: int = 0
 
     @property
     def folder(self) -> Path:
@@ -57,7 +61,7 @@ class JobRun:
 
     @property
     def sweep(self) -> Path:
-        return self.home / "runs" / f"sweep_{self.name}"
+        return self.home / "runs" / (self.array or f"sweep_{self.name}")
 
     @property
     def environment(self) -> dict[str, str]:
@@ -65,12 +69,12 @@ class JobRun:
 
     @property
     def pace_file(self) -> Path:
-        return self.home / f"{self.name}.pace"
+        return self.home / f"{self.array or self.name}.pace"
 
     @property
     def job(self) -> str:
         """Id of the last submitted job."""
-        return json.loads((self.sweep / "sweep.json").read_text())["points"][0]["job"]
+        return json.loads((self.sweep / "sweep.json").read_text())["points"][self.task]["job"]
 
     @property
     def job_folder(self) -> Path:
@@ -84,7 +88,8 @@ class JobRun:
     def submit(self, seconds_per_step: float = 0.0, *more: str) -> str:
         """Submit the run with this pace and return the job id."""
         self.pace(seconds_per_step)
-        self.run_semaim(RUN[-1], *self.overrides, *SUBMIT, f"run_name={self.name}", *more)
+        named = ("-m", f"sweep.name={self.array}") if self.array else (f"run_name={self.name}",)
+        self.run_semaim(RUN[-1], *named, *self.overrides, *SUBMIT, *more)
         return self.job
 
     def pace(self, seconds_per_step: float) -> None:
@@ -137,16 +142,16 @@ class JobRun:
         wait_for(waits, lambda: f"requeue {number}: {self}", seconds, every=0.3)
 
     def continue_now(self, number: int, seconds: float = PATIENCE) -> None:
-        """Start its job immediately after its n-th requeue."""
-        self.wait_for_requeue(number, seconds)
-        time.sleep(1.5)  # within one second of its last start's end, a node confuses the two starts and refuses the job
+        """Start its job immediately after its n-th requeue, unless it has started already."""
 
         def runs() -> bool:
             job = self.cluster.job(self.job)
-            if job["JobState"] == "PENDING":
+            if job["JobState"] == "PENDING" and int(job["Restarts"]) == number:
+                # within one second of its last start's end, a node confuses the two starts and refuses the job
+                time.sleep(1.5)
                 with suppress(AssertionError):  # it may have started in the meantime
                     self.cluster.start_now(self.job)
-            return job["JobState"] != "PENDING"
+            return int(job["Restarts"]) >= number and job["JobState"] not in ("PENDING", "COMPLETING", "REQUEUED")
 
         wait_for(runs, lambda: f"start {number}: {self}", seconds, every=0.5)
 
@@ -154,9 +159,9 @@ class JobRun:
         """Wait until its job has nodes."""
         wait_for(lambda: self.state() == "RUNNING", lambda: f"nodes: {self}", every=0.3)
 
-    def signal(self, number: signal.Signals) -> None:
+    def signal(self, number: signal.Signals, *options: str) -> None:
         """Send a signal to all processes of its job, as SLURM does before a time limit."""
-        self.cluster.run("scancel", f"--signal={number.name.removeprefix('SIG')}", self.job)
+        self.cluster.run("scancel", *options, f"--signal={number.name.removeprefix('SIG')}", self.job)
 
     def printed(self) -> str:
         """Output of the first process of its job, over all starts."""

@@ -1,4 +1,4 @@
-"""A job from its first line: a signal while it imports torch, or composes its run, stops the run."""
+"""A job from its first line to its last: a signal before its run stops the run, one after it does nothing."""
 
 from __future__ import annotations
 
@@ -29,6 +29,29 @@ signal.signal(signal.SIGUSR2, lambda *_: print("requeued by submitit"))
 job.Sweep.load, job.run_point = load, run_point
 print(job.PointJob("sweep", 0)())
 """
+
+
+# The batch script blocks both signals; they arrive while the interpreter starts.
+EARLIEST = """
+import os, signal, subprocess
+for number in (signal.SIGTERM, signal.SIGUSR2):
+    os.kill(os.getpid(), number)
+from semaim.core.signals import StopRequest
+stop = StopRequest()
+print(stop.name, subprocess.check_output(["grep", "SigBlk", "/proc/self/status"], text=True).split()[1])
+stop.ignore()
+for number in (signal.SIGTERM, signal.SIGUSR2):
+    os.kill(os.getpid(), number)
+print("done")
+"""
+
+
+def test_a_signal_before_the_handler_stands_is_kept_until_then() -> None:
+    held_back = ["env", "--block-signal=USR2,TERM"]
+    done = subprocess.run(
+        [*held_back, sys.executable, "-c", EARLIEST], capture_output=True, text=True, timeout=PATIENCE, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, f"SIGUSR2 {0:016x}\ndone\n"), done.stderr
 
 
 @pytest.mark.parametrize("name", [signal.SIGTERM.name, signal.SIGUSR2.name])

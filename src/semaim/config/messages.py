@@ -16,12 +16,14 @@ from semaim.core import interpreter
 from semaim.core.formatting import printable
 from semaim.core.ranks import ranks
 from semaim.core.signals import interruptible, interruption_or
-from semaim.errors import FULL, CannotWrite, Interrupted, NonFiniteError, SweepFailed, UserError
+from semaim.errors import FULL, CannotWrite, Interrupted, NonFiniteError, StillInUse, SweepFailed, TakenOver, UserError
 
 EXIT_ERROR, EXIT_USER_ERROR, EXIT_NOT_FINITE = 1, 2, 3
+EXIT_HELD = 69  # the job is requeued, as after the death of a process
 EXIT_INTERRUPTED, EXIT_INTERRUPTED_AT_ONCE, EXIT_BROKEN_PIPE = 75, 130, 141
 
 EXIT_CODES: dict[type, int] = {NonFiniteError: EXIT_NOT_FINITE, CannotWrite: EXIT_ERROR}
+EXIT_CODES |= {TakenOver: EXIT_ERROR, StillInUse: EXIT_HELD}
 
 
 def reports_errors(command: Callable[..., int | None]) -> Callable[..., int]:

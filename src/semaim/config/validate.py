@@ -162,10 +162,19 @@ def _wrong(option: Option, words: Sequence[str] = ()) -> str | None:
 
 
 def check_launcher(launcher: Mapping[str, Any]) -> None:
-    """Reject options of a launcher that are not of their kind; raises UserError for the first."""
+    """Reject options of a launcher that are not of their kind, or do not fit; raises UserError for the first."""
     for key, kind in LAUNCHERS.items():
         if key in launcher and (problem := _wrong(Option(f"hydra.launcher.{key}", launcher[key], kind, None))):
             raise UserError(problem)
+    for key, value in {**launcher, **(launcher.get("additional_parameters") or {})}.items():
+        if isinstance(value, str) and not value.isprintable():  # each has a line of the batch script
+            raise UserError(f"hydra.launcher: {key}={value!r} must be a text of one line")
+    limit, delay = launcher.get("timeout_min", 0), launcher.get("signal_delay_s", 0)
+    if delay >= 60 * limit > 0:
+        raise UserError(
+            f"hydra.launcher.signal_delay_s={delay} is not below the time limit, hydra.launcher.timeout_min={limit} "
+            f"({60 * limit} s), so every job would stop at once: raise timeout_min, or lower signal_delay_s"
+        )
 
 
 def with_home_folders(config: DictConfig) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
+import re
 import socket
 import struct
 import time
@@ -15,6 +16,7 @@ from typing import IO
 
 from semaim.core.files import writing
 from semaim.core.formatting import duration, quoted
+from semaim.core.slurm_job import this_job
 from semaim.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -78,9 +80,7 @@ def taken(file: IO[str], operation: int = fcntl.LOCK_EX) -> bool:
             "the file system of %s has no locks (%s): take care not to start the same twice", quoted(file.name), error
         )
     if operation == fcntl.LOCK_EX:
-        with suppress(OSError):  # only for messages: `semaim rm` works on a full disk
-            file.truncate(0)
-            os.write(file.fileno(), f"process {os.getpid()} on {socket.gethostname()}".encode())
+        _write(file, this_process())
     return True
 
 
@@ -97,7 +97,47 @@ def taken_elsewhere(path: Path) -> bool:
     return bool(struct.unpack(FLOCK, answer)[0] != fcntl.F_UNLCK)
 
 
+def this_process() -> str:
+    """This process, in the words of a note."""
+    job = this_job()
+    restart = f" (job {job['job']}, restart {job['restarts']})" if job else ""
+    return f"process {os.getpid()} on {socket.gethostname()}{restart}"
+
+
+def claim(file: IO[str]) -> None:
+    """Ask the process that holds a lock to end, if it is of an earlier start of the same job, on a node that was lost.
+
+    Nothing proves from here that it is dead, so the lock is not taken from it. The note then names this process first:
+    the `owner`. The other one, if it still works, sees this before it writes.
+    """
+    pattern = r"\(job (\w+), restart (\d+)\)"
+    theirs, ours = re.search(pattern, owner(file)), re.search(pattern, this_process())
+    if theirs and ours and theirs[1] == ours[1] and int(theirs[2]) < int(ours[2]):
+        _write(file, f"{this_process()}\n{holder(file)}")
+
+
+def owner(file: IO[str]) -> str:
+    """The process that a lock belongs to: the holder, or a restart of its job that waits for it; empty if not known."""
+    return (_notes(file) or [""])[0]
+
+
 def holder(file: IO[str]) -> str:
     """The process that holds a lock, for messages."""
-    file.seek(0)
-    return file.read().strip() or "another process"
+    return (_notes(file) or ["another process"])[-1]
+
+
+def awaited(path: Path) -> str:
+    """The process that the owner of a lock waits for, if there is one, for messages."""
+    with suppress(OSError), open(path, encoding="utf-8") as file:
+        return "".join(_notes(file)[1:])
+    return ""
+
+
+def _notes(file: IO[str]) -> list[str]:
+    return os.pread(file.fileno(), 1000, 0).decode(errors="replace").splitlines()
+
+
+def _write(file: IO[str], note: str) -> None:
+    with suppress(OSError):  # `semaim rm` works on a full disk
+        file.truncate(0)
+        os.write(file.fileno(), note.encode())

@@ -79,6 +79,7 @@ class StopRequest:
         self.at_once: Callable[[], str] | None = None
         heard = [s for s in SIGNALS if s != signal.SIGHUP or signal.getsignal(s) != signal.SIG_IGN]  # nohup ignores it
         self.previous = {signum: signal.signal(signum, self._handle) for signum in heard}
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, heard)  # the batch script of a job blocks them until here
 
     @property
     def requested(self) -> bool:
@@ -121,6 +122,11 @@ class StopRequest:
         if self.name == "SIGUSR2":
             return callable(self.previous[signal.SIGUSR2])
         return self.name == "SIGTERM" and is_being_requeued()
+
+    def ignore(self) -> None:
+        """Ignore the signals of SLURM from now on."""
+        for signum in (signal.SIGTERM, signal.SIGUSR2):
+            signal.signal(signum, signal.SIG_IGN)
 
     def restore(self) -> None:
         """Restore the previous handlers."""

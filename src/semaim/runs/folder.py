@@ -27,9 +27,9 @@ from typing_extensions import TypedDict
 from semaim.config.naming import differences
 from semaim.config.old_versions import upgraded
 from semaim.core import locks
-from semaim.core.files import adapter, first_problem, no_pipe, read_json, write_json, write_text
+from semaim.core.files import adapter, first_problem, no_pipe, read_json, write_json, write_text, writing
 from semaim.core.slurm_job import this_job
-from semaim.errors import CannotWrite, DamagedFile, NotReadable, UserError
+from semaim.errors import CannotWrite, DamagedFile, InUse, NotReadable, TakenOver, UserError
 from semaim.runs.provenance import Start
 from semaim.runs.status import RunState, Status, StoredState
 
@@ -83,7 +83,8 @@ class RunFolder:
         """Create the folder if necessary, and lock it until this process ends; the kernel releases it after SIGKILL.
 
         Raises:
-            UserError: if the folder cannot be created or written, or another process has locked it.
+            InUse: if another process has locked it; one of an earlier start of the same job is told to end.
+            UserError: if the folder cannot be created or written.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -92,7 +93,8 @@ class RunFolder:
         file = locks.opened(self.path / ".lock")
         if not locks.taken(file):
             with file:
-                raise UserError(
+                locks.claim(file)
+                raise InUse(
                     f"the run folder {self.path} is in use by {locks.holder(file)}: wait for it, stop it, or give this "
                     f"run another name with run_name=..."
                 )
@@ -211,12 +213,21 @@ class RunFolder:
             return "damaged"
 
     def check_kept(self) -> None:
-        """Raise CannotWrite if this folder was deleted or renamed since it was locked; another may have its name."""
+        """Raise CannotWrite if this folder was deleted or renamed since it was locked; another may have its name.
+
+        Raises:
+            TakenOver: if a restart of this job has it, or waits for it.
+        """
+        if self._lock_file is None:
+            return
         lock = self.path / ".lock"
-        if self._lock_file is not None and not (
-            lock.exists() and os.path.samestat(lock.stat(), os.fstat(self._lock_file.fileno()))
-        ):
-            raise CannotWrite(self.path, FileNotFoundError(errno.ENOENT, "it was deleted or renamed during the run"))
+        with writing(self.path):
+            if not (lock.exists() and os.path.samestat(lock.stat(), os.fstat(self._lock_file.fileno()))):
+                raise CannotWrite(
+                    self.path, FileNotFoundError(errno.ENOENT, "it was deleted or renamed during the run")
+                )
+            if (owner := locks.owner(self._lock_file)) not in ("", locks.this_process()):
+                raise TakenOver(self.path, owner)
 
     def set_status(self, state: StoredState, **fields: Any) -> None:
         """Replace status.json; raises CannotWrite."""

@@ -19,7 +19,7 @@ import os
 import re
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Required
@@ -67,10 +67,12 @@ class Journal:
 
     Args:
         path: the journal file; an existing one is continued.
+        check: is called before anything is written; it may raise an error.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, check: Callable[[], None] = lambda: None) -> None:
         self.path = path
+        self._check = check
         self._lock = threading.RLock()  # also held by `_write`
         self._last_step: dict[str, int] = {}
         self._last_image: dict[str, int] = {}
@@ -127,6 +129,7 @@ class Journal:
         return self._last_step.get(key, -1) + 1
 
     def _write(self, line: dict[str, Any]) -> None:
+        self._check()
         with self._lock, writing(self.path):
             content = as_json({"time": int(time.time() * 1000), **line})
             end = os.fstat(self._file.fileno()).st_size

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from omegaconf import OmegaConf
 
+from semaim.config.validate import check_launcher
 from semaim.core import slurm_job
 from semaim.core.formatting import plural, printable
 from semaim.errors import DamagedFile, NotReadable, UserError
@@ -187,6 +188,7 @@ def retry(path: Path, words: Sequence[str]) -> str:
         sweep, indices = find(path)
         _check_retry(sweep, options)
         sweep.launcher |= options
+        check_launcher(sweep.launcher)
         retried = _to_retry(sweep, indices)
         adopt(sweep, retried)
         sweep.save()

@@ -11,6 +11,7 @@ import logging
 import os
 import signal
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -34,7 +35,8 @@ from semaim.tracking.delivery import deliver
 from semaim.tracking.sync import mark_ended
 
 log = logging.getLogger(__name__)
-WAIT_FOR_JOB_END_SECONDS = 120
+WAIT_FOR_JOB_END_SECONDS = 300
+WAIT_FOR_CONTROLLER_SECONDS = (*[10] * 12, 0)  # between attempts: SLURM's controller may be restarting
 
 
 def run_point(specs: Sequence[RunSpec], stop: StopRequest | None = None, warning: str | None = None) -> float:
@@ -82,9 +84,12 @@ class PointJob:
         stop = StopRequest()  # first, so that no signal is lost while torch is imported
         interpreter.prepare()
         os.environ["HYDRA_FULL_ERROR"] = "1"
-        with exits_on_error(_record_failure_of_this_job):
-            specs, warning = self._runs()
-            metric = run_point(specs, stop, warning)
+        try:
+            with exits_on_error(_record_failure_of_this_job):
+                specs, warning = self._runs()
+                metric = run_point(specs, stop, warning)
+        finally:
+            stop.ignore()  # a run that is over must not be requeued, nor fail
         interpreter.announce_exit(0)
         return metric
 
@@ -129,12 +134,18 @@ def _requeue(stop: StopRequest, folder: RunFolder) -> None:
 
     handler = stop.previous[signal.SIGUSR2]
     assert callable(handler)
-    try:
-        handler(signal.SIGUSR2, None)  # exits in the first process
-    except UncompletedJobError as error:
-        message = f"{error} Raise hydra.launcher.max_num_timeout and retry"
-        mark_ended(folder, "interrupted", message)
-        deliver(folder)
-        raise Interrupted(message) from error
+    for seconds in WAIT_FOR_CONTROLLER_SECONDS:
+        try:
+            handler(signal.SIGUSR2, None)  # exits in the first process
+            break
+        except (subprocess.SubprocessError, OSError) as error:
+            log.warning("SLURM does not requeue this job (%s)", error)
+            time.sleep(seconds)
+        except UncompletedJobError as error:
+            message = f"{error} Raise hydra.launcher.max_num_timeout and retry"
+            mark_ended(folder, "interrupted", message)
+            deliver(folder)
+            raise Interrupted(message) from error
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # SLURM sends it when the job is requeued
     time.sleep(WAIT_FOR_JOB_END_SECONDS)  # a process that exits before the first one has requeued the job kills the job
     sys.exit(EXIT_INTERRUPTED)

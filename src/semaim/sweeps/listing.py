@@ -20,7 +20,7 @@ from semaim.core.tables import text_table
 from semaim.errors import DamagedFile, NotReadable, UserError
 from semaim.runs.folder import RunFolder
 from semaim.runs.status import RunState
-from semaim.sweeps.sweep import FILE, Sweep, swept
+from semaim.sweeps.sweep import FILE, LINK, Sweep, swept
 
 _SHOWN_GROUPS = ("data", "model", "permutation", "target")
 
@@ -62,7 +62,7 @@ def list_entries(folder: Path) -> list[Entry]:
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder: give the folder that holds the run folders (runs_dir)")
     entries = []
-    for path in sorted(folder.iterdir()):
+    for path in sorted(path for path in folder.iterdir() if not path.name.startswith(LINK)):
         try:
             if (path / FILE).is_file():
                 entries.append(_sweep(path))

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from typing_extensions import TypedDict
 
-from semaim.core import slurm_job
+from semaim.core import locks, slurm_job
 from semaim.core.files import if_possible, read_json, writable
 from semaim.core.formatting import duration
 from semaim.core.slurm_job import NOT_LISTED, JobState
@@ -130,7 +130,9 @@ def _state(sweep: Sweep, point: Point, job_state: JobState) -> PointState:
     follow_ups = {folder.path.name: _status(folder) for folder in point.follow_ups}
     unfinished = [name for name, each in follow_ups.items() if each.get("state") != "finished"]
     if job_state.state == "running" and not current_attempt:
-        return PointState("starting", _join(job_state.reason, job_state.nodes), job_state.restarts)
+        awaited = locks.awaited(point.folder.path / ".lock")
+        waits = f"waits for {awaited} to leave the run folder" if awaited else ""
+        return PointState("starting", _join(job_state.reason, job_state.nodes, waits), job_state.restarts)
     doing = _doing(point, status, unfinished) if current_attempt else ""
     if job_state.state == "running" and doing:
         return PointState("running" if status["state"] == "running" else "ending", doing, job_state.restarts)

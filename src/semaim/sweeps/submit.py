@@ -25,7 +25,7 @@ from semaim.core.slurm_job import output_of
 from semaim.errors import Interrupted, SweepFailed, UserError
 from semaim.lifecycle import stored_result
 from semaim.runs.folder import RunFolder
-from semaim.sweeps.batch_script import parameters
+from semaim.sweeps.batch_script import executor_options, parameters, plain
 from semaim.sweeps.code_copy import fix_code
 from semaim.sweeps.job import PointJob, record_failure, run_point
 from semaim.sweeps.mlflow_parent import update_parent
@@ -185,8 +185,7 @@ def executor_of(sweep: Sweep, dependency: str | None) -> Any:
     """submitit's executor, which writes the batch script."""
     from submitit import AutoExecutor
 
-    timeouts = {f"{sweep.executor}_max_num_timeout": sweep.launcher.get("max_num_timeout", 0)}
-    executor = AutoExecutor(folder=sweep.jobs / "%j", cluster=sweep.executor, **timeouts)
+    executor = AutoExecutor(cluster=sweep.executor, **executor_options(sweep))
     executor.update_parameters(**parameters(sweep, dependency))
     return executor
 
@@ -200,7 +199,7 @@ def clean_environment(sweep: Sweep) -> Iterator[None]:
     with clean_env():
         os.environ.update(kept)
         if sweep.executor == "local" and sweep.copied is not None:  # as the batch script does for SLURM
-            places = [sweep.copied, *filter(None, [os.environ.get("PYTHONPATH")]), sweep.cwd]
+            places = [str(plain(Path(sweep.copied))), *filter(None, [os.environ.get("PYTHONPATH")]), sweep.cwd]
             os.environ |= {"PYTHONSAFEPATH": "1", "PYTHONPATH": os.pathsep.join(places)}
         yield
 

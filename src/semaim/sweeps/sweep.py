@@ -31,6 +31,7 @@ from semaim.runs.provenance import CodeVersion
 
 Executor = Literal["basic", "local", "slurm"]
 FILE = "sweep.json"
+LINK = ".semaim-"  # start of the name of a link (`semaim.sweeps.batch_script`)
 
 
 @dataclass
