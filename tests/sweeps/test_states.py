@@ -220,7 +220,8 @@ NOTHING = {"code": 1, "error": "slurm_load_jobs error: Unable to contact slurm c
 
 
 def contents(folder: Path) -> dict[Path, bytes]:
-    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.suffix != ".asked"}
+    ignored = (".asked", ".lock")
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.suffix not in ignored}
 
 
 @pytest.mark.parametrize("failing", ["squeue", "sacct"])

@@ -138,7 +138,23 @@ def cancel(path: Path) -> str:
     Raises:
         UserError: if the request fails, or if jobs have not ended in time.
     """
-    sweep, indices = find(path)
+    find(path)
+    with only_writer(path):  # else a command that is submitting would go on to do so
+        sweep, indices = find(path)
+        _ask_to_stop(sweep, indices)
+    deadline = time.monotonic() + CANCEL_TIMEOUT_SECONDS
+    while not all((point_states := states(sweep))[index].over for index in indices) and time.monotonic() < deadline:
+        time.sleep(1)
+    update_parent(sweep, point_states)
+    if remaining := [index for index in indices if not point_states[index].over]:
+        jobs = ", ".join(str(sweep.points[index].job) for index in remaining)
+        if unknown := [point_states[index].detail for index in remaining if point_states[index].name == "unknown"]:
+            raise UserError(f"jobs that were asked to stop, but may not have ended: {jobs} ({unknown[0]})")
+        raise UserError(f"jobs that have not ended after {CANCEL_TIMEOUT_SECONDS:.0f} s: {jobs}")
+    return f"{printable(str(path))}\n{table(sweep, point_states, indices)}"
+
+
+def _ask_to_stop(sweep: Sweep, indices: Sequence[int]) -> None:
     point_states = states(sweep)
     alive = [sweep.points[index] for index in indices if not point_states[index].over]
     if sweep.executor == "slurm":
@@ -157,16 +173,6 @@ def cancel(path: Path) -> str:
                                 f"that started it")  # fmt: skip
             with suppress(ProcessLookupError):
                 os.kill(process, signal.SIGTERM)
-    deadline = time.monotonic() + CANCEL_TIMEOUT_SECONDS
-    while not all((point_states := states(sweep))[index].over for index in indices) and time.monotonic() < deadline:
-        time.sleep(1)
-    update_parent(sweep, point_states)
-    if remaining := [index for index in indices if not point_states[index].over]:
-        jobs = ", ".join(str(sweep.points[index].job) for index in remaining)
-        if unknown := [point_states[index].detail for index in remaining if point_states[index].name == "unknown"]:
-            raise UserError(f"jobs that were asked to stop, but may not have ended: {jobs} ({unknown[0]})")
-        raise UserError(f"jobs that have not ended after {CANCEL_TIMEOUT_SECONDS:.0f} s: {jobs}")
-    return f"{printable(str(path))}\n{table(sweep, point_states, indices)}"
 
 
 def retry(path: Path, words: Sequence[str]) -> str:
@@ -184,16 +190,17 @@ def retry(path: Path, words: Sequence[str]) -> str:
     options: Any = OmegaConf.to_container(
         OmegaConf.from_dotlist([word.removeprefix("hydra.launcher.") for word in words])
     )
+    _check_retry(find(path)[0], options)
     with only_writer(path):
         sweep, indices = find(path)
-        _check_retry(sweep, options)
         sweep.launcher |= options
         check_launcher(sweep.launcher)
         retried = _to_retry(sweep, indices)
-        adopt(sweep, retried)
-        sweep.save()
-        retried = _to_retry(sweep, retried)
-        if changes := code_changes(sweep.code, checksums_file(sweep.path, sweep.code)):
+        if adopt(sweep, retried):
+            sweep.save()
+            retried = _to_retry(sweep, retried)
+        changes = code_changes(sweep.code, checksums_file(sweep.path, sweep.code))
+        if retried and changes:
             log.warning("the jobs run the code as it is now, which has changed since the last submission: %s", changes)
         submit(sweep, retried)
     point_states = states(sweep)

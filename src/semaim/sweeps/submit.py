@@ -18,7 +18,7 @@ from semaim.config.follow_ups import with_parent
 from semaim.config.messages import print_error
 from semaim.config.naming import differences
 from semaim.config.run_spec import RunSpec
-from semaim.core.files import writing
+from semaim.core.files import writable, writing
 from semaim.core.formatting import duration, plural, program, relative_to_cwd
 from semaim.core.locks import one_at_a_time
 from semaim.core.slurm_job import output_of
@@ -70,8 +70,8 @@ def _check_same(sweep: Sweep, point: Point, specs: Sequence[RunSpec]) -> None:
             )
 
 
-def adopt(sweep: Sweep, indices: Sequence[int]) -> None:
-    """Give points the live jobs that other sweeps beside this one have submitted for the same runs."""
+def adopt(sweep: Sweep, indices: Sequence[int]) -> bool:
+    """Give points the live jobs that other sweeps beside this one have for the same runs; returns if there are any."""
     wanted = {sweep.points[index].run_dir: sweep.points[index] for index in indices}
     for file in sorted(sweep.path.parent.glob(f"*/{FILE}")):
         if not wanted or file.parent == sweep.path:
@@ -94,15 +94,21 @@ def adopt(sweep: Sweep, indices: Sequence[int]) -> None:
                 point.job, point.sweep, point.parent = theirs.job, theirs.sweep or str(other.path), theirs.parent
         if adopted := sum(point.sweep == str(other.path) for point in sweep.points):
             log.info("%s under way as jobs of %s", plural(adopted, "run"), relative_to_cwd(other.path))
+    return len(wanted) < len(indices)
 
 
 @contextmanager
 def only_writer(path: Path) -> Iterator[None]:
     """Wait until no other command submits or cancels jobs of the sweeps beside this one, and let none do so meanwhile.
 
+    Commands of users who may not write there do not wait.
+
     Raises:
         UserError: if the other one takes too long.
     """
+    if path.exists() and not writable(path.absolute().parent):
+        yield
+        return
     with writing(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
     with one_at_a_time(path.absolute().parent / ".submission.lock", "it submits or cancels jobs"):
@@ -120,6 +126,8 @@ def submit(sweep: Sweep, indices: Sequence[int], runs: Sequence[Sequence[RunSpec
     Raises:
         UserError: if the scheduler rejects them.
     """
+    if not indices:
+        return
     sent = {index: sweep.runs(sweep.points[index]) if runs is None else runs[index] for index in indices}
     copied = sweep.snapshot if sweep.snapshot is not None else sweep.executor == "slurm"
     sweep.code, sweep.copied = fix_code(sweep.path, [spec.config for specs in sent.values() for spec in specs], copied)
