@@ -15,8 +15,6 @@ from hydra.utils import instantiate
 
 from semaim.checkpoints.store import fingerprint
 from semaim.config.messages import explain
-from semaim.config.naming import differences
-from semaim.config.old_versions import upgraded
 from semaim.config.run_spec import RunSpec
 from semaim.core import distributed, terminal
 from semaim.core.distributed import Processes
@@ -60,19 +58,6 @@ def session(
         distributed.stop()
         if given is None:
             stop.restore()
-
-
-def as_begun(spec: RunSpec) -> RunSpec:
-    """In a restart of a SLURM job: the run with the configuration that it began with, if that was edited meanwhile."""
-    folder = RunFolder(Path(spec.config["run_dir"]))
-    if not this_job().get("restarts") or not (folder.path / "config.yaml").is_file():
-        return spec
-    begun = folder.config(upgraded)
-    if not (changes := differences(begun, spec.config)):
-        return spec
-    log.warning("the configuration was edited since this run began; the restart of its job uses the one that it began "
-                "with, not %s", ", ".join(changes))  # fmt: skip
-    return spec.as_begun(begun)
 
 
 def execute(spec: RunSpec, processes: Processes, stop: StopRequest) -> float:
