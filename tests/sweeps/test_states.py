@@ -16,8 +16,8 @@ from semaim.runs.folder import RunFolder
 from semaim.runs.journal import Journal
 from semaim.sweeps import commands
 from semaim.sweeps.states import states
-from semaim.sweeps.submit import wait
 from semaim.sweeps.sweep import Executor, Point, Sweep
+from semaim.sweeps.waiting import wait
 from support.fake_slurm import FakeSlurm
 from support.holding import holding
 

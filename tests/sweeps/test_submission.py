@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 import shutil
@@ -13,10 +14,11 @@ import pytest
 from semaim.cli import main
 from semaim.config.run_spec import compose_run_spec
 from semaim.core.files import write_json
+from semaim.errors import CannotWrite
 from semaim.runs.provenance import PACKAGE
 from semaim.sweeps.sweep import Sweep
 from support.commands import ENVIRONMENT, PROGRAM, SMALL, start
-from support.fake_slurm import FakeQueue
+from support.fake_slurm import SBATCH, FakeQueue
 from support.in_process import run_here
 from support.waiting import PATIENCE
 
@@ -212,3 +214,37 @@ def test_a_point_of_an_earlier_version_is_composed(tmp_path: Path) -> None:
     old = sweep(tmp_path, "s")
     assert [old.runs(point)[0].config["seed"] for point in old.points] == [0, 1]
     assert old.runs(old.points[0])[0].config["parent_run"] == str(old.path)
+
+
+def test_what_slurm_accepts_in_part_is_said(
+    tmp_path: Path, slurm: FakeQueue, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Here, SLURM accepts one array of two jobs."""
+    slurm.does(
+        "sbatch", f'[ -z "$(ls "$0.scripts")" ] || {{ echo "QOSMaxSubmitJobPerUserLimit" >&2; exit 1; }}{SBATCH}'
+    )
+    assert run_here(tmp_path, *SWEEP, "seed=0,1,2", "sweep.name=s") == 2
+    err = capsys.readouterr().err
+    assert "error: SLURM does not accept the jobs: " in err
+    assert "QOSMaxSubmitJobPerUserLimit; 2 of 3 jobs were submitted; later submit the rest with semaim retry" in err
+    assert [point.job for point in sweep(tmp_path, "s").points] == ["1_0", "1_1", None]
+    slurm.does("sbatch", SBATCH)
+    assert main(["retry", "--failed", str(tmp_path / "runs" / "s")]) == 0
+    assert [point.job for point in sweep(tmp_path, "s").points] == ["1_0", "1_1", "2"]
+
+
+def test_jobs_that_cannot_be_noted_are_cancelled(
+    tmp_path: Path, slurm: FakeQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk is full after their submission."""
+    save, saves = Sweep.save, iter([True, False])
+
+    def once(self: Sweep) -> None:
+        if not next(saves):
+            raise CannotWrite(self.path, OSError(errno.ENOSPC, "No space left on device"))
+        save(self)
+
+    monkeypatch.setattr(Sweep, "save", once)
+    assert run_here(tmp_path, *SWEEP, "seed=0,1", "sweep.name=s") == 1
+    assert slurm.asked("scancel") == ["1_0", "1_1"]
+    assert [point.job for point in sweep(tmp_path, "s").points] == [None, None]

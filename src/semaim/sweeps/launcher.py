@@ -24,9 +24,10 @@ from semaim.runs.provenance import command_line
 from semaim.sweeps.commands import cancel
 from semaim.sweeps.mlflow_parent import open_parent, update_parent
 from semaim.sweeps.states import PointState, states
-from semaim.sweeps.submit import adopt, only_writer, run_here, submit, to_submit, wait
+from semaim.sweeps.submit import adopt, only_writer, run_here, submit, to_submit
 from semaim.sweeps.sweep import FILE, Executor, Point, Sweep, make_points, sweep_name
 from semaim.sweeps.table import next_commands, table
+from semaim.sweeps.waiting import wait
 
 log = logging.getLogger(__name__)
 

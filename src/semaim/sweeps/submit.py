@@ -1,4 +1,4 @@
-"""Submits the points of a sweep as jobs, or runs them here, and waits for them."""
+"""Submits the points of a sweep as jobs, or runs them here."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from semaim.config.messages import print_error
 from semaim.config.naming import differences
 from semaim.config.run_spec import RunSpec
 from semaim.core.files import writable, writing
-from semaim.core.formatting import duration, plural, program, relative_to_cwd
+from semaim.core.formatting import plural, program, relative_to_cwd
 from semaim.core.locks import one_at_a_time
 from semaim.core.slurm_job import output_of
-from semaim.errors import Interrupted, SweepFailed, UserError
+from semaim.errors import Interrupted, UserError
 from semaim.lifecycle import stored_result
 from semaim.runs.folder import RunFolder
 from semaim.sweeps.batch_script import executor_options, parameters, plain
@@ -30,12 +30,9 @@ from semaim.sweeps.code_copy import fix_code
 from semaim.sweeps.job import PointJob, record_failure, run_point
 from semaim.sweeps.mlflow_parent import update_parent
 from semaim.sweeps.states import PointState, states
-from semaim.sweeps.sweep import FILE, Point, Sweep, labels
+from semaim.sweeps.sweep import FILE, Point, Sweep
 
 log = logging.getLogger(__name__)
-POLL_SECONDS = (2.0, 15.0)  # initially, and after some minutes
-UNANSWERED_SECONDS = 6 * 3600.0  # longer than a restart of SLURM takes
-UNANSWERED = "unanswered"  # is no run folder
 
 
 def to_submit(sweep: Sweep, runs: Sequence[Sequence[RunSpec]], previous: Sequence[PointState] | None) -> list[int]:
@@ -134,6 +131,17 @@ def submit(sweep: Sweep, indices: Sequence[int], runs: Sequence[Sequence[RunSpec
     for index, specs in sent.items():
         sweep.points[index].sweep = None
         sweep.store_runs(sweep.points[index], specs)
+    before = {index: sweep.points[index].job for index in indices}
+    try:
+        _submit_arrays(sweep, indices)
+    except UserError as error:  # such as a limit on the number of jobs
+        if submitted := [index for index in indices if sweep.points[index].job != before[index]]:
+            rest = f"{len(submitted)} of {plural(len(indices), 'job')} were submitted; later submit the rest with"
+            raise UserError(f"{error}; {rest} {program('retry', '--failed', sweep.path)}") from error
+        raise
+
+
+def _submit_arrays(sweep: Sweep, indices: Sequence[int]) -> None:
     first = [index for index in indices if sweep.points[index].after not in indices]
     ready = [index for index in first if _dependency(sweep, sweep.points[index]) is None]
     size = max_array_size() if sweep.executor == "slurm" else len(indices)
@@ -184,9 +192,16 @@ def _submit_array(sweep: Sweep, indices: Sequence[int], dependency: str | None) 
             jobs = executor.submit_array(points)
         except FailedJobError as error:
             raise UserError(f"SLURM does not accept the jobs: {str(error).strip()}") from error
-    for index, job in zip(indices, jobs, strict=True):
-        sweep.points[index].job = job.job_id
-    sweep.save()
+    before = [sweep.points[index].job for index in indices]
+    try:
+        for index, job in zip(indices, jobs, strict=True):
+            sweep.points[index].job = job.job_id
+        sweep.save()
+    except BaseException:  # a full disk, or Ctrl-C: nobody would know of these jobs
+        for index, job, former in zip(indices, jobs, before, strict=True):
+            sweep.points[index].job = former
+            job.cancel(check=False)
+        raise
 
 
 def executor_of(sweep: Sweep, dependency: str | None) -> Any:
@@ -256,44 +271,3 @@ def run_here(sweep: Sweep, indices: Sequence[int], runs: Sequence[Sequence[RunSp
         gc.collect()  # the process group of a failed run: other processes that wait in it then fail, too
         if is_main:
             update_parent(sweep, states(sweep))
-
-
-def wait(sweep: Sweep) -> tuple[Sweep, list[PointState]]:
-    """Wait until every job has ended, and log every change of state; returns the sweep with its last jobs.
-
-    Raises:
-        SweepFailed: if SLURM has not answered for UNANSWERED_SECONDS; the jobs continue.
-    """
-    started = answered = time.monotonic()
-    logged: dict[str, str] = {}
-    while True:
-        sweep = Sweep.load(sweep.path)  # `semaim retry` may have submitted points again
-        point_states = states(sweep)
-        update_parent(sweep, point_states)
-        _log_changes(sweep, point_states, logged)
-        if all(state.over for state in point_states):
-            return sweep, point_states
-        now = time.monotonic()
-        if UNANSWERED not in logged:
-            answered = now
-        elif now - answered > UNANSWERED_SECONDS:
-            raise SweepFailed(
-                f"no longer waiting, since it has not been known for {duration(UNANSWERED_SECONDS)} how the jobs are "
-                f"({logged[UNANSWERED]}); the jobs continue. To look: {program('status', sweep.path)}"
-            )
-        time.sleep(min(POLL_SECONDS[1], max(POLL_SECONDS[0], (now - started) / 20)))
-
-
-def _log_changes(sweep: Sweep, point_states: Sequence[PointState], logged: dict[str, str]) -> None:
-    """Log the states that are others than those in `logged`, and update it."""
-    for label, point, state in zip(labels(sweep), sweep.points, point_states, strict=True):
-        if state.name not in ("unknown", logged.get(point.run_dir)) and point.job is not None:
-            logged[point.run_dir] = state.name
-            detail = f"  {state.detail}" if state.detail and state.name != "running" else ""
-            log.info("%s (job %s): %s%s", label, point.job, state.name, detail)
-    unknown = [state.detail for state in point_states if state.name == "unknown"]
-    if unknown and UNANSWERED not in logged:
-        logged[UNANSWERED] = unknown[0]
-        log.warning("%s; still waiting, for at most %s", unknown[0], duration(UNANSWERED_SECONDS))
-    elif not unknown and logged.pop(UNANSWERED, ""):
-        log.info("SLURM answers again")
