@@ -6,10 +6,11 @@ import os
 import random
 import re
 import shutil
+import signal
 import socket
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -143,6 +144,52 @@ class Cluster:
     def start_now(self, job_id: int | str) -> None:
         """Start a delayed job now, such as a requeued one."""
         self.run("scontrol", "update", f"jobid={job_id}", "starttime=now")
+
+    def processes(self, *settings: str) -> dict[int, list[str]]:
+        """Command lines of the daemons and of the processes of jobs, with these variables such as SLURM_PROCID=0."""
+        mine, found = {f"SLURM_CONF={self.folder / 'slurm.conf'}", *settings}, {}
+        for folder in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):
+                if mine <= set((folder / "environ").read_bytes().decode(errors="replace").split("\0")):
+                    found[int(folder.name)] = (folder / "cmdline").read_bytes().decode(errors="replace").split("\0")
+        return found
+
+    def daemons(self, name: str, *words: str) -> list[int]:
+        """Processes of a daemon, such as slurmd -N n1."""
+        found = self.processes()
+        return [each for each, line in found.items() if Path(line[0]).name == name and {*words} <= {*line}]
+
+    def start_daemon(self, name: str, *words: str) -> None:
+        """Start a daemon unless it runs, and let it continue if it was stopped."""
+        for process in self.daemons(name, *words):
+            os.kill(process, signal.SIGCONT)
+        if not self.daemons(name, *words):
+            path = {"PATH": f"{os.environ['PATH']}:/usr/sbin"}
+            subprocess.run([name, *words], env=self.environment | path, capture_output=True, timeout=30, check=False)
+
+    def wait_for_controller(self) -> None:
+        """Wait until the controller answers."""
+
+        def answers() -> bool:
+            with suppress(AssertionError, subprocess.TimeoutExpired):
+                return "UP" in self.run("scontrol", "ping")
+            return False
+
+        wait_for(answers, "slurmctld", 120, every=1)
+
+    def resume(self, node: str) -> None:
+        """Bring a node back, with its daemon."""
+
+        def up() -> bool:
+            self.start_daemon("slurmd", "-N", node)
+            with suppress(AssertionError, subprocess.TimeoutExpired):  # no answer, or it has come back by itself
+                state = self.nodes()[node]
+                if "down" in state or "drain" in state:
+                    self.run("scontrol", "update", f"nodename={node}", "state=resume")
+                return state in ("idle", "mixed", "allocated", "completing")
+            return False
+
+        wait_for(up, f"node {node}", 120, every=1)
 
     def cancel_all(self) -> None:
         """Empty the queue; jobs that ignore SIGTERM are killed."""
