@@ -249,11 +249,11 @@ def deliver(folder: RunFolder) -> None:
 
 @contextmanager
 def _database_locked(uri: str) -> Iterator[None]:
-    """Hold a lock while a SQLite file is created: opening an incomplete file fails."""
+    """Let the first process create a SQLite file before others open it, since opening an incomplete file fails."""
     if not uri.startswith(SQLITE):
         yield
         return
     database = Path(uri.removeprefix(SQLITE))
     database.parent.mkdir(parents=True, exist_ok=True)
-    with one_at_a_time(database.with_name(database.name + ".lock"), f"creation of {database}"):
+    with one_at_a_time(database.with_name(database.name + ".lock"), f"opening of {database}", True):
         yield
