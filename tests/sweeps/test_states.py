@@ -202,6 +202,17 @@ def test_an_error_is_said_once_however_often_one_looks(tmp_path: Path, slurm: Fa
     assert shown(sweep) == expected
 
 
+def test_an_error_that_could_not_be_stored(tmp_path: Path, slurm: FakeSlurm) -> None:
+    """On a full disk the program only prints it."""
+    slurm.answers("squeue", "12_3|FAILED|0|n1|NonZeroExitCode|\n")
+    sweep = sweep_of(tmp_path, "slurm", run_of(tmp_path / "run", state="running"))
+    (sweep.jobs / "12_3").mkdir(parents=True)
+    log = "error: step_5.pt cannot be written (No space left on device)\nsrun: error: n1: task 0: Exited with exit code 1\n"
+    (sweep.jobs / "12_3" / "12_3_0_log.err").write_text(log)
+    assert shown(sweep) == [("failed", "step_5.pt cannot be written (No space left on device)")]
+    assert RunFolder(tmp_path / "run").status()["state"] == "failed"
+
+
 @pytest.mark.usefixtures("slurm")
 def test_a_task_that_was_cancelled_before_it_started(tmp_path: Path) -> None:
     """Neither the controller nor the accounts list it any more, as for one that has ended long ago."""

@@ -179,6 +179,10 @@ def _unsuccessful_state(sweep: Sweep, point: Point, job_state: JobState, status:
     if job_state.reason == NOT_LISTED and not status and not any(job_folder.glob("*_log.*")):  # SLURM's first files
         return PointState("interrupted", "CANCELLED before it started")
     last = last_error_line(job_folder)
+    if job_state.reason.startswith("FAILED") and last.startswith(
+        "error: "
+    ):  # of this program, which could not store it: the disk is full
+        return PointState("failed", last.removeprefix("error: "), job_state.restarts)
     return PointState("vanished", _join(job_state.reason or "its process is gone", last), job_state.restarts)
 
 

@@ -15,7 +15,7 @@ from semaim.core.tables import text_table
 from semaim.sweeps.states import PointState
 from semaim.sweeps.sweep import Sweep, labels
 
-MAX_DETAIL = 200  # characters; results.csv has the full text
+MAX_DETAIL = 300  # characters; results.csv has the full text
 
 
 def table(sweep: Sweep, point_states: Sequence[PointState], indices: Sequence[int] | None = None) -> str:
