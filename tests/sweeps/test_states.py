@@ -207,9 +207,9 @@ def test_an_error_that_could_not_be_stored(tmp_path: Path, slurm: FakeSlurm) -> 
     slurm.answers("squeue", "12_3|FAILED|0|n1|NonZeroExitCode|\n")
     sweep = sweep_of(tmp_path, "slurm", run_of(tmp_path / "run", state="running"))
     (sweep.jobs / "12_3").mkdir(parents=True)
-    log = "error: step_5.pt cannot be written (No space left on device)\nsrun: error: n1: task 0: Exited with exit code 1\n"
-    (sweep.jobs / "12_3" / "12_3_0_log.err").write_text(log)
-    assert shown(sweep) == [("failed", "step_5.pt cannot be written (No space left on device)")]
+    own, of_srun = "error: x.pt cannot be written (No space left)", "srun: error: n1: task 0: Exited with exit code 1"
+    (sweep.jobs / "12_3" / "12_3_0_log.err").write_text(f"{own}\n{of_srun}\n")
+    assert shown(sweep) == [("failed", "x.pt cannot be written (No space left)")]
     assert RunFolder(tmp_path / "run").status()["state"] == "failed"
 
 

@@ -30,7 +30,9 @@ from semaim.tracking.sync import mark_ended
 TAIL_BYTES = 100_000
 ERROR_LINE = re.compile(r"error|exception|killed|cancelled|out of memory|not found", re.IGNORECASE)
 # Lines by which SLURM and submitit only report the end of a job.
-JOB_END_LINE = re.compile(r"job step aborted|forcing job termination|submitit (info|error)|got sigcont", re.IGNORECASE)
+JOB_END_LINE = re.compile(
+    r"job step aborted|forcing job termination|submitit (info|error)|got sigcont|exited with exit code", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True)
@@ -179,9 +181,7 @@ def _unsuccessful_state(sweep: Sweep, point: Point, job_state: JobState, status:
     if job_state.reason == NOT_LISTED and not status and not any(job_folder.glob("*_log.*")):  # SLURM's first files
         return PointState("interrupted", "CANCELLED before it started")
     last = last_error_line(job_folder)
-    if job_state.reason.startswith("FAILED") and last.startswith(
-        "error: "
-    ):  # of this program, which could not store it: the disk is full
+    if job_state.reason.startswith("FAILED") and last.startswith("error: "):  # not stored, since the disk is full
         return PointState("failed", last.removeprefix("error: "), job_state.restarts)
     return PointState("vanished", _join(job_state.reason or "its process is gone", last), job_state.restarts)
 
