@@ -61,15 +61,18 @@ def _tasks_of_an_array(cluster: Cluster, home: Path) -> None:
     _assert_finished_once([first, middle, last], 2, 2, 2)
 
 
-def _last_task_alone(cluster: Cluster, home: Path) -> None:
-    first, middle, last = _array(cluster, home, "in_turn", "hydra.launcher.array_parallelism=1")
-    first.wait_for_step(3)
-    first.at_full_speed()
-    wait_for(lambda: first.state() == "COMPLETED", lambda: f"the end: {first}", every=0.3)
-    last.pace(0.4)
-    wait_for(lambda: middle.state() == "COMPLETED", lambda: f"the end: {middle}", every=0.3)
-    _kill_and_requeue(last)
-    _assert_finished_once([first, middle, last], 0, 0, 2)
+def _tasks_in_turn(cluster: Cluster, home: Path) -> None:
+    """One after the other: the next one is held until the one before is finished."""
+    tasks = _array(cluster, home, "in_turn", "hydra.launcher.array_parallelism=1")
+    for task in tasks[1:]:
+        cluster.run("scontrol", "hold", task.job)
+    for number, task in enumerate(tasks):
+        if number:
+            cluster.run("scontrol", "release", task.job)
+        _kill_and_requeue(task)
+        task.finish()
+        assert [each.starts() for each in tasks] == [2] * (number + 1) + [0] * (2 - number)
+    _assert_finished_once(tasks, 2, 2, 2)
 
 
 def _signals_while_it_starts(cluster: Cluster, home: Path) -> None:
@@ -116,7 +119,7 @@ def _strange_folders(cluster: Cluster, home: Path) -> None:
 
 SCENARIOS = {
     "first, middle and last task": _tasks_of_an_array,
-    "last task after the others": _last_task_alone,
+    "one task after the other": _tasks_in_turn,
     "signals while it starts": _signals_while_it_starts,
     "strange folders": _strange_folders,
 }
