@@ -225,6 +225,9 @@ def test_a_run_may_end_before_the_script_that_started_it(tmp_path: Path, slurm: 
     alone = Sweep("slurm", {}, [run], 0, "", path=run.folder.path)
     with holding(run.folder.path):
         assert shown(alone) == [("running", "step 2/4")]
+        write_json(run.folder.path / "status.json", run.folder.status() | {"restarts": 1})
+        assert shown(alone) == [("running", "step 2/4")], "it has the count of a requeued job that submitted its own"
+        write_json(run.folder.path / "status.json", run.folder.status() | {"restarts": 0})
     assert shown(alone) == [("vanished", "its process is gone")]
     write_json(run.folder.path / "status.json", run.folder.status() | {"state": "interrupted", "error": "stopped"})
     assert shown(alone) == [("interrupted", "stopped")]
