@@ -243,6 +243,27 @@ def test_settings_of_the_user_hide_no_job(slurm: FakeSlurm, monkeypatch: pytest.
     assert job_states(["1"])["1"].state == "running"
 
 
+@pytest.mark.parametrize(
+    ("answer", "job"),
+    [("JobId=16 JobName=next", "16"), ("JobId=17 ArrayJobId=12 ArrayTaskId=3 JobName=next", "12_3"), (None, "12_3")],
+)
+def test_a_job_that_a_task_of_an_array_has_submitted(
+    slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch, answer: str | None, job: str
+) -> None:
+    """sbatch passes the variables of the array on to it. A job of a sweep needs no question."""
+    slurm_job._is_array_task.cache_clear()
+    for name, value in {"JOB_ID": 16, "ARRAY_JOB_ID": 12, "ARRAY_TASK_ID": 3}.items():
+        monkeypatch.setenv(f"SLURM_{name}", str(value))
+    slurm.answers("scontrol", answer or "", code=0 if answer else 1)
+    assert [slurm_job.this_job()["job"] for _ in range(2)] == [job] * 2
+    assert slurm.asked("scontrol") == ["--oneliner show job 16"]
+    monkeypatch.setenv("SUBMITIT_EXECUTOR", "slurm")
+    slurm_job._is_array_task.cache_clear()
+    assert slurm_job.this_job()["job"] == "12_3"
+    assert slurm.asked("scontrol") == []
+    slurm_job._is_array_task.cache_clear()
+
+
 def test_a_job_of_an_array_asks_for_itself(slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch) -> None:
     """The last task of an array has the array's number as SLURM_JOB_ID, which would mean all its tasks."""
     for name, value in {"JOB_ID": 12, "ARRAY_JOB_ID": 12, "ARRAY_TASK_ID": 3, "RESTART_COUNT": 1}.items():

@@ -40,6 +40,7 @@ def local_sweep(folder: Path, *states: str) -> Sweep:
 def test_what_is_redrawn_fits_the_terminal() -> None:
     """Each line is cleared to its end, and everything below the last; nothing scrolls."""
     assert redrawn(["a", "b" * 30], (), SIZE) == f"\x1b[Ha\x1b[K\n{'b' * 19}\x1b[K\x1b[J"
+    assert redrawn(["a", "b"], (), os.terminal_size((1, 1))) == "\x1b[Ha\x1b[K\x1b[J"
     lines = ["time", "sweep", "header", *(f"{n} finished" for n in range(4)), "4 running", "5 pending", "6 pending"]
     assert redrawn(lines, lines[3:7], SIZE).replace("\x1b[K", "").splitlines() == [
         "\x1b[Htime", "sweep", "header", "4 running", "and 6 lines that do\x1b[J",

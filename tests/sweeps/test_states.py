@@ -227,6 +227,25 @@ def test_a_task_that_was_cancelled_before_it_started(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+def test_a_run_may_end_before_the_script_that_started_it(tmp_path: Path, slurm: FakeSlurm) -> None:
+    """The script, or the shell of `salloc`, goes on. A job of a sweep has nothing else to do, but to be requeued."""
+    slurm.answers("squeue", "12_3|RUNNING|0|n1|None|\n")
+    sweep = sweep_of(tmp_path, "slurm", run_of(tmp_path / "of a sweep", state="running"))
+    assert [name for name, _ in shown(sweep)] == ["running"]
+    run = run_of(tmp_path / "run", state="running", step=2, last_step=4)
+    alone = Sweep("slurm", {}, [run], 0, "", path=run.folder.path)
+    with holding(run.folder.path):
+        assert shown(alone) == [("running", "step 2/4")]
+        write_json(run.folder.path / "status.json", run.folder.status() | {"restarts": 1})
+        assert shown(alone) == [("running", "step 2/4")], "it has the count of a requeued job that submitted its own"
+        write_json(run.folder.path / "status.json", run.folder.status() | {"restarts": 0})
+    assert shown(alone) == [("vanished", "its process is gone")]
+    write_json(run.folder.path / "status.json", run.folder.status() | {"state": "interrupted", "error": "stopped"})
+    assert shown(alone) == [("interrupted", "stopped")]
+    slurm.answers("squeue", "12_3|PENDING|1||BeginTime|\n")
+    assert shown(alone) == [("requeued", "BeginTime")]
+
+
 NOTHING = {"code": 1, "error": "slurm_load_jobs error: Unable to contact slurm controller (connect failure)\n"}
 
 

@@ -83,7 +83,7 @@ LAUNCHERS: dict[str, Kind] = {
     "constraint": TEXT | NULL,
     "timeout_min": whole(1, 10_000_000),
     "max_num_timeout": whole(0, 1_000_000),
-    "signal_delay_s": whole(0, 1_000_000),
+    "signal_delay_s": whole(0, 65_535),
 }
 
 # Options of each `_target_`.

@@ -14,6 +14,7 @@ import subprocess
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal, get_args
 
 Kind = Literal["waiting", "running", "suspended", "ending", "over", "unknown"]
@@ -203,11 +204,20 @@ def this_job() -> dict[str, str | int]:
     if "SLURM_JOB_ID" not in os.environ:
         return {}
     job: dict[str, str | int] = {"job": os.environ["SLURM_JOB_ID"]}
-    if "SLURM_ARRAY_JOB_ID" in os.environ:
+    if "SLURM_ARRAY_JOB_ID" in os.environ and _is_array_task(os.environ["SLURM_JOB_ID"]):
         index = int(os.environ["SLURM_ARRAY_TASK_ID"])
         job = {"job": f"{os.environ['SLURM_ARRAY_JOB_ID']}_{index}", "array_index": index}
     nodes = os.environ.get("SLURM_JOB_NODELIST", "")
     return job | {"nodes": nodes, "restarts": int(os.environ.get("SLURM_RESTART_COUNT", 0))}
+
+
+@cache
+def _is_array_task(job: str) -> bool:
+    """Whether this job is a task of an array. A job that a task has submitted, if not as a sweep, has its variables."""
+    if "SUBMITIT_EXECUTOR" in os.environ or job == os.environ["SLURM_ARRAY_JOB_ID"]:
+        return True
+    text = output_of("scontrol", "--oneliner", "show", "job", job, seconds=5)
+    return text is None or "ArrayJobId=" in text
 
 
 def is_being_requeued() -> bool:

@@ -128,7 +128,10 @@ def _state(sweep: Sweep, point: Point, job_state: JobState) -> PointState:
         return PointState(
             "requeued" if job_state.restarts else "pending", _join(job_state.reason, killed or ""), job_state.restarts
         )
-    current_attempt = current_job and status.get("restarts", 0) == job_state.restarts
+    current_attempt = current_job and status.get("restarts", 0) >= job_state.restarts
+    of_its_own = sweep.path == point.folder.path  # its job, a script of the user, may go on without it
+    if job_state.state == "running" and of_its_own and current_attempt and not point.folder.is_locked():
+        job_state = JobState("over", restarts=job_state.restarts)
     follow_ups = {folder.path.name: _status(folder) for folder in point.follow_ups}
     unfinished = [name for name, each in follow_ups.items() if each.get("state") != "finished"]
     if job_state.state == "running" and not current_attempt:

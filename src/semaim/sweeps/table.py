@@ -33,7 +33,7 @@ def table(sweep: Sweep, point_states: Sequence[PointState], indices: Sequence[in
 
 def redrawn(lines: Sequence[str], finished: Collection[str], size: os.terminal_size) -> str:
     """Lines that replace what a terminal shows, without scrolling: cut to its size, first by the finished runs."""
-    height, width = size.lines - 1, size.columns - 1
+    height, width = max(1, size.lines - 1), max(1, size.columns - 1)
     shown = list(lines)
     if len(lines) > height:
         shown = [line for line in lines if line not in finished][: height - 1]
