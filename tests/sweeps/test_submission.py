@@ -133,6 +133,26 @@ def test_an_extended_sweep_takes_over_live_jobs(
     assert [point.job for point in sweep(tmp_path, "two").points] == ["2_0", "1_1"]
 
 
+def test_a_run_is_not_deleted_or_ended_while_another_sweep_continues_it(
+    tmp_path: Path, slurm: FakeQueue, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The job of the first sweep has failed, that of the second one waits to go on with the run."""
+    assert run_here(tmp_path, *SWEEP, "seed=0,1", "sweep.name=two") == 0
+    slurm.set_state("1_0", "FAILED")
+    slurm.set_state("1_1", "FAILED")
+    assert run_here(tmp_path, *SWEEP, "seed=0,2", "sweep.name=other") == 0
+    folder = sweep(tmp_path, "two").points[0].folder
+    folder.path.mkdir()
+    write_json(folder.path / "status.json", {"state": "requeued", "job": "2_0", "host": "n1", "pid": 1})
+    capsys.readouterr()
+    assert main(["status", str(tmp_path / "runs" / "two")]) == 1
+    assert folder.status()["state"] == "requeued"
+    assert main(["rm", "--yes", str(tmp_path / "runs" / "two")]) == 2
+    err = capsys.readouterr().err
+    assert "1 run under way as jobs of " in err
+    assert f"error: {tmp_path}/runs/two is not over ({folder.path.name}): wait for it, or stop it" in err
+
+
 def test_a_sweep_does_not_lose_live_jobs(tmp_path: Path, slurm: FakeQueue, capsys: pytest.CaptureFixture[str]) -> None:
     """Its name is used again, without one of its runs."""
     assert run_here(tmp_path, *SWEEP, "seed=0,1,2", "sweep.name=s") == 0
