@@ -12,7 +12,6 @@ import os
 import sys
 from collections.abc import Sequence
 from operator import itemgetter
-from pathlib import Path
 
 import hydra
 from omegaconf import DictConfig
@@ -21,12 +20,9 @@ from semaim.config.compose import CONF, quoted_home
 from semaim.config.effects import without_effect
 from semaim.config.follow_ups import follow_ups
 from semaim.config.messages import exits_on_error, reports_errors
-from semaim.config.naming import differences
-from semaim.config.old_versions import upgraded
-from semaim.config.run_spec import RunSpec, run_spec_of_this_process
+from semaim.config.run_spec import run_spec_of_this_process
 from semaim.core import interpreter
-from semaim.core.slurm_job import this_job
-from semaim.runs.folder import RunFolder
+from semaim.runs.folder import as_begun
 
 log = logging.getLogger("semaim")
 
@@ -42,21 +38,8 @@ def main(cfg: DictConfig) -> float:
         with session(cfg.device, cfg.runs_dir) as (processes, stop):
             for message in without_effect(cfg, spec.overrides) if processes.is_main else ():
                 log.warning(message)
-            values = [execute(_as_begun(each), processes, stop) for each in specs]
+            values = [execute(as_begun(each), processes, stop) for each in specs]
         return values[0]
-
-
-def _as_begun(spec: RunSpec) -> RunSpec:
-    """In a restart of a SLURM job: the run with the configuration that it began with, if that was edited meanwhile."""
-    folder = RunFolder(Path(spec.config["run_dir"]))
-    if not this_job().get("restarts") or not (folder.path / "config.yaml").is_file():
-        return spec
-    begun = folder.config(upgraded)
-    if not (changes := differences(begun, spec.config)):
-        return spec
-    log.warning("the configuration was edited since this run began; the restart of its job uses the one that it began "
-                "with, not %s", ", ".join(changes))  # fmt: skip
-    return spec.as_begun(begun)
 
 
 def _flags_first(words: Sequence[str]) -> list[str]:

@@ -80,3 +80,22 @@ def test_a_refused_sweep_writes_nothing(words: list[str], message: str, tmp_path
     done = run(tmp_path, *words)
     assert (done.returncode, done.stdout) == (2, f"error: {message}\n")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_restarted_job_continues_a_sweep_as_its_runs_began(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A batch script of one's own, which SLURM has requeued; an experiment was edited meanwhile."""
+    experiment = tmp_path / "conf" / "experiment" / "mine.yaml"
+    experiment.parent.mkdir(parents=True)
+    experiment.write_text("# @package _global_\noptimizer: {base_lr: 1e-3}\n")
+    words = ("-m", "--config-dir", "conf", "+experiment=mine", "seed=0,1", *SMALL)
+    assert run_here(tmp_path, *words, "trainer.max_steps=1", "sweep.check=false") == 0
+    experiment.write_text("# @package _global_\noptimizer: {base_lr: 5e-3}\n")
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert run_here(tmp_path, *words, "trainer.max_steps=2") == 0
+    assert "uses the one that it began with, not optimizer.base_lr: 0.001 -> 0.005" in capsys.readouterr().err
+    folders = [path.parent for path in tmp_path.glob("runs/pretrain*/status.json")]
+    assert [OmegaConf.load(folder / "config.yaml").optimizer.base_lr for folder in folders] == [1e-3] * 2
+    assert [max(losses(folder)) for folder in folders] == [2] * 2

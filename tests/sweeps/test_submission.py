@@ -133,6 +133,51 @@ def test_an_extended_sweep_takes_over_live_jobs(
     assert [point.job for point in sweep(tmp_path, "two").points] == ["2_0", "1_1"]
 
 
+def test_a_run_is_not_deleted_or_ended_while_another_sweep_continues_it(
+    tmp_path: Path, slurm: FakeQueue, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The job of the first sweep has failed, that of the second one waits to go on with the run."""
+    assert run_here(tmp_path, *SWEEP, "seed=0,1", "sweep.name=two") == 0
+    slurm.set_state("1_0", "FAILED")
+    slurm.set_state("1_1", "FAILED")
+    assert run_here(tmp_path, *SWEEP, "seed=0,2", "sweep.name=other") == 0
+    folder = sweep(tmp_path, "two").points[0].folder
+    folder.path.mkdir()
+    write_json(folder.path / "status.json", {"state": "requeued", "job": "2_0", "host": "n1", "pid": 1})
+    capsys.readouterr()
+    assert main(["status", str(tmp_path / "runs" / "two")]) == 1
+    assert folder.status()["state"] == "requeued"
+    assert main(["rm", "--yes", str(tmp_path / "runs" / "two")]) == 2
+    err = capsys.readouterr().err
+    assert "1 run under way as jobs of " in err
+    assert f"error: {tmp_path}/runs/two is not over ({folder.path.name}): wait for it, or stop it" in err
+
+
+def test_a_sweep_does_not_lose_live_jobs(tmp_path: Path, slurm: FakeQueue, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its name is used again, without one of its runs."""
+    assert run_here(tmp_path, *SWEEP, "seed=0,1,2", "sweep.name=s") == 0
+    assert run_here(tmp_path, *SWEEP, "seed=0,1", "sweep.name=s") == 2
+    assert "runs/s has jobs that are not over, nor of this command (2): wait for them, or semaim cancel" in (
+        capsys.readouterr().err
+    )
+    assert [point.job for point in sweep(tmp_path, "s").points] == ["1_0", "1_1", "2"]
+    slurm.set_state("2", "FAILED")
+    assert run_here(tmp_path, *SWEEP, "seed=0,1", "sweep.name=s") == 0
+    assert [point.job for point in sweep(tmp_path, "s").points] == ["1_0", "1_1"]
+    assert len(slurm.scripts()) == 2
+
+
+def test_a_run_has_one_job_by_whatever_path_its_folder_is_named(tmp_path: Path, slurm: FakeQueue) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "runs").symlink_to("disk")
+    assert run_here(tmp_path, *SWEEP, "seed=0,1", "sweep.name=s") == 0
+    elsewhere = (*SWEEP, f"runs_dir={tmp_path / 'disk'}")
+    assert run_here(tmp_path, *elsewhere, "seed=0,1", "sweep.name=s") == 0
+    assert run_here(tmp_path, *elsewhere, "seed=0,1,2", "sweep.name=three") == 0
+    assert [point.job for point in sweep(tmp_path, "three").points] == ["1_0", "1_1", "2"]
+    assert len(slurm.scripts()) == 2
+
+
 def test_two_retries_at_once_submit_each_point_once(tmp_path: Path, slurm: FakeQueue) -> None:
     assert run_here(tmp_path, *SWEEP, "seed=0,1,2", "sweep.name=s") == 0
     for job in ("1_0", "1_1", "2"):
@@ -146,14 +191,22 @@ def test_two_retries_at_once_submit_each_point_once(tmp_path: Path, slurm: FakeQ
 
 
 def test_jobs_import_a_copy_of_the_code(tmp_path: Path, slurm: FakeQueue, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "my_orders.py").write_text("from semaim.permutations import Raster\n\n\nclass Mine(Raster): ...\n")
+    """With what the modules of one's own import; `images` is a folder that an import by chance names."""
+    imports = "import my_package.helper\nfrom semaim.permutations import Raster\n"
+    (tmp_path / "my_orders.py").write_text(f"{imports}\n\nclass Mine(Raster): ...\n")
+    (tmp_path / "my_package").mkdir()
+    (tmp_path / "my_package" / "helper.py").write_text("try:\n    import images\nexcept ImportError:\n    pass\n")
+    (tmp_path / "my_package" / "gone.py").symlink_to("nowhere")
+    (tmp_path / "images" / "cats").mkdir(parents=True)
     (tmp_path / "conf" / "permutation").mkdir(parents=True)
     (tmp_path / "conf" / "permutation" / "mine.yaml").write_text("_target_: my_orders.Mine\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     assert run_here(tmp_path, "-m", "--config-dir", "conf", *SWEEP[1:], "permutation=mine", "sweep.name=s") == 0
     copied = Path(str(sweep(tmp_path, "s").copied))
     assert copied.parent == tmp_path / "runs" / "s" / "code"
-    assert (copied / "my_orders.py").read_text() == (tmp_path / "my_orders.py").read_text()
+    modules = ["code_version.json", "hydra_plugins", "my_orders.py", "my_package", "semaim"]
+    assert sorted(path.name for path in copied.iterdir()) == modules
+    assert [path.name for path in (copied / "my_package").iterdir()] == ["helper.py"]
     for name in ("training/loop.py", "conf/config.yaml", "report/published.csv"):
         assert (copied / "semaim" / name).read_bytes() == (PACKAGE / name).read_bytes()
     (script,) = slurm.scripts()

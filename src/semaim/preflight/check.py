@@ -40,7 +40,7 @@ from semaim.preflight.shapes import build_task, open_data, try_transform
 from semaim.preflight.slurm_answer import refusals
 from semaim.preflight.slurm_nodes import SlurmRequest, slurm_problems
 from semaim.preflight.table import CheckReport, CheckRow
-from semaim.runs.folder import RunFolder
+from semaim.runs.folder import RunFolder, as_begun
 from semaim.tasks.task import Task
 from semaim.tracking.store import unreachable
 from semaim.training.step import TrainingTask
@@ -123,7 +123,7 @@ class _SweepCheck:
         row = CheckRow(" ".join(overrides))
         self.rows.append(row)
         with self.recording(label):
-            spec = compose_run_spec(overrides, self.folders)
+            spec = as_begun(compose_run_spec(overrides, self.folders))
             row.name = spec.cfg.run_name
             self.useless |= dict.fromkeys(without_effect(spec.cfg, overrides, self.is_sweep))
             with self.recording(label):
@@ -132,7 +132,7 @@ class _SweepCheck:
                                     f"run_name at its default, and sweep over what differs")  # fmt: skip
                 self.run_dirs.add(run_dir)
             built = self.check_run(spec, row, label, spec.cfg)
-            for follow_up in follow_ups(spec) if spec.cfg.then else []:
+            for follow_up in map(as_begun, follow_ups(spec) if spec.cfg.then else []):
                 self.rows.append(CheckRow(follow_up.cfg.run_name))
                 cfg = follow_up.cfg.copy()  # with the encoder of its future checkpoint
                 cfg.model, cfg.target, cfg.checkpoint = spec.cfg.model, spec.cfg.target, RANDOM

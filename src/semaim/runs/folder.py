@@ -13,6 +13,7 @@ runs/<name>/config.yaml         the configuration with interpolations resolved
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import socket
 import sys
@@ -26,12 +27,15 @@ from typing_extensions import TypedDict
 
 from semaim.config.naming import differences
 from semaim.config.old_versions import upgraded
+from semaim.config.run_spec import RunSpec
 from semaim.core import locks
 from semaim.core.files import adapter, first_problem, no_pipe, read_json, write_json, write_text, writing
 from semaim.core.slurm_job import this_job
 from semaim.errors import CannotWrite, DamagedFile, InUse, NotReadable, TakenOver, UserError
 from semaim.runs.provenance import Start
 from semaim.runs.status import RunState, Status, StoredState
+
+log = logging.getLogger(__name__)
 
 
 class _Environment(TypedDict):
@@ -234,3 +238,16 @@ class RunFolder:
         self.check_kept()
         process = {"host": socket.gethostname(), "pid": os.getpid(), **this_job()}
         write_json(self.path / "status.json", {"state": state, **fields, **process})
+
+
+def as_begun(spec: RunSpec) -> RunSpec:
+    """In a restart of a SLURM job: the run with the configuration that it began with, if that was edited meanwhile."""
+    folder = RunFolder(Path(spec.config["run_dir"]))
+    if not this_job().get("restarts") or not (folder.path / "config.yaml").is_file():
+        return spec
+    begun = folder.config(upgraded)
+    if not (changes := differences(begun, spec.config)):
+        return spec
+    log.warning("the configuration was edited since this run began; the restart of its job uses the one that it began "
+                "with, not %s", ", ".join(changes))  # fmt: skip
+    return spec.as_begun(begun)

@@ -49,7 +49,7 @@ def find(path: Path) -> tuple[Sweep, list[int]]:
         return sweep, list(range(len(sweep.points)))
     if not (path / "config.yaml").exists():
         raise UserError(f"{path} is neither the folder of a sweep nor of a run")
-    run = str(path.absolute())
+    run = os.path.realpath(path)
     files = sorted(path.absolute().parent.glob(f"*/{FILE}"), key=lambda file: file.stat().st_mtime)
     for file in reversed(files):
         try:
@@ -57,14 +57,14 @@ def find(path: Path) -> tuple[Sweep, list[int]]:
         except DamagedFile as error:  # it may be of other runs
             log.warning("%s", error)
             continue
-        run_dirs = [point.run_dir for point in sweep.points]
-        if run in run_dirs:
-            index = run_dirs.index(run)
+        places = [point.place for point in sweep.points]
+        if run in places:
+            index = places.index(run)
             return sweep, [i for i, point in enumerate(sweep.points) if index in (i, point.after)]
     folder = RunFolder(path)
     status, start = folder.status(), folder.last_start()
     executor: Executor = "slurm" if "job" in status else "basic"
-    point = Point([], run, job=status.get("job", "here"))
+    point = Point([], str(path.absolute()), job=status.get("job", "here"))
     return Sweep(executor, {}, [point], restarts=0, command=start.get("command", ""), path=folder.path), [0]
 
 

@@ -20,6 +20,7 @@ from semaim.core import terminal
 from semaim.core.formatting import plural, printable, program
 from semaim.core.ranks import ranks
 from semaim.errors import Interrupted, SweepFailed, UserError
+from semaim.runs.folder import as_begun
 from semaim.runs.provenance import command_line
 from semaim.sweeps.commands import cancel
 from semaim.sweeps.mlflow_parent import open_parent, update_parent
@@ -62,6 +63,8 @@ def launch(
     overrides: Any = OmegaConf.to_container(config.hydra.overrides.task, resolve=False)
     with unchanged_files():
         points, runs = make_points(job_overrides, folders, dependent=executor == "slurm")
+        if executor == "basic":
+            runs = [[as_begun(spec) for spec in specs] for specs in runs]
         return _launch(_sweep_of(executor, launcher, points, runs[0][0], overrides), runs, is_main)
 
 
@@ -121,17 +124,20 @@ def _on_ctrl_c(sweep: Sweep) -> None:
 def _states_of_jobs(sweep: Sweep) -> list[PointState] | None:
     """Take over the jobs of an earlier launch, and live ones of other sweeps; the states, or None without any job."""
     if (sweep.path / FILE).is_file() and (previous := Sweep.load(sweep.path)).executor != "basic":
-        if previous.executor == sweep.executor:
-            jobs = {point.run_dir: point for point in previous.points}
-            for point in sweep.points:
-                if (known := jobs.get(point.run_dir)) is not None:
-                    point.job, point.sweep, point.parent = known.job, known.sweep, known.parent
-        elif alive := [
-            point.job for point, state in zip(previous.points, states(previous), strict=True) if not state.over
-        ]:
+        others = {point.place: point for point in previous.points}
+        for point in sweep.points if previous.executor == sweep.executor else ():
+            if (known := others.pop(point.place, None)) is not None:
+                point.take_over(known, known.sweep)
+        if others and (
+            alive := [
+                point.job
+                for point, state in zip(previous.points, states(previous), strict=True)
+                if point in others.values() and not state.over
+            ]
+        ):  # nobody would know of them
             raise UserError(
-                f"{sweep.path} has jobs that are not over ({', '.join(map(str, alive))}): wait for them, or "
-                f"{program('cancel', sweep.path)}"
+                f"{sweep.path} has jobs that are not over, nor of this command ({', '.join(map(str, alive))}): wait "
+                f"for them, or {program('cancel', sweep.path)}, or choose another sweep.name"
             )
     before = states(sweep)
     adopt(sweep, [index for index, point in enumerate(sweep.points) if point.job is None or before[index].over])

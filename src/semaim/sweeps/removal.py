@@ -14,6 +14,7 @@ from semaim.runs.folder import RunFolder, Tracked
 from semaim.sweeps.commands import find
 from semaim.sweeps.listing import folder_bytes
 from semaim.sweeps.states import states
+from semaim.sweeps.submit import adopt
 from semaim.sweeps.sweep import FILE, Point, Sweep
 from semaim.tracking.store import client_uri, mlflow_errors, store_of_folder
 
@@ -62,6 +63,8 @@ def plan_removals(paths: Sequence[Path], keep_mlflow: bool) -> list[Removal]:
 
 
 def _refuse_live(path: Path, sweep: Sweep, indices: Sequence[int]) -> None:
+    if sweep.executor != "basic":
+        adopt(sweep, indices)  # only here: jobs of other sweeps for these runs, which it logs
     point_states = states(sweep)
     unfinished = [sweep.points[index].name for index in indices if not point_states[index].over]
     locked = [sweep.points[index].name for index in indices if sweep.points[index].folder.is_locked()]

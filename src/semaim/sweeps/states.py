@@ -77,7 +77,7 @@ def states(sweep: Sweep) -> list[PointState]:
             point_states.append(PointState("damaged", str(error)))
     for point, state in zip(sweep.points, point_states, strict=True):
         if state.name in ("failed", "interrupted", "vanished"):
-            _record_end(point.folder, state.name, state.detail)
+            _record_end(sweep, point, state.name, state.detail)
     return point_states
 
 
@@ -206,9 +206,16 @@ def _status(folder: RunFolder) -> Status:
     return folder.status()
 
 
-def _record_end(folder: RunFolder, state: StoredState, error: str) -> None:
-    """Record the end of a run in its folder and in MLflow, unless it is recorded already or of another user."""
-    if _status(folder).get("state") in ("running", "requeued") and not folder.is_locked() and writable(folder.path):
+def _record_end(sweep: Sweep, point: Point, state: StoredState, error: str) -> None:
+    """Record the end of a run in its folder and in MLflow, unless it is recorded already or of another user.
+
+    Of a run that another job, of another sweep, has gone on with, nothing is known.
+    """
+    folder, status = point.folder, _status(point.folder)
+    elsewhere = sweep.executor == "slurm" and status.get("job", point.job) != point.job
+    if status.get("state") in ("running", "requeued") and not (
+        elsewhere or folder.is_locked() or not writable(folder.path)
+    ):
         with if_possible():
             mark_ended(folder, state, error)
             deliver(folder)

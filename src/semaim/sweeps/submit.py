@@ -69,7 +69,7 @@ def _check_same(sweep: Sweep, point: Point, specs: Sequence[RunSpec]) -> None:
 
 def adopt(sweep: Sweep, indices: Sequence[int]) -> bool:
     """Give points the live jobs that other sweeps beside this one have for the same runs; returns if there are any."""
-    wanted = {sweep.points[index].run_dir: sweep.points[index] for index in indices}
+    wanted = {sweep.points[index].place: sweep.points[index] for index in indices}
     for file in sorted(sweep.path.parent.glob(f"*/{FILE}")):
         if not wanted or file.parent == sweep.path:
             continue
@@ -78,17 +78,17 @@ def adopt(sweep: Sweep, indices: Sequence[int]) -> bool:
         except UserError as error:
             log.warning("%s", error)
             continue
-        shared = [index for index, point in enumerate(other.points) if point.run_dir in wanted and point.job]
+        shared = [index for index, point in enumerate(other.points) if point.job and point.place in wanted]
         if other.executor == "basic" or not shared:
             continue
         other_states = states(other)
         for index in shared:
             theirs = other.points[index]
-            if not other_states[index].over and (point := wanted.pop(theirs.run_dir, None)) is not None:
+            if not other_states[index].over and (point := wanted.pop(theirs.place, None)) is not None:
                 if other.executor != sweep.executor:
                     raise UserError(f"{point.run_dir} has a job that is not over ({theirs.job}, of {other.path}): wait "
                                     f"for it, or {program('cancel', other.path)}")  # fmt: skip
-                point.job, point.sweep, point.parent = theirs.job, theirs.sweep or str(other.path), theirs.parent
+                point.take_over(theirs, theirs.sweep or str(other.path))
         if adopted := sum(point.sweep == str(other.path) for point in sweep.points):
             log.info("%s under way as jobs of %s", plural(adopted, "run"), relative_to_cwd(other.path))
     return len(wanted) < len(indices)

@@ -12,6 +12,7 @@ runs/<sweep>/sweep.json       command, launcher, points, and the job of each
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -71,9 +72,18 @@ class Point:
         return Path(self.run_dir).name
 
     @property
+    def place(self) -> str:
+        """Its run folder without symbolic links: two points with the same one are the same run."""
+        return os.path.realpath(self.run_dir)
+
+    @property
     def folder(self) -> RunFolder:
         """Its run folder."""
         return RunFolder(Path(self.run_dir))
+
+    def take_over(self, other: Point, sweep: str | None) -> None:
+        """Have the job of another point of the same run, which a sweep submitted (None: the one of this point)."""
+        self.run_dir, self.job, self.sweep, self.parent = other.run_dir, other.job, sweep, other.parent
 
     @property
     def follow_ups(self) -> list[RunFolder]:
