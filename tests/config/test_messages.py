@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 
 import pytest
@@ -67,6 +67,15 @@ def test_a_run_ends_the_process_and_records_failures(
     assert capsys.readouterr().err == said
 
 
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """SIGINT as Python handles it: a shell that runs tests in the background has it ignored."""
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, previous)
+
+
+@pytest.mark.usefixtures("ctrl_c")
 @pytest.mark.parametrize("wrap", [reports_errors, lambda program: reports_errors(lambda: _exits(program))])
 def test_ctrl_c_that_a_library_turns_into_another_error_is_an_interruption(
     wrap: Callable[[Callable[[], None]], Callable[[], int]], capsys: pytest.CaptureFixture[str]
@@ -90,6 +99,7 @@ def _exits(program: Callable[[], None]) -> None:
         program()
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_that_an_import_loses_is_found_before_a_run_begins(capsys: pytest.CaptureFixture[str]) -> None:
     @reports_errors
     def program() -> None:

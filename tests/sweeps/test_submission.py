@@ -16,6 +16,7 @@ from semaim.config.run_spec import compose_run_spec
 from semaim.core.files import write_json
 from semaim.errors import CannotWrite
 from semaim.runs.provenance import PACKAGE
+from semaim.sweeps.submit import only_writer
 from semaim.sweeps.sweep import Sweep
 from support.commands import ENVIRONMENT, PROGRAM, SMALL, start
 from support.fake_slurm import SBATCH, FakeQueue
@@ -50,8 +51,9 @@ def sweep(tmp_path: Path, name: str) -> Sweep:
 
 
 def test_large_arrays_are_split_together_with_their_evaluations(tmp_path: Path, slurm: FakeQueue) -> None:
-    assert run_here(tmp_path, *SWEEP, "seed=0,1,2,3,4", "then=[knn]", "sweep.name=s") == 0
-    assert slurm.options("array") == ["0-1%2", "0-1%2", "0-1%2", "0-1%2", None, None]
+    words = ("seed=0,1,2,3,4", "then=[knn]", "sweep.name=s", "hydra.launcher.array_parallelism=5")
+    assert run_here(tmp_path, *SWEEP, *words) == 0
+    assert slurm.options("array") == ["0-1%1", "0-1%1", "0-1%1", "0-1%1", None, None], "a third of five at once in each"
     assert slurm.options("dependency") == [None, "aftercorr:1", None, "aftercorr:3", None, "afterok:5"]
     points = sweep(tmp_path, "s").points
     pretraining = [point.job for point in points if point.after is None]
@@ -301,3 +303,12 @@ def test_jobs_that_cannot_be_noted_are_cancelled(
     assert run_here(tmp_path, *SWEEP, "seed=0,1", "sweep.name=s") == 1
     assert slurm.asked("scancel") == ["1_0", "1_1"]
     assert [point.job for point in sweep(tmp_path, "s").points] == [None, None]
+
+
+def test_who_may_write_in_a_shared_folder_may_submit(tmp_path: Path) -> None:
+    """The lock of another user can be taken, whatever that user's umask is."""
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs").chmod(0o2770)
+    with only_writer(tmp_path / "runs" / "sweep"):
+        pass
+    assert (tmp_path / "runs" / ".submission.lock").stat().st_mode & 0o777 == 0o660

@@ -62,11 +62,14 @@ def _wait(file: IO[str], operation: int, work: str) -> None:
 def opened(path: Path) -> IO[str]:
     """A lock file, created if necessary; raises CannotWrite. The lock ends when any file object of it is closed."""
     with writing(path):
-        return open(path, "a+", encoding="utf-8", errors="replace", opener=_no_link)
+        return open(path, "a+", encoding="utf-8", errors="replace", opener=_opener)
 
 
-def _no_link(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NOFOLLOW, 0o666)  # a link in a folder from elsewhere may name any file
+def _opener(path: str, flags: int) -> int:
+    descriptor = os.open(path, flags | os.O_NOFOLLOW, 0o666)  # a link in a folder from elsewhere may name any file
+    with suppress(OSError):  # whoever may write in the folder may take the lock, whatever the umask
+        os.fchmod(descriptor, os.stat(os.path.dirname(path)).st_mode & 0o666)
+    return descriptor
 
 
 def taken(file: IO[str], operation: int = fcntl.LOCK_EX) -> bool:

@@ -145,22 +145,24 @@ def _submit_arrays(sweep: Sweep, indices: Sequence[int]) -> None:
     first = [index for index in indices if sweep.points[index].after not in indices]
     ready = [index for index in first if _dependency(sweep, sweep.points[index]) is None]
     size = max_array_size() if sweep.executor == "slurm" else len(indices)
-    for start in range(0, len(ready), size):
-        _submit_with_followers(sweep, ready[start : start + size], indices)
+    arrays = [ready[start : start + size] for start in range(0, len(ready), size)]
+    for array in arrays:
+        _submit_with_followers(sweep, array, indices, len(arrays))
     for index in indices:
         if index not in ready and sweep.points[index].after not in ready:
             _submit_array(sweep, [index], _dependency(sweep, sweep.points[index]))
 
 
-def _submit_with_followers(sweep: Sweep, ready: Sequence[int], indices: Sequence[int]) -> None:
-    """Submit points as an array, and those that follow them: the n-th depends on the n-th of the array before."""
-    _submit_array(sweep, ready, None)
+def _submit_with_followers(sweep: Sweep, ready: Sequence[int], indices: Sequence[int], arrays: int) -> None:
+    """Submit points as one of several arrays, and those after them: the n-th depends on the n-th of that array."""
+    _submit_array(sweep, ready, None, arrays)
     followers = [[index for index in indices if sweep.points[index].after == before] for before in ready]
     of_array = (sweep.points[ready[0]].job or "").split("_")[0]
     for array in zip_longest(*followers):
         present = [index for index in array if index is not None]
         if len(present) == len(ready):
-            _submit_array(sweep, present, f"aftercorr:{of_array}" if len(present) > 1 else f"afterok:{of_array}")
+            depends = f"aftercorr:{of_array}" if len(present) > 1 else f"afterok:{of_array}"
+            _submit_array(sweep, present, depends, arrays)
             continue
         for index in present:
             _submit_array(sweep, [index], _dependency(sweep, sweep.points[index]))
@@ -180,12 +182,14 @@ def _dependency(sweep: Sweep, point: Point) -> str | None:
     return None if before.folder.state() == "finished" else f"afterok:{before.job}"
 
 
-def _submit_array(sweep: Sweep, indices: Sequence[int], dependency: str | None) -> None:
+def _submit_array(sweep: Sweep, indices: Sequence[int], dependency: str | None, arrays: int = 1) -> None:
     if not indices:
         return
     from submitit.core.utils import FailedJobError
 
     executor = executor_of(sweep, dependency)
+    if arrays > 1 and (limit := sweep.launcher.get("array_parallelism")):  # they share what may run at once
+        executor.update_parameters(slurm_array_parallelism=max(1, limit // arrays))
     points = [PointJob(str(sweep.path), index, str(sweep.stored_runs(sweep.points[index]))) for index in indices]
     with clean_environment(sweep), _local_jobs_outlive_ctrl_c(sweep):
         try:
