@@ -27,7 +27,7 @@ TRUE_REASONS = {
     "requeue": r"SIGTERM|CANCELLED before it started again|DUE TO JOB REQUEUE",
     "usr2": r"SIGUSR2",
     "usr2_at_start": r"SIGUSR2",
-    "node n": r"NODE_FAIL|SIGTERM|[Kk]illed|process is gone",
+    "node n": r"NODE_FAIL|SIGTERM|[Kk]illed|process is gone|Node failure|STEP .* FAILED",
     "slurmctld": r"no longer lists|process is gone|NODE_FAIL",
     "disk": r"[Nn]o space left|disk is full|process is gone|exit code 1",  # its error cannot be written
 }

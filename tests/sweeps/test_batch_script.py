@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shlex
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,7 @@ from semaim.config.validate import check_launcher
 from semaim.errors import UserError
 from semaim.sweeps.batch_script import executor_options, parameters
 from semaim.sweeps.sweep import Point, Sweep
+from support.fake_slurm import FakeSlurm
 
 
 def sweep(path: Path = Path("/data/runs/sweep"), **launcher: Any) -> Sweep:
@@ -78,3 +82,42 @@ def test_a_job_never_uses_the_number_that_its_array_shares() -> None:
     first, *others = [*got["slurm_setup"][1:], *got["slurm_teardown"]]
     assert first == "job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}; job=${job:-$SLURM_JOB_ID}"
     assert not [line for line in others if "SLURM_JOB_ID" in line]
+
+
+@pytest.mark.parametrize(
+    ("log", "death"),
+    [
+        ("srun: error: n2: task 1: Killed", "n2: task 1: Killed"),
+        ("srun: error: n1: task 0: User defined signal 2", "n1: task 0: User defined signal 2"),
+        ("srun: error: Node failure on n2\nstep 3\nslurmstepd-n2: error: *** STEP 1.0 ON n2 FAILED ***",
+         "Node failure on n2"),
+        ("srun: error: n1: task 0: Exited with exit code 69", "n1: task 0: another process holds the run folder"),
+        ("srun: error: n1: task 0: Exited with exit code 2\nsrun: error: n2: task 1: Killed", None),
+        ("srun: error: n1: task 0: Terminated", None),
+        ("Killed by the user", None),
+    ],
+)  # fmt: skip
+def test_a_job_is_requeued_after_a_death_and_not_after_an_error(
+    tmp_path: Path, log: str, death: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The lines of an earlier attempt do not count, nor does a restart that SLURM has begun already."""
+    slurm = FakeSlurm(tmp_path / "slurm")
+    for name, text in {"sleep": "", "scontrol": "", "squeue": "RUNNING  0\n"}.items():
+        slurm.answers(name, text)
+    monkeypatch.setenv("PATH", slurm.path)
+    options = parameters(sweep(tmp_path, timeout_min=5), None)
+    folder = tmp_path / "jobs" / "12_2"
+    folder.mkdir(parents=True)
+    file = folder / "12_2_0_log.err"
+    file.write_text("srun: error: n1: task 0: Killed\n")
+    command = [*options["slurm_setup"], f"printf '%s\\n' {shlex.quote(log)} >> {shlex.quote(str(file))}; false"]
+    script = "\n".join([*command, *options["slurm_teardown"]])
+    names = {"SLURM_JOB_ID": "12", "SLURM_ARRAY_JOB_ID": "12", "SLURM_ARRAY_TASK_ID": "2"}
+    done = subprocess.run(["bash", "-c", script], env=os.environ | names, check=False)
+    assert done.returncode == 1
+    assert slurm.asked("scontrol") == (["requeue 12_2"] if death else [])
+    deaths = (folder / "deaths").read_text().split(maxsplit=2)[2] if death else None
+    assert deaths == (death and f"{death}\n")
+    slurm.answers("squeue", "RUNNING  1\n")
+    subprocess.run(["bash", "-c", script], env=os.environ | names, check=False)
+    assert slurm.asked("scontrol") == []

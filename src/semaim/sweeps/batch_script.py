@@ -116,11 +116,12 @@ def _teardown_lines(sweep: Sweep) -> list[str]:
     requeued if SLURM has done so already: then this script is on a node that SLURM has lost.
     """
     signals = "Killed|Segmentation fault|Aborted|Bus error|Illegal instruction|Floating point|Out Of Memory"
-    signals += f"|User defined signal 2|exit code {EXIT_HELD}$"
+    signals += f"|User defined signal 2|Node failure|exit code {EXIT_HELD}$"
     return [
         "code=$?",
         'patiently() { for _ in {1..12}; do "$@" && return; sleep 10; done; return 1; }  # the controller restarts',
-        "first=$(tail -c +$((logged + 1)) \"$here/${job}_0_log.err\" | grep -E 'task.*: |slurm_script: line' |"
+        'first=$(tail -c +$((logged + 1)) "$here/${job}_0_log.err" |'
+        " grep -E 'task.*: |slurm_script: line|srun: error: Node failure' |"
         " grep -v Terminated | head -n 1 | cut -c 1-200)",
         f"if grep -qE '{signals}' <<<\"$first\" &&",
         '  [ "$(patiently squeue -h -j $job -O State:9,RestartCnt:9 | xargs)" = "RUNNING ${SLURM_RESTART_COUNT:-0}" ]',
