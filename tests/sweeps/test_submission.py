@@ -180,6 +180,18 @@ def test_a_run_has_one_job_by_whatever_path_its_folder_is_named(tmp_path: Path, 
     assert len(slurm.scripts()) == 2
 
 
+@pytest.mark.usefixtures("slurm")
+def test_a_sweep_in_this_process_does_not_replace_one_with_live_jobs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("sweep.name=s", "seed=0,1", "sweep.check=false", *SMALL)
+    assert run_here(tmp_path, "-m", "hydra/launcher=slurm_cpu", "sweep.wait=false", *words) == 0
+    capsys.readouterr()
+    assert run_here(tmp_path, "-m", *words) == 2
+    assert "runs/s has jobs that are not over, nor of this command (1_0, 1_1): wait for them" in capsys.readouterr().err
+    assert [point.job for point in sweep(tmp_path, "s").points] == ["1_0", "1_1"]
+
+
 def test_two_retries_at_once_submit_each_point_once(tmp_path: Path, slurm: FakeQueue) -> None:
     assert run_here(tmp_path, *SWEEP, "seed=0,1,2", "sweep.name=s") == 0
     for job in ("1_0", "1_1", "2"):

@@ -92,7 +92,7 @@ def _launch(sweep: Sweep, runs: Sequence[Sequence[RunSpec]], is_main: bool) -> l
     try:
         # `semaim retry` takes the first lock, too; the second one is held as long as this process runs the sweep
         with nullcontext() if here else only_writer(sweep.path), sweep.folder.locked():
-            indices = to_submit(sweep, runs, None if here else _states_of_jobs(sweep))
+            indices = to_submit(sweep, runs, _states_of_jobs(sweep))
             if spec.cfg.sweep.check:
                 _preflight(sweep, indices)
             for message in () if spec.cfg.sweep.check else without_effect(spec.cfg, spec.overrides, is_sweep=True):
@@ -139,6 +139,8 @@ def _states_of_jobs(sweep: Sweep) -> list[PointState] | None:
                 f"{sweep.path} has jobs that are not over, nor of this command ({', '.join(map(str, alive))}): wait "
                 f"for them, or {program('cancel', sweep.path)}, or choose another sweep.name"
             )
+    if sweep.executor == "basic":
+        return None
     before = states(sweep)
     adopt(sweep, [index for index, point in enumerate(sweep.points) if point.job is None or before[index].over])
     return states(sweep) if any(point.job for point in sweep.points) else None
