@@ -31,6 +31,8 @@ def no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     ("variables", "found"),
     [
         pytest.param({}, Ranks(), id="no job"),
+        pytest.param({"RANK": ""}, Ranks(), id="empty variable"),
+        pytest.param(JOB | STEP, Ranks(), id="variables of no task"),
         pytest.param(JOB, Ranks(), id="shell of salloc"),
         pytest.param(BATCH, Ranks(), id="batch script"),
         pytest.param(BATCH | STEP | ONE, Ranks(), id="srun --pty bash"),

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from semaim.core import distributed, rendezvous
+from semaim.core.ranks import Ranks
 from semaim.errors import UserError
 from support.commands import ENVIRONMENT, PATIENCE, RUN, SMALL, start
 
@@ -71,3 +72,15 @@ def test_a_process_that_no_other_meets_ends(
         distributed.start("cpu", tmp_path)
     assert str(error.value) == f"{problem.format(file=tmp_path / FILE)}; {ALONE}"
     assert not (tmp_path / FILE).exists()
+
+
+def test_a_stray_rank_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError) as told:
+        rendezvous.store_of(Ranks("torchrun", 0, 2, 0, 2), tmp_path)
+    assert str(told.value) == (
+        "RANK=0 says that torchrun started this process, but: environment variable MASTER_ADDR expected, but not set; "
+        "start it by torchrun, or alone with env -u RANK semaim run ..."
+    )

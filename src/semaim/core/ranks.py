@@ -9,6 +9,9 @@ from typing import Literal
 STEP_TASKS = "SLURM_STEP_NUM_TASKS"  # srun's; without it a process in a SLURM job is alone
 
 
+OF_A_TASK = ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_GTIDS")
+
+
 @dataclass(frozen=True)
 class Ranks:
     """Place of a process among those that were started together: by whom, its index in all and on its node."""
@@ -32,7 +35,7 @@ def ranks() -> Ranks:
     was submitted from within a step has those of this step, and the number of tasks of its own.
     """
     variables = os.environ
-    if "RANK" in variables:
+    if variables.get("RANK"):
         rank, world_size = int(variables["RANK"]), int(variables.get("WORLD_SIZE", 1))
         local = int(variables.get("LOCAL_RANK", 0)), int(variables.get("LOCAL_WORLD_SIZE", world_size))
         return Ranks("torchrun", rank, world_size, *local)
@@ -42,7 +45,7 @@ def ranks() -> Ranks:
         job = JobEnvironment()
         return Ranks("submitit", job.global_rank, job.num_tasks, job.local_rank, job.num_tasks // job.num_nodes)
     tasks = variables.get(STEP_TASKS, "1")
-    if tasks == "1" or tasks != variables.get("SLURM_NTASKS"):
+    if tasks == "1" or tasks != variables.get("SLURM_NTASKS") or not {*OF_A_TASK} <= {*variables}:
         return Ranks()
     on_this_node = variables["SLURM_GTIDS"].split(",")  # ranks; nodes may have different numbers
     return Ranks("srun", int(variables["SLURM_PROCID"]), int(tasks), int(variables["SLURM_LOCALID"]), len(on_this_node))

@@ -36,7 +36,12 @@ def store_of(place: Ranks, runs_dir: Path) -> Any:
         UserError: if not all processes come, or those of srun have different command lines.
     """
     if place.launcher == "torchrun":
-        store, _, _ = next(iter(dist.rendezvous("env://", timeout=TIMEOUT)))  # type: ignore[attr-defined]
+        try:
+            store, _, _ = next(iter(dist.rendezvous("env://", timeout=TIMEOUT)))  # type: ignore[attr-defined]
+        except ValueError as error:  # a variable is missing
+            missing = str(error).rpartition(": ")[2]
+            raise UserError(f"RANK={place.rank} says that torchrun started this process, but: {missing}; start it by "
+                            f"torchrun, or alone with env -u RANK semaim run ...") from error  # fmt: skip
         return store
     file = _rendezvous_file(place, runs_dir)
     if place.rank:
