@@ -112,7 +112,8 @@ def _strange_folders(cluster: Cluster, home: Path) -> None:
     assert run.continuations() == [5]
     assert "Killed" in (run.job_folder / "deaths").read_text()
     assert not [path.name for path in home.parent.iterdir() if path.name.startswith("a b") and path != home]
-    assert {path.name for path in (home / "runs").iterdir() if not path.is_symlink()} == {"-x %j", "sweep_-x %j"}
+    folders = {path.name for path in (home / "runs").iterdir() if path.is_dir() and not path.is_symlink()}
+    assert folders == {"-x %j", "sweep_-x %j"}
     assert "semaim-" not in run.run_semaim("semaim", "ls"), "links to the folders of jobs are no runs"
     assert "finished" in run.run_semaim("semaim", "status", str(run.sweep))
 
@@ -162,5 +163,4 @@ def test_a_lost_node_whose_process_still_works_hands_the_run_over(cluster: Clust
     assert "now: this process writes no more to it and ends" in run.printed()
     assert list(losses(run.folder)) == list(range(1, 41))
     assert status(run.folder)["restarts"] == 1
-    cluster.run("/usr/sbin/slurmd", "-N", node)
-    cluster.run("scontrol", "update", f"nodename={node}", "state=resume")
+    cluster.resume(node)

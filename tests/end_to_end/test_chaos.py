@@ -17,7 +17,7 @@ SHORT = ("--minutes", "0.5", "--seed", "7", "--points", "2")
 
 @pytest.mark.skipif(slurm.missing() is not None, reason=str(slurm.missing()))
 def test_a_short_campaign_finds_nothing_wrong() -> None:
-    script = Path(__file__).with_name("chaos.py")
+    script = Path(__file__).parents[1] / "cluster" / "chaos.py"
     with subprocess.Popen(
         [sys.executable, script, *SHORT], env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as process:
