@@ -268,7 +268,7 @@ def _record_start(folder: RunFolder, spec: RunSpec, processes: Processes) -> Non
     now = provenance.describe(processes.device, processes.world_size)
     if not starts:
         write_json(folder.path / "sources.json", provenance.checksums())
-    elif changes := provenance.code_changes(starts[0], folder.path / "sources.json"):
+    elif changes := provenance.code_changes(starts[0], now, folder.path / "sources.json"):
         log.warning("the code has changed since this run began: %s", changes)
     write_json(folder.path / "environment.json", {"starts": [*starts, now | {"choices": spec.parts}]})
 

@@ -152,7 +152,7 @@ def _by_hydra(overrides: Sequence[str], folders: Sequence[str], return_hydra_con
 
 
 def _from_shared(overrides: Sequence[str], folders: Sequence[str]) -> DictConfig:
-    """The same, from the composition of the choices alone: Hydra takes ten times as long for them as for values."""
+    """The same, from the composition of the choices alone: most of Hydra's time is for them, not for values."""
     parsed = OverridesParser.create().parse_overrides(list(overrides))
     values = [each for each in parsed if not _is_choice(each, folders)]
     choices = [each.input_line or "" for each in parsed if _is_choice(each, folders)]
@@ -170,4 +170,4 @@ def _is_choice(override: Override, folders: Sequence[str]) -> bool:
     """Whether an override decides which files are composed, or how Hydra itself works."""
     group = override.key_or_group
     roots = [CONF, *map(folder_path, folders)]
-    return override.is_hydra_override() or group.startswith("hydra") or any((root / group).is_dir() for root in roots)
+    return group.startswith("hydra") or any((root / group).is_dir() for root in roots)

@@ -83,14 +83,14 @@ def checksum(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:12]
 
 
-def code_changes(before: Mapping[str, Any], file: Path) -> str | None:
+def code_changes(before: Mapping[str, Any], now: Mapping[str, Any], file: Path) -> str | None:
     """How the code of this process differs from an earlier version; None if it does not, or if that is unknown.
 
     Args:
         before: the earlier version.
-        file: JSON file with its `checksums`, if there is one.
+        now: that of this process.
+        file: JSON file with the `checksums` of the earlier version, if there is one.
     """
-    now = code_version()
     if "commit" not in before or all(before.get(key, now[key]) == now[key] for key in ("commit", "dirty", "sources")):
         return None
     old, new = read_json(file, dict[str, str]), checksums()

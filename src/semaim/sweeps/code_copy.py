@@ -1,8 +1,8 @@
-"""The code of a submission: a copy that its jobs import (`sweep.snapshot`), or checksums that tell what has changed.
+"""The code of a submission: a copy that its jobs import (`sweep.snapshot`), and checksums that tell what has changed.
 
 <sweep>/code/<checksum>/         a copy: this package, the modules of the configuration's own `_target_`s, and those
                                  which these import
-             <checksum>.json     checksums of this package's files, where there is no copy
+             <checksum>.json     checksums of this package's files
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ IGNORED = shutil.ignore_patterns("__pycache__", ".*")
 
 
 def fix_code(sweep: Path, configs: Sequence[Mapping[str, Any]], copy: bool) -> tuple[dict[str, Any], str | None]:
-    """Copy the code, or store its checksums.
+    """Store the checksums of the code, and a copy of it.
 
     Args:
         sweep: folder of the sweep.
@@ -44,11 +44,11 @@ def fix_code(sweep: Path, configs: Sequence[Mapping[str, Any]], copy: bool) -> t
         CannotWrite: if the copy cannot be written.
     """
     version = code_version()
+    file = checksums_file(sweep, version)
+    with writing(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+    write_json(file, checksums())
     if not copy:
-        file = checksums_file(sweep, version)
-        with writing(file):
-            file.parent.mkdir(parents=True, exist_ok=True)
-        write_json(file, checksums())
         return dict(version), None
     files = [(PACKAGE.parent, path) for path in (PACKAGE.parent / PLUGIN, *_files(PACKAGE))]
     files += [(path.parent, each) for path in _own_modules(configs) for each in _files(path)]

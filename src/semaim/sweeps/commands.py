@@ -22,7 +22,7 @@ from semaim.core import slurm_job
 from semaim.core.formatting import plural, printable
 from semaim.errors import DamagedFile, NotReadable, UserError
 from semaim.runs.folder import RunFolder
-from semaim.runs.provenance import code_changes
+from semaim.runs.provenance import code_changes, code_version
 from semaim.sweeps.code_copy import checksums_file
 from semaim.sweeps.mlflow_parent import update_parent
 from semaim.sweeps.states import PointState, states
@@ -199,7 +199,7 @@ def retry(path: Path, words: Sequence[str]) -> str:
         if adopt(sweep, retried):
             sweep.save()
             retried = _to_retry(sweep, retried)
-        changes = code_changes(sweep.code, checksums_file(sweep.path, sweep.code))
+        changes = code_changes(sweep.code, code_version(), checksums_file(sweep.path, sweep.code))
         if retried and changes:
             log.warning("the jobs run the code as it is now, which has changed since the last submission: %s", changes)
         submit(sweep, retried)

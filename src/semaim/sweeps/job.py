@@ -28,7 +28,7 @@ from semaim.core.signals import StopRequest
 from semaim.core.slurm_job import this_job
 from semaim.errors import Interrupted
 from semaim.runs.folder import RunFolder
-from semaim.runs.provenance import code_changes
+from semaim.runs.provenance import code_changes, code_version
 from semaim.sweeps.code_copy import checksums_file
 from semaim.sweeps.sweep import Sweep, failure_file, read_submitted
 from semaim.tracking.delivery import deliver
@@ -99,7 +99,7 @@ class PointJob:
             sweep = Sweep.load(Path(self.sweep))
             return sweep.runs(sweep.points[self.number]), None
         code = submitted["code"]
-        changes = code_changes(code, checksums_file(Path(self.sweep), code))
+        changes = code_changes(code, code_version(), checksums_file(Path(self.sweep), code))
         warning = changes and f"the code has changed since this was submitted: {changes}"
         return [RunSpec.of(each) for each in submitted["runs"]], warning
 
