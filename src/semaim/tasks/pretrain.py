@@ -150,7 +150,8 @@ class Pretraining(Task, TrainingTask):
         state = loop.fit(self, self.trainer, run)
         evaluations = loop.evaluations(run)
         result = {"loss": state.loss}
-        for when, step in (("before", "0"), ("after", str(state.step))):
+        first = min(evaluations, key=int, default="0")  # 0, unless the run extends another one
+        for when, step in (("before", first), ("after", str(state.step))):
             online = {name: value for name, value in evaluations.get(step, {}).items() if name.startswith("online/")}
             result |= {f"{name}_{when}": value for name, value in online.items()}
         return result
@@ -204,7 +205,8 @@ class Pretraining(Task, TrainingTask):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Inverse of `state_dict`; raises UserError for another teacher."""
         for name, stored in state["evaluators"].items():
-            self.evaluators[name].load_state_dict(stored)
+            if name in self.evaluators:  # a run that extends another one may have others
+                self.evaluators[name].load_state_dict(stored)
         if self.teacher is not None:
             self.teacher.check_same(state["teacher"])
 

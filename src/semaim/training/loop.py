@@ -17,10 +17,13 @@ from semaim.checkpoints import store
 from semaim.core.distributed import Processes
 from semaim.core.files import write_json
 from semaim.core.finite import listed, non_finite
+from semaim.core.formatting import duration, plural, relative_to_cwd
 from semaim.data.loading import StepPlan, TrainingData, TrainingImages, UnreadableImages, training_batches
 from semaim.errors import Interrupted, NonFiniteError, UserError
 from semaim.runs.context import Run
+from semaim.runs.folder import RunFolder
 from semaim.training.ddp import compile_blocks, wrap
+from semaim.training.optimizers import last_lr
 from semaim.training.progress import ProgressReporter
 from semaim.training.settings import TrainerSettings
 from semaim.training.state import TrainingState
@@ -94,28 +97,63 @@ def prepare(task: TrainingTask, trainer: TrainerSettings, run: Run) -> TrainingS
         compile_blocks(task.model)
     scaler = torch.amp.GradScaler(device.type, enabled=trainer.dtype(device) == torch.float16)
     state = TrainingState(task.model, wrap(task.model, run.processes), ema, task.optimizer.build(task.model), scaler)
-    saved = store.newest(run.folder.checkpoints)
+    saved, folder = restored(run)
     if saved is not None:
-        store.check_parts(saved, f"the newest checkpoint in {run.folder.checkpoints}")
+        store.check_parts(saved, f"the newest checkpoint in {folder.checkpoints}")
         if bad := non_finite(saved):
             raise NonFiniteError(
-                f"the newest checkpoint in {run.folder.checkpoints} (step {saved['step']}) holds values that are not "
+                f"the newest checkpoint in {folder.checkpoints} (step {saved['step']}) holds values that are not "
                 f"finite ({listed(bad)}): move it away, and the run continues from the one before"
             )
-        check_same_images(task.training, saved["data_position"], run)
+        check_same_images(task.training, saved["data_position"], folder)
         state.load_state_dict(saved, run.processes)
         task.load_state_dict(saved["task"])
-        log.info("continuing after step %d", state.step)
+        report_restored(task, trainer, state, run, folder)
     return state
 
 
-def check_same_images(training: TrainingData, position: dict[str, Any], run: Run) -> None:
+def restored(run: Run) -> tuple[store.Checkpoint | None, RunFolder]:
+    """The state to go on from, and the run that saved it: this one, or the one that it extends."""
+    saved = store.newest(run.folder.checkpoints)
+    if saved is not None or run.extends is None:
+        return saved, run.folder
+    return store.newest(run.extends.checkpoints), run.extends
+
+
+def report_restored(
+    task: TrainingTask, trainer: TrainerSettings, state: TrainingState, run: Run, folder: RunFolder
+) -> None:
+    """Log where training goes on, what is left, and what was spent before; for an extended run, also the schedule."""
+    per_epoch = step_plan(task, trainer, run.seed, run.processes).steps_per_epoch
+    total, last = trainer.epochs * per_epoch, trainer.last_step(per_epoch)
+    left, spent = last - state.step, state.device_seconds
+    seconds = spent / state.step * left / run.processes.world_size if state.step else 0.0
+    log.info(
+        f"continuing after step {state.step} of {last}: {plural(left, 'step')} left"
+        + (f", about {duration(seconds)}" if left else "")
+        + f"; {spent / 3600:.3g} device hours were spent before"
+    )
+    if folder is run.folder:
+        return
+    lr = task.optimizer.lr(state.step, trainer.batch_size, round(trainer.warmup_epochs * per_epoch), total)
+    before = last_lr(state.optimizer)
+    log.info(
+        f"the weights, the optimizer and the random states are those of {relative_to_cwd(folder.path)}, which stays as "
+        f"it is; its device hours count here, too"
+    )
+    log.info(
+        f"the learning rate goes from {before:.3g} to {lr:.3g}: the schedule is that of "
+        f"{plural(trainer.epochs, 'epoch')} from here on, so an uninterrupted run of this length differs"
+    )
+
+
+def check_same_images(training: TrainingData, position: dict[str, Any], folder: RunFolder) -> None:
     """Raise UserError if the images are not those of the checkpoint that a run continues, unless this is accepted.
 
     Args:
         training: the images.
         position: `data_position` of the checkpoint; before 0.2.0 it had no fingerprints.
-        run: the run.
+        folder: the run.
     """
     before, now = position["data_set"], len(training.images)
     if before != now:
@@ -128,7 +166,7 @@ def check_same_images(training: TrainingData, position: dict[str, Any], run: Run
         change = f"was {use} of other names or classes than these data (data.root)"
     if not training.accept_changes:
         raise UserError(
-            f"the run in {run.folder.path} {change}: restore the data, give the run on these another name with "
+            f"the run in {folder.path} {change}: restore the data, give the run on these another name with "
             f"run_name=..., or continue on these with data.accept_changes=true"
         )
     log.warning("data.accept_changes=true: this run %s", change)
@@ -141,8 +179,9 @@ def evaluate(task: TrainingTask, state: TrainingState, run: Run, per_epoch: int,
     previous = evaluations(run)
     if str(state.step) in previous:
         return
+    first = run.extends is not None and not previous  # of a run that does not begin at step 0
     run.processes.share(buffers(task, state))
-    found = task.evaluate(state, state.step // per_epoch, state.step == last, run)
+    found = task.evaluate(state, state.step // per_epoch, first or state.step == last, run)
     task.model.train()
     metrics = {name: value for name, value in found.items() if math.isfinite(value)}
     if undefined := sorted(found.keys() - metrics.keys()):
