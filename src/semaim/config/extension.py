@@ -41,11 +41,9 @@ def extended(overrides: Sequence[str], folders: Sequence[str]) -> tuple[list[str
     inherited = [each for each in options if not any(is_part(option_name(each), name) for name in NOT_INHERITED)]
     own = [each for each in overrides if each not in changes and option_name(each) != "extend"]
     if not {"run_name", "run_dir"} & values.keys():
-        own.append(f"run_name={shown(folder_name('_'.join([folder.resolve().name, 'extended', *_name(changes)])))}")
+        new = other_overrides((), [each for each in changes if each not in options])
+        name = "_".join([folder.resolve().name, "extended", *(each.replace("=", "-", 1) for each in new)])
+        own.append(f"run_name={shown(folder_name(name))}")
     theirs = [f"file://{word}" for flag, word in pairwise(flags) if flag == "--config-dir"]
     words = [*with_changes(inherited, changes), *own, f"extend={shown(str(Path(str(value))))}"]
     return words, [*(each for each in theirs if each not in folders), *folders]
-
-
-def _name(changes: Sequence[str]) -> list[str]:
-    return [change.replace("=", "-", 1) for change in other_overrides((), changes)]

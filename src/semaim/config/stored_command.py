@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -61,12 +62,16 @@ def stored_command(folder: Path, given: str) -> list[str]:
         given: what named it, for messages.
 
     Raises:
-        UserError: if the folder does not hold it.
+        UserError: if the folder does not hold it, or is of another user.
     """
+    journal = folder / "metrics.jsonl"
     try:
-        lines = no_pipe(folder / "metrics.jsonl").read_bytes().splitlines()  # the journal
+        lines, owner = no_pipe(journal).read_bytes().splitlines(), journal.stat().st_uid
     except OSError as error:
         raise UserError(f"{given} is not the folder of a run: it has no readable metrics.jsonl") from error
+    if owner != os.getuid():
+        raise UserError(f"{given} is of another user, whose options could run any code as yours: if you trust them, "
+                        f"copy the folder first (cp -r)")  # fmt: skip
     for line in reversed(lines):
         if b'"tags"' in line and b'"command"' in line:
             try:

@@ -14,11 +14,11 @@ from typing import Any
 
 from torch import Tensor
 
-from semaim.checkpoints.two_stream import load_model, load_weights
+from semaim.checkpoints.two_stream import read_checkpoint, start_from
 from semaim.config.follow_ups import value_text
 from semaim.config.run_spec import RunSpec
 from semaim.core.distributed import Processes
-from semaim.core.formatting import count, duration
+from semaim.core.formatting import count, duration, program
 from semaim.core.seeding import StepNoise
 from semaim.data.image_data import ImageData
 from semaim.data.loading import Batch
@@ -56,7 +56,7 @@ class Pretraining(Task, TrainingTask):
         data: images.
         trainer: settings of the loop.
         evaluators: what looks at the model while it learns, by name; null for none of that name.
-        checkpoint: initial weights (any input of `load_model`); null for random initialisation.
+        checkpoint: a run or file whose weights to start from (any input of `load_model`); null for random ones.
 
     Attributes:
         learners: the evaluators that learn along with the model.
@@ -87,7 +87,7 @@ class Pretraining(Task, TrainingTask):
         self.learners = [each for each in self.evaluators.values() if each.learns]
         self._learned: list[tuple[dict[str, Tensor], Tensor]] = []  # features and labels for them, of this step
         if checkpoint is not None:
-            load_weights(self.model, load_model(checkpoint).state_dict(), Path(checkpoint))
+            start_from(self.model, read_checkpoint(Path(checkpoint)), Path(checkpoint))
         if self.model.image_size != data.image_size:
             raise UserError(
                 f"the model is for images of {self.model.image_size[0]}x{self.model.image_size[1]}, the data are of "
@@ -160,11 +160,14 @@ class Pretraining(Task, TrainingTask):
         """Commands that the user may run next."""
         overrides = spec.overrides
         data = [o for o in overrides if o.split("=")[0].split(".")[0] == "data"]
-        excluded = ("model", "sweep", "run_name", "run_dir", "checkpoint", "trainer.max_steps")
+        excluded = ("model", "sweep", "run_name", "run_dir", "checkpoint", "extend", "trainer.max_steps")
         kept = [o for o in overrides if not o.startswith(tuple(f"{name}{end}" for name in excluded for end in "=."))]
         larger = {}
         if (model := NEXT_LARGER.get(spec.choices["model"])) is not None:
             larger["larger model"] = spec.command_with(f"model={model}", *kept)
+        if self.trainer.max_steps is None:
+            longer = [f"extend={value_text(str(folder))}", f"trainer.epochs={2 * self.trainer.epochs}"]
+            larger = {"train longer": program("run", *longer)} | larger
         if self.data.splits.val is None:
             return larger
         evaluate = spec.command_with("task=knn", f"checkpoint={value_text(str(folder))}", *data)
