@@ -18,7 +18,7 @@ from semaim.checkpoints.two_stream import read_checkpoint, start_from
 from semaim.config.follow_ups import value_text
 from semaim.config.run_spec import RunSpec
 from semaim.core.distributed import Processes
-from semaim.core.formatting import count, duration, program
+from semaim.core.formatting import count, duration, plural, program
 from semaim.core.seeding import StepNoise
 from semaim.data.image_data import ImageData
 from semaim.data.loading import Batch
@@ -36,6 +36,7 @@ from semaim.tasks.task import RunCost, Task, training_cost
 from semaim.teachers import Teacher
 from semaim.training import loop
 from semaim.training.optimizers import Optimization, scaled_lr
+from semaim.training.progress import steps_done
 from semaim.training.settings import TrainerSettings
 from semaim.training.state import TrainingState
 from semaim.training.step import TrainingTask
@@ -237,16 +238,20 @@ class Pretraining(Task, TrainingTask):
                 f"teacher: {self.teacher.identity['model']} ({self.teacher.identity['source']}), "
                 f"{count(self.teacher.parameters)} parameters, {count(self._teacher_flops, 'FLOP')} of these"
             )
+        parts = f" ({trainer.accumulate} x {plan.micro_batch_size}"
+        parts += f" on each of {plural(plan.world_size, 'process', 'es')})" if plan.world_size > 1 else ")"
         log.info(
-            f"data: {plan.dataset_size} training images, {steps} steps of {trainer.batch_size} images "
-            f"({trainer.accumulate} x {plan.micro_batch_size} on each of {plan.world_size} process(es)), "
+            f"data: {plural(plan.dataset_size, 'training image')}, {plural(steps, 'step')} of "
+            f"{plural(trainer.batch_size, 'image')}{parts if trainer.batch_size > plan.micro_batch_size else ''}, "
             f"{device}, {str(dtype).removeprefix('torch.')}"
         )
         peak = scaled_lr(self.optimizer.base_lr, trainer.batch_size)
         log.info(f"learning rate: {peak:.3g} at its peak (optimizer.base_lr={self.optimizer.base_lr:g} per 256 images)")
         speed = matrix_product_speed(device, dtype)
-        total = spent.training_step * steps * trainer.batch_size
+        left = max(0, steps - steps_done(run))
+        total = spent.training_step * left * trainer.batch_size
+        shortest = duration(total / speed / plan.world_size)
         log.info(
-            f"{count(total, 'FLOP')} in all, at least {duration(total / speed / plan.world_size)} at the "
+            f"{count(total, 'FLOP')} {'in all' if left == steps else 'left'}, at least {shortest} at the "
             f"{count(speed, 'FLOP/s')} that this device reaches in matrix products"
         )

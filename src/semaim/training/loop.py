@@ -17,14 +17,13 @@ from semaim.checkpoints import store
 from semaim.core.distributed import Processes
 from semaim.core.files import write_json
 from semaim.core.finite import listed, non_finite
-from semaim.core.formatting import duration, plural, relative_to_cwd
+from semaim.core.formatting import plural
 from semaim.data.loading import StepPlan, TrainingData, TrainingImages, UnreadableImages, training_batches
 from semaim.errors import Interrupted, NonFiniteError, UserError
 from semaim.runs.context import Run
 from semaim.runs.folder import RunFolder
 from semaim.training.ddp import compile_blocks, wrap
-from semaim.training.optimizers import last_lr
-from semaim.training.progress import ProgressReporter
+from semaim.training.progress import ProgressReporter, report_restored, report_unused
 from semaim.training.settings import TrainerSettings
 from semaim.training.state import TrainingState
 from semaim.training.step import TrainingTask, last_good, train_step
@@ -44,9 +43,10 @@ def fit(task: TrainingTask, trainer: TrainerSettings, run: Run) -> TrainingState
     plan = step_plan(task, trainer, run.seed, processes)
     per_epoch, total = plan.steps_per_epoch, trainer.epochs * plan.steps_per_epoch
     last = trainer.last_step(per_epoch)
+    report_unused(plan)
     state = prepare(task, trainer, run)
     run.stop.at_once = lambda: lost_at_once(run, state.step)
-    unreadable = UnreadableImages(task.training.max_unreadable)
+    unreadable = UnreadableImages(task.training.max_unreadable, task.training.unreadable)
     images = TrainingImages(task.training.images, task.training.transform, run.seed)
     batches = training_batches(images, plan, range(state.step, last), task.training.loading, processes, run.stop)
     evaluate(task, state, run, per_epoch, last)
@@ -108,7 +108,7 @@ def prepare(task: TrainingTask, trainer: TrainerSettings, run: Run) -> TrainingS
         check_same_images(task.training, saved["data_position"], folder)
         state.load_state_dict(saved, run.processes)
         task.load_state_dict(saved["task"])
-        report_restored(task, trainer, state, run, folder)
+        report_restored(trainer, task.optimizer, step_plan(task, trainer, run.seed, run.processes), state, run, folder)
     return state
 
 
@@ -118,33 +118,6 @@ def restored(run: Run) -> tuple[store.Checkpoint | None, RunFolder]:
     if saved is not None or run.extends is None:
         return saved, run.folder
     return store.newest(run.extends.checkpoints), run.extends
-
-
-def report_restored(
-    task: TrainingTask, trainer: TrainerSettings, state: TrainingState, run: Run, folder: RunFolder
-) -> None:
-    """Log where training goes on, what is left, and what was spent before; for an extended run, also the schedule."""
-    per_epoch = step_plan(task, trainer, run.seed, run.processes).steps_per_epoch
-    total, last = trainer.epochs * per_epoch, trainer.last_step(per_epoch)
-    left, spent = last - state.step, state.device_seconds
-    seconds = spent / state.step * left / run.processes.world_size if state.step else 0.0
-    log.info(
-        f"continuing after step {state.step} of {last}: {plural(left, 'step')} left"
-        + (f", about {duration(seconds)}" if left else "")
-        + f"; {spent / 3600:.3g} device hours were spent before"
-    )
-    if folder is run.folder:
-        return
-    lr = task.optimizer.lr(state.step, trainer.batch_size, round(trainer.warmup_epochs * per_epoch), total)
-    before = last_lr(state.optimizer)
-    log.info(
-        f"the weights, the optimizer and the random states are those of {relative_to_cwd(folder.path)}, which stays as "
-        f"it is; its device hours count here, too"
-    )
-    log.info(
-        f"the learning rate goes from {before:.3g} to {lr:.3g}: the schedule is that of "
-        f"{plural(trainer.epochs, 'epoch')} from here on, so an uninterrupted run of this length differs"
-    )
 
 
 def check_same_images(training: TrainingData, position: dict[str, Any], folder: RunFolder) -> None:
@@ -157,12 +130,12 @@ def check_same_images(training: TrainingData, position: dict[str, Any], folder: 
     """
     before, now = position["data_set"], len(training.images)
     if before != now:
-        change = f"was trained on {before} images, these data (data.root) have {now}"
+        change = f"was trained on {plural(before, 'image')}, these data (data.root) have {now}"
     else:
         differ = [name for name, print_ in training.fingerprints.items() if position.get(name, print_) != print_]
         if not differ:
             return
-        use = f"trained on {before} images" if "fingerprint" in differ else "measured on held-out images"
+        use = f"trained on {plural(before, 'image')}" if "fingerprint" in differ else "measured on held-out images"
         change = f"was {use} of other names or classes than these data (data.root)"
     if not training.accept_changes:
         raise UserError(
