@@ -34,6 +34,7 @@ from semaim.runs.run_log import logged_to
 from semaim.runs.status import MLFLOW_STATUS, StoredState
 from semaim.tasks.task import Task
 from semaim.tracking import run_page
+from semaim.training.extension import check_extension
 
 log = logging.getLogger("semaim")
 WAIT_FOR_LOCK_SECONDS = 480.0  # of a restarted job; the other processes wait for it, at most ten minutes
@@ -66,9 +67,10 @@ def execute(spec: RunSpec, processes: Processes, stop: StopRequest) -> float:
     The weights of a network are, in this order of precedence, those of
 
     1. the newest intact checkpoint of the run folder (`task.run`: `training.loop.prepare`),
-    2. `checkpoint=` (the constructor of the task),
-    3. another option that names weights, such as a teacher's (`task.load`),
-    4. the seed (random; the constructor of the task).
+    2. the newest intact checkpoint of the finished run that `extend=` names (the same),
+    3. `checkpoint=` (the constructor of the task),
+    4. another option that names weights, such as a teacher's (`task.load`),
+    5. the seed (random; the constructor of the task).
     """
     config = spec.config
     folder = RunFolder(Path(config["run_dir"]))
@@ -78,6 +80,7 @@ def execute(spec: RunSpec, processes: Processes, stop: StopRequest) -> float:
         _log_result(result)
         return result[folder.status()["metric"]]
     check_apart(folder, config)
+    check_extension(folder, config)
     seed_all(derive_seed(config["seed"], "weights"))
     tracking = instantiate(spec.cfg.tracking, _convert_="all")  # first: it refuses passwords in addresses
     task: Task = instantiate(spec.cfg.task, _convert_="all")  # plain lists: checkpoints must not hold OmegaConf's
@@ -183,6 +186,7 @@ def _open_run(
         journal=None,
         choices=spec.choices,
         overrides=spec.overrides,
+        extends=None if spec.config.get("extend") is None else RunFolder(Path(spec.config["extend"])),
     )
     if not processes.is_main:
         yield run

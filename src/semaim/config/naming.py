@@ -61,7 +61,11 @@ def run_name(choices: Mapping[str, str], named_after: Sequence[str], overrides: 
     parts = [choices[group] for group in named_after]
     rest = other_overrides(named_after, overrides)
     # Hydra does not accept an unquoted "=" in a value such as checkpoint=runs/<name>.
-    exact = "_".join([*parts, *(override.replace("=", "-", 1) for override in rest)])
+    return folder_name("_".join([*parts, *(override.replace("=", "-", 1) for override in rest)]))
+
+
+def folder_name(exact: str) -> str:
+    """A name for a folder, readable and not too long; with a checksum if it is not exactly the given one."""
     readable = re.sub(r"[^A-Za-z0-9_.+-]+", "-", exact).strip("-")
     if readable == exact and len(exact) <= 120:
         return exact

@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from typing_extensions import TypedDict  # pydantic requires it before Python 3.12
 
 from semaim.config.compose import composition, folder_path, given_folders, once
+from semaim.config.extension import extended
 from semaim.config.naming import flatten, may_differ, run_name
 from semaim.config.validate import check_overrides, with_home_folders
 from semaim.core.formatting import program
@@ -126,6 +127,7 @@ def compose_run_spec(overrides: Sequence[str], folders: Sequence[str] = ()) -> R
 
 
 def _compose(overrides: Sequence[str], folders: Sequence[str]) -> RunSpec:
+    overrides, folders = extended(overrides, folders)
     cfg = composition(overrides, folders, return_hydra_config=True)
     hydra_config = HydraConfig.instance()
     before = hydra_config.cfg
@@ -150,6 +152,8 @@ def run_spec_of_this_process(cfg: DictConfig) -> RunSpec:
     hydra_config = HydraConfig.get()
     overrides = list(hydra_config.overrides.task)
     folders = given_folders(hydra_config)
+    if cfg.extend is not None:
+        return compose_run_spec(overrides, folders)
     choices = {group: choice for group, choice in hydra_config.runtime.choices.items() if group in cfg}
     check_overrides(overrides, cfg, choices, folders)
     with_home_folders(cfg)

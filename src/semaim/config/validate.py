@@ -109,6 +109,11 @@ def check_overrides(
     for key in map(str, {*config} - {*TOP, *chosen, *referred, "named_after"}):
         raise UserError(f"there is no option {key}. {suggestion(key, overrides)}")
     check_values(config, expected, overrides)
+    if config.extend is not None and (chosen["task"] != "pretrain" or config.checkpoint is not None):
+        raise UserError(
+            f"extend={shown(config.extend)} continues the training of a pretraining (task=pretrain), with its whole "
+            f"state; checkpoint=<run folder> takes its weights alone, for another training or an evaluation"
+        )
     if "uri" in config.tracking:
         absolute_address("tracking.uri", config.tracking.uri)
         check_experiment("tracking.experiment", config.tracking.experiment)

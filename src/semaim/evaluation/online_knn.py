@@ -8,6 +8,7 @@ from typing import ClassVar
 
 import torch
 
+from semaim.core.formatting import plural
 from semaim.core.seeding import derive_seed
 from semaim.data.image_data import ImageData
 from semaim.data.image_sets import ImageSet
@@ -18,6 +19,7 @@ from semaim.models.aim import AIM
 from semaim.runs.context import Run
 
 log = logging.getLogger(__name__)
+FEATURE = {"cls": "class token", "mean": "mean of the patch tokens"}
 
 
 class OnlineKNN(Evaluator):
@@ -61,12 +63,15 @@ class OnlineKNN(Evaluator):
         if learner.data.splits.val is None:
             return {}
         labelled, held_out = learner.data.labelled_and_held_out()
-        bank = self._features(learner, labelled, self.max_bank, run, "k-NN bank")
-        queries = self._features(learner, held_out, self.max_queries, run, "k-NN queries")
+        bank = self._features(learner, labelled, self.max_bank, run, "k-NN, training images")
+        queries = self._features(learner, held_out, self.max_queries, run, "k-NN, held-out images")
         predictions = classify(bank, queries, self.ks, learner.data.splits.classes, run.processes)
         accuracies = {name: prediction.accuracy for name, prediction in predictions.items()}
         best = max(accuracies, key=lambda name: accuracies[name])
-        log.info("online k-NN after step %d: %.1f %% (%s)", learner.step, accuracies[best], best)
+        _, k, kind = best.split("_", 2)
+        others = f", the best of {len(accuracies)}" if len(accuracies) > 1 else ""
+        log.info("after step %d: %.1f %% of %s classified by k-NN (k=%s, %s%s)", learner.step, accuracies[best],
+                 plural(len(queries.labels_M), "held-out image"), k, FEATURE[kind], others)  # fmt: skip
         return {f"online/{name}": value for name, value in accuracies.items()}
 
     def _features(self, learner: Learner, images: ImageSet, limit: int | None, run: Run, title: str) -> Features:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from semaim.checkpoints.stored_encoder import StoredEncoder
+from semaim.core.formatting import plural
 from semaim.export.formats import Content, Model
 from semaim.runs.folder import RunFolder
 from semaim.runs.provenance import Start
@@ -21,7 +22,7 @@ def card(model: Model, stored: StoredEncoder, run: Path | None, content: Content
     """The model card in Markdown, with the header for model hubs."""
     h, w = model.image_size
     vit, covered = model.vit, model.covered
-    kind = f"classifier of {model.num_classes} classes" if model.num_classes else "encoder"
+    kind = f"classifier of {plural(model.num_classes, 'class', 'es')}" if model.num_classes else "encoder"
     parameters = sum(p.numel() for p in vit.parameters())
     patch = vit.patch_embed.patch_size[0]
     mean, std = (", ".join(f"{value:.6g}" for value in values) for values in model.normalisation)

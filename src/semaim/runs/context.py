@@ -25,6 +25,7 @@ class Run:
         journal: the journal; None except on the first process.
         choices: the configuration's choice in each group.
         overrides: command-line overrides.
+        extends: the finished run whose training this one continues, if it does.
     """
 
     folder: RunFolder
@@ -35,6 +36,7 @@ class Run:
     journal: Journal | None
     choices: dict[str, str] = field(default_factory=dict)
     overrides: Sequence[str] = ()
+    extends: RunFolder | None = None
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Write metrics of a step to the journal (first process only)."""

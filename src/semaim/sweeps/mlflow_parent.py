@@ -12,7 +12,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from semaim.core.files import if_possible, writable, write_json, write_text
-from semaim.core.formatting import program
+from semaim.core.formatting import plural, program
 from semaim.core.locks import one_at_a_time
 from semaim.core.tables import markdown_table
 from semaim.runs.journal import Journal
@@ -126,7 +126,9 @@ def _results(point_states: Sequence[PointState]) -> list[str]:
 def description(sweep: Sweep, point_states: Sequence[PointState] | None) -> str:
     """The sweep in Markdown: swept options, command, folder and, at the end, results."""
     axes = "; ".join(f"{key} = {', '.join(f'`{value}`' for value in values)}" for key, values in swept(sweep).items())
-    head = f"**Sweep** of {len(sweep.points)} runs" + (f" over {axes}" if axes else ", which are shown under it")
+    head = f"**Sweep** of {plural(len(sweep.points), 'run')}" + (
+        f" over {axes}" if axes else ", which are shown under it"
+    )
     sections = [
         command_block(sweep.command, sweep.cwd),
         f"* sweep folder: `{sweep.path}`\n* its state: `{program('status', sweep.path)}`",
