@@ -34,6 +34,8 @@ from semaim.runs.run_log import logged_to
 from semaim.runs.status import MLFLOW_STATUS, StoredState
 from semaim.tasks.task import Task
 from semaim.tracking import run_page
+from semaim.tracking.datasets import use
+from semaim.tracking.run_names import name_of
 from semaim.training.extension import check_extension
 
 log = logging.getLogger("semaim")
@@ -91,12 +93,16 @@ def execute(spec: RunSpec, processes: Processes, stop: StopRequest) -> float:
     with _open_run(folder, spec, tracking, processes, stop) as run:
         started = time.monotonic()
         _tag_run(run, spec, task.highlights, None)
+        _record_datasets(run, spec, task)
         result = task.run(run)
         stop.at_once = None
         if bad := [f"{name} is {value}" for name, value in result.items() if not math.isfinite(value)]:
             raise NonFiniteError(f"no result, since {', '.join(bad)}: look at the journal for the step that went wrong")
         if processes.is_main:
             folder.set_status("finished", metric=task.metric, result=result, asked=_result_inputs(config))
+            if run.journal is not None and (sizes := task.product()):
+                step = max(0, run.journal.next_step("train/loss") - 1)
+                run.journal.model(step, spec.parts | {"seed": str(config["seed"])} | sizes)
         _tag_run(run, spec, task.highlights, result)
     if processes.is_main:
         log.info("finished in %s", duration(time.monotonic() - started))
@@ -274,7 +280,9 @@ def _record_start(folder: RunFolder, spec: RunSpec, processes: Processes) -> Non
         write_json(folder.path / "sources.json", provenance.checksums())
     elif changes := provenance.code_changes(starts[0], now, folder.path / "sources.json"):
         log.warning("the code has changed since this run began: %s", changes)
-    write_json(folder.path / "environment.json", {"starts": [*starts, now | {"choices": spec.parts}]})
+    write_json(
+        folder.path / "environment.json", {"starts": [*starts, now | {"choices": spec.parts, "title": name_of(spec)}]}
+    )
 
 
 def _tag_run(run: Run, spec: RunSpec, highlights: Mapping[str, str], result: dict[str, float] | None) -> None:
@@ -283,6 +291,13 @@ def _tag_run(run: Run, spec: RunSpec, highlights: Mapping[str, str], result: dic
         start = run.folder.last_start()
         run.tag(run_page.tags(spec, start))
         run.tag({run_page.NOTE: run_page.description(spec, start, highlights, result)})
+
+
+def _record_datasets(run: Run, spec: RunSpec, task: Task) -> None:
+    """Write the images that a run uses to its journal."""
+    if run.journal is not None:
+        for context, (images, classes) in task.image_sets().items():
+            run.journal.dataset(use(images, classes, context, spec.choices["data"], spec.config["data"]))
 
 
 def _log_result(result: dict[str, float]) -> None:

@@ -189,6 +189,11 @@ class EncoderSource:
             path = Path(self.checkpoint).expanduser()
         return StoredEncoder(path, self._read(path), self.ema, self.num_heads, self.architecture)
 
+    @property
+    def path(self) -> Path | None:
+        """The file or folder; None for `random` and `timm:`."""
+        return None if self._stored is None else self._stored.path
+
     def _read(self, path: Path) -> dict[str, Any]:
         return read_checkpoint(path)
 

@@ -24,7 +24,8 @@ from semaim.core.formatting import count, printable, program
 from semaim.errors import UserError
 from semaim.export.formats import FORMATS, Content, Model
 from semaim.export.mlflow_model import log_model, tracked_run
-from semaim.export.model_card import card, run_folder_of
+from semaim.export.model_card import card
+from semaim.runs.folder import run_folder_of
 
 WEIGHTS, CARD = "model.safetensors", "README.md"
 INDENT = "    "

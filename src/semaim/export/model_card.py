@@ -12,12 +12,6 @@ from semaim.runs.folder import RunFolder
 from semaim.runs.provenance import Start
 
 
-def run_folder_of(path: Path) -> Path | None:
-    """The run folder that contains a checkpoint or is the checkpoint."""
-    candidates = (path, path.parent, path.parent.parent)
-    return next((candidate for candidate in candidates if (candidate / "environment.json").is_file()), None)
-
-
 def card(model: Model, stored: StoredEncoder, run: Path | None, content: Content, folder: Path) -> str:
     """The model card in Markdown, with the header for model hubs."""
     h, w = model.image_size

@@ -9,7 +9,7 @@ from typing import Any
 from semaim.core.distributed import Processes
 from semaim.core.signals import StopRequest
 from semaim.runs.folder import RunFolder
-from semaim.runs.journal import Journal
+from semaim.runs.journal import Evaluated, Journal
 
 
 @dataclass
@@ -38,10 +38,10 @@ class Run:
     overrides: Sequence[str] = ()
     extends: RunFolder | None = None
 
-    def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Write metrics of a step to the journal (first process only)."""
+    def log(self, step: int, metrics: Mapping[str, float], of: Evaluated | None = None) -> None:
+        """Write metrics of a step to the journal (first process only); `of`: see `Journal.log`."""
         if self.journal is not None and metrics:
-            self.journal.log(step, metrics)
+            self.journal.log(step, metrics, of)
 
     def tag(self, tags: Mapping[str, str]) -> None:
         """Write tags of the run to the journal (first process only)."""

@@ -105,6 +105,10 @@ def _launch(sweep: Sweep, runs: Sequence[Sequence[RunSpec]], is_main: bool) -> l
         raise
     log.info("%s\n%s", printable(sweep.command), table(sweep, point_states), extra=terminal.LINES)
     update_parent(sweep, point_states)
+    if len(sweep.points) > 1:
+        tracking = instantiate(spec.cfg.tracking, _convert_="all")
+        for purpose, command in tracking.view_commands(sweep.folder, compare=True).items():
+            log.info("  %-13s %s", purpose + ":", command)
     first_points = [
         (point, state) for point, state in zip(sweep.points, point_states, strict=True) if point.after is None
     ]

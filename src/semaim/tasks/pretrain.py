@@ -21,6 +21,7 @@ from semaim.core.distributed import Processes
 from semaim.core.formatting import count, duration, plural, program
 from semaim.core.seeding import StepNoise
 from semaim.data.image_data import ImageData
+from semaim.data.image_sets import ImageSet
 from semaim.data.loading import Batch
 from semaim.errors import UserError
 from semaim.evaluation.evaluator import Evaluator, Learner
@@ -34,6 +35,7 @@ from semaim.semantics import SemanticMap
 from semaim.targets import Target
 from semaim.tasks.task import RunCost, Task, training_cost
 from semaim.teachers import Teacher
+from semaim.tracking.datasets import Context
 from semaim.training import loop
 from semaim.training.optimizers import Optimization, scaled_lr
 from semaim.training.progress import steps_done
@@ -135,6 +137,16 @@ class Pretraining(Task, TrainingTask):
         """Load the teacher, if there is one."""
         if self.teacher is not None:
             self.teacher.load()
+
+    def image_sets(self) -> dict[Context, tuple[ImageSet, int]]:
+        """Training images, and the held-out ones if there are some."""
+        splits, count = self.data.splits, len(self.data.splits.classes)
+        used: dict[Context, tuple[ImageSet, int]] = {"training": (splits.train, count)}
+        return used if splits.val is None else used | {"evaluation": (splits.val, count)}
+
+    def product(self) -> dict[str, str]:
+        """Sizes of the model."""
+        return {key: str(value) for key, value in self.model.architecture.items()}
 
     def cost(self, processes: int, on_gpu: bool) -> RunCost:
         """Forward and backward of both streams, and the passes without gradient."""

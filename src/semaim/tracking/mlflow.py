@@ -27,6 +27,7 @@ from semaim.tracking.store import (
     naming,
     sync_command,
 )
+from semaim.tracking.views import view_key
 
 log = logging.getLogger(__name__)
 REFUSED = ("UNAUTHENTICATED", "PERMISSION_DENIED")  # error codes of a server
@@ -150,16 +151,23 @@ class MLflow:
             raise UserError(f"checkpoint=mlflow:{run_id}: its run folder ({folder}) is not on this machine")
         return folder
 
-    def view_commands(self, folder: RunFolder) -> dict[str, str]:
-        """Commands that show a run, by purpose."""
-        state = folder.tracked()
-        run = f"/{state['experiment_id']}/runs/{state['run_id']}" if state and state["run_id"] else ""  # else not sent
-        page = f"/#/experiments{run}?workflowType=machine_learning"  # MLflow also has pages for language models
+    def view_commands(self, folder: RunFolder, compare: bool = False) -> dict[str, str]:
+        """Commands that show a run, by purpose.
+
+        Args:
+            folder: the run folder.
+            compare: show the runs of this sweep.
+        """
+        state, place, shown = folder.tracked(), "", ""
+        if state and state["run_id"]:  # else not sent
+            place = f"/{state['experiment_id']}/runs" + ("" if compare else f"/{state['run_id']}")
+            shown = f"&viewStateShareKey={view_key(state['run_id'])}" if compare else ""
+        page = f"/#/experiments{place}?workflowType=machine_learning{shown}"  # not MLflow's pages for language models
         if self.uri.startswith("http"):
             return {"look at it": f"open {self.address}{page}"}
-        shown = self.uri if self.uri == DEFAULT_URI else client_uri(self.address)
+        store = self.uri if self.uri == DEFAULT_URI else client_uri(self.address)
         return {
-            "look at it": shlex.join(["mlflow", "ui", "--backend-store-uri", shown]),
+            "look at it": shlex.join(["mlflow", "ui", "--backend-store-uri", store]),
             "and open": f"{LOCAL_SERVER}{page}",
         }
 
@@ -188,7 +196,7 @@ class NoTracking:
         """
         raise UserError(f"checkpoint=mlflow:{run_id} needs a tracking store to look it up in: tracking=mlflow")
 
-    def view_commands(self, folder: RunFolder) -> dict[str, str]:
+    def view_commands(self, folder: RunFolder, compare: bool = False) -> dict[str, str]:
         return {}
 
     def report_command(self) -> str | None:

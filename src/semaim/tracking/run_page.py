@@ -26,7 +26,26 @@ def tags(spec: RunSpec, start: Mapping[str, Any]) -> dict[str, str]:
     if (origin := origin_of(spec.config)) is not None:
         values |= origin.tags
     values |= spec.parts | {f"slurm.{name}": value for name, value in start.get("slurm", {}).items()}
+    values |= source_tags(start, "semaim run")
     return {name: str(value) for name, value in values.items() if value is not None}
+
+
+def source_tags(start: Mapping[str, Any], name: str) -> dict[str, str]:
+    """The tags of MLflow's columns Source, Version and User.
+
+    Args:
+        start: an entry of environment.json.
+        name: what started it.
+    """
+    values = {
+        "mlflow.source.name": name,
+        "mlflow.source.type": "JOB" if "slurm" in start else "LOCAL",
+        "mlflow.source.git.commit": start.get("commit"),
+        "mlflow.source.git.branch": start.get("branch"),
+        "mlflow.source.git.repoURL": start.get("repository"),
+        "mlflow.user": start.get("user"),
+    }
+    return {key: value for key, value in values.items() if value}
 
 
 def description(
