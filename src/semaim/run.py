@@ -19,6 +19,7 @@ from omegaconf import DictConfig
 from semaim.config.compose import CONF, quoted_home
 from semaim.config.effects import without_effect
 from semaim.config.follow_ups import follow_ups
+from semaim.config.help import HELP_FLAGS, help_page
 from semaim.config.messages import exits_on_error, reports_errors
 from semaim.config.run_spec import run_spec_of_this_process
 from semaim.core import interpreter
@@ -55,9 +56,12 @@ def _flags_first(words: Sequence[str]) -> list[str]:
 @reports_errors
 def command_line() -> None:
     """Compose and run; errors of composition are reported like errors of the run."""
+    if {*HELP_FLAGS} & {*sys.argv}:
+        print(help_page(sys.argv[1:]))
+        return
     os.environ["HYDRA_FULL_ERROR"] = "1"  # raise errors instead of Hydra's own report
     sys.argv[1:] = _flags_first(quoted_home(sys.argv[1:]))
-    hydra_only = ("-m", "--multirun", "-c", "--cfg", "-i", "--info", "-h", "--help", "--hydra-help")
+    hydra_only = ("-m", "--multirun", "-c", "--cfg", "-i", "--info", "--hydra-help")
     if any(word.startswith("hydra/launcher=") for word in sys.argv) and not set(hydra_only) & set(sys.argv):
         sys.argv.insert(1, "--multirun")  # Hydra's launchers need a sweep; this one has a single point
     main()
