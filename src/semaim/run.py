@@ -17,6 +17,7 @@ from omegaconf import DictConfig
 from semaim.config.compose import CONF, quoted_home
 from semaim.config.effects import without_effect
 from semaim.config.follow_ups import follow_ups
+from semaim.config.help import HELP_FLAGS, help_page
 from semaim.config.messages import exits_on_error, reports_errors
 from semaim.config.run_spec import run_spec_of_this_process
 from semaim.config.stored_command import separated
@@ -44,10 +45,13 @@ def main(cfg: DictConfig) -> float:
 @reports_errors
 def command_line() -> None:
     """Compose and run; errors of composition are reported like errors of the run."""
+    if {*HELP_FLAGS} & {*sys.argv}:
+        print(help_page(sys.argv[1:]))
+        return
     os.environ["HYDRA_FULL_ERROR"] = "1"  # raise errors instead of Hydra's own report
     flags, options = separated(quoted_home(sys.argv[1:]))
     sys.argv[1:] = [*flags, *options]  # Hydra takes no flag between options
-    hydra_only = ("-m", "--multirun", "-c", "--cfg", "-i", "--info", "-h", "--help", "--hydra-help")
+    hydra_only = ("-m", "--multirun", "-c", "--cfg", "-i", "--info", "--hydra-help")
     if any(word.startswith("hydra/launcher=") for word in sys.argv) and not set(hydra_only) & set(sys.argv):
         sys.argv.insert(1, "--multirun")  # Hydra's launchers need a sweep; this one has a single point
     main()

@@ -23,6 +23,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from semaim.core.site import site_folder
 from semaim.errors import UserError
 
 T = TypeVar("T")
@@ -37,15 +38,8 @@ ConfigStore.instance().store(
     node={"_target_": "hydra_plugins.semaim_launchers.BasicSweeper", "params": None},
     provider="semaim",
 )
-LOCAL_LAUNCHERS: dict[str, dict[str, Any]] = {
-    "basic": {"_target_": "hydra_plugins.semaim_launchers.BasicLauncher"},
-    "submitit_local": {
-        "_target_": "hydra_plugins.semaim_launchers.LocalLauncher",
-        "gpus_per_node": None,
-        "tasks_per_node": 1,
-        "timeout_min": 10_000,
-    },
-}
+LAUNCHERS_FILE = CONF / "hydra" / "local_launchers.yaml"
+LOCAL_LAUNCHERS: Any = OmegaConf.to_container(OmegaConf.load(LAUNCHERS_FILE))
 for _name, _node in LOCAL_LAUNCHERS.items():
     ConfigStore.instance().store(group="hydra/launcher", name=_name, node=_node, provider="semaim")
 
@@ -68,10 +62,15 @@ def _options(group_choices: tuple[str, ...], folders: tuple[str, ...]) -> DictCo
 
 
 def choices(group: str, folders: Sequence[str] = ()) -> list[str]:
-    """The choices of a group, also those in additional configuration folders."""
-    roots = [CONF, *map(folder_path, folders)]
+    """The choices of a group, also those in the site's and in additional configuration folders."""
     stored = LOCAL_LAUNCHERS if group == "hydra/launcher" else ()
-    return sorted({path.stem for root in roots for path in (root / group).glob("*.yaml")} | {*stored})
+    return sorted({path.stem for root in roots(folders) for path in (root / group).glob("*.yaml")} | {*stored})
+
+
+def roots(folders: Sequence[str] = ()) -> list[Path]:
+    """The configuration folders: semaim's, the site's if there is one, and additional ones."""
+    site = site_folder()
+    return [CONF, *([] if site is None else [site]), *map(folder_path, folders)]
 
 
 def quoted_home(words: Sequence[str]) -> list[str]:
@@ -105,6 +104,12 @@ def points(words: Sequence[str], folders: Sequence[str] = ()) -> list[list[str]]
 def folder_path(folder: str) -> Path:
     """The path of an additional configuration folder, which Hydra may name by file://."""
     return Path(folder.removeprefix("file://"))
+
+
+def named_folders(words: Sequence[str]) -> list[str]:
+    """The folders that --config-dir names in a command line."""
+    line = "\0".join(words)
+    return re.findall(r"(?:^|\0)(?:-cd|--config-dir)[\0=]([^\0]+)", line)
 
 
 def given_folders(hydra: Any) -> list[str]:
@@ -169,5 +174,4 @@ def _from_shared(overrides: Sequence[str], folders: Sequence[str]) -> DictConfig
 def _is_choice(override: Override, folders: Sequence[str]) -> bool:
     """Whether an override decides which files are composed, or how Hydra itself works."""
     group = override.key_or_group
-    roots = [CONF, *map(folder_path, folders)]
-    return group.startswith("hydra") or any((root / group).is_dir() for root in roots)
+    return group.startswith("hydra") or any((root / group).is_dir() for root in roots(folders))
