@@ -14,6 +14,7 @@ from typing import Any
 from hydra.utils import instantiate
 
 from semaim.checkpoints.store import fingerprint
+from semaim.config.compose import folder_path
 from semaim.config.messages import explain
 from semaim.config.run_spec import RunSpec
 from semaim.core import distributed, terminal
@@ -83,6 +84,8 @@ def execute(spec: RunSpec, processes: Processes, stop: StopRequest) -> float:
         return result[folder.status()["metric"]]
     check_apart(folder, config)
     check_extension(folder, config)
+    if spec.inherited is not None:
+        log.info("%s", spec.inherited)
     seed_all(derive_seed(config["seed"], "weights"))
     tracking = instantiate(spec.cfg.tracking, _convert_="all")  # first: it refuses passwords in addresses
     task: Task = instantiate(spec.cfg.task, _convert_="all")  # plain lists: checkpoints must not hold OmegaConf's
@@ -107,9 +110,9 @@ def execute(spec: RunSpec, processes: Processes, stop: StopRequest) -> float:
     if processes.is_main:
         log.info("finished in %s", duration(time.monotonic() - started))
         _log_result(result)
-        folder_path = relative_to_cwd(folder.path)
-        log.info("the run is in %s", folder_path)
-        for purpose, command in (tracking.view_commands(folder) | task.next_commands(folder_path, spec)).items():
+        where = relative_to_cwd(folder.path)
+        log.info("the run is in %s", where)
+        for purpose, command in (tracking.view_commands(folder) | task.next_commands(where, spec)).items():
             log.info("  %-13s %s", purpose + ":", command)
     return result[task.metric]
 
@@ -280,9 +283,9 @@ def _record_start(folder: RunFolder, spec: RunSpec, processes: Processes) -> Non
         write_json(folder.path / "sources.json", provenance.checksums())
     elif changes := provenance.code_changes(starts[0], now, folder.path / "sources.json"):
         log.warning("the code has changed since this run began: %s", changes)
-    write_json(
-        folder.path / "environment.json", {"starts": [*starts, now | {"choices": spec.parts, "title": name_of(spec)}]}
-    )
+    config_dirs = [str(folder_path(each)) for each in spec.all_folders]
+    now |= {"choices": spec.parts, "title": name_of(spec), "config_dirs": config_dirs}
+    write_json(folder.path / "environment.json", {"starts": [*starts, now]})
 
 
 def _tag_run(run: Run, spec: RunSpec, highlights: Mapping[str, str], result: dict[str, float] | None) -> None:

@@ -14,6 +14,7 @@ import sys
 import hydra
 from omegaconf import DictConfig
 
+from semaim.config.checkpoint_data import all_words
 from semaim.config.compose import CONF, quoted_home
 from semaim.config.effects import without_effect
 from semaim.config.follow_ups import follow_ups
@@ -54,6 +55,7 @@ def command_line() -> None:
     hydra_only = ("-m", "--multirun", "-c", "--cfg", "-i", "--info", "--hydra-help")
     if any(word.startswith("hydra/launcher=") for word in sys.argv) and not set(hydra_only) & set(sys.argv):
         sys.argv.insert(1, "--multirun")  # Hydra's launchers need a sweep; this one has a single point
+    sys.argv[1:] = all_words(sys.argv[1:])
     main()
 
 

@@ -94,7 +94,7 @@ def points(words: Sequence[str], folders: Sequence[str] = ()) -> list[list[str]]
     """
     loader: Any = SimpleNamespace(get_group_options=lambda group, **_: choices(group, folders))  # as glob asks for them
     parsed = OverridesParser.create(loader).parse_overrides(list(words))
-    (found,) = BasicSweeper.split_arguments(parsed, None)
+    (found,) = BasicSweeper.split_arguments(list({each.key_or_group: each for each in parsed}.values()), None)
     if not found:
         empty = [each.input_line for each in parsed if each.is_sweep_override() and not [*each.sweep_iterator()]]
         raise UserError(f"{' '.join(empty)} has no values")
@@ -115,6 +115,15 @@ def named_folders(words: Sequence[str]) -> list[str]:
 def given_folders(hydra: Any) -> list[str]:
     """The folders of --config-dir, from Hydra's configuration."""
     return [f"file://{source.path}" for source in hydra.runtime.config_sources if source.provider == "command-line"]
+
+
+def searched_folders(hydra: Any) -> list[str]:
+    """The additional configuration folders of a composition: those of --config-dir and hydra.searchpath."""
+    return [
+        f"file://{source.path}"
+        for source in hydra.runtime.config_sources
+        if source.provider in ("command-line", "hydra.searchpath in command-line")
+    ]
 
 
 _remembered: dict[tuple[str, ...], Any] | None = None
@@ -159,8 +168,8 @@ def _by_hydra(overrides: Sequence[str], folders: Sequence[str], return_hydra_con
 def _from_shared(overrides: Sequence[str], folders: Sequence[str]) -> DictConfig:
     """The same, from the composition of the choices alone: most of Hydra's time is for them, not for values."""
     parsed = OverridesParser.create().parse_overrides(list(overrides))
-    values = [each for each in parsed if not _is_choice(each, folders)]
-    choices = [each.input_line or "" for each in parsed if _is_choice(each, folders)]
+    values = [each for each in parsed if not is_choice(each, folders)]
+    choices = [each.input_line or "" for each in parsed if is_choice(each, folders)]
     shared = once(("choices", *choices, "in", *folders), lambda: _by_hydra(choices, folders))
     cfg = copy.deepcopy(shared)
     ConfigLoaderImpl._apply_overrides_to_config(values, cfg)
@@ -171,7 +180,7 @@ def _from_shared(overrides: Sequence[str], folders: Sequence[str]) -> DictConfig
     return cfg
 
 
-def _is_choice(override: Override, folders: Sequence[str]) -> bool:
+def is_choice(override: Override, folders: Sequence[str]) -> bool:
     """Whether an override decides which files are composed, or how Hydra itself works."""
     group = override.key_or_group
     return group.startswith("hydra") or any((root / group).is_dir() for root in roots(folders))

@@ -18,7 +18,7 @@ from safetensors.torch import save as safetensors_bytes
 from semaim.checkpoints.store import write_checksum
 from semaim.checkpoints.stored_encoder import StoredEncoder
 from semaim.checkpoints.two_stream import read_checkpoint
-from semaim.config.follow_ups import value_text
+from semaim.config.source_run import value_text
 from semaim.core.files import HashingWriter, atomic, fsync_folder, write_json, write_text
 from semaim.core.formatting import count, printable, program
 from semaim.errors import UserError

@@ -57,6 +57,7 @@ class Start(TypedDict, total=False):
     cuda: str | None
     slurm: dict[str, str | int]
     choices: dict[str, str]
+    config_dirs: list[str]
 
 
 class CodeVersion(TypedDict):

@@ -15,8 +15,8 @@ from typing import Any
 from torch import Tensor
 
 from semaim.checkpoints.two_stream import read_checkpoint, start_from
-from semaim.config.follow_ups import value_text
 from semaim.config.run_spec import RunSpec
+from semaim.config.source_run import value_text
 from semaim.core.distributed import Processes
 from semaim.core.formatting import count, duration, plural, program
 from semaim.core.seeding import StepNoise
