@@ -7,7 +7,6 @@ cannot be written, or a fault of the program, with its traceback.
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -17,14 +16,11 @@ import hydra
 from omegaconf import DictConfig
 
 from semaim.config.compose import CONF, quoted_home
-from semaim.config.effects import without_effect
 from semaim.config.follow_ups import follow_ups
 from semaim.config.messages import exits_on_error, reports_errors
 from semaim.config.run_spec import run_spec_of_this_process
 from semaim.core import interpreter
-from semaim.runs.folder import as_begun
-
-log = logging.getLogger("semaim")
+from semaim.launching import execute_all
 
 
 @hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")
@@ -32,14 +28,7 @@ def main(cfg: DictConfig) -> float:
     """Execute a run and its follow-up runs; returns the metric of the first one."""
     with exits_on_error():
         spec = run_spec_of_this_process(cfg)
-        specs = [spec, *follow_ups(spec)]
-        from semaim.lifecycle import execute, session  # imports torch, after the configuration is checked
-
-        with session(cfg.device, cfg.runs_dir) as (processes, stop):
-            for message in without_effect(cfg, spec.overrides) if processes.is_main else ():
-                log.warning(message)
-            values = [execute(as_begun(each), processes, stop) for each in specs]
-        return values[0]
+        return execute_all([spec, *follow_ups(spec)])[0]
 
 
 def _flags_first(words: Sequence[str]) -> list[str]:
