@@ -59,7 +59,8 @@ def session(
         processes = distributed.start(device, Path(runs_dir))
         yield processes, stop
     finally:
-        distributed.stop()
+        if ranks().world_size > 1:  # else a group is the user's own, of a notebook
+            distributed.stop()
         if given is None:
             stop.restore()
 
@@ -303,12 +304,18 @@ def _record_datasets(run: Run, spec: RunSpec, task: Task) -> None:
             run.journal.dataset(use(images, classes, context, spec.choices["data"], spec.config["data"]))
 
 
-def _log_result(result: dict[str, float]) -> None:
-    """Log each result on a line; `<name>_std` is the standard deviation of `<name>`."""
-    width = max(len(name) for name in result)
+def result_lines(result: Mapping[str, float]) -> list[str]:
+    """A line for each result; `<name>_std` is the standard deviation of `<name>`."""
+    width, lines = max(map(len, result), default=0), []
     for name, value in result.items():
         if name.removesuffix("_std") in result.keys() - {name}:
             continue
         deviation = f" ± {result[f'{name}_std']:.2f}" if f"{name}_std" in result else ""
         digits = "d" if isinstance(value, int) else ".2f" if abs(value) >= 1 else ".4g"
-        log.info("  %-*s  %s%s", width, name, format(value, digits), deviation)
+        lines.append(f"  {name:<{width}}  {value:{digits}}{deviation}")
+    return lines
+
+
+def _log_result(result: Mapping[str, float]) -> None:
+    for line in result_lines(result):
+        log.info("%s", line)

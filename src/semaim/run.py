@@ -7,7 +7,6 @@ cannot be written, or a fault of the program, with its traceback.
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 
@@ -16,16 +15,13 @@ from omegaconf import DictConfig
 
 from semaim.config.checkpoint_data import all_words
 from semaim.config.compose import CONF, quoted_home
-from semaim.config.effects import without_effect
 from semaim.config.follow_ups import follow_ups
 from semaim.config.help import HELP_FLAGS, help_page
 from semaim.config.messages import exits_on_error, reports_errors
 from semaim.config.run_spec import run_spec_of_this_process
 from semaim.config.stored_command import separated
 from semaim.core import interpreter
-from semaim.runs.folder import as_begun
-
-log = logging.getLogger("semaim")
+from semaim.launching import execute_all
 
 
 @hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")
@@ -33,14 +29,7 @@ def main(cfg: DictConfig) -> float:
     """Execute a run and its follow-up runs; returns the metric of the first one."""
     with exits_on_error():
         spec = run_spec_of_this_process(cfg)
-        specs = [spec, *follow_ups(spec)]
-        from semaim.lifecycle import execute, session  # imports torch, after the configuration is checked
-
-        with session(spec.cfg.device, spec.cfg.runs_dir) as (processes, stop):
-            for message in without_effect(spec.cfg, spec.overrides) if processes.is_main else ():
-                log.warning(message)
-            values = [execute(as_begun(each), processes, stop) for each in specs]
-        return values[0]
+        return execute_all([spec, *follow_ups(spec)])[0]
 
 
 @reports_errors
