@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
-import shlex
 import threading
 import time
 from contextlib import suppress
@@ -18,8 +17,8 @@ from semaim.errors import UserError
 from semaim.runs.folder import RunFolder
 from semaim.runs.journal import Journal, read
 from semaim.tracking.delivery import Delivery
+from semaim.tracking.pages import run_page_commands
 from semaim.tracking.store import (
-    client_uri,
     existing_store,
     failure_reason,
     mlflow_errors,
@@ -30,8 +29,6 @@ from semaim.tracking.store import (
 
 log = logging.getLogger(__name__)
 REFUSED = ("UNAUTHENTICATED", "PERMISSION_DENIED")  # error codes of a server
-DEFAULT_URI = "sqlite:///mlflow.db"  # short enough to be shown as it is
-LOCAL_SERVER = "http://127.0.0.1:5000"  # default address of mlflow ui
 
 
 class MLflow:
@@ -152,16 +149,7 @@ class MLflow:
 
     def view_commands(self, folder: RunFolder) -> dict[str, str]:
         """Commands that show a run, by purpose."""
-        state = folder.tracked()
-        run = f"/{state['experiment_id']}/runs/{state['run_id']}" if state and state["run_id"] else ""  # else not sent
-        page = f"/#/experiments{run}?workflowType=machine_learning"  # MLflow also has pages for language models
-        if self.uri.startswith("http"):
-            return {"look at it": f"open {self.address}{page}"}
-        shown = self.uri if self.uri == DEFAULT_URI else client_uri(self.address)
-        return {
-            "look at it": shlex.join(["mlflow", "ui", "--backend-store-uri", shown]),
-            "and open": f"{LOCAL_SERVER}{page}",
-        }
+        return run_page_commands(self.address, folder)
 
     def report_command(self) -> str | None:
         """The command that writes the table of all evaluations."""
