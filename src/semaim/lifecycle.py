@@ -20,6 +20,7 @@ from semaim.core import distributed, terminal
 from semaim.core.distributed import Processes
 from semaim.core.files import write_json
 from semaim.core.formatting import duration, quoted, relative_to_cwd
+from semaim.core.headline import headline_text
 from semaim.core.ranks import ranks
 from semaim.core.seeding import derive_seed, seed_all
 from semaim.core.signals import StopRequest, interruption_or
@@ -96,7 +97,7 @@ def execute(spec: RunSpec, processes: Processes, stop: StopRequest) -> float:
             folder.set_status("finished", metric=task.metric, result=result, asked=_result_inputs(config))
         _tag_run(run, spec, task.highlights, result)
     if processes.is_main:
-        log.info("finished in %s", duration(time.monotonic() - started))
+        log.info("finished in %s: %s", duration(time.monotonic() - started), headline_text(task.metric, result))
         _log_result(result)
         folder_path = relative_to_cwd(folder.path)
         log.info("the run is in %s", folder_path)

@@ -123,12 +123,16 @@ class Comparison:
         return self.metric is not None and (self.chosen or not misleads)
 
     @property
-    def best(self) -> list[Group]:
-        """The best group, and those that equal it as far as shown; empty if there is nothing to choose from."""
-        if self.metric is None or len(self.ranked) < 2:
-            return []
-        means = {group.label: digits(self.metric, group.scores[self.metric].mean) for group in self.ranked}
-        return [group for group in self.ranked if means[group.label] == means[self.ranked[0].label]]
+    def best(self) -> Group | None:
+        """The best group; None if there is nothing to choose from, or if others equal it as far as shown."""
+        return self._equals[0] if len(self.ranked) > 1 and len(self._equals) == 1 else None
+
+    @cached_property
+    def _equals(self) -> list[Group]:
+        """The groups whose score reads like that of the first."""
+        metric = self.metric or ""
+        shown = [digits(metric, group.scores[metric].mean) for group in self.ranked]
+        return [group for group, text in zip(self.ranked, shown, strict=True) if text == shown[0]]
 
     def _score(self, place: int) -> Score:
         assert self.metric is not None
@@ -148,8 +152,9 @@ class Comparison:
             return "no winner: losses do not compare what is harder or easier to predict; evaluate the runs, as then=[knn]"
         if len(self.ranked) < 2:
             return f"only {self.ranked[0].label} has {self.metric}"
-        if len(self.best) > 1:
-            return f"no winner by {self.metric}: {' and '.join(group.label for group in self.best)} are equal"
+        if (equals := len(self._equals)) > 1:
+            which = " and ".join(group.label for group in self._equals) if equals == 2 else f"the first {equals}"
+            return f"no winner by {self.metric}: {which} are equal"
         first, second = self.ranked[:2]
         ahead = _difference(self.metric, abs(self._score(0).mean - self._score(1).mean))
         return f"best by {self.metric}: {first.label}, {ahead} ahead of {second.label}; {self._caution()}"
@@ -176,40 +181,32 @@ class Comparison:
     def rows(self, metrics: Sequence[str]) -> list[list[str]]:
         """The cells of the table, with a header."""
         options = list(dict.fromkeys(option for group in self.groups for option in group.options))
-        mark = [""] if self.best else []
-        rows = [[*mark, *options, *metrics]]
+        mark = self.best is not None
+        rows = [[*[""] * mark, *options, *metrics]]
         for group in self.groups:
+            marked = ["best" if group is self.best else ""] * mark
             scores = [group.scores[name].text(name) if name in group.scores else "-" for name in metrics]
-            rows.append(
-                [
-                    *(["best" if group in self.best else ""] if mark else []),
-                    *(_short(group.options.get(option, "")) for option in options),
-                    *scores,
-                ]
-            )
+            rows.append([*marked, *(_short(group.options.get(option, "")) for option in options), *scores])
         return rows
 
-    @property
-    def heading(self) -> str:
-        """What the table shows."""
-        options = list(dict.fromkeys(option for group in self.groups for option in group.options))
-        by = f"by {', '.join(options)}" if options else "of all runs"
-        first = f", best {self.metric} first" if self.best else ""
-        return f"results {by}: mean ± deviation over seeds (number of runs){first}"
+    def _heading(self, what: str) -> str:
+        return f"{what}: mean ± deviation over seeds (number of runs)" + (", best first" if self.best else "")
 
-    @property
-    def text(self) -> str:
-        """Heading, table and verdict for the screen; metrics that do not fit are left out."""
+    def text(self, what: str) -> str:
+        """Heading, table and verdict for the screen; metrics that do not fit are left out.
+
+        Args:
+            what: what is compared, such as "6 runs".
+        """
         metrics = self.metrics
         while len(metrics) > 1 and max(map(len, text_table(self.rows(metrics)).splitlines())) > WIDTH:
             metrics = metrics[:-1]
-        return "\n".join(filter(None, [self.heading, text_table(self.rows(metrics)), self.verdict]))
+        return "\n".join(filter(None, [self._heading(what), text_table(self.rows(metrics)), self.verdict]))
 
-    @property
-    def markdown(self) -> str:
-        """The same for a page."""
+    def markdown(self, what: str) -> str:
+        """The same for a page, with all metrics."""
         table = markdown_table(self.rows(self.metrics), padded=True)
-        return "\n\n".join(filter(None, [self.heading, table, self.verdict]))
+        return "\n\n".join(filter(None, [self._heading(what), table, self.verdict]))
 
 
 def compare(groups: Sequence[Group], by: str | None = None) -> Comparison:

@@ -56,11 +56,21 @@ def headlines(metrics: Iterable[str]) -> list[str]:
     return found[:-1] if len(found) > 1 and found[-1] == LOSS else found
 
 
-def headline(metric: str, result: Mapping[str, float]) -> tuple[str, float] | None:
-    """Name and value of the headline metric of a run; its main metric if there is none. Arguments as of `measured`."""
+def headline(metric: str, result: Mapping[str, float]) -> tuple[str, float]:
+    """Name and value of the headline metric of a run, or its main result if it measures nothing else.
+
+    Args:
+        metric, result: as of `measured`.
+    """
     found = measured(metric, result)
     name = next(iter(headlines(found)), None)
-    return (name, found[name]) if name is not None else None
+    return (metric, result[metric]) if name is None else (name, found[name])
+
+
+def headline_text(metric: str, result: Mapping[str, float]) -> str:
+    """The headline metric of a run with its value. Arguments as of `measured`."""
+    name, value = headline(metric, result)
+    return f"{name} {digits(name, value)}"
 
 
 def _rank(metric: str) -> tuple[int, int, int] | None:

@@ -8,6 +8,7 @@ from typing import ClassVar
 
 import torch
 
+from semaim.core.headline import headlines
 from semaim.core.seeding import derive_seed
 from semaim.data.image_data import ImageData
 from semaim.data.image_sets import ImageSet
@@ -65,8 +66,8 @@ class OnlineKNN(Evaluator):
         queries = self._features(learner, held_out, self.max_queries, run, "k-NN queries")
         predictions = classify(bank, queries, self.ks, learner.data.splits.classes, run.processes)
         accuracies = {name: prediction.accuracy for name, prediction in predictions.items()}
-        best = max(accuracies, key=lambda name: accuracies[name])
-        log.info("online k-NN after step %d: %.1f %% (%s)", learner.step, accuracies[best], best)
+        name = headlines(f"online/{name}" for name in accuracies)[0].removeprefix("online/")
+        log.info("online k-NN after step %d: %.1f %% (%s)", learner.step, accuracies[name], name)
         return {f"online/{name}": value for name, value in accuracies.items()}
 
     def _features(self, learner: Learner, images: ImageSet, limit: int | None, run: Run, title: str) -> Features:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import suppress
 
-from semaim.core.comparison import Comparison, compare, pooled
+from semaim.core.comparison import Comparison, Group, compare, pooled
 from semaim.core.formatting import plural
 from semaim.errors import DamagedFile
 from semaim.sweeps.states import PointState
@@ -26,13 +26,22 @@ def comparison(sweep: Sweep, point_states: Sequence[PointState], by: str | None 
     Raises:
         UserError: if no point has this metric.
     """
+    if sum(bool(_results(index, sweep, point_states)) for index in _first(sweep)) < 2:
+        return None
+    return compare(groups(sweep, point_states), by)
+
+
+def groups(sweep: Sweep, point_states: Sequence[PointState]) -> list[Group]:
+    """The points of a sweep by what was swept, but for the seed, with their evaluations."""
     same = common(sweep.points)
-    runs = [
-        (_options(point, same), _results(index, sweep, point_states))
-        for index, point in enumerate(sweep.points)
-        if point.after is None
-    ]
-    return compare(pooled(runs), by) if sum(bool(results) for _, results in runs) > 1 else None
+    return pooled(
+        (_options(sweep.points[index], same), _results(index, sweep, point_states)) for index in _first(sweep)
+    )
+
+
+def _first(sweep: Sweep) -> list[int]:
+    """Indices of the points that do not evaluate another one."""
+    return [index for index, point in enumerate(sweep.points) if point.after is None]
 
 
 def _options(point: Point, same: set[str]) -> dict[str, str]:
@@ -51,9 +60,10 @@ def _results(index: int, sweep: Sweep, point_states: Sequence[PointState]) -> di
 
 
 def progress_of(sweep: Sweep, point_states: Sequence[PointState]) -> str:
-    """How much of a sweep a comparison is of; empty if all is finished."""
+    """What a comparison is of: "6 runs", or "4 of 6 runs"."""
     finished = sum(state.name == "finished" for state in point_states)
-    return "" if finished == len(sweep.points) else f"so far, {finished} of {plural(len(sweep.points), 'run')}: "
+    of = "" if finished == len(sweep.points) else f"{finished} of "
+    return f"{of}{plural(len(sweep.points), 'run')}"
 
 
 def comparison_text(
@@ -67,10 +77,10 @@ def comparison_text(
     """
     if (found := comparison(sweep, point_states, by)) is None:
         return ""
-    so_far = progress_of(sweep, point_states)
+    what = progress_of(sweep, point_states)
     if brief:
-        return so_far + found.verdict
+        return f"{what}: {found.verdict}"
     pages: list[str] = []
     with suppress(DamagedFile):
         pages = [f"{purpose + ':':<11} {command}" for purpose, command in tracked_page_commands(sweep.folder).items()]
-    return "\n".join([so_far + found.text, *pages])
+    return "\n".join([found.text(what), *pages])
