@@ -31,9 +31,9 @@ def status(arguments: Namespace) -> int:
 
     show_logs(to_screen=True)
     if arguments.watch:
-        states = commands.watch(arguments.folders, lambda text: print(text, flush=True))
+        states = commands.watch(arguments.folders, lambda text: print(text, flush=True), arguments.by)
     else:
-        view = commands.show(arguments.folders)
+        view = commands.show(arguments.folders, arguments.by)
         states = view.states
         print(view.text)
     return 1 if any(state.unsuccessful for state in states) else 0

@@ -21,6 +21,7 @@ from semaim.core import distributed, terminal
 from semaim.core.distributed import Processes
 from semaim.core.files import write_json
 from semaim.core.formatting import duration, quoted, relative_to_cwd
+from semaim.core.headline import headline_text
 from semaim.core.ranks import ranks
 from semaim.core.seeding import derive_seed, seed_all
 from semaim.core.signals import StopRequest, interruption_or
@@ -109,7 +110,7 @@ def execute(spec: RunSpec, processes: Processes, stop: StopRequest) -> float:
                 run.journal.model(step, spec.parts | {"seed": str(config["seed"])} | sizes)
         _tag_run(run, spec, task.highlights, result)
     if processes.is_main:
-        log.info("finished in %s", duration(time.monotonic() - started))
+        log.info("finished in %s: %s", duration(time.monotonic() - started), headline_text(task.metric, result))
         _log_result(result)
         where = relative_to_cwd(folder.path)
         log.info("the run is in %s", where)

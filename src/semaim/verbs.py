@@ -120,10 +120,12 @@ Exit codes: 0 no problem, 2 problems.""", actions.check, (
         argument("--tflops", type=float, help="TFLOP/s that a GPU sustains in training, for the GPU-hours"),
     )),
     "status": Verb("show the state, progress and results of sweeps and runs", """\
-Shows the state, progress and results of sweeps and runs, from their folders and from SLURM. A run whose job has
-ended without recording it is marked as such, in its folder and in MLflow. Exit codes: 0 all are under way or finished,
-1 some failed.""", actions.status, (
+Shows the state, progress and results of sweeps and runs, from their folders and from SLURM. Of a sweep it compares what
+was swept, averaged over seeds, the best first. A run whose job has ended without recording it is marked as such, in its
+folder and in MLflow. Exit codes: 0 all are under way or finished, 1 some failed.""", actions.status, (
         folders(),
+        argument("--by", metavar="METRIC", help="metric to compare by, such as eval/knn_20_cls or train/loss (default: "
+                 "of the most demanding evaluation that all have)"),
         argument("--watch", action="store_true", help="show every change until all is over"),
     )),
     "cancel": Verb("stop sweeps and runs", """\

@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 
 from semaim.core.formatting import plural
+from semaim.core.headline import headlines
 from semaim.core.seeding import derive_seed
 from semaim.data.image_data import ImageData
 from semaim.data.image_sets import ImageSet
@@ -67,11 +68,10 @@ class OnlineKNN(Evaluator):
         queries = self._features(learner, held_out, self.max_queries, run, "k-NN, held-out images")
         predictions = classify(bank, queries, self.ks, learner.data.splits.classes, run.processes)
         accuracies = {name: prediction.accuracy for name, prediction in predictions.items()}
-        best = max(accuracies, key=lambda name: accuracies[name])
-        _, k, kind = best.split("_", 2)
-        others = f", the best of {len(accuracies)}" if len(accuracies) > 1 else ""
-        log.info("after step %d: %.1f %% of %s classified by k-NN (k=%s, %s%s)", learner.step, accuracies[best],
-                 plural(len(queries.labels_M), "held-out image"), k, FEATURE[kind], others)  # fmt: skip
+        name = headlines(f"online/{name}" for name in accuracies)[0].removeprefix("online/")
+        _, k, kind = name.split("_", 2)
+        log.info("after step %d: %.1f %% of %s classified by k-NN (k=%s, %s)", learner.step, accuracies[name],
+                 plural(len(queries.labels_M), "held-out image"), k, FEATURE[kind])  # fmt: skip
         return {f"online/{name}": value for name, value in accuracies.items()}
 
     def _features(self, learner: Learner, images: ImageSet, limit: int | None, run: Run, title: str) -> Features:

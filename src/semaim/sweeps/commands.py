@@ -24,6 +24,7 @@ from semaim.errors import DamagedFile, NotReadable, UserError
 from semaim.runs.folder import RunFolder
 from semaim.runs.provenance import code_changes, code_version
 from semaim.sweeps.code_copy import checksums_file
+from semaim.sweeps.comparison import comparison_text
 from semaim.sweeps.mlflow_parent import update_parent
 from semaim.sweeps.states import PointState, states
 from semaim.sweeps.submit import adopt, only_writer, submit
@@ -69,10 +70,11 @@ def find(path: Path) -> tuple[Sweep, list[int]]:
 
 
 class View(NamedTuple):
-    """What there is to see of some folders: their tables, and of each run its line and its state."""
+    """What there is to see of some folders: their tables, of each run its line and its state, and comparisons."""
 
     text: str
     rows: list[tuple[str, PointState]]
+    comparisons: list[str]
 
     @property
     def states(self) -> list[PointState]:
@@ -86,9 +88,18 @@ class View(NamedTuple):
         return f"{time.strftime('%H:%M:%S')}  {', '.join(f'{number} {name}' for name, number in counts.items())}"
 
 
-def show(paths: Sequence[Path]) -> View:
-    """The tables of folders, and the states in them."""
+def show(paths: Sequence[Path], by: str | None = None) -> View:
+    """The tables of folders, and the states in them.
+
+    Args:
+        paths: folders of sweeps and runs.
+        by: the metric that compares the runs of sweeps; by default the headline metric.
+
+    Raises:
+        UserError: for a folder or a metric that does not exist.
+    """
     tables: list[str] = []
+    comparisons: list[str] = []
     rows: list[tuple[str, PointState]] = []
     for path in paths:
         try:
@@ -103,16 +114,24 @@ def show(paths: Sequence[Path]) -> View:
         point_states = states(sweep)
         update_parent(sweep, point_states)
         lines = table(sweep, point_states, indices).splitlines()
-        tables.append("\n".join([printable(str(path)), *lines]))
         rows += zip(lines[1:], (point_states[index] for index in indices), strict=True)
-    return View("\n\n".join(tables), rows)
+        if (path / FILE).is_file() and (compared := comparison_text(sweep, point_states, by, brief=len(paths) > 1)):
+            comparisons.append(compared)
+            lines += ["", compared] if len(paths) == 1 else [compared]
+        tables.append("\n".join([printable(str(path)), *lines]))
+    return View("\n\n".join(tables), rows, comparisons)
 
 
-def watch(paths: Sequence[Path], print_text: Callable[[str], None]) -> list[PointState]:
-    """Show the states until all runs have ended: on a terminal in place, elsewhere each change of a state as a line."""
+def watch(paths: Sequence[Path], print_text: Callable[[str], None], by: str | None = None) -> list[PointState]:
+    """Show the states until all runs have ended: on a terminal in place, elsewhere each change of a state as a line.
+
+    Args:
+        paths, by: as of `show`.
+        print_text: prints what there is to see.
+    """
     told: Sequence[tuple[str, int, str]] = ()
     while True:
-        view = show(paths)
+        view = show(paths, by)
         over = all(state.over for state in view.states)
         now = [(s.name, s.restarts, "" if s.name == "running" else s.detail) for s in view.states]
         if sys.stdout.isatty():
@@ -125,7 +144,8 @@ def watch(paths: Sequence[Path], print_text: Callable[[str], None]) -> list[Poin
             print_text(f"{view.summary}\n{view.text}")
         else:
             changed = [line for (line, _), new, old in zip(view.rows, now, told, strict=True) if new != old]
-            print_text("\n".join([view.summary, *changed])) if changed else None
+            results = view.comparisons if over else []
+            print_text("\n".join([view.summary, *changed, *results])) if changed or results else None
         told = now
         if over:
             return view.states

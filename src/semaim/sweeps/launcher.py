@@ -23,6 +23,7 @@ from semaim.errors import Interrupted, SweepFailed, UserError
 from semaim.runs.folder import as_begun
 from semaim.runs.provenance import command_line
 from semaim.sweeps.commands import cancel
+from semaim.sweeps.comparison import comparison_text
 from semaim.sweeps.mlflow_parent import open_parent, update_parent
 from semaim.sweeps.states import PointState, states
 from semaim.sweeps.submit import adopt, only_writer, run_here, submit, to_submit
@@ -105,10 +106,8 @@ def _launch(sweep: Sweep, runs: Sequence[Sequence[RunSpec]], is_main: bool) -> l
         raise
     log.info("%s\n%s", printable(sweep.command), table(sweep, point_states), extra=terminal.LINES)
     update_parent(sweep, point_states)
-    if len(sweep.points) > 1:
-        tracking = instantiate(spec.cfg.tracking, _convert_="all")
-        for purpose, command in tracking.view_commands(sweep.folder, compare=True).items():
-            log.info("  %-13s %s", purpose + ":", command)
+    if compared := comparison_text(sweep, point_states):
+        log.info("%s", compared, extra=terminal.LINES)
     first_points = [
         (point, state) for point, state in zip(sweep.points, point_states, strict=True) if point.after is None
     ]

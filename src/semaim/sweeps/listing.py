@@ -16,6 +16,7 @@ from omegaconf import OmegaConf
 
 from semaim.config.naming import flatten
 from semaim.core.formatting import count, duration, plural, relative_to_cwd
+from semaim.core.headline import digits, headline, lower_is_better
 from semaim.core.tables import text_table
 from semaim.errors import DamagedFile, NotReadable, UserError
 from semaim.runs.folder import RunFolder
@@ -36,7 +37,7 @@ class Entry:
         task: "pretrain", "knn", ...; "sweep".
         choices: the choice in each group; of a sweep, its swept options.
         options: of a run, its configuration with dotted keys.
-        metric, value: the main metric of a finished run.
+        metric, value: the headline metric of a finished run (see `semaim.core.headline`).
         changed: time of the last change, in seconds since 1970.
         bytes: size of the folder.
     """
@@ -86,8 +87,7 @@ def _run(path: Path) -> Entry:
     choices = dict(folder.last_start().get("choices", {}))
     named_after = [group for group in config.get("named_after", ()) if group != "task"]
     ordered_choices = {group: choices[group] for group in named_after if group in choices} | choices
-    metric = status["metric"] if state == "finished" else None
-    value = status["result"][metric] if metric else None
+    metric, value = headline(status["metric"], status["result"]) if state == "finished" else (None, None)
     task = choices.get("task", "?")
     return Entry(path, state, (state,), task, ordered_choices, flatten(config), metric, value,
                   _changed(path), folder_bytes(path))  # fmt: skip
@@ -152,9 +152,15 @@ def ordered(entries: Sequence[Entry], by: str) -> list[Entry]:
         "age": lambda entry: -entry.changed,
         "name": lambda entry: entry.path.name,
         "size": lambda entry: -entry.bytes,
-        "metric": lambda entry: (entry.value is None, entry.metric, -(entry.value or 0)),
+        "metric": lambda entry: (entry.value is None, entry.metric, _cost(entry)),
     }
     return sorted(entries, key=keys[by])
+
+
+def _cost(entry: Entry) -> float:
+    """Smaller for a better value."""
+    value = entry.value or 0.0
+    return value if lower_is_better(entry.metric or "") else -value
 
 
 def table(entries: Sequence[Entry], folder: Path, total: int) -> str:
@@ -164,7 +170,9 @@ def table(entries: Sequence[Entry], folder: Path, total: int) -> str:
         return f"{which} in {folder}" + (" fits these conditions" if total else "")
     lines = [("STATE", "METRIC", "AGE", "SIZE", "TASK", "CHOICES", "FOLDER")]
     for entry in entries:
-        metric = "" if entry.value is None else f"{entry.metric} {entry.value:.4g}"
+        metric = (
+            "" if entry.metric is None or entry.value is None else f"{entry.metric} {digits(entry.metric, entry.value)}"
+        )
         choices = " ".join(value if entry.task != "sweep" else f"{key}={value}" for key, value in entry.choices.items()
                            if key != "task" and (entry.task == "sweep" or key in _SHOWN_GROUPS))  # fmt: skip
         age = duration(max(0.0, time.time() - entry.changed))

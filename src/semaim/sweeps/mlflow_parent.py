@@ -1,4 +1,4 @@
-"""The MLflow parent run of a sweep: numbers of finished and failed points, best results, and a table of all points.
+"""The MLflow parent run of a sweep: numbers of finished and failed points, and the comparison of what was swept.
 
 Like every run it has a folder (that of the sweep) and a journal, of which MLflow receives a copy.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -15,13 +14,13 @@ from omegaconf import OmegaConf
 from semaim.config.naming import other_overrides
 from semaim.core.files import if_possible, writable, write_json, write_text
 from semaim.core.formatting import plural, program
+from semaim.core.headline import LOSS, SECONDARY, digits, headlines, lower_is_better
 from semaim.core.locks import one_at_a_time
 from semaim.core.tables import markdown_table
-from semaim.errors import UserError
-from semaim.runs.folder import RunFolder
 from semaim.runs.journal import Journal, View
 from semaim.runs.provenance import code_version, user
 from semaim.runs.status import MLflowStatus
+from semaim.sweeps.comparison import comparison, groups, progress_of
 from semaim.sweeps.states import PointState, journal_tail
 from semaim.sweeps.sweep import FILE, Sweep, common, labels, swept
 from semaim.sweeps.table import write_results
@@ -31,7 +30,6 @@ from semaim.tracking.run_page import MAX_TAG_CHARACTERS, NOTE, command_block, so
 
 FINISHED, FAILED = "sweep/finished", "sweep/failed"
 RESERVED_CHARACTERS = 200  # kept free in the description
-MAX_OTHER_RESULTS = 4  # columns of the table besides the first result
 
 
 def open_parent(sweep: Sweep, tracking: Any) -> None:
@@ -95,14 +93,17 @@ def _journal_changes(sweep: Sweep, point_states: Sequence[PointState], over: boo
     tail = journal_tail(sweep.folder)
     statuses = [line["status"] for line in tail if "status" in line]
     last_values = {name: value for line in tail for name, value in line.get("metrics", {}).items()}
-    values = summary(point_states)
+    values = summary(sweep, point_states)
     if statuses[-1:] == [status] and all(last_values.get(name) == value for name, value in values.items()):
         return False
     journal = Journal(sweep.folder.journal)
     journal.log(journal.next_step(FINISHED), values)
+    compared = comparison(sweep, point_states)
+    if over or compared is not None:
+        verdict = "" if compared is None else f"{progress_of(sweep, point_states)}: {compared.verdict}"
+        journal.tags({NOTE: description(sweep, point_states), "verdict": verdict})
     if over:
         journal.artifact("results.csv")
-        journal.tags({NOTE: description(sweep, point_states)})
         journal.view(view(sweep, point_states))
     if statuses[-1:] != [status] or over:  # lines after the last status reopen the run
         journal.status(status)
@@ -135,53 +136,41 @@ def view(sweep: Sweep, point_states: Sequence[PointState]) -> View:
     """
     spec = sweep.runs(sweep.points[0])[0]
     modes = [["tag" if key in spec.parts else "param", key] for key in swept_keys(sweep)]
-    online = [name.removesuffix("_after") for name in _results(point_states) if name.endswith("_mean_after")]
     return {
         "name": title(sweep),
         "groups": [each for each in modes if each[1] != "seed"] if ["param", "seed"] in modes else [],
         "columns": [f"{mode}s.`{key}`" for mode, key in modes],
-        "metrics": [*_accuracies(sweep), *online[:1]],
+        "metrics": headlines(name for state in point_states for name in state.measured),
     }
 
 
-def _accuracies(sweep: Sweep) -> list[str]:
-    """The main metrics of the finished evaluations of a sweep, as MLflow has them."""
-    metrics: dict[str, None] = {}
-    for run_dir in sweep.run_dirs:
-        with suppress(UserError):
-            if (metric := RunFolder(run_dir).status().get("metric", "loss")) not in ("loss", "images"):
-                metrics[f"eval/{metric}"] = None
-    return list(metrics)
-
-
-def summary(point_states: Sequence[PointState]) -> dict[str, float]:
-    """Numbers of finished and failed points, and best and mean of each result; the best loss is the lowest."""
+def summary(sweep: Sweep, point_states: Sequence[PointState]) -> dict[str, float]:
+    """Numbers of finished and failed points, and of each metric the best mean over seeds and the mean of all points."""
     metrics: dict[str, float] = {
         FINISHED: sum(state.name == "finished" for state in point_states),
         FAILED: sum(state.unsuccessful for state in point_states),
     }
-    for name in _results(point_states):
-        if name.endswith(("_top5", "_loss")):  # beside an accuracy, which is enough for an overview
+    compared = groups(sweep, point_states)
+    for name in dict.fromkeys(name for group in compared for name in group.scores):
+        if SECONDARY.fullmatch(name) and name != LOSS:  # beside an accuracy, which is enough for an overview
             continue
-        values = [state.result[name] for state in point_states if name in state.result]
-        short = name.replace("/", "_")  # puts all of them in one group of charts
-        metrics[f"sweep/best_{short}"] = min(values) if "loss" in name else max(values)
+        scores = [group.scores[name] for group in compared if name in group.scores]
+        short = name.removeprefix("eval/").removeprefix("train/").replace("/", "_")  # in one group of charts
+        best = min if lower_is_better(name) else max
+        metrics[f"sweep/best_{short}"] = best(score.mean for score in scores)
+        values = [score.mean for score in scores for _ in range(score.runs)]
         metrics[f"sweep/mean_{short}"] = statistics.fmean(values)
     return metrics
 
 
-def _results(point_states: Sequence[PointState]) -> list[str]:
-    """Names of results, without deviations and values from before training."""
-    names = dict.fromkeys(name for state in point_states for name in state.result)
-    return [name for name in names if not name.endswith(("_std", "_before"))]
-
-
 def description(sweep: Sweep, point_states: Sequence[PointState] | None) -> str:
-    """The sweep in Markdown: swept options, command, folder and, at the end, results."""
+    """The sweep in Markdown: swept options, the comparison of the results so far, command, folder.
+
+    At the end of a sweep of which some runs did not finish, or without a comparison, the state of each run is added.
+    """
     axes = "; ".join(f"{key} = {', '.join(f'`{value}`' for value in values)}" for key, values in swept(sweep).items())
-    head = f"**Sweep** of {plural(len(sweep.points), 'run')}" + (
-        f" over {axes}" if axes else ", which are shown under it"
-    )
+    of = plural(len(sweep.points), "run")
+    head = [f"**Sweep** of {of}" + (f" over {axes}" if axes else ", which are shown under it")]
     sections = [
         command_block(sweep.command, sweep.cwd),
         f"* sweep folder: `{sweep.path}`\n* its state: `{program('status', sweep.path)}`",
@@ -189,19 +178,24 @@ def description(sweep: Sweep, point_states: Sequence[PointState] | None) -> str:
         "option. The metrics `sweep/...` of this run are over its points.",
     ]
     if point_states is None:
-        return "\n\n".join([head, *sections])
-    max_characters = MAX_TAG_CHARACTERS - sum(map(len, (head, *sections))) - RESERVED_CHARACTERS
-    return "\n\n".join([head, _table(sweep, point_states, max_characters), *sections])
+        return "\n\n".join([*head, *sections])
+    compared = comparison(sweep, point_states)
+    if compared is not None:
+        head.append(compared.markdown(progress_of(sweep, point_states)))
+    all_finished = all(state.name == "finished" for state in point_states)
+    if all(state.over for state in point_states) and not (compared and all_finished):
+        max_characters = MAX_TAG_CHARACTERS - sum(map(len, (*head, *sections))) - RESERVED_CHARACTERS
+        head.append(_table(sweep, point_states, max_characters))
+    return "\n\n".join([*head, *sections])
 
 
 def _table(sweep: Sweep, point_states: Sequence[PointState], max_characters: int) -> str:
-    """State and results of each point, within a length: the first result, and the last ones, which are evaluations."""
-    first, *others = _results(point_states) or [""]
-    names = [first, *others[-MAX_OTHER_RESULTS:]]
+    """State and headline metrics of each point, within a length."""
+    names = headlines(name for state in point_states for name in state.measured)
     rows = [("run", "state", *names)]
     for label, state in zip(labels(sweep), point_states, strict=True):
         outcome = state.name if state.name == "finished" else f"{state.name}: {state.detail[:100]}"
-        cells = (f"{state.result[name]:.4g}" if name in state.result else "" for name in names)
+        cells = (digits(name, state.measured[name]) if name in state.measured else "" for name in names)
         rows.append((f"`{label}`", outcome, *cells))
     shown = rows
     while len(markdown_table(shown)) > max_characters and len(shown) > 1:

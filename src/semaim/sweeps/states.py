@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from typing_extensions import TypedDict
@@ -18,6 +18,7 @@ from typing_extensions import TypedDict
 from semaim.core import locks, slurm_job
 from semaim.core.files import if_possible, read_json, writable
 from semaim.core.formatting import duration
+from semaim.core.headline import digits, headlines, measured
 from semaim.core.slurm_job import NOT_LISTED, JobState
 from semaim.errors import DamagedFile, NotReadable
 from semaim.runs.folder import RunFolder
@@ -43,14 +44,16 @@ class PointState:
         name: of the state.
         detail: progress, result, reason of waiting, or last error.
         restarts: number of times that its job was requeued.
-        result: of a finished run.
-        value: of its metric.
+        result: of its finished runs: the pretraining, and what follows it in the same job.
+        measured: the same by the names in MLflow (`semaim.core.headline.measured`).
+        value: of the metric of a finished run.
     """
 
     name: RunState
     detail: str = ""
     restarts: int = 0
     result: dict[str, float] = field(default_factory=dict)
+    measured: dict[str, float] = field(default_factory=dict)
     value: float | None = None
 
     @property
@@ -70,7 +73,7 @@ def states(sweep: Sweep) -> list[PointState]:
     point_states = []
     for point, job in zip(sweep.points, jobs, strict=True):
         try:
-            point_states.append(_state(sweep, point, job))
+            point_states.append(_with_results(_state(sweep, point, job), point))
         except (NotReadable, PermissionError) as error:
             point_states.append(PointState("unknown", str(error)))
         except DamagedFile as error:
@@ -79,6 +82,18 @@ def states(sweep: Sweep) -> list[PointState]:
         if state.name in ("failed", "interrupted", "vanished"):
             _record_end(sweep, point, state.name, state.detail)
     return point_states
+
+
+def _with_results(state: PointState, point: Point) -> PointState:
+    """The state with the results of those runs of the point that are finished."""
+    result: dict[str, float] = {}
+    found: dict[str, float] = {}
+    for status in (folder.status() for folder in (point.folder, *point.follow_ups)):
+        if status.get("state") == "finished":
+            result |= status["result"]
+            found |= measured(status["metric"], status["result"])
+    detail = result_text(found, result) if state.name == "finished" else state.detail
+    return replace(state, detail=detail, result=result, measured=found)
 
 
 def scheduler_states(sweep: Sweep) -> list[JobState]:
@@ -142,10 +157,8 @@ def _state(sweep: Sweep, point: Point, job_state: JobState) -> PointState:
     if job_state.state == "running" and doing:
         return PointState("running" if status["state"] == "running" else "ending", doing, job_state.restarts)
     if status.get("state") == "finished" and not unfinished:
-        result, value = dict(status["result"]), status["result"][status["metric"]]
-        for each in follow_ups.values():
-            result |= each["result"]
-        return PointState("finished", result_text(status), job_state.restarts, result, value)
+        value = status["result"][status["metric"]]
+        return PointState("finished", restarts=job_state.restarts, value=value)
     if job_state.state == "ending":
         return PointState("ending", _join(job_state.reason, doing), job_state.restarts)
     if job_state.state == "suspended":
@@ -287,8 +300,8 @@ def journal_tail(folder: RunFolder) -> Sequence[Line]:
     return [line for _, line in read(folder.journal, start)]
 
 
-def result_text(status: Status) -> str:
-    """The metric of a finished run and up to three other results, without values from before training."""
-    result = status["result"]
-    others = [name for name in result if name != status["metric"] and not name.endswith(("_std", "_before"))]
-    return "  ".join(f"{name} {result[name]:.4g}" for name in [status["metric"], *others[:3]])
+def result_text(metrics: Mapping[str, float], result: Mapping[str, float]) -> str:
+    """The headline metrics of a finished run and its evaluations, at most three; the first result if it has none."""
+    names = headlines(metrics)[:3]
+    shown = {name: metrics[name] for name in names} or dict(list(result.items())[:1])
+    return "  ".join(f"{name} {digits(name, value)}" for name, value in shown.items())

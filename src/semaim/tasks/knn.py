@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from semaim.checkpoints.encoder_source import EncoderSource
+from semaim.core.headline import preferred_k
 from semaim.data.image_data import ImageData
 from semaim.errors import UserError
 from semaim.evaluation.accuracy import named
@@ -37,7 +38,7 @@ class KNN(FeatureEvaluation):
         super().__init__(source, data, batch_size, features_dir)
         self.mean_before_norm = mean_before_norm
         self.ks = check_ks(ks)
-        self.metric = f"knn_{self.ks[0]}_mean"
+        self.metric = f"knn_{preferred_k(self.ks)}_mean"
         if max(self.ks) > len(self.labelled):
             raise UserError(f"ks={self.ks}, but there are {len(self.labelled)} labelled training images: lower task.ks")
 

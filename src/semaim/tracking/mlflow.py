@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
-import shlex
 import threading
 import time
 from contextlib import suppress
@@ -18,8 +17,8 @@ from semaim.errors import UserError
 from semaim.runs.folder import RunFolder
 from semaim.runs.journal import Journal, read
 from semaim.tracking.delivery import Delivery
+from semaim.tracking.pages import run_page_commands
 from semaim.tracking.store import (
-    client_uri,
     existing_store,
     failure_reason,
     mlflow_errors,
@@ -27,12 +26,9 @@ from semaim.tracking.store import (
     naming,
     sync_command,
 )
-from semaim.tracking.views import view_key
 
 log = logging.getLogger(__name__)
 REFUSED = ("UNAUTHENTICATED", "PERMISSION_DENIED")  # error codes of a server
-DEFAULT_URI = "sqlite:///mlflow.db"  # short enough to be shown as it is
-LOCAL_SERVER = "http://127.0.0.1:5000"  # default address of mlflow ui
 
 
 class MLflow:
@@ -151,25 +147,9 @@ class MLflow:
             raise UserError(f"checkpoint=mlflow:{run_id}: its run folder ({folder}) is not on this machine")
         return folder
 
-    def view_commands(self, folder: RunFolder, compare: bool = False) -> dict[str, str]:
-        """Commands that show a run, by purpose.
-
-        Args:
-            folder: the run folder.
-            compare: show the runs of this sweep.
-        """
-        state, place, shown = folder.tracked(), "", ""
-        if state and state["run_id"]:  # else not sent
-            place = f"/{state['experiment_id']}/runs" + ("" if compare else f"/{state['run_id']}")
-            shown = f"&viewStateShareKey={view_key(state['run_id'])}" if compare else ""
-        page = f"/#/experiments{place}?workflowType=machine_learning{shown}"  # not MLflow's pages for language models
-        if self.uri.startswith("http"):
-            return {"look at it": f"open {self.address}{page}"}
-        store = self.uri if self.uri == DEFAULT_URI else client_uri(self.address)
-        return {
-            "look at it": shlex.join(["mlflow", "ui", "--backend-store-uri", store]),
-            "and open": f"{LOCAL_SERVER}{page}",
-        }
+    def view_commands(self, folder: RunFolder) -> dict[str, str]:
+        """Commands that show a run, by purpose."""
+        return run_page_commands(self.address, folder)
 
     def report_command(self) -> str | None:
         """The command that writes the table of all evaluations."""
@@ -196,7 +176,7 @@ class NoTracking:
         """
         raise UserError(f"checkpoint=mlflow:{run_id} needs a tracking store to look it up in: tracking=mlflow")
 
-    def view_commands(self, folder: RunFolder, compare: bool = False) -> dict[str, str]:
+    def view_commands(self, folder: RunFolder) -> dict[str, str]:
         return {}
 
     def report_command(self) -> str | None:
