@@ -15,7 +15,8 @@ from hydra.utils import instantiate
 
 from semaim.checkpoints.store import fingerprint
 from semaim.config.compose import folder_path
-from semaim.config.messages import explain
+from semaim.config.messages import chain, explain
+from semaim.config.naming import key_of
 from semaim.config.run_spec import RunSpec
 from semaim.core import distributed, terminal
 from semaim.core.distributed import Processes
@@ -26,7 +27,7 @@ from semaim.core.seeding import derive_seed, seed_all
 from semaim.core.signals import StopRequest, interruption_or
 from semaim.core.slurm_job import this_job
 from semaim.core.store_address import SQLITE
-from semaim.errors import CannotWrite, Interrupted, InUse, NonFiniteError, StillInUse, UserError
+from semaim.errors import CannotWrite, Interrupted, InUse, NeedsOptions, NonFiniteError, StillInUse, UserError
 from semaim.runs import provenance
 from semaim.runs.context import Run
 from semaim.runs.folder import RunFolder
@@ -83,9 +84,10 @@ def execute(spec: RunSpec, processes: Processes, stop: StopRequest) -> float:
         log.info("%s", spec.inherited)
     seed_all(derive_seed(config["seed"], "weights"))
     tracking = instantiate(spec.cfg.tracking, _convert_="all")  # first: it refuses passwords in addresses
-    task: Task = instantiate(spec.cfg.task, _convert_="all")  # plain lists: checkpoints must not hold OmegaConf's
-    task.spec = spec
-    task.check(config["seed"], processes)
+    with _complete_command(spec):
+        task: Task = instantiate(spec.cfg.task, _convert_="all")  # plain lists: checkpoints must not hold OmegaConf's
+        task.spec = spec
+        task.check(config["seed"], processes)
     task.load(processes)
     seed_all(derive_seed(config["seed"], "process", processes.rank))
     with _open_run(folder, spec, tracking, processes, stop) as run:
@@ -106,6 +108,19 @@ def execute(spec: RunSpec, processes: Processes, stop: StopRequest) -> float:
         for purpose, command in (tracking.view_commands(folder) | task.next_commands(folder_path, spec)).items():
             log.info("  %-13s %s", purpose + ":", command)
     return result[task.metric]
+
+
+@contextmanager
+def _complete_command(spec: RunSpec) -> Iterator[None]:
+    """Say which command works, if this one works with further options."""
+    try:
+        yield
+    except Exception as error:
+        if (needs := next((each for each in chain(error) if isinstance(each, NeedsOptions)), None)) is None:
+            raise
+        replaced = {key_of(option) for option in needs.options}
+        kept = [each for each in spec.overrides if key_of(each) not in replaced]
+        raise UserError(f"{needs.problem}:\n  {spec.command_with(*kept, *needs.options)}") from None
 
 
 def _result_inputs(config: dict[str, Any]) -> dict[str, Any]:
