@@ -174,6 +174,8 @@ def test_an_own_choice_of_data_comes_with_its_folder(tmp_path: Path) -> None:
     assert str(spec.inherited) == f"data from runs/pre: data=mine data.image_size=64 (--config-dir {tmp_path}/conf)"
     assert spec.command == "semaim run task=knn checkpoint=runs/pre"
     assert all_words(["task=knn", "checkpoint=runs/pre"])[-1] == f"hydra.searchpath=[file://{tmp_path}/conf]"
+    again = compose_run_spec([*spec.overrides, *spec.inherited.overrides] if spec.inherited else [])
+    assert (again.overrides, again.inherited, again.config) == (spec.overrides, spec.inherited, spec.config)
     assert RunSpec.of(spec.stored()).all_folders == spec.all_folders
     (tmp_path / "conf").rename(tmp_path / "gone")
     with pytest.raises(UserError, match=r"trained on data=mine, .* nor in \S+/conf any more: add --config-dir"):
