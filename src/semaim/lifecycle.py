@@ -15,8 +15,7 @@ from hydra.utils import instantiate
 
 from semaim.checkpoints.store import fingerprint
 from semaim.config.compose import folder_path
-from semaim.config.messages import chain, explain
-from semaim.config.naming import key_of
+from semaim.config.messages import explain
 from semaim.config.run_spec import RunSpec
 from semaim.core import distributed, terminal
 from semaim.core.distributed import Processes
@@ -27,14 +26,14 @@ from semaim.core.seeding import derive_seed, seed_all
 from semaim.core.signals import StopRequest, interruption_or
 from semaim.core.slurm_job import this_job
 from semaim.core.store_address import SQLITE
-from semaim.errors import CannotWrite, Interrupted, InUse, NeedsOptions, NonFiniteError, StillInUse, UserError
+from semaim.errors import CannotWrite, Interrupted, InUse, NonFiniteError, StillInUse, UserError
 from semaim.runs import provenance
 from semaim.runs.context import Run
 from semaim.runs.folder import RunFolder
 from semaim.runs.journal import Journal
 from semaim.runs.run_log import logged_to
 from semaim.runs.status import MLFLOW_STATUS, StoredState
-from semaim.tasks.task import Task
+from semaim.tasks.task import Task, complete_command
 from semaim.tracking import run_page
 
 log = logging.getLogger("semaim")
@@ -84,7 +83,7 @@ def execute(spec: RunSpec, processes: Processes, stop: StopRequest) -> float:
         log.info("%s", spec.inherited)
     seed_all(derive_seed(config["seed"], "weights"))
     tracking = instantiate(spec.cfg.tracking, _convert_="all")  # first: it refuses passwords in addresses
-    with _complete_command(spec):
+    with complete_command(spec):
         task: Task = instantiate(spec.cfg.task, _convert_="all")  # plain lists: checkpoints must not hold OmegaConf's
         task.spec = spec
         task.check(config["seed"], processes)
@@ -108,19 +107,6 @@ def execute(spec: RunSpec, processes: Processes, stop: StopRequest) -> float:
         for purpose, command in (tracking.view_commands(folder) | task.next_commands(folder_path, spec)).items():
             log.info("  %-13s %s", purpose + ":", command)
     return result[task.metric]
-
-
-@contextmanager
-def _complete_command(spec: RunSpec) -> Iterator[None]:
-    """Say which command works, if this one works with further options."""
-    try:
-        yield
-    except Exception as error:
-        if (needs := next((each for each in chain(error) if isinstance(each, NeedsOptions)), None)) is None:
-            raise
-        replaced = {key_of(option) for option in needs.options}
-        kept = [each for each in spec.overrides if key_of(each) not in replaced]
-        raise UserError(f"{needs.problem}:\n  {spec.command_with(*kept, *needs.options)}") from None
 
 
 def _result_inputs(config: dict[str, Any]) -> dict[str, Any]:
