@@ -12,6 +12,20 @@ class UserError(ValueError):
     """An error the user can fix: an option, a path. Exit code 2."""
 
 
+class NeedsOptions(UserError):
+    """A command that works with further options. Exit code 2.
+
+    Args:
+        problem: what is wrong.
+        options: to add to the command line.
+    """
+
+    def __init__(self, problem: str, *options: str) -> None:
+        super().__init__(f"{problem}: add {' '.join(options)}")
+        self.problem = problem
+        self.options = options
+
+
 class DamagedFile(UserError):
     """A stored file is damaged, of a newer version or not readable. Exit code 2.
 

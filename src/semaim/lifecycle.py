@@ -34,7 +34,7 @@ from semaim.runs.folder import RunFolder
 from semaim.runs.journal import Journal
 from semaim.runs.run_log import logged_to
 from semaim.runs.status import MLFLOW_STATUS, StoredState
-from semaim.tasks.task import Task
+from semaim.tasks.task import Task, complete_command
 from semaim.tracking import run_page
 from semaim.tracking.datasets import use
 from semaim.tracking.run_names import name_of
@@ -90,9 +90,10 @@ def execute(spec: RunSpec, processes: Processes, stop: StopRequest) -> float:
         log.info("%s", spec.inherited)
     seed_all(derive_seed(config["seed"], "weights"))
     tracking = instantiate(spec.cfg.tracking, _convert_="all")  # first: it refuses passwords in addresses
-    task: Task = instantiate(spec.cfg.task, _convert_="all")  # plain lists: checkpoints must not hold OmegaConf's
-    task.spec = spec
-    task.check(config["seed"], processes)
+    with complete_command(spec):
+        task: Task = instantiate(spec.cfg.task, _convert_="all")  # plain lists: checkpoints must not hold OmegaConf's
+        task.spec = spec
+        task.check(config["seed"], processes)
     task.load(processes)
     seed_all(derive_seed(config["seed"], "process", processes.rank))
     with _open_run(folder, spec, tracking, processes, stop) as run:

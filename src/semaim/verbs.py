@@ -162,7 +162,7 @@ changed.""", actions.report, (
     "features": Verb("write the features and labels of a checkpoint's encoder to files", """\
 Writes the features of a checkpoint's encoder, and the labels, to one file for each part of the data. It is `semaim run
 task=features` and takes the same options: checkpoint=... (a run folder or file, mlflow:<run id>, timm:<name>),
-data=..., task.format=npz or safetensors, task.batch_size=64.""", features, (  # for --help only
+data=... (if not those of that run), task.format=npz or safetensors.""", features, (  # for --help only
         argument("overrides", nargs="*", metavar="option=value", help="as for semaim run, such as data=folder"),
     ), by_hydra=True),
     "export": Verb("write an encoder for timm or transformers", """\

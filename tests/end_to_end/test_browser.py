@@ -137,7 +137,7 @@ def test_a_run_shows_how_to_repeat_it(pages: Pages, place: Path, shot: Shot) -> 
         "pretrain with model aim_tiny, permutation attention_center",
         "What to look at:",
         sweep_folder(place).name,
-        "knn_digits_checkpoint",
+        "knn_digits_aim_tiny_attention_center_pixels",
         *("permutation\n: attention_center", "optimizer\n: adamw_small", "semantic_map\n: cls", "task\n: pretrain"),
     )
     shot("overview")

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from semaim.config.follow_ups import follow_ups
-from semaim.config.naming import run_name
 from semaim.config.run_spec import RunSpec
 from semaim.errors import UserError
 from support.commands import SMALL, measured, run, status, succeed
@@ -33,7 +32,7 @@ def test_a_follower_equals_its_plain_command() -> None:
     assert probe.overrides == ["task=linprobe", "checkpoint=runs/pre"]
     assert (knn.cfg.parent_run, knn.cfg.checkpoint) == (str(Path.cwd() / "runs" / "pre"), "runs/pre")
     by_hand = job(*knn.overrides, "run_name=any")
-    assert knn.cfg.run_name == run_name(by_hand.choices, by_hand.cfg.named_after, knn.overrides)
+    assert knn.cfg.run_name == "knn_of_pre"
     assert knn.cfg.run_dir == f"runs/{knn.cfg.run_name}"
     assert knn.choices == by_hand.choices
     assert probe.choices["trainer"] == "linprobe"
@@ -51,14 +50,17 @@ def test_data_tracking_seed_and_device_are_carried_over() -> None:
     assert knn.overrides == [
         "task=knn",
         "checkpoint=runs/pre",
-        "data=folder",
-        "seed=7",
         "device=cpu",
+        "tracking.experiment=x",
+    ]
+    assert knn.inherited is not None
+    assert knn.inherited.overrides == [
+        "data=folder",
         'data.root="/a b/c"',
         "data.image_size=[32, 64]",
         "data.patch_size=8",
         "data.train_transform.mean=[0.1, 0.2, 0.3]",
-        "tracking.experiment=x",
+        "seed=7",
     ]
     assert (knn.cfg.data.root, list(knn.cfg.data.image_size)) == ("/a b/c", [32, 64])
     assert list(knn.cfg.data.eval_transform.mean) == [0.1, 0.2, 0.3]
@@ -67,7 +69,8 @@ def test_data_tracking_seed_and_device_are_carried_over() -> None:
 
 def test_data_of_an_experiment_are_carried_over() -> None:
     (probe,) = followers("run_name=pre", "then=[linprobe]", "+experiment=semaim_vitb_800ep", "data.root=/data/imagenet")
-    assert probe.overrides == ["task=linprobe", "checkpoint=runs/pre", "data=imagenet", "data.root=/data/imagenet"]
+    assert probe.overrides == ["task=linprobe", "checkpoint=runs/pre"]
+    assert (probe.choices["data"], probe.cfg.data.root) == ("imagenet", "/data/imagenet")
     assert (probe.cfg.trainer.epochs, probe.cfg.trainer.batch_size) == (90, 4096)
 
 
@@ -97,8 +100,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def child(place: Path, task: str) -> Path:
-    (folder,) = (place / "runs").glob(f"{task}_digits_*")
-    return folder
+    return place / "runs" / f"{task}_of_pre"
 
 
 def mlflow_runs(place: Path) -> dict[str, Any]:
@@ -188,8 +190,8 @@ def test_the_same_command_evaluates_only_what_is_missing(place: Path, tmp_path: 
 
 
 def test_a_manual_evaluation_is_the_same_run(place: Path) -> None:
-    said = succeed(place, "task=knn", "checkpoint=runs/pre", "seed=3")
-    assert "this run is finished already" in said
+    for words in (["checkpoint=runs/pre"], ["checkpoint=runs/pre/", "data=digits", "seed=3"]):
+        assert "this run is finished already" in succeed(place, "task=knn", *words)
 
 
 def test_a_mistake_is_found_before_training(tmp_path: Path) -> None:

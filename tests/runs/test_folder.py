@@ -11,7 +11,7 @@ import sys
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from semaim.config.naming import MAY_DIFFER, differences, flatten, run_name
+from semaim.config.naming import MAY_DIFFER, CheckpointName, differences, flatten, run_name
 from semaim.errors import CannotWrite, UserError
 from semaim.runs.folder import RunFolder
 
@@ -71,6 +71,38 @@ def test_name_includes_options_with_a_common_prefix():
     assert name("device_map=1") == f"{FRONT}_device_map-1"
     assert name("trainer.compile_all=1") == f"{FRONT}_trainer.compile_all-1"
     assert name("trainer.batch_size=64") == f"{FRONT}_trainer.batch_size-64"
+
+
+def test_a_repeated_option_counts_once():
+    assert name("seed=1", "seed=1") == name("seed=1")
+    assert name("seed=0", "trainer.epochs=3", "+seed=1") == name("trainer.epochs=3", "seed=1")
+
+
+def test_a_value_that_looks_like_an_option_makes_no_other_name():
+    names = [name("data.root=a_seed-1"), name("data.root=a", "seed=1"), name("data.root=a_trainer.epochs-1")]
+    assert names[1] == f"{FRONT}_data.root-a_seed-1"
+    assert len(set(names)) == 3
+
+
+def test_letters_with_accents_are_readable():
+    assert name("data.root='/Fotos Föhr'").startswith(f"{FRONT}_data.root--Fotos-Fohr-")
+    assert name("data.root='/Fotos Föhr'") != name("data.root='/Fotos Fohr'")
+
+
+def test_evaluations_are_named_after_their_checkpoint():
+    choices = {"task": "knn", "data": "digits"}
+
+    def evaluation(text, tells_data, *overrides):
+        of = CheckpointName(text, tells_data)
+        return run_name(choices, ["task", "data"], ["task=knn", "checkpoint=x", *overrides], of)
+
+    assert evaluation("digits_aim_tiny", True) == "knn_digits_aim_tiny"
+    assert evaluation("digits_aim_tiny", True, "data=cifar10") == "knn_digits_aim_tiny_with_data-cifar10"
+    assert evaluation("digits_aim_tiny_seed-1", True) != evaluation("digits_aim_tiny", True, "seed=1")
+    assert evaluation("random", False, "data=digits") == "knn_digits_random"
+    long = [evaluation("x" * 110, True, f"data.val_fraction=0.{n}") for n in (1, 2)]
+    assert all(re.fullmatch(r"knn_x+_with_val_fraction-0\.[12]-[0-9a-f]{8}", one) and len(one) <= 120 for one in long)
+    assert len(set(long)) == 2, "what differs is not cut off"
 
 
 def test_strange_characters_are_replaced_and_the_name_made_unique():

@@ -49,7 +49,7 @@ def size(file: Path) -> tuple[int, int]:
 def test_one_checkpoint_draws_orders_predictions_and_films(home: Path) -> None:
     files, result = draw(home, "one", f"checkpoint={home}/run_raster_pixels", "task.count=3")
     assert sorted(files) == [
-        *("film.gif", "film.png", "film.svg"),
+        *("film.gif", "film.png", "film.svg", "images.csv"),
         *("orders.png", "orders.svg", "reconstruction.png", "reconstruction.svg"),
     ]
     assert size(files["orders.png"])[0] == pytest.approx((7 * 1.5 + 0.2) * 150, abs=2), "image, two maps, four orders"
@@ -86,6 +86,9 @@ def test_many_images_fill_pages(home: Path) -> None:
     assert {"orders_page1.png", "orders_page2.png"} < set(files)
     heights = [size(files[f"orders_page{page}.png"])[1] for page in (1, 2)]
     assert heights[0] > 2 * heights[1], "sixteen images, and four"
+    rows = files["images.csv"].read_text().splitlines()[1:]
+    assert [row.split(",")[:2] for row in rows[15:18]] == [["1", "16"], ["2", "1"], ["2", "2"]]
+    assert len({row.split(",")[2] for row in rows}) == 20
     assert result["images"] == 20
 
 
@@ -99,7 +102,9 @@ def test_own_images_one_of_them_unreadable(home: Path, capsys: pytest.CaptureFix
     other_sizes = ("data.image_size=224", "data.patch_size=16")  # the size stored in the checkpoint
     options = (f"images={folder}", "task.orders=[raster]", "task.formats=[svg]", *other_sizes)
     files, _ = draw(home, "own", f"checkpoint={home}/run_raster_pixels", *options)
-    assert sorted(files) == ["film.gif", "film.svg", "orders.svg", "reconstruction.svg"]
+    assert sorted(files) == ["film.gif", "film.svg", "images.csv", "orders.svg", "reconstruction.svg"]
+    assert files["images.csv"].read_text() == f"page,row,image\n1,1,{folder}/a.png\n1,2,{folder}/b.png\n"
+    assert "3 of 3 images; pictures/images.csv names their files" in capsys.readouterr().err
     (home / "broken").mkdir()
     (home / "broken" / "c.png").write_text("no image")
     broken = ("run_name=broken", f"checkpoint={home}/run_raster_pixels", f"images={home}/broken")

@@ -159,16 +159,21 @@ def test_the_figure_of_the_paper_has_a_row_per_image_and_a_heading_per_model() -
     order_BL = torch.tensor([[1, 0, 3, 2]])
     one = ModelView("first", maps, {"raster": torch.arange(4)[None], "own": order_BL}, (2, 2))
     two = ModelView("second", maps, {"own": order_BL}, (2, 2))
-    figure = figures.orders_figure(torch.zeros(1, 4, 4, 3), [one, two], "viridis")
+    images = figures.Shown(
+        torch.zeros(1, 4, 4, 3), ["photos/cats/a_rather_long_name_of_a_photo_0123.jpg"], "1 of 9 images"
+    )
+    figure = figures.orders_figure(images, [one, two], "viridis")
     titles = [place.get_title() for place in figure.axes[:8]]
     assert titles == ["image", "self-attention", "similarity", "raster", "own", "self-attention", "similarity", "own"]
     shown = drawn(figure)
     assert shown[1].tolist() == [[1, 2], [3, 4]]
     assert shown[2].tolist() == [[4, 3], [2, 1]]
     assert shown[4].tolist() == [[-1, 0], [-3, -2]]
-    assert {"first", "second"} <= {text.get_text() for text in figure.texts}
+    assert {"first", "second", "1 of 9 images"} <= {text.get_text() for text in figure.texts}
+    (label,) = (text.get_text() for text in figure.axes[0].texts)
+    assert label == "…ng_name_of_a_photo_0123.jpg", "the end of a long name tells photos apart"
     by_attention = ModelView("third", Maps(maps.attention_BL, maps.attention_BL), {"own": order_BL}, (2, 2))
-    figure = figures.orders_figure(torch.zeros(1, 4, 4, 3), [by_attention, two], "viridis")
+    figure = figures.orders_figure(images, [by_attention, two], "viridis")
     titles = [place.get_title() for place in figure.axes[:6]]
     assert titles == ["image", "self-attention", "own", "self-attention", "similarity", "own"]
 

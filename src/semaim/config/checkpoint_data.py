@@ -97,7 +97,8 @@ def completed(words: Sequence[str], folders: Sequence[str] = (), source: SourceR
         checkpoints = _checkpoints(parsed.get("checkpoint"))
         if not checkpoints or any(each.is_sweep_override() for each in parsed.values()):
             return plain
-        chosen = [str(each.input_line) for each in parsed.values() if is_choice(each, folders)]
+        others = [each for key, each in parsed.items() if key != "data" and is_choice(each, folders)]
+        chosen = [str(each.input_line) for each in others]
         cfg, default = options(chosen, folders), options((), folders)
     except (HydraException, OmegaConfBaseException):  # the composition reports it
         return plain
@@ -110,10 +111,10 @@ def completed(words: Sequence[str], folders: Sequence[str] = (), source: SourceR
     if (run := runs[0]) is None:
         return replace(plain, checkpoint=name)
     images = parsed.get("images")
-    others = images is not None and images.value() is not None
-    others |= "data" not in parsed and cfg.data != default.data  # those of an experiment
+    other_data = images is not None and images.value() is not None
+    other_data |= "data" not in parsed and cfg.data != default.data  # those of an experiment
     seed = None if cfg.seed != default.seed else default.seed
-    return _merged(replace(plain, checkpoint=name), run, others, seed)
+    return _merged(replace(plain, checkpoint=name), run, other_data, seed)
 
 
 def all_words(words: Sequence[str]) -> list[str]:

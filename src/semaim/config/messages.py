@@ -69,12 +69,12 @@ def exits_on_error(record: Callable[[BaseException], None] | None = None) -> Ite
         sys.exit(code)
 
 
-def _chain(error: BaseException) -> list[BaseException]:
+def chain(error: BaseException) -> list[BaseException]:
     """An error and its causes, such as that of Hydra's report on a constructor."""
-    chain = [error]
-    while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None and cause not in chain:
-        chain.append(cause)
-    return chain
+    links = [error]
+    while (cause := links[-1].__cause__ or links[-1].__context__) is not None and cause not in links:
+        links.append(cause)
+    return links
 
 
 def explain(error: BaseException, words: Sequence[str] | None = None) -> str | None:
@@ -84,14 +84,14 @@ def explain(error: BaseException, words: Sequence[str] | None = None) -> str | N
         error: the error.
         words: the options as typed; None for those of this process.
     """
-    chain = _chain(error)
-    stated = {error, *(link.__cause__ for link in chain)}  # others may be handled errors before a bug
-    for link in chain:
+    links = chain(error)
+    stated = {error, *(link.__cause__ for link in links)}  # others may be handled errors before a bug
+    for link in links:
         if isinstance(link, UserError):
             return str(link)
         if isinstance(link, OSError) and link.filename and link in stated:  # another user's, a folder, a bad disk
             return f"{link.filename}: {link.strerror}"
-    text = "\n".join(str(link) for link in chain)
+    text = "\n".join(str(link) for link in links)
     if match := re.search(r"DataLoader worker \(pid\D*([\d, ]+)\) (.+?)[.\s]*(?:It is|$)", text):
         return (
             f"a process that loads images {match[2]} (pid {match[1]}): if memory is short, lower data.num_workers or "
@@ -99,14 +99,14 @@ def explain(error: BaseException, words: Sequence[str] | None = None) -> str | N
         )
     if re.search(r"gloo.*(closed by peer|reset by peer|Broken pipe)|ncclRemoteError", text, re.DOTALL):
         return "another process of this run has ended; its own message says why"
-    if not any(type(link).__module__.startswith(("hydra.", "omegaconf.", "yaml.")) for link in chain):
+    if not any(type(link).__module__.startswith(("hydra.", "omegaconf.", "yaml.")) for link in links):
         files = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
         of_hydra = "/hydra/" in (files or [""])[-1] or any(file.endswith("_config_source.py") for file in files)
         if not isinstance(error, ValueError) or not of_hydra:  # plain ones, for words and for files that are not UTF-8
             return None
     from semaim.config.hydra_messages import hydra_message
 
-    return hydra_message(chain, sys.argv[1:] if words is None else words)
+    return hydra_message(links, sys.argv[1:] if words is None else words)
 
 
 def one_line(error: Exception) -> str:
@@ -137,5 +137,5 @@ def print_error(error: BaseException) -> int:
     first, *others = message.splitlines() or [""]  # lines may come from the name of a file
     lines = [first, *(line if line.startswith(" ") else f"  {line}" for line in others)]
     print(printable("error: " + "\n".join(lines), keep="\n"), file=sys.stderr)
-    codes = [EXIT_CODES[type(link)] for link in _chain(error) if type(link) in EXIT_CODES]
+    codes = [EXIT_CODES[type(link)] for link in chain(error) if type(link) in EXIT_CODES]
     return codes[0] if codes else EXIT_USER_ERROR

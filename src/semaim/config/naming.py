@@ -92,7 +92,7 @@ def run_name(
         rest = [f"{key_of(each).rpartition('.')[2]}={each.partition('=')[2]}" for each in rest]
         if of is not None:  # its options tell evaluations of one checkpoint apart
             options = sum(len(each) + 1 for each in (*rest, "with"))
-            parts[len(groups)] = of.text[: max(30, LONGEST - 10 - options - len("_".join(parts[: len(groups)])))]
+            parts[len(groups)] = of.text[: max(30, LONGEST - 11 - options - len("_".join(parts[: len(groups)])))]
     shown = "_".join([*parts, *(override.replace("=", "-", 1) for override in rest)])
     return folder_name(exact, shown, mistakable)
 

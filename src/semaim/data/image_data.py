@@ -11,7 +11,7 @@ from semaim.data.loading import EvaluationImages, TrainingData
 from semaim.data.subsets import hold_out
 from semaim.data.transforms import Transform
 from semaim.data.workers import Loading
-from semaim.errors import UserError
+from semaim.errors import NeedsOptions, UserError
 
 __all__ = ["ImageData"]
 
@@ -90,9 +90,10 @@ class ImageData:
         if self.splits.labelled is None:
             raise UserError("these data have no labels, which an evaluation needs: choose others with data=...")
         if self.splits.val is None:
-            raise UserError(
-                "these data have no held-out images, and accuracy on training images is not meaningful: put held-out "
-                "images beside train/ as val/, or ask for a split with data.val_fraction=0.1 (and data.val_seed=0)"
+            raise NeedsOptions(
+                "these data have no held-out images, and accuracy on training images is not meaningful. Put held-out "
+                "images beside train/ as val/, or hold out a tenth of each class",
+                "data.val_fraction=0.1",
             )
         return self.splits.labelled, self.splits.val
 

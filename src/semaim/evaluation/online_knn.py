@@ -56,8 +56,8 @@ class OnlineKNN(Evaluator):
 
     def begin(self, model: AIM, data: ImageData, run: Run) -> None:
         """Say so if there is nothing to measure on."""
-        if data.splits.val is None:
-            log.info("no k-NN accuracy: these data have no labelled held-out images")
+        if data.splits.labelled is None:
+            log.info("no k-NN accuracy: these data have no labels")
 
     def evaluate(self, learner: Learner, run: Run) -> dict[str, float]:
         """Accuracy in percent for each k and kind of features."""

@@ -20,7 +20,7 @@ from semaim.core.locks import one_at_a_time
 from semaim.data.image_data import ImageData
 from semaim.data.image_sets import ImageSet
 from semaim.data.transforms import Transform
-from semaim.errors import UserError
+from semaim.errors import NeedsOptions, UserError
 from semaim.evaluation.evaluator import evaluation_is_due
 from semaim.evaluation.feature_cache import cached_features
 from semaim.evaluation.features import Extraction, Features
@@ -49,10 +49,13 @@ def check_image_size(vit: VisionTransformer, data: ImageData, checkpoint: str) -
     """Raise UserError if the encoder's image size differs from that of the data."""
     own = pair(vit.patch_embed.img_size)
     if own != data.image_size:
-        raise UserError(
+        size = own[0] if own[0] == own[1] else f"[{own[0]},{own[1]}]"
+        raise NeedsOptions(
             f"checkpoint={checkpoint} is for images of {own[0]}x{own[1]}, the data are of "
-            f"{data.image_size[0]}x{data.image_size[1]}: choose the data it was made with (data=...) or "
-            f"data.image_size, or resample its positions with task.source.interpolate=true"
+            f"{data.image_size[0]}x{data.image_size[1]}. Choose the data it was made with (data=folder "
+            f"data.root=<folder>), resample its positions with task.source.interpolate=true, or resize these data",
+            f"data.image_size={size}",
+            f"data.patch_size={pair(vit.patch_embed.patch_size)[0]}",
         )
 
 

@@ -156,6 +156,9 @@ class Pretraining(Task, TrainingTask):
     def run(self, run: Run) -> dict[str, float]:
         """Pretrain to the end; returns the last loss and the online accuracies before and after training."""
         self._log_plan(run)
+        if self.data.splits.val is None and self.data.splits.labelled is not None:
+            log.info("these data have no held-out images. data.val_fraction=0.1 would hold out a tenth of each class, "
+                     "for k-NN accuracy during training (online/knn_...) and for evaluations afterwards")  # fmt: skip
         for evaluator in self.evaluators.values():
             evaluator.begin(self.model, self.data, run)
         if self.teacher is not None:
@@ -171,19 +174,20 @@ class Pretraining(Task, TrainingTask):
 
     def next_commands(self, folder: Path, spec: RunSpec) -> dict[str, str]:
         """Commands that the user may run next."""
-        overrides = spec.overrides
-        data = [o for o in overrides if o.split("=")[0].split(".")[0] == "data"]
         excluded = ("model", "sweep", "run_name", "run_dir", "checkpoint", "extend", "trainer.max_steps")
-        kept = [o for o in overrides if not o.startswith(tuple(f"{name}{end}" for name in excluded for end in "=."))]
+        kept = [
+            o for o in spec.overrides if not o.startswith(tuple(f"{name}{end}" for name in excluded for end in "=."))
+        ]
         larger = {}
         if (model := NEXT_LARGER.get(spec.choices["model"])) is not None:
             larger["larger model"] = spec.command_with(f"model={model}", *kept)
         if self.trainer.max_steps is None:
             longer = [f"extend={value_text(str(folder))}", f"trainer.epochs={2 * self.trainer.epochs}"]
             larger = {"train longer": program("run", *longer)} | larger
-        if self.data.splits.val is None:
+        if self.data.splits.labelled is None:
             return larger
-        evaluate = spec.command_with("task=knn", f"checkpoint={value_text(str(folder))}", *data)
+        held_out = [] if self.data.splits.val is not None else ["data.val_fraction=0.1"]
+        evaluate = program("run", "task=knn", f"checkpoint={value_text(str(folder))}", *held_out)
         return {"evaluate": evaluate, "and also": "with task=linprobe, task=finetune or task=fewshot"} | larger
 
     def loss(self, batch: Batch, state: TrainingState, noise: StepNoise) -> Tensor:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from semaim.config.messages import chain
+from semaim.config.naming import key_of
 from semaim.config.run_spec import RunSpec
 from semaim.core.distributed import Processes
 from semaim.data.image_sets import ImageSet
+from semaim.errors import NeedsOptions, UserError
 from semaim.models.flops import Cost
 from semaim.runs.context import Run
 from semaim.tracking.datasets import Context
@@ -104,6 +108,19 @@ class Task:
             spec: the configuration of the run.
         """
         return {}
+
+
+@contextmanager
+def complete_command(spec: RunSpec) -> Iterator[None]:
+    """Say which command works, if this one works with further options."""
+    try:
+        yield
+    except Exception as error:
+        if (needs := next((each for each in chain(error) if isinstance(each, NeedsOptions)), None)) is None:
+            raise
+        replaced = {key_of(option) for option in needs.options}
+        kept = [each for each in spec.overrides if key_of(each) not in replaced]
+        raise UserError(f"{needs.problem}:\n  {spec.command_with(*kept, *needs.options)}") from None
 
 
 def training_cost(

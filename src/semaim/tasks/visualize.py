@@ -5,6 +5,8 @@ Shapes: B images, L patches.
 
 from __future__ import annotations
 
+import csv
+import io
 import logging
 from collections import defaultdict
 from collections.abc import Sequence
@@ -19,6 +21,8 @@ from semaim.checkpoints.encoder_source import Tracking
 from semaim.config.compose import choices
 from semaim.config.run_spec import RunSpec
 from semaim.core.distributed import Processes
+from semaim.core.files import write_text
+from semaim.core.formatting import printable
 from semaim.data.image_data import ImageData
 from semaim.data.image_sets import ImageSet
 from semaim.data.object_patches import object_patches
@@ -33,13 +37,14 @@ from semaim.targets import Target
 from semaim.tasks.task import Task
 from semaim.teachers import Teacher
 from semaim.visualization import figures, plotting
-from semaim.visualization.figures import ModelView
+from semaim.visualization.figures import ModelView, Shown
 from semaim.visualization.trained_models import ShownModel, composed_orders, load, short_names
 from semaim.visualization.views import Prediction, Viewer
 
 log = logging.getLogger(__name__)
 HIGHLIGHTS = {"artifacts, pictures": "orders and maps, predictions, and film strips"}
 IMAGES_PER_PAGE = 16
+NAMES = "images.csv"
 DEFAULT_ORDERS = ("raster", "stochastic", "attention", "attention_center")  # as in the paper's figure
 
 
@@ -80,6 +85,7 @@ class Visualize(Task):
     palette: str
     formats: Sequence[str]
     permutations: dict[str, Permutation] = field(init=False, repr=False)
+    drawn: dict[str, Sequence[str]] = field(init=False, repr=False, default_factory=dict)  # names, by page
 
     def __post_init__(self) -> None:
         if not self.checkpoint:
@@ -87,9 +93,12 @@ class Visualize(Task):
         plotting.check_palette(self.palette, "task.palette")
         names = [self.checkpoint] if isinstance(self.checkpoint, str) else self.checkpoint
         self.image_set: ImageSet = self.data.splits.val or self.data.splits.train
+        kind = "training images" if self.data.splits.val is None else "held-out images"
         if self.images is not None:
             self.image_set = image_files([self.images] if isinstance(self.images, str) else self.images)
+            kind = "images"
         self.indices = sample_indices(len(self.image_set), self.count)
+        self.caption = f"{len(self.indices)} of {len(self.image_set)} {kind}"
         self.shown = [load(*each, self.tracking) for each in zip(names, short_names(names), strict=True)]
 
     def check(self, seed: int, processes: Processes) -> None:
@@ -131,10 +140,12 @@ class Visualize(Task):
         """Draw; returns the number of images and the order metrics (means over these images)."""
         quality: dict[str, list[Tensor]] = defaultdict(list)
         if run.processes.is_main:
+            log.info("%s; pictures/%s names their files, from top to bottom", self.caption, NAMES)
             for number, start in enumerate(range(0, len(self.indices), IMAGES_PER_PAGE), start=1):
                 page = f"_page{number}" if len(self.indices) > IMAGES_PER_PAGE else ""
                 for name, value_B in self._draw(self.indices[start : start + IMAGES_PER_PAGE], page, run).items():
                     quality[name].append(value_B)
+            self._write_names(run)
         metrics = means({name: torch.cat(parts) for name, parts in quality.items()})
         run.log(0, metrics)
         return {"images": len(self.indices), **metrics}
@@ -147,7 +158,7 @@ class Visualize(Task):
         """Draw one page, whose files end in `page`; returns the order metrics, (B,) each, by name."""
         views: list[ModelView] = []
         quality: dict[str, Tensor] = {}
-        images_BHWC = None
+        first: Shown | None = None
         for index, each in enumerate(self.shown, start=1):
             readable, images_BCHW = read_images(self.image_set, indices, each.transform)
             images_BCHW = images_BCHW.to(run.processes.device)
@@ -157,13 +168,15 @@ class Visualize(Task):
             object_BL = object_patches(self.image_set, readable, each.transform, each.model.patch_size)
             prefix = f"{each.name}/" if len(self.shown) > 1 else ""
             quality |= {f"{prefix}{name}": value_B for name, value_B in order_quality(view, object_BL).items()}
-            if images_BHWC is None:
-                images_BHWC = each.colours.denormalise(images_BCHW)
+            names = [self.image_set.name(index) for index in readable]
+            drawn = Shown(each.colours.denormalise(images_BCHW), names, self.caption)
+            first = first or drawn
             if prediction is not None:
                 suffix = f"_{index}{page}" if len(self.shown) > 1 else page
-                self._draw_prediction(each, images_BCHW, prediction, suffix, run)
-        assert images_BHWC is not None
-        self._save(figures.orders_figure(images_BHWC, views, self.palette), f"orders{page}", run)
+                self._draw_prediction(each, images_BCHW, drawn, prediction, suffix, run)
+        assert first is not None
+        self.drawn[page] = first.names
+        self._save(figures.orders_figure(first, views, self.palette), f"orders{page}", run)
         return quality
 
     def _view(self, shown: ShownModel, images_BCHW: Tensor, run: Run) -> tuple[ModelView, Prediction | None]:
@@ -191,11 +204,10 @@ class Visualize(Task):
         return ModelView(shown.name, view.maps, drawn, model.grid), view.prediction
 
     def _draw_prediction(
-        self, shown: ShownModel, images_BCHW: Tensor, prediction: Prediction, suffix: str, run: Run
+        self, shown: ShownModel, images_BCHW: Tensor, drawn: Shown, prediction: Prediction, suffix: str, run: Run
     ) -> None:
         colours, grid, patch_size = shown.colours, shown.model.grid, shown.model.patch_size
-        images_BHWC = colours.denormalise(images_BCHW)
-        figure = figures.reconstruction_figure(images_BHWC, prediction, grid, colours, self.palette)
+        figure = figures.reconstruction_figure(drawn, prediction, grid, colours, self.palette)
         self._save(figure, f"reconstruction{suffix}", run)
         first = slice(0, 4)  # film strips are long
         first_prediction = prediction.subset(first)
@@ -204,6 +216,16 @@ class Visualize(Task):
         file = run.folder.path / "pictures" / f"film{suffix}.gif"
         plotting.animation(figures.film_frames(images_BCHW[first], first_prediction, patch_size, colours), file)
         run.artifact(f"pictures/{file.name}")
+
+    def _write_names(self, run: Run) -> None:
+        """Write the name of the image in each row of each page."""
+        text = io.StringIO()
+        table = csv.writer(text, lineterminator="\n")
+        table.writerow(["page", "row", "image"])
+        for page, names in enumerate(self.drawn.values(), start=1):
+            table.writerows([page, row, printable(name)] for row, name in enumerate(names, start=1))
+        write_text(run.folder.path / "pictures" / NAMES, text.getvalue())
+        run.artifact(f"pictures/{NAMES}")
 
     def _save(self, figure: Any, name: str, run: Run) -> None:
         for file in plotting.save_figure(figure, run.folder.path / "pictures" / name, self.formats):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -41,41 +42,58 @@ class ModelView:
     grid: Grid
 
 
-def orders_figure(images_BHWC: Tensor, views: Sequence[ModelView], palette: str) -> Figure:
+@dataclass(frozen=True)
+class Shown:
+    """Images of a figure.
+
+    Attributes:
+        images_BHWC: with colours in [0, 1].
+        names: of their files.
+        caption: which images these are, such as "8 of 360 held-out images".
+    """
+
+    images_BHWC: Tensor
+    names: Sequence[str]
+    caption: str
+
+
+def orders_figure(shown: Shown, views: Sequence[ModelView], palette: str) -> Figure:
     """The figure of SemAIM's paper: each image, and for each model its attention, its semantic map and its orders."""
-    columns, groups = [_image(images_BHWC)], [("", 1)]
+    columns, groups = [_named(shown)], [("", 1)]
     for view in views:
         own = _view_columns(view)
         columns += own
         groups.append((view.name, len(own)))
-    return _figure(columns, groups if len(views) > 1 else [], palette)
+    return _figure(columns, groups if len(views) > 1 else [], palette, shown.caption)
 
 
-def reconstruction_figure(
-    images_BHWC: Tensor, prediction: Prediction, grid: Grid, colours: Colours, palette: str
-) -> Figure:
+def reconstruction_figure(shown: Shown, prediction: Prediction, grid: Grid, colours: Colours, palette: str) -> Figure:
     """Each image, the blurred target, each patch predicted from those before it, the error, and the order."""
     order = _patches("order", ranks(prediction.order_BL), grid, "order")
-    return _figure([_image(images_BHWC), *_predicted(prediction, grid, colours), order], [], palette)
+    return _figure([_named(shown), *_predicted(prediction, grid, colours), order], [], palette, shown.caption)
 
 
-def overview_figure(
-    images_BHWC: Tensor, view: ModelView, prediction: Prediction, colours: Colours, palette: str
-) -> Figure:
+def overview_figure(shown: Shown, view: ModelView, prediction: Prediction, colours: Colours, palette: str) -> Figure:
     """Each image with maps, orders and predictions of one model."""
     predicted = _predicted(prediction, view.grid, colours)
-    return _figure([_image(images_BHWC), *_view_columns(view), *predicted], [], palette)
+    return _figure([_named(shown), *_view_columns(view), *predicted], [], palette, shown.caption)
 
 
 Column = tuple[str, list[Panel]]  # a title, and a panel for each image
 
 
-def _figure(columns: Sequence[Column], groups: Sequence[tuple[str, int]], palette: str) -> Figure:
+def _figure(columns: Sequence[Column], groups: Sequence[tuple[str, int]], palette: str, caption: str) -> Figure:
     rows = list(zip(*(panels for _, panels in columns), strict=True))
-    return grid_figure(rows, [title for title, _ in columns], groups, palette)
+    return grid_figure(rows, [title for title, _ in columns], groups, palette, caption=caption)
 
 
-def _image(images_BHWC: Tensor, title: str = "image") -> Column:
+def _named(shown: Shown) -> Column:
+    """The images with the names of their files."""
+    named = zip(shown.images_BHWC, shown.names, strict=True)
+    return "image", [Panel(image_HWC.numpy(), label=Path(name).name) for image_HWC, name in named]
+
+
+def _image(images_BHWC: Tensor, title: str) -> Column:
     return title, [Panel(image_HWC.numpy()) for image_HWC in images_BHWC]
 
 

@@ -26,7 +26,7 @@ from semaim.evaluation.order_metrics import means, order_metrics
 from semaim.permutations import Grid
 from semaim.runs.context import Run
 from semaim.visualization import figures, plotting
-from semaim.visualization.figures import ModelView
+from semaim.visualization.figures import ModelView, Shown
 from semaim.visualization.views import Colours, View, Viewer
 
 log = logging.getLogger(__name__)
@@ -36,11 +36,12 @@ KEY = "pictures/held_out"
 
 @dataclass(frozen=True)
 class Sample:
-    """Names, normalised images, and bool (B, L) of their object patches (none where unknown)."""
+    """Names, normalised images, bool (B, L) of their object patches (none where unknown), and which images they are."""
 
     names: Sequence[str]
     images_BCHW: Tensor
     object_BL: Tensor
+    of: str
 
 
 class OnlinePictures(Evaluator):
@@ -110,7 +111,7 @@ class OnlinePictures(Evaluator):
         }
         with atomic(path.with_suffix(".npz")) as file:
             np.savez(file, **arrays)  # type: ignore[arg-type]  # its stub takes the second name for an option
-        self._draw(path, images_BCHW, view, order, viewer.model.grid)
+        self._draw(path, sample, view, order, viewer.model.grid)
         run.image(KEY, step, f"pictures/{path.name}.png")
         order_BL = view.orders[order].cpu()
         quality = order_metrics(viewer.model.grid, order_BL, view.maps.semantic_BL.cpu(), sample.object_BL, previous_BL)
@@ -120,19 +121,29 @@ class OnlinePictures(Evaluator):
         """The images, read on first use."""
         if self._loaded_sample is None:
             images = data.splits.val or data.splits.train
+            of = f"of {len(images)} {'training' if data.splits.val is None else 'held-out'} images"
             indices, images_BCHW = read_images(images, sample_indices(len(images), self.images), data.eval_transform)
             object_BL = object_patches(images, indices, data.eval_transform, patch_size)
-            self._loaded_sample = Sample([images.name(index) for index in indices], images_BCHW, object_BL)
+            names = [images.name(index) for index in indices]
+            self._loaded_sample = Sample(names, images_BCHW, object_BL, of)
+            drawn = len(names[self._drawn(len(names))])
+            log.info("pictures show %d %s; order/... are means over %d, whose names are in pictures/step_*.npz",
+                     drawn, of, len(names))  # fmt: skip
         return self._loaded_sample
 
-    def _draw(self, path: Path, images_BCHW: Tensor, view: View, order: str, grid: Grid) -> None:
-        stride = max(1, len(images_BCHW) // self.drawn)
-        drawn = slice(0, self.drawn * stride, stride)
+    def _drawn(self, images: int) -> slice:
+        """Which of the images are drawn."""
+        stride = max(1, images // self.drawn)
+        return slice(0, self.drawn * stride, stride)
+
+    def _draw(self, path: Path, sample: Sample, view: View, order: str, grid: Grid) -> None:
+        drawn = self._drawn(len(sample.names))
         view = view.subset(drawn)
         assert view.prediction is not None
         model_view = ModelView("", view.maps, {order: view.orders[order]}, grid)
-        images_BHWC, colours = self.colours.denormalise(images_BCHW[drawn]), self.colours
-        figure = figures.overview_figure(images_BHWC, model_view, view.prediction, colours, self.palette)
+        names = sample.names[drawn]
+        shown = Shown(self.colours.denormalise(sample.images_BCHW[drawn]), names, f"{len(names)} {sample.of}")
+        figure = figures.overview_figure(shown, model_view, view.prediction, self.colours, self.palette)
         plotting.save_figure(figure, path, ["png"])
 
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 Array = np.ndarray[Any, Any]
 DPI = 150
+LABEL_CHARACTERS = 28  # of a label in a panel
 LEGENDS = {
     "order": ("predicted last", "predicted first"),
     "map": ("low", "high (each map by itself)"),
@@ -35,10 +36,12 @@ class Panel:
         values: an image (height, width, 3) in [0, 1], or values per patch (h, w).
         kind: "image"; "map", scaled from its own minimum to its own maximum; "order", the step of each patch; or
             "error", on one scale for the whole figure.
+        label: written into it, such as the name of a file.
     """
 
     values: Array
     kind: Literal["image", "map", "order", "error"] = "image"
+    label: str = ""
 
 
 def check_palette(name: str, option: str) -> None:
@@ -55,6 +58,7 @@ def grid_figure(
     groups: Sequence[tuple[str, int]],
     palette: str,
     row_names: Sequence[str] = (),
+    caption: str = "",
 ) -> Figure:
     """A figure with a row of panels for each image.
 
@@ -64,6 +68,7 @@ def grid_figure(
         groups: headings above columns, each with the number of columns it spans; "" for none.
         palette: matplotlib's name of the colour map.
         row_names: labels of the rows, if any.
+        caption: below the figure.
     """
     from matplotlib.figure import Figure
 
@@ -95,6 +100,7 @@ def grid_figure(
         axes.text(-0.04, 0.5, name, rotation=90, ha="right", va="center", fontsize=8, transform=axes.transAxes)
     _headings(figure, grid[0], groups)
     _legend(figure, kinds, palette, size)
+    figure.text(0.1 / size[0], 0.04 / size[1], caption, fontsize=6, color="dimgray")
     return figure
 
 
@@ -111,6 +117,7 @@ def _draw(axes: Any, panel: Panel, palette: str, largest_error: float) -> None:
     axes.set_axis_off()
     if panel.kind == "image":
         axes.imshow(panel.values, interpolation="nearest", aspect="auto")
+        _label(axes, panel.label)
         return
     values, low, high = panel.values.astype(float), float(panel.values.min()), float(panel.values.max())
     if panel.kind == "order":
@@ -121,6 +128,17 @@ def _draw(axes: Any, panel: Panel, palette: str, largest_error: float) -> None:
     if panel.kind == "order":
         row, column = np.unravel_index(int(values.argmax()), values.shape)
         axes.plot(column, row, "o", color="white", markeredgecolor="black", markersize=3.5, markeredgewidth=0.6)
+
+
+def _label(axes: Any, text: str) -> None:
+    """Write into a panel, in white with a dark edge, which is readable on any image."""
+    from matplotlib.patheffects import withStroke
+
+    short = text if len(text) <= LABEL_CHARACTERS else f"…{text[1 - LABEL_CHARACTERS :]}"
+    edge = [withStroke(linewidth=1.2, foreground="black")]
+    axes.text(
+        0.03, 0.03, short, fontsize=5, color="white", path_effects=edge, transform=axes.transAxes, parse_math=False
+    )
 
 
 def _legend(figure: Figure, kinds: Sequence[str], palette: str, size: tuple[float, float]) -> None:
