@@ -96,12 +96,15 @@ def test_a_choice_has_its_values_and_the_comments_of_the_file_it_extends() -> No
 
 
 def test_an_option_is_explained_with_its_kind_and_its_values_elsewhere() -> None:
-    assert help_page(["--help", "trainer.epochs"]) == """\
+    assert (
+        help_page(["--help", "trainer.epochs"])
+        == """\
 trainer.epochs=20
   passes over the training images
   must be a whole number from 1 to 1000000000
   this is the value with trainer=small
   with trainer=finetune: 100, trainer=linprobe: 90, trainer=semaim: 800"""
+    )
     assert "\n  this is the value with data=folder" in help_page(["--help", "data.source.masks"])
     assert help_page(["--help", "data.train_transform"]).count("\n") == 3  # scale, flip, mean and std
     assert help_page(["--help", "sweep", "seed"]).count("sweep.") == 5

@@ -55,7 +55,9 @@ class CommentedFile:
         """The comment beside a key and its value, with the lines that continue it; else the one above."""
         is_block = isinstance(value, yaml.MappingNode) and not value.flow_style
         end = (key if is_block else value).end_mark
-        beside = re.match(r"[\s:}\]]*#\s*(.*)", self.lines[end.line][end.column :]) if end.line < len(self.lines) else None
+        beside = (
+            re.match(r"[\s:}\]]*#\s*(.*)", self.lines[end.line][end.column :]) if end.line < len(self.lines) else None
+        )
         if beside:
             column, found = self.lines[end.line].index("#", end.column), [beside[1]]
             for line in self.lines[end.line + 1 :]:

@@ -20,6 +20,7 @@ from typing_extensions import TypedDict  # pydantic requires it before Python 3.
 
 import semaim
 from semaim.core.files import read_json
+from semaim.core.site import site_folder
 from semaim.core.slurm_job import output_of, this_job
 
 if TYPE_CHECKING:  # commands that do not train start without torch
@@ -37,6 +38,7 @@ class Start(TypedDict, total=False):
     time: str
     command: str
     folder: str
+    site: str
     semaim: str
     commit: str | None
     dirty: bool | None
@@ -120,6 +122,7 @@ def describe(device: torch.device, world_size: int) -> dict[str, Any]:
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "command": command_line(),
         "folder": str(Path.cwd()),
+        **({"site": str(site)} if (site := site_folder()) else {}),
         "semaim": semaim.__version__,
         **code_version(),
         "python": platform.python_version(),

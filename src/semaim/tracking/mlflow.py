@@ -5,14 +5,13 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
-import shlex
 import threading
 import time
 from contextlib import suppress
 from pathlib import Path
 
 from semaim.core.files import if_possible
-from semaim.core.formatting import program, relative_to_cwd
+from semaim.core.formatting import command, program, relative_to_cwd
 from semaim.core.store_address import SQLITE, check_experiment
 from semaim.errors import UserError
 from semaim.runs.folder import RunFolder
@@ -159,7 +158,7 @@ class MLflow:
             return {"look at it": f"open {self.address}{page}"}
         shown = self.uri if self.uri == DEFAULT_URI else client_uri(self.address)
         return {
-            "look at it": shlex.join(["mlflow", "ui", "--backend-store-uri", shown]),
+            "look at it": command("mlflow", "ui", "--backend-store-uri", shown),
             "and open": f"{LOCAL_SERVER}{page}",
         }
 
