@@ -31,9 +31,7 @@ def test_without_it_the_command_begins_with_the_interpreter(tmp_path: Path, monk
     assert program("ls") == "'/my env/bin/python' -m semaim ls"
 
 
-def test_the_environment_of_uvx_is_not_on_the_path_of_the_shell(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_shell_does_not_know_the_environment_of_uvx(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = executable(tmp_path / "uv" / "archive-v0" / "Xy" / "bin", "semaim")
     monkeypatch.setattr("sys.executable", f"{made}/python")
     monkeypatch.setenv("PATH", os.pathsep.join([made, str(tmp_path)]))

@@ -17,7 +17,7 @@ PAGE = Page("your-own")
 
 
 @pytest.mark.slow
-def test_from_an_empty_folder_to_a_finished_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_from_an_empty_folder_to_a_finished_run(tmp_path: Path) -> None:
     work, home = tmp_path / "work", tmp_path / "home"
     work.mkdir()
     home.mkdir()
