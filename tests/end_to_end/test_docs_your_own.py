@@ -43,7 +43,7 @@ def test_from_an_empty_folder_to_a_finished_run(tmp_path: Path) -> None:
 
     finished = said(experiment)
     assert "\nOK: 1 run and 1 evaluation after" in finished
-    (run,) = (work / "runs").glob("*columns_on_photos*")
+    (run,) = (work / "runs").glob("pretrain*columns_on_photos")
     assert json.loads((run / "status.json").read_text())["state"] == "finished"
     assert OmegaConf.load(run / "config.yaml").permutation._target_ == "my_orders.Columns"
     assert len(list((work / "runs").glob("knn_photos*"))) == 1
