@@ -127,11 +127,11 @@ def test_jobs_of_the_program_find_modules_in_the_working_directory(tmp_path: Pat
     console = str(Path(sys.executable).with_name("semaim"))
     command = [console, "run", *SMALL, "permutation=backwards", "trainer.max_steps=1", f"runs_dir={tmp_path}/runs"]
     variables = ENVIRONMENT | {"SEMAIM_SITE": str(site)}
-    for words in ([], ["-m", "hydra/launcher=submitit_local", "sweep.snapshot=true", "seed=1,2"]):
+    for words in ([], ["-m", "hydra/launcher=submitit_local", "sweep.snapshot=true", "sweep.check=false", "seed=1"]):
         done = finished([*command, *words], tmp_path / "here", variables)
         assert done.returncode == 0, done.stdout
     found = {json.loads(path.read_text())["state"]: path for path in (tmp_path / "runs").glob("pretrain*/status.json")}
     assert [*found] == ["finished"]
-    assert len(list((tmp_path / "runs").glob("pretrain*"))) == 3
+    assert len(list((tmp_path / "runs").glob("pretrain*"))) == 2
     safe = finished(command, tmp_path / "here", variables | {"PYTHONSAFEPATH": "1"})
     assert "No module named 'my_backwards'" in safe.stdout, "as python -P -m semaim.run"
