@@ -27,7 +27,6 @@ from support.in_process import logging_left_as_found
 from support.mlflow_server import PostgreSQL
 from support.scheduling import ByFile, longest_first
 
-os.environ["SEMAIM_SITE"] = "/nowhere"  # the tests ignore the user's site settings
 if "OMP_NUM_THREADS" not in os.environ:
     torch.set_num_threads(1)  # tensors are small: threads only add overhead, and pytest-xdist starts its own processes
 

@@ -114,7 +114,7 @@ trainer.epochs=20
 @pytest.mark.parametrize(("word", "message"), [
     ("modle", "--help modle: there is no group, choice or option of this name; did you mean model?"),
     ("aim_lrge", "--help aim_lrge: there is no group, choice or option of this name; did you mean aim_large?"),
-    ("trainer.epoch", "--help trainer.epoch: there is no group, choice or option of this name; did you mean trainer.epochs?"),
+    ("seeed", "--help seeed: there is no group, choice or option of this name; did you mean seed?"),
     ("model=aim_lrge", "--help model=aim_lrge: there is no aim_lrge in model: did you mean aim_large? choose from"),
     ("qqqq", "--help qqqq: there is no group, choice or option of this name: semaim run --help lists the groups"),
 ])  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import timedelta
 from pathlib import Path
 
@@ -39,6 +40,7 @@ def test_tasks_of_a_step_train_together_and_one_speaks(tmp_path: Path) -> None:
     for expected in ("6 steps of", "is finished already"):  # the step may start another run
         options = ["run_name=both", "trainer.max_steps=6"]
         (code, said), (other_code, other) = outputs(tmp_path, options, options)
+        other = re.sub(r"^\[Gloo\].*\n", "", other, flags=re.MULTILINE)  # torch 2.9 prints this in every process
         assert (code, other_code, other) == (0, 0, ""), said + other
         assert expected in said
     assert [each.name for each in (tmp_path / "runs").iterdir()] == ["both"]

@@ -43,3 +43,8 @@ def test_figure_of_the_data_flow_is_that_of_its_source() -> None:
     assert sorted(line.strip() for label in labels for line in label.split(r"\n")) == sorted(
         html.unescape(line).replace("\N{NO-BREAK SPACE}", " ").strip() for line in written
     )
+
+
+def test_the_readme_names_the_versions_of_torch_that_the_tests_passed_with() -> None:
+    (line,) = re.findall(r"pip install (torch==\S+ torchvision==\S+) --index-url", (ROOT / "README.md").read_text())
+    assert {*line.split()} <= {*(ROOT / "constraints.txt").read_text().splitlines()}

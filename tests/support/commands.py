@@ -30,6 +30,9 @@ SMALL = (
     "model.embed_dim=32",
     "model.num_heads=2",
 )
+# The interpreter's folder holds the console scripts; the commands ignore the user's site settings.
+os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+os.environ["SEMAIM_SITE"] = "/nowhere"
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
 PIPED: dict[str, Any] = {
     "env": ENVIRONMENT,

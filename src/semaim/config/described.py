@@ -16,6 +16,8 @@ import yaml  # type: ignore[import-untyped]
 from semaim.config.compose import CONF, LAUNCHERS_FILE, LOCAL_LAUNCHERS, choices, roots
 from semaim.config.kinds import Kind
 from semaim.config.schema import COMPONENTS, LAUNCHERS, TOP
+from semaim.core.formatting import quoted
+from semaim.errors import UserError
 
 # Keys that are not for the command line.
 HIDDEN = re.compile(r"(^|\.)(_\w+|defaults|named_after|hydra)(\.|$)|^(recipe|run_dir)$").search
@@ -43,9 +45,15 @@ class CommentedFile:
     """A YAML file with its comments."""
 
     def __init__(self, path: Path) -> None:
-        self.text = path.read_text()
+        try:
+            self.text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise UserError(f"{quoted(path)} is not text in UTF-8") from error
         self.lines = self.text.splitlines()
-        self.root = yaml.compose(self.text) or yaml.MappingNode("", [])
+        loader = yaml.SafeLoader(self.text)
+        loader.name = str(path)  # for messages
+        root = loader.get_single_node()
+        self.root = root if isinstance(root, yaml.MappingNode) else yaml.MappingNode("", [])
         self.header = next((i for i, line in enumerate(self.lines) if not line.startswith("#")), len(self.lines))
         top = [line.removeprefix("#").removeprefix(" ") for line in self.lines[: self.header]]
         self.package = next((line.split()[1] for line in top if line.startswith("@package ")), None)
@@ -55,10 +63,8 @@ class CommentedFile:
         """The comment beside a key and its value, with the lines that continue it; else the one above."""
         is_block = isinstance(value, yaml.MappingNode) and not value.flow_style
         end = (key if is_block else value).end_mark
-        beside = (
-            re.match(r"[\s:}\]]*#\s*(.*)", self.lines[end.line][end.column :]) if end.line < len(self.lines) else None
-        )
-        if beside:
+        rest = self.lines[end.line][end.column :] if end.line < len(self.lines) else ""
+        if beside := re.match(r"[\s:}\]]*#\s*(.*)", rest):
             column, found = self.lines[end.line].index("#", end.column), [beside[1]]
             for line in self.lines[end.line + 1 :]:
                 if line.find("#") != column or line[:column].strip():
@@ -134,7 +140,7 @@ def _kind(name: str, options: dict[str, Option]) -> Kind | None:
 
 
 def is_shown(name: str, option: Option) -> bool:
-    """Whether an option is one for the command line: not a reference to a group, nor an unexplained one to an option."""
+    """Whether an option is for the command line: no reference to a group, nor an unexplained one to an option."""
     if HIDDEN(name.removeprefix("hydra.launcher.")) or re.fullmatch(r"\$\{\w+\}", option.value):
         return False
     return bool(option.comment) or not re.fullmatch(r"\$\{[\w.]+\}", option.value)

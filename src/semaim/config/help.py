@@ -60,9 +60,8 @@ def _group(group: str, default: str, summary: str, folders: Sequence[str]) -> st
             for name in names]  # fmt: skip
     text = f"{group}: {summary}\n\n{_table(rows)}"
     of_default = [_listed(group, name, folders) for name in default.split(",") if name]
-    others = [
-        name for name in names if name not in default and (group == "experiment" or _listed(group, name, folders))
-    ]
+    known = default.split(",")
+    others = [name for name in names if name not in known and (group == "experiment" or _listed(group, name, folders))]
     more = f"More about a choice: semaim run --help {group}={others[0]}" if others else ""
     return "\n\n".join(filter(None, [text, *of_default, more]))
 
@@ -77,19 +76,15 @@ def _choice(group: str, name: str, folders: Sequence[str]) -> str:
     choice = choice_of(group, name, folders)
     if group == "experiment":
         return f"+experiment={name}, {quoted(choice.file or '')}:\n\n{choice.file.read_text() if choice.file else ''}"
-    return "\n\n".join(
-        filter(None, [_wrapped(f"{group}={name}: {_short(choice)}", "", "  "), _listed(group, name, folders)])
-    )
+    described = _wrapped(f"{group}={name}: {_short(choice)}", "", "  ")
+    return "\n\n".join(filter(None, [described, _listed(group, name, folders)]))
 
 
 def _listed(group: str, name: str, folders: Sequence[str]) -> str:
     """The options of a choice."""
-    options = {key: option for key, option in choice_of(group, name, folders).options.items() if is_shown(key, option)}
-    return (
-        f"With {group}={name}:\n\n{_table(_rows({key: {'': each} for key, each in options.items()}))}"
-        if options
-        else ""
-    )
+    options = choice_of(group, name, folders).options
+    shown = {key: {"": option} for key, option in options.items() if is_shown(key, option)}
+    return f"With {group}={name}:\n\n{_table(_rows(shown))}" if shown else ""
 
 
 def _rows(options: dict[str, dict[str, Option]]) -> Iterable[tuple[str, str]]:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
+import shutil
+import sys
 from pathlib import Path
+
+UVX_CACHE = "archive-v0"  # the folder of uv's cache with the environments that uvx makes
 
 
 def duration(seconds: float) -> str:
@@ -39,7 +44,21 @@ def quoted(name: str | Path) -> str:
 
 def program(verb: str, *words: str | Path) -> str:
     """A command of the `semaim` program, quoted for a shell."""
-    return shlex.join(["semaim", verb, *map(str, words)])
+    return command("semaim", verb, *words)
+
+
+def command(name: str, *words: str | Path) -> str:
+    """A command of a program of this environment, quoted for the shell of the user.
+
+    It begins with the interpreter if the shell does not find the program: in an environment that is not activated, or
+    that `uvx` or `pipx run` made.
+    """
+    path = os.environ.get("PATH", os.defpath).split(os.pathsep)
+    own = str(Path(sys.executable).parent)
+    if UVX_CACHE in Path(own).parts:  # uvx puts this folder on the path of the program, but not of the shell
+        path = [place for place in path if place != own]
+    found = shutil.which(name, path=os.pathsep.join(path))
+    return shlex.join([*([name] if found else [sys.executable, "-m", name]), *map(str, words)])
 
 
 SECRET = r"\w*(?:pass|pwd|token|secret|credential|api_?-?key|access_?-?key)\w*"  # a name of a parameter in an address

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import re
-import shlex
 import sqlite3
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import quote
 
+from semaim.core.formatting import command
 from semaim.core.store_address import SQLITE, absolute_address
 from semaim.errors import UserError
 from semaim.tracking.store import client_uri, mlflow_errors
@@ -98,7 +98,7 @@ def opened(uri: str) -> Iterator[None]:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     hint = ""
     if uri.startswith(SQLITE):
-        upgrade = shlex.join(["mlflow", "db", "upgrade", client_uri(absolute_address("--uri", uri))])
+        upgrade = command("mlflow", "db", "upgrade", client_uri(absolute_address("--uri", uri)))
         hint = f"; if another version of MLflow wrote it: {upgrade}"
     with mlflow_errors(uri, f"--uri={uri} cannot be read as an MLflow store ({{reason}}){hint}"):
         mlflow.set_tracking_uri(address)

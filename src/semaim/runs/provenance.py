@@ -22,6 +22,7 @@ from typing_extensions import TypedDict  # pydantic requires it before Python 3.
 
 import semaim
 from semaim.core.files import read_json
+from semaim.core.site import site_folder
 from semaim.core.slurm_job import output_of, this_job
 
 if TYPE_CHECKING:  # commands that do not train start without torch
@@ -39,6 +40,7 @@ class Start(TypedDict, total=False):
     time: str
     command: str
     folder: str
+    site: str
     semaim: str
     commit: str | None
     dirty: bool | None
@@ -144,6 +146,7 @@ def describe(device: torch.device, world_size: int) -> dict[str, Any]:
         "command": command_line(),
         "folder": str(Path.cwd()),
         "user": user(),
+        **({"site": str(site)} if (site := site_folder()) else {}),
         "semaim": semaim.__version__,
         **code_version(),
         "python": platform.python_version(),

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import shlex
-
+from semaim.core.formatting import command
 from semaim.core.store_address import SERVERS, absolute_address
 from semaim.runs.folder import RunFolder
 from semaim.tracking.store import client_uri
@@ -48,6 +47,6 @@ def page_commands(address: str, page: str, more: str = "") -> dict[str, str]:
         return {"look at it": f"open {address}{page}"}
     shown = DEFAULT_URI if address == absolute_address("tracking.uri", DEFAULT_URI) else client_uri(address)
     return {
-        "look at it": shlex.join(["mlflow", "ui", "--backend-store-uri", shown]),
+        "look at it": command("mlflow", "ui", "--backend-store-uri", shown),
         "and open": f"{LOCAL_SERVER}{page}",
     }
