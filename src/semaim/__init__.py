@@ -1,4 +1,4 @@
-"""semaim: autoregressive pretraining of vision transformers, patch by patch, the most semantic ones first.
+"""Autoregressive pretraining of vision transformers, patch by patch, the most semantic ones first.
 
 SemAIM (AAAI 2024) and its relatives as one experiment platform: order, target, model, data and recipe are options.
 

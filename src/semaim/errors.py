@@ -8,7 +8,15 @@ from pathlib import Path
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # of a disk or a quota
 
 
-class UserError(ValueError):
+class _InOneLine(Exception):
+    """An error whose message says it all."""
+
+    def _render_traceback_(self) -> list[str]:
+        """What a notebook shows in place of the traceback (a protocol of IPython)."""
+        return [f"{type(self).__name__}: {self}"]
+
+
+class UserError(_InOneLine, ValueError):
     """An error the user can fix: an option, a path. Exit code 2."""
 
 
@@ -87,7 +95,7 @@ class NonFiniteError(UserError):
     """A loss, gradient, weight, feature or result is not finite; it is not saved or reported. Exit code 3."""
 
 
-class Interrupted(Exception):
+class Interrupted(_InOneLine):
     """A stop was requested; the run saved its state and exited. The same command continues it. Exit code 75."""
 
 

@@ -214,6 +214,17 @@ COMPONENTS: dict[str, dict[str, Kind]] = {
         "system_metrics_seconds": NOT_NEGATIVE,
     },
     "semaim.tracking.mlflow.NoTracking": {},
+    "semaim.tracking.tensorboard.TensorBoard": {
+        "flush_seconds": NOT_NEGATIVE,
+        "system_metrics_seconds": NOT_NEGATIVE,
+    },
+    "semaim.tracking.wandb.WandB": {
+        "project": TEXT,
+        "entity": TEXT | NULL,
+        "mode": one_of("online", "offline", "disabled"),
+        "flush_seconds": NOT_NEGATIVE,
+        "system_metrics_seconds": NOT_NEGATIVE,
+    },
     "semaim.checkpoints.encoder_source.EncoderSource": {
         "checkpoint": PATH | NULL,
         "ema": TRUTH,

@@ -66,7 +66,7 @@ def write_report(arguments: argparse.Namespace) -> None:
     tags = [(key, value) for key, _, value in (tag.partition("=") for tag in arguments.tag)]
     tags += [("data", arguments.data)] if arguments.data else []
     if (uri := arguments.uri or configured_store()) is None:
-        raise UserError("no MLflow store is configured (tracking=none): give --uri")
+        raise UserError("no MLflow store is configured (tracking= is not mlflow): give --uri")
     with opened(uri):
         runs = choose(read(arguments.experiment), tags)
         online = online_points(runs)

@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import logging
-import os
-import threading
-import time
-from contextlib import suppress
 from pathlib import Path
 
-from semaim.core.files import if_possible
-from semaim.core.formatting import plural, program, relative_to_cwd
+from semaim.core.formatting import program, relative_to_cwd
 from semaim.core.store_address import SQLITE, check_experiment
 from semaim.errors import UserError
 from semaim.runs.folder import RunFolder
-from semaim.runs.journal import Journal, read
 from semaim.tracking.delivery import Delivery
 from semaim.tracking.pages import run_page_commands
 from semaim.tracking.store import (
@@ -26,12 +19,13 @@ from semaim.tracking.store import (
     naming,
     sync_command,
 )
+from semaim.tracking.tracker import BackgroundCopy, Tracker, check_installed
 
 log = logging.getLogger(__name__)
 REFUSED = ("UNAUTHENTICATED", "PERMISSION_DENIED")  # error codes of a server
 
 
-class MLflow:
+class MLflow(BackgroundCopy):
     """Tracking by MLflow.
 
     Args:
@@ -44,71 +38,33 @@ class MLflow:
         UserError: if MLflow is not installed, or for an address or a name that is not accepted.
     """
 
-    INTERVAL_SECONDS = 2.0
-    RETRY_SECONDS = 15.0
-
     def __init__(self, uri: str, experiment: str, flush_seconds: float, system_metrics_seconds: float) -> None:
-        if importlib.util.find_spec("mlflow") is None:
-            raise UserError("MLflow is not installed: pip install mlflow, or run with tracking=none")
+        super().__init__(flush_seconds, system_metrics_seconds)
+        check_installed("mlflow", "MLflow")
         self.address = name_store("tracking.uri", uri)
         check_experiment("tracking.experiment", experiment)
         self.uri = uri
         self.experiment = experiment
-        self.flush_seconds = flush_seconds
-        self.system_metrics_seconds = system_metrics_seconds
-        self._finishing = threading.Event()
-        self._thread: threading.Thread | None = None
+        self.name = f"MLflow at {uri}"
 
-    def start(self, folder: RunFolder, journal: Journal) -> None:
-        """Start the delivery thread."""
+    def open(self) -> None:
+        """Name the store in the run folder."""
         import mlflow  # noqa: F401 - imported here, not in the thread, before loader processes are forked
 
-        self.delivery = Delivery(folder, self.uri, self.experiment)
-        self._thread = threading.Thread(
-            target=self._deliver_until_finished, args=(journal,), daemon=True, name="mlflow-delivery"
-        )
-        self._thread.start()
+        self.delivery = Delivery(self.folder, self.uri, self.experiment)
 
-    def _deliver_until_finished(self, journal: Journal) -> None:
-        last_sample = 0.0
-        retry_at = 0.0
-        reachable = True
-        while True:
-            finishing = self._finishing.wait(self.INTERVAL_SECONDS)
-            now = time.monotonic()
-            if self.system_metrics_seconds and not finishing and now - last_sample >= self.system_metrics_seconds:
-                last_sample = now
-                with if_possible():
-                    journal.log(journal.next_step("system/cpu_utilization_percentage"), system_metrics())
-            if now < retry_at and not finishing:
-                continue
-            try:
-                self.delivery.deliver()
-                if not reachable:
-                    log.info("MLflow at %s is reachable again; everything so far is delivered", self.uri)
-                reachable = True
-            except Exception as error:  # no tracking error may end training
-                if reachable:
-                    log.warning("MLflow at %s does not accept the metrics (%s); they are kept and sent later",
-                                self.uri, failure_reason(self.uri, error))  # fmt: skip
-                reachable, retry_at = False, now + self.RETRY_SECONDS
-            if finishing:
-                return
+    def deliver(self, last: bool) -> None:
+        """Send what is new in the run folder."""
+        self.delivery.deliver()
 
-    def finish(self, wait: bool = True) -> None:
-        """Deliver the rest within `flush_seconds`, unless told not to wait; warn if something remains unsent."""
-        if self._thread is None:
-            return
-        self._finishing.set()
-        try:
-            self._thread.join(self.flush_seconds if wait else 0)
-        finally:  # also after Ctrl-C
-            folder = self.delivery.folder
-            unsent = sum(1 for _ in read(folder.journal, self.delivery.state["sent"]))
-            if unsent or self._thread.is_alive():
-                log.warning("%s not yet sent to MLflow at %s; send them with: %s", plural(unsent, "journal line"),
-                            self.uri, sync_command(folder.path, self.address))  # fmt: skip
-            self._thread = None
+    def sent(self) -> int:
+        return int(self.delivery.state["sent"])
+
+    def remedy(self) -> str:
+        return f"send them with: {sync_command(self.folder.path, self.address)}"
+
+    def reason(self, error: Exception) -> str:
+        return failure_reason(self.uri, error)
 
     def prepare(self, folder: RunFolder) -> None:
         """Create the MLflow run of a sweep's folder now, with its store and experiment if they do not exist.
@@ -147,60 +103,14 @@ class MLflow:
             raise UserError(f"checkpoint=mlflow:{run_id}: its run folder ({folder}) is not on this machine")
         return folder
 
-    def view_commands(self, folder: RunFolder) -> dict[str, str]:
+    def view_commands(self, folder: RunFolder, compare: bool = False) -> dict[str, str]:
         """Commands that show a run, by purpose."""
-        return run_page_commands(self.address, folder)
+        return run_page_commands(self.address, folder, compare)
 
     def report_command(self) -> str | None:
         """The command that writes the table of all evaluations."""
         return program("report", *naming(self.address))
 
 
-class NoTracking:
+class NoTracking(Tracker):
     """No tracking besides the journal; MLflow need not be installed."""
-
-    def start(self, folder: RunFolder, journal: Journal) -> None:
-        """Do nothing."""
-
-    def finish(self, wait: bool = True) -> None:
-        """Do nothing."""
-
-    def prepare(self, folder: RunFolder) -> None:
-        """Do nothing."""
-
-    def run_folder(self, run_id: str) -> Path:
-        """Not available without tracking.
-
-        Raises:
-            UserError: always.
-        """
-        raise UserError(f"checkpoint=mlflow:{run_id} needs a tracking store to look it up in: tracking=mlflow")
-
-    def view_commands(self, folder: RunFolder) -> dict[str, str]:
-        return {}
-
-    def report_command(self) -> str | None:
-        return None
-
-
-def system_metrics() -> dict[str, float]:
-    """Current resource use of this machine, under the names of MLflow's own system metrics."""
-    import psutil
-    import torch
-
-    memory = psutil.virtual_memory()
-    sample = {
-        "system/cpu_utilization_percentage": psutil.cpu_percent(),
-        "system/system_memory_usage_megabytes": (memory.total - memory.available) / 1e6,
-        "system/system_memory_usage_percentage": memory.percent,
-        "system/process_memory_megabytes": psutil.Process().memory_info().rss / 1e6,
-        "system/disk_usage_percentage": psutil.disk_usage(os.getcwd()).percent,
-    }
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        device = torch.cuda.current_device()
-        free, total = torch.cuda.mem_get_info(device)
-        sample[f"system/gpu_{device}_memory_usage_megabytes"] = (total - free) / 1e6
-        sample[f"system/gpu_{device}_memory_usage_percentage"] = 100 * (1 - free / total)
-        with suppress(ModuleNotFoundError, RuntimeError):  # needs NVIDIA's management library
-            sample[f"system/gpu_{device}_utilization_percentage"] = torch.cuda.utilization(device)
-    return sample
