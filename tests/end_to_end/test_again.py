@@ -53,7 +53,7 @@ def test_the_options_of_each_way_to_start(command: str) -> None:
 
 
 def test_what_is_no_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(UserError, match="it was not started with semaim run, but with: python train.py"):
+    with pytest.raises(UserError, match=r"it was not started with semaim run, but with: python train\.py"):
         words_of("python train.py", "it")
     for folder, message in ((tmp_path / "none", "does not exist"), (tmp_path, "is not the folder of a run")):
         assert main(["again", str(folder)]) == 2
