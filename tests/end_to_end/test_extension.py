@@ -1,6 +1,7 @@
 """`extend=runs/<name> trainer.epochs=...`: a new run goes on from the state of a finished one, which stays as it is.
 
-All runs have three steps in an epoch, with drop path and a moving average so that random state and EMA matter.
+All runs have 53 images, so three steps in an epoch, with drop path and a moving average so that random state and EMA
+matter.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from support.waiting import wait_for
 TWO_EPOCHS = (
     *SMALL,
     *PACED,
-    "trainer.batch_size=479",
+    "data.source.val_fraction=0.97",
     "trainer.epochs=2",
     "trainer.ema=true",
     "trainer.save_every_steps=1",
@@ -39,6 +40,7 @@ TWO_EPOCHS = (
     "model.drop_path=0.1",
 )
 FOUR = "trainer.epochs=4"
+KNN = "task.evaluators.knn.max_queries=20"
 
 
 @pytest.fixture(autouse=True)
@@ -82,7 +84,7 @@ def test_it_equals_the_state_of_the_old_run_under_the_new_schedule(home: Path) -
     assert_equal_runs(runs / "four", runs / "by_hand")
     rates = [line["metrics"]["train/lr"] for line in journal(runs / "four") if "train/lr" in line.get("metrics", ())]
     base = checkpoint(runs / "two", 6)["config"]["optimizer"]
-    peak = scaled_lr(base["base_lr"], 479)
+    peak = scaled_lr(base["base_lr"], 16)
     assert rates == [lr_at(step, peak, base["min_lr"], 3, 12) for step in range(6, 12)]
 
 
@@ -101,7 +103,7 @@ def test_the_old_run_does_not_change_and_the_new_one_says_what_it_does(home: Pat
     assert "run folder: runs/two_extended_trainer.epochs-3\n" in out
     assert "continuing after step 6 of 9: 3 steps left, about " in out
     assert "extends runs/two, which stays as it is" in out
-    last, now = (lr_at(step, scaled_lr(0.016, 479), 0.0, 3, total) for step, total in ((5, 6), (6, 9)))
+    last, now = (lr_at(step, scaled_lr(0.016, 16), 0.0, 3, total) for step, total in ((5, 6), (6, 9)))
     assert f"the learning rate goes from {last:.3g} to {now:.3g}: from here on it follows the schedule of 3" in out
     assert "finished already" in succeed(home, "extend=runs/two", "trainer.epochs=3")
 
@@ -110,7 +112,7 @@ def test_killed_and_continued_it_equals_an_undisturbed_one(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     command = (f"extend={home}/runs/two", FOUR, f"runs_dir={tmp_path}", "run_name=killed")
-    set_pace(tmp_path / "pace", 0.003)
+    set_pace(tmp_path / "pace", 0.05)
     monkeypatch.setitem(ENVIRONMENT, PACE, str(tmp_path / "pace"))
     with started(home, *command) as process:
         wait_for((tmp_path / "killed" / "checkpoints" / "step_00000008.pt").exists, "the checkpoint of step 8")
@@ -131,7 +133,7 @@ def test_a_sweep_extends_several_runs(home: Path) -> None:
 
 
 def test_it_evaluates_at_its_start_and_can_have_other_evaluators(home: Path) -> None:
-    folder = go(home / "runs", f"extend={home}/runs/two", FOUR, "evaluators=[knn]", "run_name=measured")
+    folder = go(home / "runs", f"extend={home}/runs/two", FOUR, "evaluators=[knn]", KNN, "run_name=measured")
     result = RunFolder(folder).status()["result"]
     assert sorted(RunFolder(folder).evaluations(), key=int) == ["6", "12"]
     assert {"online/knn_10_mean_before", "online/knn_10_mean_after"} <= result.keys()
