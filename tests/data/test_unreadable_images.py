@@ -181,3 +181,14 @@ def test_names_are_quoted(tmp_path, caplog, monkeypatch):
         message.encode()
     assert r"a\nerror: forged.png'" in caplog.messages[0]
     assert r"\udce9.png'" in caplog.messages[1]
+
+
+def test_each_is_logged_once_however_many_passes_read_it(broken, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("semaim"), "propagate", True)
+    told: set[str] = set()
+    for _ in range(3):
+        passed = UnreadableImages(3, told)
+        (batch,) = evaluation_batches(EvaluationImages(broken, evaluation(4), list(range(8))), 8, *loading(0))
+        passed.record(batch)
+        assert len(passed.reasons) == 3
+    assert [message.split(",")[0] for message in caplog.messages] == [f"unreadable image {n}" for n in (1, 2, 3)]

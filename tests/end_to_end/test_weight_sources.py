@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -43,3 +44,20 @@ def test_an_own_checkpoint_comes_before_checkpoint(tmp_path: Path) -> None:
     continued = pretrain(tmp_path, "stopped", start, "trainer.max_steps=2")
     assert not equal(stopped, continued)
     assert equal(continued, straight)
+
+
+def test_another_target_and_image_size_start_from_all_other_weights(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    first = pretrain(tmp_path, "first", "trainer.max_steps=1")
+    capfd.readouterr()
+    still = (NEARLY_STILL, "optimizer.weight_decay=0.0", "trainer.max_steps=1")
+    options = ("target=online", "data.image_size=48", "permutation=raster", f"checkpoint={tmp_path / 'first'}")
+    second = pretrain(tmp_path, "second", *still, *options)
+    said = capfd.readouterr().err
+    new = {"prediction_head.fc2.weight", "prediction_head.fc2.bias", "pos_embed"}
+    assert {name for name in first if first[name].shape != second[name].shape} == new
+    assert equal({name: first[name] for name in first.keys() - new}, second)
+    assert "the weights of step 1 are taken, the optimizer, the schedule and the step are not" in said
+    assert "new, since the target is another one: prediction_head.fc2.bias, prediction_head.fc2.weight\n" in said
+    assert "new, since the image size is another one: pos_embed\n" in said

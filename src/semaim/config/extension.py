@@ -13,7 +13,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from semaim.config.naming import folder_name, is_part, other_overrides
 from semaim.config.stored_command import option_name, separated, stored_command, with_changes
-from semaim.config.validate import shown
+from semaim.config.validate import check_pretrains, shown
 from semaim.errors import UserError
 
 # Options that say where a run is, or where it began.
@@ -31,6 +31,7 @@ def extended(overrides: Sequence[str], folders: Sequence[str]) -> tuple[list[str
     values = {each.key_or_group: each.value() for each in OverridesParser.create().parse_overrides(list(overrides))}
     if (value := values.get("extend")) is None:
         return list(overrides), list(folders)
+    check_pretrains(str(value), values.get("task", "pretrain"), values.get("checkpoint"))
     given, folder = f"extend={shown(str(value))}", Path(str(value)).expanduser()
     if not folder.is_dir():
         if "run_name" in values:  # it was deleted since, and these are all options

@@ -110,11 +110,8 @@ def check_overrides(
     for key in map(str, {*config} - {*TOP, *chosen, *referred, "named_after"}):
         raise UserError(f"there is no option {key}. {suggestion(key, overrides, folders)}")
     check_values(config, expected, overrides)
-    if config.extend is not None and (chosen["task"] != "pretrain" or config.checkpoint is not None):
-        raise UserError(
-            f"extend={shown(config.extend)} continues the training of a pretraining (task=pretrain), with its whole "
-            f"state; checkpoint=<run folder> takes its weights alone, for another training or an evaluation"
-        )
+    if config.extend is not None:
+        check_pretrains(config.extend, chosen["task"], config.checkpoint)
     if "uri" in config.tracking:
         absolute_address("tracking.uri", config.tracking.uri)
         check_experiment("tracking.experiment", config.tracking.experiment)
@@ -124,6 +121,15 @@ def check_overrides(
     if root is not None and not OmegaConf.is_missing(expected.data, "root") and expected.data.root is None:
         raise UserError(f"data.root={shown(root)} is not read by data={chosen['data']}, whose images need no folder: "
                         f"add data=folder (or another choice of data) for images of your own")  # fmt: skip
+
+
+def check_pretrains(extend: str, task: str, checkpoint: str | None) -> None:
+    """Raise UserError if a run that extends another one is no pretraining, or is to begin with other weights."""
+    if task != "pretrain" or checkpoint is not None:
+        raise UserError(
+            f"extend={shown(extend)} continues the training of a pretraining (task=pretrain), with its whole state; "
+            f"checkpoint=<run folder> takes its weights alone, for another training or an evaluation"
+        )
 
 
 def no_choice(word: str, group: str, folders: Sequence[str] = ()) -> str:

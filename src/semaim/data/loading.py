@@ -106,7 +106,9 @@ class StepPlan:
     accumulate: int = 1
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1 or self.batch_size > self.dataset_size:
+        if self.batch_size < 1:
+            raise UserError(f"trainer.batch_size={self.batch_size} must be at least 1")
+        if self.batch_size > self.dataset_size:
             raise UserError(
                 f"trainer.batch_size={self.batch_size} is more than the "
                 f"{plural(self.dataset_size, 'training image')}: set trainer.batch_size={self.dataset_size}, or less"
