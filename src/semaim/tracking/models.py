@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from semaim.errors import DamagedFile
-from semaim.runs.folder import RunFolder
+from semaim.runs.folder import RunFolder, Tracked
 from semaim.runs.journal import read
 from semaim.tracking.run_names import stored_name
 
@@ -55,6 +55,12 @@ def find_model(client: MlflowClient, experiment_id: str, uid: str) -> LoggedMode
     """The model of a run, by the run's own identifier."""
     found = client.search_logged_models([experiment_id], f"tags.`{UID}` = '{uid}'", max_results=1)
     return next(iter(found), None)
+
+
+def remove_model(client: MlflowClient, tracked: Tracked) -> None:
+    """Delete the model of a run, if there is one."""
+    if (model := find_model(client, tracked.get("experiment_id", ""), tracked["uid"])) is not None:
+        client.delete_logged_model(model.model_id)
 
 
 def model_of(client: MlflowClient, run_folder: str, uri: str) -> str | None:

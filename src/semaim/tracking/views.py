@@ -7,9 +7,13 @@ versions read the state from the tag itself, so that both are written.
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from semaim.runs.folder import Tracked
 from semaim.runs.journal import View
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 PREFIX = "mlflow.sharedViewState."
 GENERAL = "semaim"  # the view of all pretrainings
@@ -36,6 +40,13 @@ def sweep_view(view: View, run_id: str, time: int) -> tuple[str, str]:
         keys = [{"mode": mode, "groupByData": name} for mode, name in view["groups"]]
         state["groupBy"] = {"aggregateFunction": "average", "groupByKeys": keys}
     return PREFIX + view_key(run_id), _tag(view["name"], state, time)
+
+
+def remove_view(client: MlflowClient, tracked: Tracked) -> None:
+    """Delete the view of a sweep, if there is one and the client can."""
+    key, experiment_id = PREFIX + view_key(tracked["run_id"] or ""), tracked.get("experiment_id", "")
+    if hasattr(client, "delete_experiment_tag") and key in client.get_experiment(experiment_id).tags:
+        client.delete_experiment_tag(experiment_id, key)
 
 
 def general_view() -> tuple[str, str]:
