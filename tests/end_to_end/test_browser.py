@@ -123,7 +123,7 @@ def test_the_prepared_view_shows_what_was_swept_and_the_best_first(pages: Pages,
 
 
 def test_the_model_of_a_pretraining_lists_its_evaluations(pages: Pages, shot: Shot) -> None:
-    pages.browser.open(f"{pages.place}/models?{pages.TRAINING}")
+    pages.models()
     pages.browser.click("//a[contains(@href, '/models/m-')][.='attention_center']")
     pages.browser.see("The weights are in the run folder, not in this store", "eval/knn_10_mean", "knn · attention")
     pages.browser.see("embed_dim", "num_heads", "digits (#")
