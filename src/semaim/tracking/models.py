@@ -77,14 +77,15 @@ def model_of(client: MlflowClient, run_folder: str, uri: str) -> str | None:
     with suppress(DamagedFile):
         for attempt in range(2):
             tracked = folder.tracked()
-            if tracked is None or tracked.get("uri") != uri or tracked["run_id"] is None:
+            if tracked is None or tracked.get("uri") != uri:
                 return None
-            if (model := find_model(client, tracked["experiment_id"], tracked["uid"])) is not None:
+            experiment_id = tracked.get("experiment_id") if tracked["run_id"] else None
+            if experiment_id and (model := find_model(client, experiment_id, tracked["uid"])) is not None:
                 return str(model.model_id)
             if attempt or folder.is_locked():
                 return None
             with suppress(Exception):  # it may be of another user
-                Delivery(folder).deliver()  # it could not send its end
+                Delivery(folder).deliver()  # it could not send all of it
     return None
 
 
