@@ -20,7 +20,7 @@ from semaim.core.tables import markdown_table
 from semaim.errors import UserError
 from semaim.runs.folder import RunFolder
 from semaim.runs.journal import Journal, View
-from semaim.runs.provenance import Start, code_version, user
+from semaim.runs.provenance import code_version, user
 from semaim.runs.status import MLflowStatus
 from semaim.sweeps.states import PointState, journal_tail
 from semaim.sweeps.sweep import FILE, Sweep, common, labels, swept
@@ -48,7 +48,7 @@ def open_parent(sweep: Sweep, tracking: Any) -> None:
     write_text(folder.path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(shown)))
     code = code_version()
     spec = sweep.runs(sweep.points[0])[0]
-    start: Start = {**code, "user": user(), "command": sweep.command, "title": title(sweep, spec.choices)}
+    start: dict[str, Any] = {**code, "user": user(), "command": sweep.command, "title": title(sweep, spec.choices)}
     start |= {"swept": swept_keys(sweep), "choices": spec.parts}
     write_json(folder.path / "environment.json", {"starts": [start]})
     tags = {"sweep": str(len(sweep.points)), "command": sweep.command}

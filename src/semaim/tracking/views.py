@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 PREFIX = "mlflow.sharedViewState."
 GENERAL = "semaim"  # the view of all pretrainings
 SECTION = "semaim-compare"
-RUN_NAME = "attributes.`Run Name`"
 ATTRIBUTES = ("Dataset", "Duration", "Models", "Source")  # last columns
 
 
@@ -70,7 +69,7 @@ def _state(chosen: str, columns: list[str], metrics: list[str]) -> dict[str, Any
         "orderByAsc": not metrics,
         "selectedColumns": shown,
         "columnOrder": shown,
-        "columnWidths": {RUN_NAME: 240} | {name: 150 for name in shown if name.startswith(("tags", "metrics"))},
+        "columnWidths": {name: 150 for name in shown if name.startswith(("tags", "metrics"))},
         "runsHiddenMode": "SHOW_ALL",
         "compareRunCharts": [_line(name) for name in metrics],
         "compareRunSections": [section | {"isGenerated": False}],
