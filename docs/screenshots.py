@@ -60,6 +60,15 @@ def visit_pages(pages: Pages, sweep: str, run: str, pictures: str) -> None:
         pictures: id of a run of task=visualize.
     """
     window = pages.browser
+    pages.view(sweep)
+    window.see("eval/knn_10_mean", *ORDERS)
+    save_picture(pages, "view")
+    pages.models()
+    window.click("//a[contains(@href, '/models/m-')][.='attention_center']")
+    window.see("About this logged model")
+    window.open(f"{window.driver.current_url}?{pages.TRAINING}")
+    window.see("eval/knn_10_mean", "embed_dim")
+    save_picture(pages, "model")
     pages.runs()
     pages.unfold(sweep)
     pages.unfold(run)

@@ -36,7 +36,7 @@ from semaim.runs.run_log import logged_to
 from semaim.runs.status import MLFLOW_STATUS, StoredState
 from semaim.tasks.task import Task, complete_command
 from semaim.tracking import run_page
-from semaim.tracking.datasets import use
+from semaim.tracking.datasets import record_datasets
 from semaim.tracking.run_names import name_of
 from semaim.training.extension import check_extension
 
@@ -99,7 +99,8 @@ def execute(spec: RunSpec, processes: Processes, stop: StopRequest) -> float:
     with _open_run(folder, spec, tracking, processes, stop) as run:
         started = time.monotonic()
         _tag_run(run, spec, task.highlights, None)
-        _record_datasets(run, spec, task)
+        if run.journal is not None:
+            record_datasets(run.journal, spec, task.image_sets())
         result = task.run(run)
         stop.at_once = None
         if bad := [f"{name} is {value}" for name, value in result.items() if not math.isfinite(value)]:
@@ -297,13 +298,6 @@ def _tag_run(run: Run, spec: RunSpec, highlights: Mapping[str, str], result: dic
         start = run.folder.last_start()
         run.tag(run_page.tags(spec, start))
         run.tag({run_page.NOTE: run_page.description(spec, start, highlights, result)})
-
-
-def _record_datasets(run: Run, spec: RunSpec, task: Task) -> None:
-    """Write the images that a run uses to its journal."""
-    if run.journal is not None:
-        for context, (images, classes) in task.image_sets().items():
-            run.journal.dataset(use(images, classes, context, spec.choices["data"], spec.config["data"]))
 
 
 def result_lines(result: Mapping[str, float]) -> list[str]:

@@ -112,7 +112,7 @@ def test_evaluations_depend_on_their_pretraining(cluster: Cluster, tmp_path: Pat
 
     client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
     ids = [each.experiment_id for each in client.search_experiments()]
-    runs = {run.info.run_name: run for run in client.search_runs(ids)}
+    runs = {Path(run.data.tags["run_folder"]).name: run for run in client.search_runs(ids)}
     names = [Path(point["run_dir"]).name for point in points(tmp_path)]
     parents = [runs[name].data.tags["mlflow.parentRunId"] for name in names[:3]]
     assert parents == [runs[sweep_folder(tmp_path).name].info.run_id, *[runs[names[0]].info.run_id] * 2]

@@ -95,13 +95,39 @@ def test_runs_and_evaluations_are_listed_below_their_parents(pages: Pages, place
     pages.runs()
     pages.browser.wait(lambda: pages.listed() == [drawn, sweep], "the sweep and the pictures")
     pages.unfold(sweep)
-    pages.browser.see(*(pretraining(place, order).name for order in ORDERS))
+    pages.browser.see("permutation (2 runs)", *ORDERS)
+    pages.browser.see("Dataset", "digits (", "Training", "Source", "semaim run", "Models")
+    models = "//a[contains(@href, '/models/m-')]"
+    pages.browser.wait(lambda: [link.text for link in pages.browser.all(models)] == ["attention_center", "raster"], "")
     assert pages.listed() == [drawn, sweep, centre, raster]
     pages.unfold(centre)
     pages.unfold(raster)
     evaluations = [run_id(folder) for folder in place.glob("runs/knn_digits_*")]
     assert sorted(pages.listed()) == sorted([drawn, sweep, centre, raster, *evaluations])
     shot("table")
+
+
+def test_the_prepared_view_shows_what_was_swept_and_the_best_first(pages: Pages, place: Path, shot: Shot) -> None:
+    pages.view(run_id(sweep_folder(place)))
+    accuracies = {order: evaluated(place, order)["knn_10_mean"] for order in ORDERS}
+    best_first = sorted(ORDERS, key=lambda order: accuracies[order], reverse=True)
+    if len(set(accuracies.values())) == len(ORDERS):
+        wanted = [run_id(pretraining(place, order)) for order in best_first]
+        pages.browser.wait(lambda: pages.listed() == wanted, "the runs, best first")
+    pages.browser.see("permutation", "eval/knn_10_mean", "Sort: eval/knn_10_mean", "Override saved view")
+    pages.browser.see(*(f"{value:.6f}"[:6] for value in accuracies.values()))
+    shot("table")
+    pages.view(run_id(sweep_folder(place)), charts=True)
+    pages.browser.see("compare", "eval/knn_10_mean")
+    shot("charts")
+
+
+def test_the_model_of_a_pretraining_lists_its_evaluations(pages: Pages, shot: Shot) -> None:
+    pages.models()
+    pages.browser.click("//a[contains(@href, '/models/m-')][.='attention_center']")
+    pages.browser.see("The weights are in the run folder, not in this store", "eval/knn_10_mean", "knn · attention")
+    pages.browser.see("embed_dim", "num_heads", "digits (#")
+    shot("model")
 
 
 def test_the_sweep_shows_description_and_summary(pages: Pages, place: Path, shot: Shot) -> None:
@@ -137,7 +163,7 @@ def test_a_run_shows_how_to_repeat_it(pages: Pages, place: Path, shot: Shot) -> 
         "pretrain with model aim_tiny, permutation attention_center",
         "What to look at:",
         sweep_folder(place).name,
-        "knn_digits_aim_tiny_attention_center_pixels",
+        "knn · attention_center",
         *("permutation\n: attention_center", "optimizer\n: adamw_small", "semantic_map\n: cls", "task\n: pretrain"),
     )
     shot("overview")

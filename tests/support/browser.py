@@ -119,6 +119,18 @@ class Pages:
         self.browser.open(f"{self.place}/runs?{self.TRAINING}&searchFilter={quote(chosen)}{mode}")
         self.browser.see("matching run")
 
+    def view(self, sweep: str, charts: bool = False) -> None:
+        """The prepared view of a sweep, by the id of its MLflow run: a table, or charts."""
+        self.browser.open("about:blank")  # the same page with another address keeps its state
+        mode = "&compareRunsMode=CHART" if charts else ""
+        self.browser.open(f"{self.place}/runs?{self.TRAINING}&viewStateShareKey=semaim-{sweep[:12]}{mode}")
+        self.browser.see("matching run", "shared view")
+
+    def models(self) -> None:
+        """The table of models."""
+        self.browser.open(f"{self.place}/models?{self.TRAINING}")
+        self.browser.see("Model name")
+
     def listed(self) -> list[str]:
         """Ids of the runs in the table, top to bottom."""
         return list(dict.fromkeys(str(row.get_attribute("row-id")) for row in self.browser.all(ROWS)))

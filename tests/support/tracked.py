@@ -53,7 +53,8 @@ def assert_shows_all(client: Any, run_folder: Path, status: str) -> None:
     for key, points in shown.items():
         assert len({step for step, _, _ in points}) == len(points), key
     info = client.get_run(run_id).info
-    assert (info.status, info.run_name) == (status, run_folder.name)
+    title = json.loads((run_folder / "environment.json").read_text())["starts"][0]["title"]
+    assert (info.status, info.run_name) == (status, title)
     last = next(line for line in reversed(journal(run_folder)) if "status" in line)
     assert last["status"] == status
     assert info.end_time == last["time"]

@@ -33,7 +33,8 @@ def assert_complete(server: Server, home: Path, children: int) -> None:
     assert [each.name for each in used] == ["late"]
     runs = client.search_runs([used[0].experiment_id])
     (parent,) = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
-    assert parent.info.run_name == sweep_folder(home).name
+    assert parent.info.run_name.startswith("seed (2 runs)")
+    assert parent.data.tags["run_folder"] == str(sweep_folder(home))
     assert parent.info.run_id == delivery_state(sweep_folder(home))["run_id"]
     assert [run.data.tags.get("mlflow.parentRunId") for run in runs if run is not parent] == [
         parent.info.run_id

@@ -62,7 +62,7 @@ def test_what_a_run_writes_is_read_from_the_printed_address(
     with opened(report[3]):
         import mlflow
 
-        assert mlflow.get_run(run_id).info.run_name == ODD
+        assert mlflow.get_run(run_id).data.tags["run_folder"] == str(run_folder)
     assert main(["sync", str(run_folder), "--uri", uri]) == 0
     assert main(["rm", "--yes", str(run_folder), "--uri", uri]) == 0
     assert client.get_run(run_id).info.lifecycle_stage == "deleted"
@@ -88,6 +88,7 @@ def test_a_run_folder_whose_name_is_not_utf_8(finished: tuple[Path, Any], odd: P
     """MLflow stores UTF-8: the other bytes are written out."""
     run_folder = odd / os.fsdecode(b"run\xff\n")
     shutil.copytree(finished[0], run_folder, ignore=shutil.ignore_patterns("mlflow.json"))
+    (run_folder / "environment.json").write_text('{"starts": [{}]}')  # of an earlier version: without a name
     journal = Journal(run_folder / "metrics.jsonl")
     journal.tags({"checkpoint": str(run_folder)})
     journal.status("FINISHED")

@@ -6,7 +6,7 @@ Like every run it has a folder (that of the sweep) and a journal, of which MLflo
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -45,7 +45,9 @@ def open_parent(sweep: Sweep, tracking: Any) -> None:
     shown = {"command": sweep.command, "points": len(sweep.points), "launcher": sweep.launcher | {"is": sweep.executor}}
     write_text(folder.path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(shown)))
     code = code_version()
-    start = {**code, "user": user(), "command": sweep.command, "title": title(sweep), "swept": swept_keys(sweep)}
+    spec = sweep.runs(sweep.points[0])[0]
+    start: dict[str, Any] = {**code, "user": user(), "command": sweep.command, "title": title(sweep, spec.choices)}
+    start |= {"swept": swept_keys(sweep), "choices": spec.parts}
     write_json(folder.path / "environment.json", {"starts": [start]})
     tags = {"sweep": str(len(sweep.points)), "command": sweep.command}
     tags |= {"commit": str(code["commit"]), "dirty": str(code["dirty"])} if code["commit"] else {}
@@ -111,15 +113,21 @@ def _journal_changes(sweep: Sweep, point_states: Sequence[PointState], over: boo
     return True
 
 
-def title(sweep: Sweep) -> str:
-    """The name of the sweep in MLflow."""
-    spec = sweep.runs(sweep.points[0])[0]
+def title(sweep: Sweep, choices: Mapping[str, str]) -> str:
+    """The name of the sweep in MLflow.
+
+    Args:
+        sweep: the sweep.
+        choices: the choice in each group, of its first run.
+    """
+    if not (keys := swept_keys(sweep)):
+        return sweep.path.name
     same = [each for each in other_overrides((), sweep.points[0].overrides) if each in common(sweep.points)]
-    if spec.choices["task"] == "pretrain":
+    if choices["task"] == "pretrain":
         same = [each for each in same if affects_model(each)]
     options = dict(each.split("=", 1) for each in same if "=" in each)
     count = sum(point.after is None for point in sweep.points)
-    return sweep_name(swept_keys(sweep), count, options, spec.choices)
+    return sweep_name(keys, count, options, choices)
 
 
 def swept_keys(sweep: Sweep) -> list[str]:
@@ -134,10 +142,10 @@ def view(sweep: Sweep, point_states: Sequence[PointState]) -> View:
         sweep: the sweep.
         point_states: states of its points; empty at its start.
     """
-    spec = sweep.runs(sweep.points[0])[0]
-    modes = [["tag" if key in spec.parts else "param", key] for key in swept_keys(sweep)]
+    start = sweep.folder.last_start()
+    modes = [["tag" if key in start.get("choices", {}) else "param", key] for key in start.get("swept", [])]
     return {
-        "name": title(sweep),
+        "name": start.get("title", sweep.path.name),
         "groups": [each for each in modes if each[1] != "seed"] if ["param", "seed"] in modes else [],
         "columns": [f"{mode}s.`{key}`" for mode, key in modes],
         "metrics": headlines(name for state in point_states for name in state.measured),

@@ -16,7 +16,10 @@ from semaim.sweeps.listing import folder_bytes
 from semaim.sweeps.states import states
 from semaim.sweeps.submit import adopt
 from semaim.sweeps.sweep import FILE, Point, Sweep
+from semaim.tracking.delivery import unknown_request_skipped
+from semaim.tracking.models import remove_model
 from semaim.tracking.store import client_uri, mlflow_errors, store_of_folder
+from semaim.tracking.views import remove_view
 
 
 @dataclass(frozen=True)
@@ -136,7 +139,11 @@ def _delete_tracked(path: Path, tracked: Tracked) -> None:
     )
     with mlflow_errors(uri, problem):
         try:
-            MlflowClient(client_uri(uri)).delete_run(run_id)
+            client = MlflowClient(client_uri(uri))
+            client.delete_run(run_id)
+            with unknown_request_skipped():
+                remove_model(client, tracked)
+                remove_view(client, tracked)
         except MlflowException as error:
             if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):  # already deleted
                 raise

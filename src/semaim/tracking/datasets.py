@@ -6,8 +6,9 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
+from semaim.config.run_spec import RunSpec
 from semaim.data.image_sets import ImageSet
-from semaim.runs.journal import DataUse
+from semaim.runs.journal import DataUse, Journal
 from semaim.tracking.run_names import data_name
 
 if TYPE_CHECKING:
@@ -37,6 +38,12 @@ def use(images: ImageSet, classes: int, context: Context, choice: str, config: M
         "classes": classes,
         "context": context,
     }
+
+
+def record_datasets(journal: Journal, spec: RunSpec, image_sets: Mapping[Context, tuple[ImageSet, int]]) -> None:
+    """Write the images that a run uses to its journal; `image_sets`: see `Task.image_sets`."""
+    for context, (images, classes) in image_sets.items():
+        journal.dataset(use(images, classes, context, spec.choices["data"], spec.config["data"]))
 
 
 def dataset_input(used: DataUse) -> DatasetInput:

@@ -36,7 +36,7 @@ METRICS_PER_CALL = 1000
 CONFLICT_RETRIES, CONFLICT_WAIT_SECONDS = 5, 1.0
 EXPERIMENT_TAGS = {
     "mlflow.experimentKind": "custom_model_development",  # not a language model's
-    "mlflow.note.content": "Runs of semaim. *Views* has a table of each sweep. The page of a run says how to repeat it.",
+    "mlflow.note.content": "Runs of semaim. *Views* has a table of each sweep; the page of a run says how to repeat it",
     **dict([general_view()]),
 }
 # Error codes of a server that does not know a request, since it is older than this client.
@@ -215,7 +215,7 @@ class Delivery:
 
         if of["run_folder"] not in self._models:
             model_id = None
-            with suppress_unknown_request():
+            with unknown_request_skipped():
                 if (model_id := model_of(self._client, of["run_folder"], self.state["uri"])) is not None:
                     self._client.log_inputs(self.state["run_id"], models=[LoggedModelInput(model_id)])
             self._models[of["run_folder"]] = model_id
@@ -246,7 +246,7 @@ class Delivery:
                 self._client.set_tag(run_id, images.TAG, "True")
             except DamagedFile as error:
                 log.warning("%s", error)
-        with suppress_unknown_request():
+        with unknown_request_skipped():
             if used := line.get("dataset"):
                 self._client.log_inputs(run_id, [dataset_input(used)])
             if params := line.get("model"):
@@ -263,7 +263,7 @@ class Delivery:
 
 
 @contextmanager
-def suppress_unknown_request() -> Iterator[None]:
+def unknown_request_skipped() -> Iterator[None]:
     """Leave out what an older server does not have; the rest is sent."""
     from mlflow.exceptions import MlflowException
 

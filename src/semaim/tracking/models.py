@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from semaim.errors import DamagedFile
-from semaim.runs.folder import RunFolder
+from semaim.runs.folder import RunFolder, Tracked
 from semaim.runs.journal import read
 from semaim.tracking.run_names import stored_name
 
@@ -57,6 +57,12 @@ def find_model(client: MlflowClient, experiment_id: str, uid: str) -> LoggedMode
     return next(iter(found), None)
 
 
+def remove_model(client: MlflowClient, tracked: Tracked) -> None:
+    """Delete the model of a run, if there is one."""
+    if (model := find_model(client, tracked.get("experiment_id", ""), tracked["uid"])) is not None:
+        client.delete_logged_model(model.model_id)
+
+
 def model_of(client: MlflowClient, run_folder: str, uri: str) -> str | None:
     """Id of the model of a pretraining; None if this store does not have it.
 
@@ -71,14 +77,15 @@ def model_of(client: MlflowClient, run_folder: str, uri: str) -> str | None:
     with suppress(DamagedFile):
         for attempt in range(2):
             tracked = folder.tracked()
-            if tracked is None or tracked.get("uri") != uri or tracked["run_id"] is None:
+            if tracked is None or tracked.get("uri") != uri:
                 return None
-            if (model := find_model(client, tracked["experiment_id"], tracked["uid"])) is not None:
+            experiment_id = tracked.get("experiment_id") if tracked["run_id"] else None
+            if experiment_id and (model := find_model(client, experiment_id, tracked["uid"])) is not None:
                 return str(model.model_id)
             if attempt or folder.is_locked():
                 return None
             with suppress(Exception):  # it may be of another user
-                Delivery(folder).deliver()  # it could not send its end
+                Delivery(folder).deliver()  # it could not send all of it
     return None
 
 

@@ -96,13 +96,14 @@ def name_of(spec: RunSpec) -> str:
     """The name of a run, from its sweep's and its encoder's folders as far as they can be read."""
     choices, config = spec.choices, spec.config
     relevant = other_overrides((), spec.overrides)
-    relevant += [each for each in spec.overrides if each.startswith("run_name=")]
     options = {key: value for key, _, value in (each.partition("=") for each in relevant)}
+    if any(each.startswith("run_name=") for each in spec.overrides):
+        options["run_name"] = config["run_name"]
     data = data_name(choices.get("data", ""), config.get("data") or {})
     checkpoints = config.get("checkpoint") or []
     names = [checkpoints] if isinstance(checkpoints, str) else list(checkpoints)
     if choices["task"] == PRETRAIN:
-        options = {key: value for key, value in options.items() if affects_model(f"{key}={value}")}
+        options = {key: value for key, value in options.items() if affects_model(f"{key}=")}
     if choices["task"] == PRETRAIN or not names:
         return run_name(choices, data, options, _swept(config))
     encoder = run_folder_of(Path(names[0]).expanduser())

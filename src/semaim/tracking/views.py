@@ -7,14 +7,17 @@ versions read the state from the tag itself, so that both are written.
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from semaim.runs.folder import Tracked
 from semaim.runs.journal import View
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 PREFIX = "mlflow.sharedViewState."
 GENERAL = "semaim"  # the view of all pretrainings
 SECTION = "semaim-compare"
-RUN_NAME = "attributes.`Run Name`"
 ATTRIBUTES = ("Dataset", "Duration", "Models", "Source")  # last columns
 
 
@@ -38,6 +41,13 @@ def sweep_view(view: View, run_id: str, time: int) -> tuple[str, str]:
     return PREFIX + view_key(run_id), _tag(view["name"], state, time)
 
 
+def remove_view(client: MlflowClient, tracked: Tracked) -> None:
+    """Delete the view of a sweep, if there is one and the client can."""
+    key, experiment_id = PREFIX + view_key(tracked["run_id"] or ""), tracked.get("experiment_id", "")
+    if hasattr(client, "delete_experiment_tag") and key in client.get_experiment(experiment_id).tags:
+        client.delete_experiment_tag(experiment_id, key)
+
+
 def general_view() -> tuple[str, str]:
     """Key and value of the experiment's tag with the view of all pretrainings."""
     columns = [tag(name) for name in ("data", "model", "permutation", "target")] + ["params.`seed`"]
@@ -59,7 +69,7 @@ def _state(chosen: str, columns: list[str], metrics: list[str]) -> dict[str, Any
         "orderByAsc": not metrics,
         "selectedColumns": shown,
         "columnOrder": shown,
-        "columnWidths": {RUN_NAME: 240} | {name: 150 for name in shown if name.startswith(("tags", "metrics"))},
+        "columnWidths": {name: 150 for name in shown if name.startswith(("tags", "metrics"))},
         "runsHiddenMode": "SHOW_ALL",
         "compareRunCharts": [_line(name) for name in metrics],
         "compareRunSections": [section | {"isGenerated": False}],
