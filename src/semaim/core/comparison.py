@@ -29,7 +29,7 @@ class Score:
     Attributes:
         mean: over the runs.
         deviation: sample standard deviation over the runs; None of a single run, unless that states its own.
-        runs: their number; 0 for a published value.
+        runs: their number; 0 if it is unknown, of a published value.
     """
 
     mean: float
@@ -104,11 +104,13 @@ class Comparison:
         groups: those without the metric last.
         metric: what they are compared by; None if they have none in common.
         chosen: whether the user named it.
+        published: groups that are listed below and not compared.
     """
 
     groups: Sequence[Group]
     metric: str | None
     chosen: bool = False
+    published: Sequence[Group] = ()
 
     @cached_property
     def ranked(self) -> list[Group]:
@@ -161,8 +163,6 @@ class Comparison:
 
     def _caution(self) -> str:
         first, second = self._score(0), self._score(1)
-        if 0 in (first.runs, second.runs):
-            return "one of them is published, not measured here"
         if first.runs == second.runs == 1:
             return "one seed each: differences may be noise"
         if 1 in (first.runs, second.runs):
@@ -174,16 +174,17 @@ class Comparison:
     @property
     def metrics(self) -> list[str]:
         """The metrics of the table: first the one that decides, then the most demanding ones."""
-        known = dict.fromkeys(name for group in self.groups for name in group.scores)
+        known = dict.fromkeys(name for group in (*self.groups, *self.published) for name in group.scores)
         first = [] if self.metric is None else [self.metric]
         return list(dict.fromkeys([*first, *headlines(known)]))[:MAX_METRICS]
 
     def rows(self, metrics: Sequence[str]) -> list[list[str]]:
         """The cells of the table, with a header."""
-        options = list(dict.fromkeys(option for group in self.groups for option in group.options))
+        groups = [*self.groups, *self.published]
+        options = list(dict.fromkeys(option for group in groups for option in group.options))
         mark = self.best is not None
         rows = [[*[""] * mark, *options, *metrics]]
-        for group in self.groups:
+        for group in groups:
             marked = ["best" if group is self.best else ""] * mark
             scores = [group.scores[name].text(name) if name in group.scores else "-" for name in metrics]
             rows.append([*marked, *(_short(group.options.get(option, "")) for option in options), *scores])
@@ -221,7 +222,7 @@ def compare(groups: Sequence[Group], by: str | None = None) -> Comparison:
         UserError: if no group has this metric.
     """
     names = [set(group.scores) for group in groups if group.scores]
-    metric = _named(by, set().union(*names)) if by else None
+    metric = named_metric(by, set().union(*names)) if by else None
     if not by and names:
         ordered = [name for group in groups for name in group.scores if all(name in each for each in names)]
         metric = next(iter(headlines(ordered)), None)
@@ -236,8 +237,8 @@ def compare(groups: Sequence[Group], by: str | None = None) -> Comparison:
     return replace(comparison, groups=sorted(groups, key=place))
 
 
-def _named(by: str, known: set[str]) -> str:
-    """The metric that a user names."""
+def named_metric(by: str, known: set[str]) -> str:
+    """The metric that a user names, among the known ones; raises UserError if there is none."""
     found = [name for prefix in ("", "eval/", "online/", "train/") if (name := f"{prefix}{by}") in known]
     if not found:
         there = ", ".join(sorted(name for name in known if not name.endswith("_std"))) or "none yet"

@@ -35,13 +35,14 @@ def measured(metric: str, result: Mapping[str, float]) -> dict[str, float]:
     if metric in COUNTS:
         return {}
     names = [name for name in dict.fromkeys((metric, *result)) if not name.endswith("_before")]
-    return {_in_mlflow(name): result[name] for name in names}
+    prefix = "" if metric == "loss" else "eval/"  # of a pretraining, or of an evaluation
+    return {_in_mlflow(name, prefix): result[name] for name in names}
 
 
-def _in_mlflow(name: str) -> str:
+def _in_mlflow(name: str, prefix: str) -> str:
     if name == "loss":
         return LOSS
-    return name.removesuffix("_after") if "/" in name else f"eval/{name}"
+    return name.removesuffix("_after") if "/" in name else f"{prefix}{name}"
 
 
 def headlines(metrics: Iterable[str]) -> list[str]:
