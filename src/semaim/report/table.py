@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 # Properties of a method that the table shows if they differ, by their headings.
-PARTS = {"permutation": "permutation", "target": "target", "options": "options", "weights": "weights"}
+PARTS = {"permutation": "permutation", "target": "target", "weights": "weights"}
 OTHERS = {"model": "model", "pretrained_on": "pretrained on", "epochs": "epochs"}
 CSV_COLUMNS = [
     "method", "model", "permutation", "target", "pretrained_on", "epochs", "images_seen", "device_hours", "device",
@@ -95,10 +95,12 @@ def groups(accuracies: DataFrame) -> list[Group]:
     """The methods of a table, told apart by what differs between them, with their scores."""
     rows = accuracies.drop_duplicates("row").set_index("row")
     named = rows["permutation"].notna().all()  # encoders of other projects have no order of patches
-    described = {key: [_text(value) for value in rows[key]] for key in ("method", *PARTS, *OTHERS)}
-    described["options"] = _differing([set(options.split()) for options in described["options"]])
+    described = {key: [_text(value) for value in rows[key]] for key in ("method", "options", *PARTS, *OTHERS)}
     columns = {**(PARTS if named else {"method": "method"}), **OTHERS}
-    shown = {heading: described[key] for key, heading in columns.items() if len(set(described[key])) > 1}
+    values = {heading: described[key] for key, heading in columns.items()}
+    if named:
+        values |= _by_option(described["options"])
+    shown = {heading: column for heading, column in values.items() if len(set(column)) > 1}
     if accuracies["published"].any():
         shown |= {"method": described["method"], "source": [_source(source) for source in rows["source"]]}
     scores: dict[int, dict[str, Score]] = {row: {} for row in rows.index}
@@ -119,10 +121,13 @@ def _text(value: Any) -> str:
     return "" if isna(value) else f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _differing(words: Sequence[set[str]]) -> list[str]:
-    """Those words of each set that are not in all of them, as text."""
-    same = set[str].intersection(*words) if words else set()
-    return [" ".join(sorted(each - same)) for each in words]
+def _by_option(texts: Sequence[str]) -> dict[str, list[str]]:
+    """Values of each option of several texts `a=1 b=2`; the texts if they have other words, such as values with spaces."""
+    words = [text.split() for text in texts]
+    if not all("=" in word for each in words for word in each):
+        return {"options": list(texts)}
+    options = [dict(word.split("=", 1) for word in each) for each in words]
+    return {key: [each.get(key, "") for each in options] for key in dict.fromkeys(key for each in options for key in each)}
 
 
 def _source(source: Any) -> str:
@@ -172,13 +177,11 @@ def section(data: str, ours: DataFrame, published: DataFrame, by: str | None) ->
 def notes(accuracies: DataFrame) -> list[str]:
     """What a reader must know of the tables."""
     found = [
-        "Each row pools the runs that differ in nothing but the seed. Of an evaluation repeated with the same seed, only "
-        "the newest counts.",
-        "report.csv has all accuracies: other numbers of neighbours, class token and mean, top-5; and images seen and "
-        "device-hours of the pretraining.",
+        "A row pools the runs that differ in the seed alone. Of repeated evaluations the newest counts.",
+        "report.csv has more: other numbers of neighbours, both features, top-5, images seen, device-hours.",
     ]
     if (accuracies["shots"] > 0).any():
-        found.append("A few-shot figure of one run: its deviation is over that run's choices of labelled images.")
+        found.append("The deviation of a single few-shot run is over its choices of labelled images.")
     if accuracies["published"].any():
         found += [
             "Published: from the README of the repository named, not measured here.",
