@@ -71,7 +71,13 @@ def running(step: int) -> dict[str, object]:
 
 
 # At the end, what the runs compare to, up to the third word of each line.
-RESULTS = [["2", "runs:", "mean"], ["a", "train/loss"], ["0", "0.5", "(1)"], ["1", "0.5", "(1)"], ["no", "winner", "by"]]
+RESULTS = [
+    ["2", "runs:", "mean"],
+    ["a", "train/loss"],
+    ["0", "0.5", "(1)"],
+    ["1", "0.5", "(1)"],
+    ["no", "winner", "by"],
+]
 DONE: dict[str, object] = {"state": "finished", "metric": "loss", "result": {"loss": 0.5}}
 
 

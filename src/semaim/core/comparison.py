@@ -142,16 +142,15 @@ class Comparison:
 
     @property
     def verdict(self) -> str:
-        """A line on which group is best, and whether that is more than chance; of a single group, its score."""
-        with_results = [group for group in self.groups if group.scores]
-        if len(with_results) == 1 and self.metric is not None and self.metric in with_results[0].scores:
-            return f"{self.metric} {with_results[0].scores[self.metric].text(self.metric)}"
-        if len(with_results) < 2:
+        """A line on which group is best, and whether that is more than chance; empty for a single group."""
+        if sum(bool(group.scores) for group in self.groups) < 2:
             return ""
         if self.metric is None:
             return "no winner: they have no metric in common; --by METRIC compares those that have it"
         if not self.is_fair:
-            return "no winner: losses do not compare what is harder or easier to predict; evaluate the runs, as then=[knn]"
+            return (
+                "no winner: losses do not compare what is harder or easier to predict; evaluate the runs, as then=[knn]"
+            )
         if len(self.ranked) < 2:
             return f"only {self.ranked[0].label} has {self.metric}"
         if (equals := len(self._equals)) > 1:
@@ -160,6 +159,13 @@ class Comparison:
         first, second = self.ranked[:2]
         ahead = _difference(self.metric, abs(self._score(0).mean - self._score(1).mean))
         return f"best by {self.metric}: {first.label}, {ahead} ahead of {second.label}; {self._caution()}"
+
+    @property
+    def brief(self) -> str:
+        """All in a line: the verdict, or the score of a single group."""
+        if self.verdict or self.metric is None:
+            return self.verdict
+        return f"{self.metric} {self.ranked[0].scores[self.metric].text(self.metric)}" if self.ranked else ""
 
     def _caution(self) -> str:
         first, second = self._score(0), self._score(1)

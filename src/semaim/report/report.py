@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 
-
 def write(accuracies: DataFrame, online: DataFrame, text: str, folder: Path) -> None:
     """Write the report and its plots to a folder, and print the names of the files.
 

@@ -127,7 +127,9 @@ def _by_option(texts: Sequence[str]) -> dict[str, list[str]]:
     if not all("=" in word for each in words for word in each):
         return {"options": list(texts)}
     options = [dict(word.split("=", 1) for word in each) for each in words]
-    return {key: [each.get(key, "") for each in options] for key in dict.fromkeys(key for each in options for key in each)}
+    return {
+        key: [each.get(key, "") for each in options] for key in dict.fromkeys(key for each in options for key in each)
+    }
 
 
 def _source(source: Any) -> str:

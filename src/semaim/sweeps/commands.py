@@ -122,9 +122,7 @@ def show(paths: Sequence[Path], by: str | None = None) -> View:
     return View("\n\n".join(tables), rows, comparisons)
 
 
-def watch(
-    paths: Sequence[Path], print_text: Callable[[str], None], by: str | None = None
-) -> list[PointState]:
+def watch(paths: Sequence[Path], print_text: Callable[[str], None], by: str | None = None) -> list[PointState]:
     """Show the states until all runs have ended: on a terminal in place, elsewhere each change of a state as a line.
 
     Args:

@@ -106,13 +106,13 @@ def comparison_text(
 
     Args:
         sweep, point_states, by: as of `comparison`.
-        brief: the verdict alone, for a sweep among others.
+        brief: in a line, for a sweep among others.
     """
     if (found := comparison(sweep, point_states, by)) is None:
         return ""
     what = progress_of(sweep, point_states)
     if brief:
-        return f"{what}: {found.verdict}"
+        return f"{what}: {found.brief}"
     pages: list[str] = []
     with suppress(DamagedFile):
         pages = [f"{purpose + ':':<11} {command}" for purpose, command in tracked_page_commands(sweep.folder).items()]

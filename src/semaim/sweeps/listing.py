@@ -170,7 +170,9 @@ def table(entries: Sequence[Entry], folder: Path, total: int) -> str:
         return f"{which} in {folder}" + (" fits these conditions" if total else "")
     lines = [("STATE", "METRIC", "AGE", "SIZE", "TASK", "CHOICES", "FOLDER")]
     for entry in entries:
-        metric = "" if entry.metric is None or entry.value is None else f"{entry.metric} {digits(entry.metric, entry.value)}"
+        metric = (
+            "" if entry.metric is None or entry.value is None else f"{entry.metric} {digits(entry.metric, entry.value)}"
+        )
         choices = " ".join(value if entry.task != "sweep" else f"{key}={value}" for key, value in entry.choices.items()
                            if key != "task" and (entry.task == "sweep" or key in _SHOWN_GROUPS))  # fmt: skip
         age = duration(max(0.0, time.time() - entry.changed))

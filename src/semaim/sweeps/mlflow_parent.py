@@ -95,7 +95,7 @@ def _journal_changes(sweep: Sweep, point_states: Sequence[PointState], over: boo
     journal.log(journal.next_step(FINISHED), values)
     compared = comparison(sweep, point_states)
     if over or compared is not None:
-        verdict = "" if compared is None else f"{progress_of(sweep, point_states)}: {compared.verdict}"
+        verdict = "" if compared is None else f"{progress_of(sweep, point_states)}: {compared.brief}"
         journal.tags({NOTE: description(sweep, point_states), "verdict": verdict})
     if over:
         journal.artifact("results.csv")

@@ -21,7 +21,9 @@ def tracked_page_commands(folder: RunFolder) -> dict[str, str]:
 def run_page_commands(address: str, folder: RunFolder) -> dict[str, str]:
     """Commands that show a run in a store, or the experiments if it has not been sent, by purpose."""
     state = folder.tracked()
-    return page_commands(address, f"/{state['experiment_id']}/runs/{state['run_id']}" if state and state["run_id"] else "")
+    return page_commands(
+        address, f"/{state['experiment_id']}/runs/{state['run_id']}" if state and state["run_id"] else ""
+    )
 
 
 def page_commands(address: str, page: str) -> dict[str, str]:
