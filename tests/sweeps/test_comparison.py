@@ -74,8 +74,8 @@ def test_seeds_are_averaged_and_a_failed_point_is_missing_in_their_number(tmp_pa
     ]
     said = comparison_text(sweep, states(sweep)).splitlines()
     assert said[0] == "3 of 6 runs: mean ± deviation over seeds (number of runs), best first"
-    assert said[-1] == ("best by eval/knn_10_mean: zigzag, 4.0 ahead of raster; one of them has one seed: the difference "
-                        "may be noise")  # fmt: skip
+    assert said[-1] == ("best by eval/knn_10_mean: zigzag, 4.0 ahead of raster; one of them has one seed: the "
+                        "difference may be noise")  # fmt: skip
     assert comparison_text(sweep, states(sweep), brief=True) == f"3 of 6 runs: {said[-1]}"
     assert f"\n\n{said[0]}\n" in show([sweep.path]).text
     assert show([sweep.path, sweep.path]).text.count(f"\n3 of 6 runs: {said[-1]}\n\n") == 1

@@ -54,14 +54,18 @@ class Group:
     Attributes:
         options: what distinguishes them from other groups.
         scores: by metric, as in MLflow (`eval/knn_10_mean`); empty if no run has a result.
+        name: what to call it in a sentence, if that is not its options.
     """
 
     options: Mapping[str, str]
     scores: Mapping[str, Score]
+    name: str = ""
 
     @property
     def label(self) -> str:
-        """The options in a line; of a single one, its value."""
+        """The name, else the options in a line; of a single one, its value."""
+        if self.name:
+            return self.name
         if len(self.options) == 1:
             return _short(next(iter(self.options.values())))
         return " ".join(f"{option}={_short(value)}" for option, value in self.options.items() if value)
@@ -148,9 +152,7 @@ class Comparison:
         if self.metric is None:
             return "no winner: they have no metric in common; --by METRIC compares those that have it"
         if not self.is_fair:
-            return (
-                "no winner: losses do not compare what is harder or easier to predict; evaluate the runs, as then=[knn]"
-            )
+            return "no winner: losses do not compare what is harder or easier to predict; evaluate it, as then=[knn]"
         if len(self.ranked) < 2:
             return f"only {self.ranked[0].label} has {self.metric}"
         if (equals := len(self._equals)) > 1:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
-# Kinds of evaluation, the most demanding first, and the metrics of each, the preferred one first. Of metrics that differ
-# only in a number, the smallest `least` or the largest `most` is preferred.
+# Kinds of evaluation, the most demanding first, and the metrics of each, the preferred one first. Of those that
+# differ only in a number, the smallest `least` or the largest `most` is preferred.
 KINDS = (
     (r"eval/finetune",),
     (r"eval/linprobe_cls", r"eval/linprobe_mean"),
@@ -46,7 +46,7 @@ def _in_mlflow(name: str, prefix: str) -> str:
 
 
 def headlines(metrics: Iterable[str]) -> list[str]:
-    """The preferred metric of each kind of evaluation, the most demanding kind first; without the loss beside others."""
+    """The preferred metric of each kind of evaluation, the most demanding first; the loss only without others."""
     best: dict[int, tuple[tuple[int, ...], str]] = {}
     for metric in metrics:
         if (rank := _rank(metric)) is not None:

@@ -109,7 +109,11 @@ def groups(accuracies: DataFrame) -> list[Group]:
         runs = 0 if math.isnan(each.runs) else int(each.runs)
         scores[each.row][each.metric] = Score(each.mean, deviation, runs)
     return [
-        Group({heading: values[position] for heading, values in shown.items()}, scores[row])
+        Group(
+            {heading: column[position] for heading, column in shown.items()},
+            scores[row],
+            described["method"][position] if "method" in shown else "",
+        )
         for position, row in enumerate(rows.index)
     ]
 
@@ -122,7 +126,7 @@ def _text(value: Any) -> str:
 
 
 def _by_option(texts: Sequence[str]) -> dict[str, list[str]]:
-    """Values of each option of several texts `a=1 b=2`; the texts if they have other words, such as values with spaces."""
+    """Values by option of texts such as `a=1 b=2`; the texts if they have other words, as of values with spaces."""
     words = [text.split() for text in texts]
     if not all("=" in word for each in words for word in each):
         return {"options": list(texts)}
