@@ -103,6 +103,23 @@ def test_the_loss_compares_only_what_is_equally_hard_to_predict() -> None:
     assert [group.label for group in by_order.groups] == ["raster", "attention"]  # as they were
 
 
+def test_results_on_different_data_have_no_winner() -> None:
+    found = compare(orders(option="data", digits=[90.0], shapes=[40.0]))
+    assert (found.best, found.verdict) == (None, "no winner: results on different data do not compare")
+    assert compare(orders(option="pretrained.data", digits=[90.0], shapes=[40.0])).best is not None
+
+
+def test_a_page_has_room_for_some_groups_only() -> None:
+    found = compare(orders(**{f"order{number}": [float(number)] for number in range(100)}))
+    assert found.markdown("100 runs").count("\n|") == 102
+    cut = found.markdown("100 runs", 500)
+    assert "| best | order99     | 99.0 (1)         |" in cut
+    table, more, verdict = cut.split("\n\n")[1:]
+    assert len(table) <= 500
+    assert more == f"and {102 - len(table.splitlines())} more: see results.csv among the artifacts"
+    assert verdict.startswith("best by ")
+
+
 def test_long_values_and_many_columns_fit_the_screen() -> None:
     long = ",".join(map(str, range(100)))
     values = {f"eval/own_{letter}": 1.0 for letter in "abc"} | {

@@ -18,6 +18,7 @@ from semaim.errors import UserError
 MAX_METRICS = 4  # columns of a table besides the options
 WIDTH = 100  # of a table on the screen
 MAX_VALUE = 60  # characters of an option's value
+DATA = ("data", "data.root")  # between these no result compares
 # Between these the loss of pretraining differs because they are harder or easier to predict.
 TO_PREDICT = ("permutation", "semantic_map", "target", "data", "experiment", "task")
 
@@ -124,9 +125,18 @@ class Comparison:
     @property
     def is_fair(self) -> bool:
         """Whether the metric tells which group is better."""
-        options = {option.lstrip("+").split(".")[0] for group in self.groups for option in group.options}
-        misleads = self.metric == LOSS and not options.isdisjoint(TO_PREDICT)
-        return self.metric is not None and (self.chosen or not misleads)
+        groups = {option.split(".")[0] for option in self._options}
+        misleads = self.metric == LOSS and not groups.isdisjoint(TO_PREDICT)
+        return self.metric is not None and not self._is_on_several_data and (self.chosen or not misleads)
+
+    @property
+    def _options(self) -> list[str]:
+        """The options that distinguish the groups."""
+        return list(dict.fromkeys(option for group in self.groups for option in group.options))
+
+    @property
+    def _is_on_several_data(self) -> bool:
+        return not set(DATA).isdisjoint(self._options)
 
     @property
     def best(self) -> Group | None:
@@ -151,6 +161,8 @@ class Comparison:
             return ""
         if self.metric is None:
             return "no winner: they have no metric in common; --by METRIC compares those that have it"
+        if self._is_on_several_data:
+            return "no winner: results on different data do not compare"
         if not self.is_fair:
             return "no winner: losses do not compare what is harder or easier to predict; evaluate it, as then=[knn]"
         if len(self.ranked) < 2:
@@ -212,10 +224,21 @@ class Comparison:
             metrics = metrics[:-1]
         return "\n".join(filter(None, [self._heading(what), text_table(self.rows(metrics)), self.verdict]))
 
-    def markdown(self, what: str) -> str:
-        """The same for a page, with all metrics."""
-        table = markdown_table(self.rows(self.metrics), padded=True)
-        return "\n\n".join(filter(None, [self._heading(what), table, self.verdict]))
+    def markdown(self, what: str, max_characters: float = math.inf) -> str:
+        """The same for a page, with all metrics; the last groups are left out of a table that is too long.
+
+        Args:
+            what: what is compared.
+            max_characters: of the table.
+        """
+        rows = self.rows(self.metrics)
+        shown = rows
+        while len(markdown_table(shown, padded=True)) > max_characters and len(shown) > 1:
+            shown = shown[:-1]
+        omitted = len(rows) - len(shown)
+        more = f"and {omitted} more: see results.csv among the artifacts" if omitted else ""
+        table = markdown_table(shown, padded=True)
+        return "\n\n".join(filter(None, [self._heading(what), table, more, self.verdict]))
 
 
 def compare(groups: Sequence[Group], by: str | None = None) -> Comparison:

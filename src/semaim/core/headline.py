@@ -74,6 +74,18 @@ def headline_text(metric: str, result: Mapping[str, float]) -> str:
     return f"{name} {digits(name, value)}"
 
 
+def headlines_text(metrics: Mapping[str, float], result: Mapping[str, float]) -> str:
+    """The headline metrics of a run and its evaluations, at most three; the first result if there are none.
+
+    Args:
+        metrics: by their names in MLflow.
+        result: results as tasks return them.
+    """
+    names = headlines(metrics)[:3]
+    shown = {name: metrics[name] for name in names} or dict(list(result.items())[:1])
+    return "  ".join(f"{name} {digits(name, value)}" for name, value in shown.items())
+
+
 def _rank(metric: str) -> tuple[int, int, int] | None:
     """Kind, preference in the kind, and preference among numbers; the smallest comes first."""
     if SECONDARY.fullmatch(metric):

@@ -71,7 +71,13 @@ def _encoders(sweep: Sweep) -> dict[str, dict[str, str]]:
     differing = [key for key in keys if len({each.get(key) for each in configs}) > 1]
     # a choice stands for its group
     shown = [key for key in differing if "." not in key or key.partition(".")[0] not in differing]
-    return {value: {key: each.get(key, "") for key in shown} for value, each in zip(values, configs, strict=True)}
+    # with data= all are evaluated on the same data, whatever they were pretrained on
+    given_data = any(override.startswith("data=") for override in common(sweep.points))
+    names = {key: f"pretrained.{key}" if given_data and key.startswith("data") else key for key in shown}
+    return {
+        value: {name: each.get(key, "") for key, name in names.items()}
+        for value, each in zip(values, configs, strict=True)
+    }
 
 
 def _pretraining(folder: RunFolder) -> dict[str, str]:

@@ -141,7 +141,8 @@ def description(sweep: Sweep, point_states: Sequence[PointState] | None) -> str:
         return "\n\n".join([*head, *sections])
     compared = comparison(sweep, point_states)
     if compared is not None:
-        head.append(compared.markdown(progress_of(sweep, point_states)))
+        max_characters = (MAX_TAG_CHARACTERS - sum(map(len, (*head, *sections)))) / 2  # half of it for the states
+        head.append(compared.markdown(progress_of(sweep, point_states), max_characters - len(compared.verdict)))
     all_finished = all(state.name == "finished" for state in point_states)
     if all(state.over for state in point_states) and not (compared and all_finished):
         max_characters = MAX_TAG_CHARACTERS - sum(map(len, (*head, *sections))) - RESERVED_CHARACTERS

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing_extensions import TypedDict
 from semaim.core import locks, slurm_job
 from semaim.core.files import if_possible, read_json, writable
 from semaim.core.formatting import duration
-from semaim.core.headline import digits, headlines, measured
+from semaim.core.headline import headlines_text, measured
 from semaim.core.slurm_job import NOT_LISTED, JobState
 from semaim.errors import DamagedFile, NotReadable
 from semaim.runs.folder import RunFolder
@@ -92,7 +92,7 @@ def _with_results(state: PointState, point: Point) -> PointState:
         if status.get("state") == "finished":
             result |= status["result"]
             found |= measured(status["metric"], status["result"])
-    detail = result_text(found, result) if state.name == "finished" else state.detail
+    detail = headlines_text(found, result) if state.name == "finished" else state.detail
     return replace(state, detail=detail, result=result, measured=found)
 
 
@@ -298,10 +298,3 @@ def journal_tail(folder: RunFolder) -> Sequence[Line]:
             file.seek(start)
             start += len(file.readline())
     return [line for _, line in read(folder.journal, start)]
-
-
-def result_text(metrics: Mapping[str, float], result: Mapping[str, float]) -> str:
-    """The headline metrics of a finished run and its evaluations, at most three; the first result if it has none."""
-    names = headlines(metrics)[:3]
-    shown = {name: metrics[name] for name in names} or dict(list(result.items())[:1])
-    return "  ".join(f"{name} {digits(name, value)}" for name, value in shown.items())
