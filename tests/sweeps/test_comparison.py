@@ -10,6 +10,8 @@ import pytest
 from semaim.core.files import write_json
 from semaim.sweeps.commands import show
 from semaim.sweeps.comparison import comparison, comparison_text, groups
+from semaim.sweeps.listing import list_entries
+from semaim.sweeps.listing import table as listed
 from semaim.sweeps.mlflow_parent import description, summary
 from semaim.sweeps.states import PointState, states
 from semaim.sweeps.sweep import Executor, Point, Sweep
@@ -94,6 +96,17 @@ def test_evaluations_that_are_jobs_of_their_own_count_for_their_pretraining(tmp_
     assert table(sweep)[1:] == [
         ["best", "raster", "90.0 (1)", "80.0 ± 0.0 (2)"], ["", "zigzag", "70.0 (1)", "80.0 (1)"],
     ]  # fmt: skip
+
+
+def test_in_a_list_a_sweep_has_its_best_mean(tmp_path: Path) -> None:
+    rows = [(f"permutation={order} seed={n}", pretrained(80.0 + n), None) for order in ("raster",) for n in (0, 1)]
+    sweep_of(tmp_path, *rows, ("permutation=zigzag seed=0", pretrained(90.04), None))
+    (entry,) = [entry for entry in list_entries(tmp_path) if entry.task == "sweep"]
+    assert (entry.metric, entry.value) == ("online/knn_10_mean", 90.04)
+    assert "  best online/knn_10_mean 90.0  " in listed([entry], tmp_path, 1)
+    (tmp_path / "0" / "status.json").write_text("{")
+    (damaged,) = [entry for entry in list_entries(tmp_path) if entry.task == "sweep"]
+    assert (damaged.metric, damaged.value) == (None, None)
 
 
 def test_two_options_and_seeds_alone(tmp_path: Path) -> None:

@@ -73,7 +73,7 @@ def states(sweep: Sweep) -> list[PointState]:
     point_states = []
     for point, job in zip(sweep.points, jobs, strict=True):
         try:
-            point_states.append(_with_results(_state(sweep, point, job), point))
+            point_states.append(with_results(_state(sweep, point, job), point))
         except (NotReadable, PermissionError) as error:
             point_states.append(PointState("unknown", str(error)))
         except DamagedFile as error:
@@ -84,7 +84,7 @@ def states(sweep: Sweep) -> list[PointState]:
     return point_states
 
 
-def _with_results(state: PointState, point: Point) -> PointState:
+def with_results(state: PointState, point: Point) -> PointState:
     """The state with the results of those runs of the point that are finished."""
     result: dict[str, float] = {}
     found: dict[str, float] = {}
