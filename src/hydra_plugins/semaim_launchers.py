@@ -5,7 +5,6 @@ Every program that uses Hydra in this environment imports this file, so it impor
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -18,11 +17,13 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
+from semaim.core.site import refuse_taken_names, site_folder
+
 CONF = Path(__file__).resolve().parents[1] / "semaim" / "conf"
 
 
 class SiteFolder(SearchPathPlugin):  # type: ignore[misc]
-    """Prepends the folder SEMAIM_SITE (default ~/.config/semaim), so that its site.yaml overrides the packaged one.
+    """Prepends the site's folder, so that its site.yaml overrides the packaged one, and its groups are found.
 
     Hydra calls it in every program of this environment; only those that compose semaim's configuration get the folder.
     """
@@ -31,9 +32,9 @@ class SiteFolder(SearchPathPlugin):  # type: ignore[misc]
         mains = [path.path for path in search_path.get_path() if path.provider == "main" and path.path is not None]
         if not any(Path(main.removeprefix("file://")).resolve() == CONF.resolve() for main in mains):
             return
-        folder = Path(os.environ.get("SEMAIM_SITE", "~/.config/semaim")).expanduser()
-        if (folder / "site.yaml").is_file():
-            search_path.prepend("semaim-site", f"file://{folder.absolute()}")
+        if (folder := site_folder()) is not None:
+            refuse_taken_names(folder, CONF)
+            search_path.prepend("semaim-site", f"file://{folder}")
 
 
 class SweepLauncher(Launcher):  # type: ignore[misc]

@@ -46,7 +46,9 @@ def main(argv: Sequence[str] | None = None) -> int | None:
 
 
 def program() -> NoReturn:
-    """The console script."""
+    """The console script. It finds modules in the working directory, as `python -m semaim` does."""
+    if not sys.flags.safe_path and "" not in sys.path:
+        sys.path.append("")
     interpreter.run_program(main)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from hydra.utils import instantiate
 
 from semaim.checkpoints.store import fingerprint
+from semaim.config.compose import folder_path
 from semaim.config.messages import explain
 from semaim.config.run_spec import RunSpec
 from semaim.core import distributed, terminal
@@ -35,6 +36,9 @@ from semaim.runs.run_log import logged_to
 from semaim.runs.status import MLFLOW_STATUS, StoredState
 from semaim.tasks.task import Task
 from semaim.tracking import run_page
+from semaim.tracking.datasets import use
+from semaim.tracking.run_names import name_of
+from semaim.training.extension import check_extension
 
 log = logging.getLogger("semaim")
 WAIT_FOR_LOCK_SECONDS = 480.0  # of a restarted job; the other processes wait for it, at most ten minutes
@@ -56,7 +60,8 @@ def session(
         processes = distributed.start(device, Path(runs_dir))
         yield processes, stop
     finally:
-        distributed.stop()
+        if ranks().world_size > 1:  # else a group is the user's own, of a notebook
+            distributed.stop()
         if given is None:
             stop.restore()
 
@@ -67,9 +72,10 @@ def execute(spec: RunSpec, processes: Processes, stop: StopRequest) -> float:
     The weights of a network are, in this order of precedence, those of
 
     1. the newest intact checkpoint of the run folder (`task.run`: `training.loop.prepare`),
-    2. `checkpoint=` (the constructor of the task),
-    3. another option that names weights, such as a teacher's (`task.load`),
-    4. the seed (random; the constructor of the task).
+    2. the newest intact checkpoint of the finished run that `extend=` names (the same),
+    3. `checkpoint=` (the constructor of the task),
+    4. another option that names weights, such as a teacher's (`task.load`),
+    5. the seed (random; the constructor of the task).
     """
     config = spec.config
     folder = RunFolder(Path(config["run_dir"]))
@@ -79,6 +85,9 @@ def execute(spec: RunSpec, processes: Processes, stop: StopRequest) -> float:
         _log_result(result)
         return result[folder.status()["metric"]]
     check_apart(folder, config)
+    check_extension(folder, config)
+    if spec.inherited is not None:
+        log.info("%s", spec.inherited)
     seed_all(derive_seed(config["seed"], "weights"))
     tracking = instantiate(spec.cfg.tracking, _convert_="all")  # first: it refuses passwords in addresses
     task: Task = instantiate(spec.cfg.task, _convert_="all")  # plain lists: checkpoints must not hold OmegaConf's
@@ -89,19 +98,23 @@ def execute(spec: RunSpec, processes: Processes, stop: StopRequest) -> float:
     with _open_run(folder, spec, tracking, processes, stop) as run:
         started = time.monotonic()
         _tag_run(run, spec, task.highlights, None)
+        _record_datasets(run, spec, task)
         result = task.run(run)
         stop.at_once = None
         if bad := [f"{name} is {value}" for name, value in result.items() if not math.isfinite(value)]:
             raise NonFiniteError(f"no result, since {', '.join(bad)}: look at the journal for the step that went wrong")
         if processes.is_main:
             folder.set_status("finished", metric=task.metric, result=result, asked=_result_inputs(config))
+            if run.journal is not None and (sizes := task.product()):
+                step = max(0, run.journal.next_step("train/loss") - 1)
+                run.journal.model(step, spec.parts | {"seed": str(config["seed"])} | sizes)
         _tag_run(run, spec, task.highlights, result)
     if processes.is_main:
         log.info("finished in %s: %s", duration(time.monotonic() - started), headline_text(task.metric, result))
         _log_result(result)
-        folder_path = relative_to_cwd(folder.path)
-        log.info("the run is in %s", folder_path)
-        for purpose, command in (tracking.view_commands(folder) | task.next_commands(folder_path, spec)).items():
+        where = relative_to_cwd(folder.path)
+        log.info("the run is in %s", where)
+        for purpose, command in (tracking.view_commands(folder) | task.next_commands(where, spec)).items():
             log.info("  %-13s %s", purpose + ":", command)
     return result[task.metric]
 
@@ -184,6 +197,7 @@ def _open_run(
         journal=None,
         choices=spec.choices,
         overrides=spec.overrides,
+        extends=None if spec.config.get("extend") is None else RunFolder(Path(spec.config["extend"])),
     )
     if not processes.is_main:
         yield run
@@ -271,7 +285,9 @@ def _record_start(folder: RunFolder, spec: RunSpec, processes: Processes) -> Non
         write_json(folder.path / "sources.json", provenance.checksums())
     elif changes := provenance.code_changes(starts[0], now, folder.path / "sources.json"):
         log.warning("the code has changed since this run began: %s", changes)
-    write_json(folder.path / "environment.json", {"starts": [*starts, now | {"choices": spec.parts}]})
+    config_dirs = [str(folder_path(each)) for each in spec.all_folders]
+    now |= {"choices": spec.parts, "title": name_of(spec), "config_dirs": config_dirs}
+    write_json(folder.path / "environment.json", {"starts": [*starts, now]})
 
 
 def _tag_run(run: Run, spec: RunSpec, highlights: Mapping[str, str], result: dict[str, float] | None) -> None:
@@ -282,12 +298,25 @@ def _tag_run(run: Run, spec: RunSpec, highlights: Mapping[str, str], result: dic
         run.tag({run_page.NOTE: run_page.description(spec, start, highlights, result)})
 
 
-def _log_result(result: dict[str, float]) -> None:
-    """Log each result on a line; `<name>_std` is the standard deviation of `<name>`."""
-    width = max(len(name) for name in result)
+def _record_datasets(run: Run, spec: RunSpec, task: Task) -> None:
+    """Write the images that a run uses to its journal."""
+    if run.journal is not None:
+        for context, (images, classes) in task.image_sets().items():
+            run.journal.dataset(use(images, classes, context, spec.choices["data"], spec.config["data"]))
+
+
+def result_lines(result: Mapping[str, float]) -> list[str]:
+    """A line for each result; `<name>_std` is the standard deviation of `<name>`."""
+    width, lines = max(map(len, result), default=0), []
     for name, value in result.items():
         if name.removesuffix("_std") in result.keys() - {name}:
             continue
         deviation = f" ± {result[f'{name}_std']:.2f}" if f"{name}_std" in result else ""
         digits = "d" if isinstance(value, int) else ".2f" if abs(value) >= 1 else ".4g"
-        log.info("  %-*s  %s%s", width, name, format(value, digits), deviation)
+        lines.append(f"  {name:<{width}}  {value:{digits}}{deviation}")
+    return lines
+
+
+def _log_result(result: Mapping[str, float]) -> None:
+    for line in result_lines(result):
+        log.info("%s", line)

@@ -7,24 +7,21 @@ cannot be written, or a fault of the program, with its traceback.
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
-from collections.abc import Sequence
-from operator import itemgetter
 
 import hydra
 from omegaconf import DictConfig
 
+from semaim.config.checkpoint_data import all_words
 from semaim.config.compose import CONF, quoted_home
-from semaim.config.effects import without_effect
 from semaim.config.follow_ups import follow_ups
+from semaim.config.help import HELP_FLAGS, help_page
 from semaim.config.messages import exits_on_error, reports_errors
 from semaim.config.run_spec import run_spec_of_this_process
+from semaim.config.stored_command import separated
 from semaim.core import interpreter
-from semaim.runs.folder import as_begun
-
-log = logging.getLogger("semaim")
+from semaim.launching import execute_all
 
 
 @hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")
@@ -32,34 +29,22 @@ def main(cfg: DictConfig) -> float:
     """Execute a run and its follow-up runs; returns the metric of the first one."""
     with exits_on_error():
         spec = run_spec_of_this_process(cfg)
-        specs = [spec, *follow_ups(spec)]
-        from semaim.lifecycle import execute, session  # imports torch, after the configuration is checked
-
-        with session(cfg.device, cfg.runs_dir) as (processes, stop):
-            for message in without_effect(cfg, spec.overrides) if processes.is_main else ():
-                log.warning(message)
-            values = [execute(as_begun(each), processes, stop) for each in specs]
-        return values[0]
-
-
-def _flags_first(words: Sequence[str]) -> list[str]:
-    """The words with flags before options, since Hydra takes no flag between options."""
-    of_flags = ("-cd", "-cn", "-cp", "--config-dir", "--config-name", "--config-path")  # the next word is theirs
-    options = [
-        "=" in word and word[0] != "-" and before not in of_flags
-        for before, word in zip(["", *words], words, strict=False)
-    ]
-    return [word for _, word in sorted(zip(options, words, strict=True), key=itemgetter(0))]
+        return execute_all([spec, *follow_ups(spec)])[0]
 
 
 @reports_errors
 def command_line() -> None:
     """Compose and run; errors of composition are reported like errors of the run."""
+    if {*HELP_FLAGS} & {*sys.argv}:
+        print(help_page(sys.argv[1:]))
+        return
     os.environ["HYDRA_FULL_ERROR"] = "1"  # raise errors instead of Hydra's own report
-    sys.argv[1:] = _flags_first(quoted_home(sys.argv[1:]))
-    hydra_only = ("-m", "--multirun", "-c", "--cfg", "-i", "--info", "-h", "--help", "--hydra-help")
+    flags, options = separated(quoted_home(sys.argv[1:]))
+    sys.argv[1:] = [*flags, *options]  # Hydra takes no flag between options
+    hydra_only = ("-m", "--multirun", "-c", "--cfg", "-i", "--info", "--hydra-help")
     if any(word.startswith("hydra/launcher=") for word in sys.argv) and not set(hydra_only) & set(sys.argv):
         sys.argv.insert(1, "--multirun")  # Hydra's launchers need a sweep; this one has a single point
+    sys.argv[1:] = all_words(sys.argv[1:])
     main()
 
 

@@ -58,6 +58,22 @@ def features(arguments: Namespace) -> int:
     return run(Namespace(words=["task=features", *arguments.words]))
 
 
+def again(arguments: Namespace) -> int | None:
+    """Print the command of a run or sweep with changes, and start it."""
+    from semaim.core.formatting import program
+    from semaim.sweeps.again import again as changed
+
+    flags = ["--multirun"] if arguments.multirun else []
+    flags += ["--config-dir", str(arguments.config_dir)] if arguments.config_dir else []
+    words = changed(arguments.source, [*flags, *arguments.options])
+    command = program("run", *words)
+    print(command, flush=True)
+    if arguments.print:
+        return None
+    sys.orig_argv[:] = ["semaim", "run", *words]  # what records and messages of the run name
+    return run(Namespace(words=words))
+
+
 def completion(arguments: Namespace) -> None:
     """Print the completion script."""
     from semaim.config.completion import script
@@ -81,6 +97,15 @@ def folders(description: str = "folders of sweeps or runs") -> Callable[[Argumen
 
 VERBS = {
     "run": Verb("start a run: pretraining, an evaluation, or with -m a sweep", "", run, by_hydra=True),
+    "again": Verb("start a run or sweep again, with changes", """\
+Starts the command of a run or sweep again, with changes: an option replaces the one of its name, all others stay.
+Without changes it is the same command, which continues a stopped run. The command is printed first.""", again, (
+        argument("source", metavar="folder", help="folder of a run or sweep, or mlflow:<run id>"),
+        argument("options", nargs="*", metavar="option=value", help="changes, as for semaim run"),
+        argument("-m", "--multirun", action="store_true", help="the options are a sweep"),
+        argument("-cd", "--config-dir", type=Path, help="a configuration folder besides semaim's own"),
+        argument("--print", action="store_true", help="print the command only"),
+    )),
     "check": Verb("find what would make runs fail, before they start", """\
 Finds problems that would make runs fail hours later, before they are queued. It takes exactly the arguments of `semaim
 run`, with -m, then=[...] and hydra/launcher=... Every run is composed, its data are opened, its networks are built

@@ -83,7 +83,7 @@ def test_tasks_on_two_nodes_train_together_as_four_processes_of_torchrun(
 ) -> None:
     home = done.result(scenario)
     said = (home / "out").read_text()
-    assert "(1 x 4 on each of 4 process(es))" in said
+    assert "(1 x 4 on each of 4 processes)" in said
     assert said.count("finished in") == 1, "only the first process speaks"
     assert [each.name for each in (home / "runs").iterdir()] == ["mine"]
     together(tmp_path, *SIX_STEPS, "run_name=mine", processes=4)

@@ -98,7 +98,10 @@ def test_the_plan_is_a_pure_function_of_seed_and_step():
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [
-        ({"batch_size": 41}, r"trainer\.batch_size=41 images per step, but the data set has 40"),
+        (
+            {"batch_size": 41},
+            r"trainer\.batch_size=41 is more than the 40 training images: set trainer\.batch_size=40, or less",
+        ),
         ({"batch_size": 0}, r"trainer\.batch_size=0 .*between 1 and that"),
         ({"batch_size": 10, "world_size": 4}, r"batch_size=10 must be divisible by .* 4 x 1"),
         ({"batch_size": 12, "world_size": 2, "accumulate": 4}, r"trainer\.accumulate = 2 x 4"),

@@ -48,7 +48,7 @@ def assert_close(folder: Path, alone: Path) -> None:
 
 def test_two_processes_give_the_losses_of_one(tmp_path: Path, alone: Path) -> None:
     out = succeed(tmp_path, *SIX_STEPS, launcher=TWO)
-    assert "(1 x 8 on each of 2 process(es))" in out
+    assert "(1 x 8 on each of 2 processes)" in out
     assert out.count("finished in") == 1, "only the first process speaks"
     assert_close(tmp_path, alone)
 
@@ -109,7 +109,7 @@ def test_a_sweep_of_ten_runs_on_two_processes(tmp_path: Path) -> None:
     options = (*SMALL, "trainer.max_steps=1", "sweep.check=false")
     out = succeed(tmp_path, "-m", "seed=0,1,2,3,4,5,6,7,8,9", *options, launcher=TWO)
     assert states_of(tmp_path) == ["finished"] * 10
-    assert out.count("on each of 2 process(es)") == 10
+    assert out.count("on each of 2 processes") == 10
 
 
 def test_a_failed_run_of_a_sweep_on_two_processes_does_not_affect_the_next(

@@ -16,6 +16,7 @@ from semaim.sweeps.mlflow_parent import description, summary
 from semaim.sweeps.states import PointState, states
 from semaim.sweeps.sweep import Executor, Point, Sweep
 from semaim.tracking.pages import tracked_page_commands
+from semaim.tracking.views import view_key
 
 PRETRAINED = {"state": "finished", "metric": "loss"}
 FAILED = {"state": "failed", "error": "broken"}
@@ -188,7 +189,7 @@ def test_where_to_look_in_mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert tracked_page_commands(sweep.folder) == {}
     state = {"uid": "u", "experiment": "x", "run_id": "abc", "sent": 0, "experiment_id": "7"}
     write_json(sweep.path / "mlflow.json", state | {"uri": "http://server:5000"})
-    page = "/#/experiments/7/runs/abc?workflowType=machine_learning"
+    page = f"/#/experiments/7/runs?workflowType=machine_learning&viewStateShareKey={view_key('abc')}"
     assert comparison_text(sweep, states(sweep)).splitlines()[-1] == f"look at it: open http://server:5000{page}"
     monkeypatch.chdir(tmp_path)
     write_json(sweep.path / "mlflow.json", state | {"uri": f"sqlite:///{tmp_path}/mlflow.db"})

@@ -19,6 +19,7 @@ from semaim.checkpoints.formats import Normalisation
 from semaim.checkpoints.origin import Origin
 from semaim.checkpoints.stored_encoder import StoredEncoder
 from semaim.checkpoints.two_stream import check_finite, read_checkpoint
+from semaim.core.formatting import plural
 from semaim.core.image_size import pair
 from semaim.errors import UserError
 from semaim.models.aim import AIM
@@ -114,8 +115,9 @@ class EncoderSource:
             )
         if stored.content.num_classes != num_classes:
             raise UserError(
-                f"checkpoint={self.checkpoint} was fine-tuned for {stored.content.num_classes} classes, the data have "
-                f"{num_classes}: choose the data it was fine-tuned on (data=...)"
+                f"checkpoint={self.checkpoint} was fine-tuned for "
+                f"{plural(stored.content.num_classes, 'class', 'es')}, the data have {num_classes}: choose the "
+                f"data it was fine-tuned on (data=...)"
             )
         return self._adapted(stored.content.network(head=True)).eval()
 
@@ -186,6 +188,11 @@ class EncoderSource:
         else:
             path = Path(self.checkpoint).expanduser()
         return StoredEncoder(path, self._read(path), self.ema, self.num_heads, self.architecture)
+
+    @property
+    def path(self) -> Path | None:
+        """The file or folder; None for `random` and `timm:`."""
+        return None if self._stored is None else self._stored.path
 
     def _read(self, path: Path) -> dict[str, Any]:
         return read_checkpoint(path)

@@ -19,6 +19,8 @@ from semaim.models.aim import AIM
 log = logging.getLogger(__name__)
 # Weights that identify a two-stream model and determine its sizes.
 REQUIRED = {"patch_embed.proj.weight", "pos_embed", "query_blocks.0.attn.q.weight", "blocks.0.mlp.fc1.weight"}
+HEAD_OUTPUT = {f"prediction_head.{layer}{kind}" for layer in ("", "fc2.") for kind in ("weight", "bias")}
+OF_TARGET_AND_SIZE = HEAD_OUTPUT | {"pos_embed"}
 HEADS = {"prediction_head.weight", "prediction_head.fc2.weight"}
 WITH_16_HEADS = (1024, 1152, 1280, 1408, 1664)  # widths of ViT-L, SoViT, ViT-H, ViT-g and ViT-bigG
 
@@ -106,6 +108,29 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor], path: Path) -> No
     """
     check_weights(model.state_dict(), weights, f"checkpoint={path}")
     model.load_state_dict(weights)
+
+
+def start_from(model: AIM, state: dict[str, Any], path: Path) -> None:
+    """Load the weights of a pretraining checkpoint, to start another training; logs what is taken and what is new.
+
+    The target and the image size may be others: then the last layer of the head is new, as the model has it, and so are
+    the positions, which are computed.
+
+    Raises:
+        UserError: if other weights are missing, unexpected or of another shape; the model is then unchanged.
+    """
+    weights, expected = model_of(state, path, None, False).state_dict(), model.state_dict()
+    new = [
+        name
+        for name in weights.keys() & expected.keys()
+        if name in OF_TARGET_AND_SIZE and weights[name].shape != expected[name].shape
+    ]
+    load_weights(model, weights | {name: expected[name] for name in new}, path)
+    taken = f"the weights of step {state['step']}" if "architecture" in state else "the weights"
+    log.info("checkpoint=%s: %s are taken, the optimizer, the schedule and the step are not", path, taken)
+    for names, what in ((HEAD_OUTPUT, "target"), ({"pos_embed"}, "image size")):
+        if found := sorted(names & {*new}):
+            log.info("new, since the %s is another one: %s", what, ", ".join(found))
 
 
 def check_weights(expected: Mapping[str, Tensor], weights: Mapping[str, Tensor], given: str) -> None:

@@ -23,6 +23,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from semaim.core.site import site_folder
 from semaim.errors import UserError
 
 T = TypeVar("T")
@@ -37,15 +38,8 @@ ConfigStore.instance().store(
     node={"_target_": "hydra_plugins.semaim_launchers.BasicSweeper", "params": None},
     provider="semaim",
 )
-LOCAL_LAUNCHERS: dict[str, dict[str, Any]] = {
-    "basic": {"_target_": "hydra_plugins.semaim_launchers.BasicLauncher"},
-    "submitit_local": {
-        "_target_": "hydra_plugins.semaim_launchers.LocalLauncher",
-        "gpus_per_node": None,
-        "tasks_per_node": 1,
-        "timeout_min": 10_000,
-    },
-}
+LAUNCHERS_FILE = CONF / "hydra" / "local_launchers.yaml"
+LOCAL_LAUNCHERS: Any = OmegaConf.to_container(OmegaConf.load(LAUNCHERS_FILE))
 for _name, _node in LOCAL_LAUNCHERS.items():
     ConfigStore.instance().store(group="hydra/launcher", name=_name, node=_node, provider="semaim")
 
@@ -68,10 +62,15 @@ def _options(group_choices: tuple[str, ...], folders: tuple[str, ...]) -> DictCo
 
 
 def choices(group: str, folders: Sequence[str] = ()) -> list[str]:
-    """The choices of a group, also those in additional configuration folders."""
-    roots = [CONF, *map(folder_path, folders)]
+    """The choices of a group, also those in the site's and in additional configuration folders."""
     stored = LOCAL_LAUNCHERS if group == "hydra/launcher" else ()
-    return sorted({path.stem for root in roots for path in (root / group).glob("*.yaml")} | {*stored})
+    return sorted({path.stem for root in roots(folders) for path in (root / group).glob("*.yaml")} | {*stored})
+
+
+def roots(folders: Sequence[str] = ()) -> list[Path]:
+    """The configuration folders: semaim's, the site's if there is one, and additional ones."""
+    site = site_folder()
+    return [CONF, *([] if site is None else [site]), *map(folder_path, folders)]
 
 
 def quoted_home(words: Sequence[str]) -> list[str]:
@@ -95,7 +94,7 @@ def points(words: Sequence[str], folders: Sequence[str] = ()) -> list[list[str]]
     """
     loader: Any = SimpleNamespace(get_group_options=lambda group, **_: choices(group, folders))  # as glob asks for them
     parsed = OverridesParser.create(loader).parse_overrides(list(words))
-    (found,) = BasicSweeper.split_arguments(parsed, None)
+    (found,) = BasicSweeper.split_arguments(list({each.key_or_group: each for each in parsed}.values()), None)
     if not found:
         empty = [each.input_line for each in parsed if each.is_sweep_override() and not [*each.sweep_iterator()]]
         raise UserError(f"{' '.join(empty)} has no values")
@@ -107,9 +106,24 @@ def folder_path(folder: str) -> Path:
     return Path(folder.removeprefix("file://"))
 
 
+def named_folders(words: Sequence[str]) -> list[str]:
+    """The folders that --config-dir names in a command line."""
+    line = "\0".join(words)
+    return re.findall(r"(?:^|\0)(?:-cd|--config-dir)[\0=]([^\0]+)", line)
+
+
 def given_folders(hydra: Any) -> list[str]:
     """The folders of --config-dir, from Hydra's configuration."""
     return [f"file://{source.path}" for source in hydra.runtime.config_sources if source.provider == "command-line"]
+
+
+def searched_folders(hydra: Any) -> list[str]:
+    """The additional configuration folders of a composition: those of --config-dir and hydra.searchpath."""
+    return [
+        f"file://{source.path}"
+        for source in hydra.runtime.config_sources
+        if source.provider in ("command-line", "hydra.searchpath in command-line")
+    ]
 
 
 _remembered: dict[tuple[str, ...], Any] | None = None
@@ -154,8 +168,8 @@ def _by_hydra(overrides: Sequence[str], folders: Sequence[str], return_hydra_con
 def _from_shared(overrides: Sequence[str], folders: Sequence[str]) -> DictConfig:
     """The same, from the composition of the choices alone: most of Hydra's time is for them, not for values."""
     parsed = OverridesParser.create().parse_overrides(list(overrides))
-    values = [each for each in parsed if not _is_choice(each, folders)]
-    choices = [each.input_line or "" for each in parsed if _is_choice(each, folders)]
+    values = [each for each in parsed if not is_choice(each, folders)]
+    choices = [each.input_line or "" for each in parsed if is_choice(each, folders)]
     shared = once(("choices", *choices, "in", *folders), lambda: _by_hydra(choices, folders))
     cfg = copy.deepcopy(shared)
     ConfigLoaderImpl._apply_overrides_to_config(values, cfg)
@@ -166,8 +180,7 @@ def _from_shared(overrides: Sequence[str], folders: Sequence[str]) -> DictConfig
     return cfg
 
 
-def _is_choice(override: Override, folders: Sequence[str]) -> bool:
+def is_choice(override: Override, folders: Sequence[str]) -> bool:
     """Whether an override decides which files are composed, or how Hydra itself works."""
     group = override.key_or_group
-    roots = [CONF, *map(folder_path, folders)]
-    return group.startswith("hydra") or any((root / group).is_dir() for root in roots)
+    return group.startswith("hydra") or any((root / group).is_dir() for root in roots(folders))

@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import json
-import re
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from omegaconf import OmegaConf
 
 from semaim.config.compose import choices, options
-from semaim.config.naming import flatten
+from semaim.config.naming import flatten, is_part
 from semaim.config.run_spec import RunSpec, compose_run_spec
+from semaim.config.source_run import SourceRun, value_text
 from semaim.errors import UserError
 
-CARRIED_GROUPS = ("data", "tracking")
-CARRIED_OPTIONS = ("seed", "device", "runs_dir")
+CARRIED_OPTIONS = ("device", "runs_dir")
 
 
 def follow_ups(spec: RunSpec) -> list[RunSpec]:
     """The evaluations requested by `then=`, with the data, seed and tracking of the pretraining.
 
-    Each equals the command `task=<name> checkpoint=<run folder>` with the same options of data and tracking.
+    Each equals the command `task=<name> checkpoint=<run folder>` with the same options of tracking and device.
 
     Raises:
         UserError: if a requested evaluation does not exist.
@@ -34,10 +32,11 @@ def follow_ups(spec: RunSpec) -> list[RunSpec]:
         raise UserError(f"then={list(cfg.then)}: there is no evaluation {unknown[0]}; choose from {', '.join(known)}")
     if not cfg.then:
         return []
+    folder = Path(cfg.run_dir).absolute()
+    source = SourceRun(folder, folder, spec.config, spec.choices, spec.folders, Path.cwd())
     shared = [f"checkpoint={value_text(cfg.run_dir)}", *_carried(spec)]
     return [
-        with_parent(compose_run_spec([f"task={task}", *shared], spec.folders), str(Path(cfg.run_dir).absolute()))
-        for task in cfg.then
+        with_parent(compose_run_spec([f"task={task}", *shared], spec.folders, source), str(folder)) for task in cfg.then
     ]
 
 
@@ -50,26 +49,21 @@ def with_parent(spec: RunSpec, parent: str) -> RunSpec:
     """
     cfg = spec.cfg.copy()
     cfg.parent_run = parent
-    return RunSpec(cfg, spec.overrides, spec.choices, spec.folders)
+    return replace(spec, cfg=cfg)
 
 
 def _carried(spec: RunSpec) -> list[str]:
-    """Overrides that reproduce the data, tracking, seed and device of a run."""
-    defaults = options((), spec.folders)
-    choices = {group: f"{group}={spec.choices[group]}" for group in CARRIED_GROUPS}
-    with_choices = options(list(choices.values()), spec.folders)
+    """Overrides that reproduce the tracking, recipe and device of a run; data and seed come with its checkpoint."""
+    with_choices = options([f"{group}={spec.choices[group]}" for group in ("tracking", "data")], spec.folders)
     before, now = (flatten(OmegaConf.to_container(config)) for config in (with_choices, spec.cfg))
     changed = [
         f"{key}={value_text(value)}"
         for key, value in now.items()
-        if value != before.get(key) and (key in CARRIED_OPTIONS or key.split(".")[0] in CARRIED_GROUPS)
+        if value != before.get(key) and (key in CARRIED_OPTIONS or is_part(key, "tracking"))
     ]
-    changed_choices = [choice for group, choice in choices.items() if defaults[group] != with_choices[group]]
+    choices = []
+    if with_choices.tracking != options((), spec.folders).tracking:
+        choices.append(f"tracking={spec.choices['tracking']}")
     if spec.choices["recipe"] != with_choices.recipe:  # not the default of these data
-        changed_choices.append(f"recipe={spec.choices['recipe']}")
-    return [*changed_choices, *changed]
-
-
-def value_text(value: Any) -> str:
-    """A value in command-line syntax."""
-    return value if isinstance(value, str) and re.fullmatch(r"[\w./:-]+", value) else json.dumps(value)
+        choices.append(f"recipe={spec.choices['recipe']}")
+    return [*choices, *changed]

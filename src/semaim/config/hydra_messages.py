@@ -6,13 +6,15 @@ import difflib
 import re
 import shlex
 from collections.abc import Sequence
+from pathlib import Path
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf.errors import OmegaConfBaseException
 from yaml import MarkedYAMLError  # type: ignore[import-untyped]
 
-from semaim.config.compose import CONF, choices
+from semaim.config.compose import CONF, choices, named_folders, roots
 from semaim.config.validate import SEVERAL, no_choice, suggestion
+from semaim.core.formatting import quoted
 
 
 def hydra_message(chain: Sequence[BaseException], words: Sequence[str]) -> str:
@@ -35,7 +37,7 @@ def hydra_message(chain: Sequence[BaseException], words: Sequence[str]) -> str:
         several = "several values are a sweep, which -m starts; a value with a comma is typed"
         return f"{match[1]}: {several} {_quoted(match[1])}"
     if match := re.search(r"Could not (?:find|load) '([^']+)/([^'/]*)'", text):
-        return _unknown_choice(match[1].removeprefix("/"), match[2])
+        return _unknown_choice(match[1].removeprefix("/"), match[2], named_folders(words))
     if match := re.search(r"Multiple values for ([\w/]+)\.|force-add .* not supported: '\+\+([\w/]+)=", text):
         group = match[1] or match[2]
         if typed := next((word for word in words if re.match(rf"\++{group}=", word)), None):
@@ -45,15 +47,15 @@ def hydra_message(chain: Sequence[BaseException], words: Sequence[str]) -> str:
     if match := re.search(r"Could not override '([^']+)'", text):
         inside = re.search(r"is not in struct\s+full_key: (\S+)", text)
         key = max(match[1], inside[1] if inside else "", key=len)  # a value may hold options
-        return f"there is no option {key}. {suggestion(key, words)}"
+        return f"there is no option {key}. {suggestion(key, words, named_folders(words))}"
     if match := re.search(r"Missing mandatory value: .*?full_key: (\S+)", text, re.DOTALL):
         return f"{match[1]} must be given: {match[1]}=..."
     if match := re.search(r"unexpected keyword argument '(\w+)'.*?full_key: (\S+)", text, re.DOTALL):
         return f"there is no option {match[2].removeprefix('task.')}.{match[1]}: no component accepts it"
     if match := re.search(r"Error in call to target .*?\n(.*)\nfull_key: (\S+)", text, re.DOTALL):
         return f"the options of {match[2].removeprefix('task.')} do not fit: {match[1]}"
-    if "Error locating target" in text:
-        return f"{str(chain[0]).split(', set env var')[0]}: {chain[-1]}"
+    if match := re.search(r"Error locating target '([^']+)'", text):
+        return f"{match[1]} cannot be imported: {chain[-1]}{_where(match[1].split('.')[0], chain[-1], words)}"
     if of_config := [link for link in chain if isinstance(link, OmegaConfBaseException)]:
         name = next((key for link in chain if (key := getattr(link, "full_key", None))), "")
         typed = next((word for word in words if name and word.lstrip("+").startswith(f"{name}=")), name)
@@ -61,6 +63,17 @@ def hydra_message(chain: Sequence[BaseException], words: Sequence[str]) -> str:
         reason = str(of_config[0]).splitlines()[0]
         return f"{typed}: {reason}" if typed else reason
     return str(chain[0]).split("\nConfig search path:")[0].strip()
+
+
+def _where(module: str, error: BaseException, words: Sequence[str]) -> str:
+    """What to do if the module of a class is not found."""
+    if not (isinstance(error, ModuleNotFoundError) and error.name == module):
+        return ""
+    for folder in map(Path.absolute, roots(named_folders(words))[1:]):  # those of the user
+        for place in (folder, folder.parent):
+            if (place / f"{module}.py").is_file() or (place / module / "__init__.py").is_file():
+                return f". It is in {quoted(place)}, so begin the command with PYTHONPATH={shlex.quote(str(place))}"
+    return f". Start in the folder of {module}.py, or name that folder: begin the command with PYTHONPATH=<folder>"
 
 
 def _quoted(word: str) -> str:
@@ -81,9 +94,9 @@ def _unreadable(word: str) -> str:
     )
 
 
-def _unknown_choice(group: str, name: str) -> str:
+def _unknown_choice(group: str, name: str, folders: Sequence[str]) -> str:
     """Message for a choice that a group does not have."""
-    known = choices(group)
+    known = choices(group, folders)
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     hint = f": did you mean {near[0]}?" if near else ":" if known else ""
     listed = f" choose from {', '.join(known)}" if known else ""  # not those of Hydra's own groups
@@ -98,5 +111,5 @@ def _no_group_choice(words: Sequence[str]) -> str:
         if "=" in word and (not key or (CONF / key).is_dir()):
             value = parser.parse_overrides([word])[0].value()
             if not isinstance(value, str | list if key in SEVERAL else str):
-                return no_choice(word, key) if key else _unreadable(word)
+                return no_choice(word, key, named_folders(words)) if key else _unreadable(word)
     return "a group of the configuration needs the name of a choice, such as model=aim_base"

@@ -7,7 +7,7 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -77,8 +77,13 @@ def _chain(error: BaseException) -> list[BaseException]:
     return chain
 
 
-def explain(error: BaseException) -> str | None:
-    """The message for an error that the user can fix, or None for a bug."""
+def explain(error: BaseException, words: Sequence[str] | None = None) -> str | None:
+    """The message for an error that the user can fix, or None for a bug.
+
+    Args:
+        error: the error.
+        words: the options as typed; None for those of this process.
+    """
     chain = _chain(error)
     stated = {error, *(link.__cause__ for link in chain)}  # others may be handled errors before a bug
     for link in chain:
@@ -101,7 +106,7 @@ def explain(error: BaseException) -> str | None:
             return None
     from semaim.config.hydra_messages import hydra_message
 
-    return hydra_message(chain, sys.argv[1:])
+    return hydra_message(chain, sys.argv[1:] if words is None else words)
 
 
 def one_line(error: Exception) -> str:

@@ -46,6 +46,7 @@ def upgraded(config: Any) -> dict[str, Any]:
         source.setdefault("exif", False)  # 0.1.0 read images as stored
     if task.get("_target_") == "semaim.tasks.knn.KNN":
         task.setdefault("mean_before_norm", False)
+    config.setdefault("extend", None)
     if "recipe" not in config:  # 0.1.0: data=digits and data=shapes alone had a short one
         embedded = source.get("_target_") in ("semaim.data.sources.digits", "semaim.data.shapes.shapes")
         config["recipe"] = "short" if embedded else "published"

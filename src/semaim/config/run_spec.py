@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NotRequired
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 from typing_extensions import TypedDict  # pydantic requires it before Python 3.12
 
-from semaim.config.compose import composition, folder_path, given_folders, once
+from semaim.config.checkpoint_data import CommandLine, Inherited, completed
+from semaim.config.compose import composition, folder_path, given_folders, once, searched_folders
+from semaim.config.extension import extended
 from semaim.config.naming import flatten, may_differ, run_name
+from semaim.config.source_run import SourceRun
 from semaim.config.validate import check_overrides, with_home_folders
 from semaim.core.formatting import program
 
 
 def _name_of_this_run(named_after: Sequence[str]) -> str:
     hydra_config = HydraConfig.get()
-    return run_name(hydra_config.runtime.choices, named_after, hydra_config.overrides.task)
+    typed = completed(hydra_config.overrides.task, searched_folders(hydra_config))
+    return run_name(hydra_config.runtime.choices, named_after, typed.overrides, typed.checkpoint)
 
 
+OWN_NAME = "${semaim.run_name:${named_after}}"  # in conf/config.yaml
 OmegaConf.register_new_resolver("semaim.run_name", _name_of_this_run, replace=True)
 
 
@@ -33,6 +38,7 @@ class StoredSpec(TypedDict):
     folders: list[str]
     config: dict[str, Any]
     references: dict[str, str]
+    inherited: NotRequired[dict[str, Any] | None]
 
 
 @dataclass(frozen=True)
@@ -41,15 +47,22 @@ class RunSpec:
 
     Attributes:
         cfg: the configuration, for building objects.
-        overrides: command-line overrides; they determine the configuration and the run's name.
+        overrides: command-line overrides; with what is inherited, they determine the configuration and the run's name.
         choices: the configuration's choice in each group.
         folders: additional configuration folders (Hydra's --config-dir).
+        inherited: what an evaluation takes from the run that made its checkpoint.
     """
 
     cfg: DictConfig
     overrides: Sequence[str]
     choices: dict[str, str]
     folders: Sequence[str] = ()
+    inherited: Inherited | None = None
+
+    @property
+    def all_folders(self) -> list[str]:
+        """The additional configuration folders, with those that are inherited."""
+        return [*self.folders, *(self.inherited.folders if self.inherited else ())]
 
     @property
     def command(self) -> str:
@@ -95,6 +108,7 @@ class RunSpec:
             "folders": list(self.folders),
             "config": self.config,
             "references": self._references,
+            "inherited": None if self.inherited is None else asdict(self.inherited),
         }
 
     def as_begun(self, config: dict[str, Any]) -> RunSpec:
@@ -112,45 +126,62 @@ class RunSpec:
         cfg = OmegaConf.create(stored["config"])
         cfg.task.update(stored["references"])
         OmegaConf.set_struct(cfg, True)
-        return cls(cfg, stored["overrides"], stored["choices"], stored["folders"])
+        inherited = stored.get("inherited")
+        return cls(
+            cfg,
+            stored["overrides"],
+            stored["choices"],
+            stored["folders"],
+            None if inherited is None else Inherited(**inherited),
+        )
 
 
-def compose_run_spec(overrides: Sequence[str], folders: Sequence[str] = ()) -> RunSpec:
+def compose_run_spec(overrides: Sequence[str], folders: Sequence[str] = (), source: SourceRun | None = None) -> RunSpec:
     """Compose the run of a command line, in any process; equal to that of `semaim run`.
+
+    Args:
+        overrides: the command line.
+        folders: additional configuration folders.
+        source: the run that makes the checkpoint of this evaluation, if it may have no run folder yet.
 
     Raises:
         UserError: for a mistake in the command line; the message names the option.
         hydra.errors.HydraException: for a mistake that Hydra detects (see `semaim.config.messages.explain`).
     """
-    return once(("run", *overrides, "in", *folders), lambda: _compose(overrides, folders))
+    return once(("run", *overrides, "in", *folders), lambda: _compose(completed(*extended(overrides, folders), source)))
 
 
-def _compose(overrides: Sequence[str], folders: Sequence[str]) -> RunSpec:
-    cfg = composition(overrides, folders, return_hydra_config=True)
+def _compose(typed: CommandLine) -> RunSpec:
+    cfg = composition(typed.all_overrides, typed.all_folders, return_hydra_config=True)
     hydra_config = HydraConfig.instance()
     before = hydra_config.cfg
-    hydra_config.set_config(cfg)  # for the resolver of the run's name, and for ${hydra:...} in values
+    hydra_config.set_config(cfg)  # for ${hydra:...} in values
     try:
         with open_dict(cfg):
             choices = {group: choice for group, choice in cfg.pop("hydra").runtime.choices.items() if group in cfg}
-        check_overrides(overrides, cfg, choices, folders)
-        with_home_folders(cfg)
-        cfg.run_name = str(cfg.run_name)
+        return _checked(cfg, typed, choices)
     finally:
         hydra_config.cfg = before
-    return RunSpec(cfg, overrides, choices, folders)
 
 
 def run_spec_of_this_process(cfg: DictConfig) -> RunSpec:
-    """The run that Hydra composed from the command line of this process.
+    """The run that Hydra composed from the command line of this process, which `all_words` has completed.
 
     Raises:
         UserError: for a mistake in the command line; the message names the option.
     """
     hydra_config = HydraConfig.get()
-    overrides = list(hydra_config.overrides.task)
-    folders = given_folders(hydra_config)
+    if cfg.extend is not None:
+        return compose_run_spec(list(hydra_config.overrides.task), given_folders(hydra_config))
     choices = {group: choice for group, choice in hydra_config.runtime.choices.items() if group in cfg}
-    check_overrides(overrides, cfg, choices, folders)
+    return _checked(cfg, completed(hydra_config.overrides.task, given_folders(hydra_config)), choices)
+
+
+def _checked(cfg: DictConfig, typed: CommandLine, choices: dict[str, str]) -> RunSpec:
+    """The run of a composed configuration, which is checked."""
+    check_overrides(typed.all_overrides, cfg, choices, typed.all_folders)
     with_home_folders(cfg)
-    return RunSpec(cfg, overrides, choices, folders)
+    if OmegaConf.to_container(cfg)["run_name"] == OWN_NAME:  # type: ignore[index,call-overload]
+        cfg.run_name = run_name(choices, cfg.named_after, typed.overrides, typed.checkpoint)
+    cfg.run_name = str(cfg.run_name)
+    return RunSpec(cfg, typed.overrides, choices, typed.folders, typed.inherited)

@@ -55,6 +55,7 @@ TOP: dict[str, Kind | dict[str, Kind]] = {
     "seed": SEED,
     "device": one_of("auto", "cpu", "cuda"),
     "checkpoint": PATHS,
+    "extend": PATH | NULL,
     "images": PATHS,
     "then": list_of(TEXT, "a list of evaluations, such as [knn,linprobe], or []", least=0),
     "parent_run": PATH | NULL,

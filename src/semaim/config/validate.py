@@ -29,12 +29,13 @@ SIZES = ("${data.image_size}", "${data.patch_size}")  # model, target and transf
 SEVERAL = ("evaluators",)  # groups of which a run has any number of choices
 
 
-def suggestion(key: str, words: Sequence[str] = ()) -> str:
+def suggestion(key: str, words: Sequence[str] = (), folders: Sequence[str] = ()) -> str:
     """A hint for a misspelt option: the most similar options, and the options of the same group.
 
     Args:
         key: the option.
         words: the command line; its choices, such as task=knn, decide which options there are.
+        folders: additional configuration folders.
     """
     if key.split("=")[0] == "experiment":
         return "An experiment is added: +experiment=..."
@@ -43,7 +44,7 @@ def suggestion(key: str, words: Sequence[str] = ()) -> str:
     for former, now in FORMER_OPTIONS.items():
         if key == former or key.startswith(f"{former}."):
             return f"It is {now}{key.removeprefix(former)} now"
-    container = OmegaConf.to_container(options(_choices_among(words)))
+    container = OmegaConf.to_container(options(_choices_among(words, folders), folders))
     parent, _, _ = key.rpartition(".")
     node: Any = container
     for part in parent.split(".") if parent else ():
@@ -61,10 +62,10 @@ def suggestion(key: str, words: Sequence[str] = ()) -> str:
     return "; ".join(parts) or "see semaim run --cfg job"
 
 
-def _choices_among(words: Sequence[str]) -> list[str]:
+def _choices_among(words: Sequence[str], folders: Sequence[str]) -> list[str]:
     """Those words of a command line that choose one file of a group."""
     pairs = [word.partition("=") for word in words]
-    return [f"{group}={choice}" for group, _, choice in pairs if choice and choice in choices(group)]
+    return [f"{group}={choice}" for group, _, choice in pairs if choice and choice in choices(group, folders)]
 
 
 def check_overrides(
@@ -99,7 +100,7 @@ def check_overrides(
                 raise UserError(no_choice(text, key, folders))
             group_choices += [text] if key in SEVERAL else []
         elif override.is_add() and not key.startswith("hydra"):
-            raise UserError(f"+{key}: there is no option {key}. {suggestion(key, overrides)}")
+            raise UserError(f"+{key}: there is no option {key}. {suggestion(key, overrides, folders)}")
     for group, choice in chosen.items():
         own = [folder_path(folder) / group / f"{choice}.yaml" for folder in folders]
         if (CONF / group / f"{choice}.yaml").is_file() and (unused := [path for path in own if path.is_file()]):
@@ -107,8 +108,13 @@ def check_overrides(
     expected = options(group_choices, folders)
     referred = re.findall(r"\$\{(\w+)", str(OmegaConf.to_container(config)))  # a task of one's own may add options
     for key in map(str, {*config} - {*TOP, *chosen, *referred, "named_after"}):
-        raise UserError(f"there is no option {key}. {suggestion(key, overrides)}")
+        raise UserError(f"there is no option {key}. {suggestion(key, overrides, folders)}")
     check_values(config, expected, overrides)
+    if config.extend is not None and (chosen["task"] != "pretrain" or config.checkpoint is not None):
+        raise UserError(
+            f"extend={shown(config.extend)} continues the training of a pretraining (task=pretrain), with its whole "
+            f"state; checkpoint=<run folder> takes its weights alone, for another training or an evaluation"
+        )
     if "uri" in config.tracking:
         absolute_address("tracking.uri", config.tracking.uri)
         check_experiment("tracking.experiment", config.tracking.experiment)

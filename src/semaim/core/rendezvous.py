@@ -16,7 +16,7 @@ from typing import Any
 import torch.distributed as dist
 
 from semaim.core.files import read_json, write_json, writing
-from semaim.core.formatting import duration
+from semaim.core.formatting import duration, plural
 from semaim.core.ranks import STEP_TASKS, Ranks
 from semaim.errors import UserError
 
@@ -87,7 +87,7 @@ def _meet(store: Any, place: Ranks) -> None:
             problem = f"process 0 has the options {command!r}, but {others[0]}{_alone(place)}" if others else ""
         else:
             came = sum(store.check([key]) for key in keys)
-            problem = f"{came} of {place.world_size} processes came within {_limit()}{_alone(place)}"
+            problem = f"{came} of {plural(place.world_size, 'process', 'es')} came within {_limit()}{_alone(place)}"
         store.set("problem", problem)
         if problem:
             time.sleep(10 * POLL_SECONDS)  # until the others have read it: the store ends with this process

@@ -95,3 +95,14 @@ def set_rng_state(state: dict[str, Any], device: torch.device) -> None:
     random.setstate(state["python"])
     kind, keys, position, has_gauss, gauss = state["numpy"]
     np.random.set_state((kind, keys.numpy().astype(np.uint32), int(position), int(has_gauss), gauss))
+
+
+@contextmanager
+def generators_kept() -> Iterator[None]:
+    """Restore the states of this process's global generators after a block."""
+    device = torch.device("cuda" if torch.cuda.is_initialized() else "cpu")
+    states = rng_state(device)
+    try:
+        yield
+    finally:
+        set_rng_state(states, device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -32,11 +33,16 @@ def interruption_or(error: BaseException) -> BaseException:
     return _interruptions[-1] if _interruptions and not isinstance(error, Interrupted) else error
 
 
+def can_handle() -> bool:
+    """Whether this is the main thread, which alone can handle signals."""
+    return threading.current_thread() is threading.main_thread()
+
+
 @contextmanager
 def interruptible() -> Iterator[None]:
     """A block, the program, that a SIGINT (Ctrl-C) interrupts at once where no `StopRequest` handles it."""
     _interruptions.clear()
-    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+    if not can_handle() or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         yield
         return
     signal.signal(signal.SIGINT, lambda *_: _interrupt("before it had begun"))
@@ -78,6 +84,7 @@ class StopRequest:
         self.first_at = 0.0
         self.at_once: Callable[[], str] | None = None
         heard = [s for s in SIGNALS if s != signal.SIGHUP or signal.getsignal(s) != signal.SIG_IGN]  # nohup ignores it
+        heard = heard if can_handle() else []  # launched from another thread
         self.previous = {signum: signal.signal(signum, self._handle) for signum in heard}
         signal.pthread_sigmask(signal.SIG_UNBLOCK, heard)  # the batch script of a job blocks them until here
 

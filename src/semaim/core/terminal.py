@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import sys
 import time
 from contextlib import suppress
@@ -42,7 +43,8 @@ class StatusLine:
         if last or time.monotonic() - self._drawn > 0.1:
             self._drawn = time.monotonic()
             with suppress(OSError):  # the terminal is closed
-                sys.stderr.write(f"\r\x1b[2K{text}" + ("\n" if last else ""))
+                width = shutil.get_terminal_size().columns - 1  # a longer line could not be erased
+                sys.stderr.write(f"\r\x1b[2K{text if last else text[:width]}" + ("\n" if last else ""))
                 sys.stderr.flush()
 
 
@@ -78,4 +80,5 @@ def show_logs(to_screen: bool) -> None:
     logger.setLevel(logging.INFO if to_screen else logging.ERROR)
     logger.propagate = False
     logging.getLogger("huggingface_hub").propagate = False  # it has its own handler
+    logging.getLogger("matplotlib").setLevel(logging.WARNING)  # says at its first use that it lists fonts
     logging.getLogger("timm").setLevel(logging.WARNING)  # semaim.checkpoints logs how weights are fitted

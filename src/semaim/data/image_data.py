@@ -65,6 +65,7 @@ class ImageData:
         channels, float32 = 3, 4
         self.loading = Loading(num_workers, timeout_seconds, channels * math.prod(self.image_size) * float32)
         self.max_unreadable = max_unreadable
+        self.unreadable: set[str] = set()  # names of those that were logged
         self.accept_changes = accept_changes
 
     def training(self, images: ImageSet | None = None, transform: Transform | None = None) -> TrainingData:
@@ -77,6 +78,7 @@ class ImageData:
             self.max_unreadable,
             self.accept_changes,
             self.splits.val,
+            self.unreadable,
         )
 
     def labelled_and_held_out(self) -> tuple[ImageSet, ImageSet]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from itertools import islice
 from typing import Any
@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from semaim.core.distributed import Processes
+from semaim.core.formatting import plural
 from semaim.core.seeding import derive_seed, seeded
 from semaim.core.signals import StopRequest
 from semaim.data.image_sets import ImageSet, read_image
@@ -107,8 +108,8 @@ class StepPlan:
     def __post_init__(self) -> None:
         if self.batch_size < 1 or self.batch_size > self.dataset_size:
             raise UserError(
-                f"trainer.batch_size={self.batch_size} images per step, but the data set has {self.dataset_size}: "
-                f"choose a batch between 1 and that"
+                f"trainer.batch_size={self.batch_size} is more than the "
+                f"{plural(self.dataset_size, 'training image')}: set trainer.batch_size={self.dataset_size}, or less"
             )
         if self.batch_size % (self.world_size * self.accumulate):
             raise UserError(
@@ -168,7 +169,7 @@ class TrainingImages(Dataset[Any]):
             with seeded(derive_seed(self.seed, "augmentation", item.epoch, item.index)):
                 tensor = transformed(self.transform, image, self.images.name(index), TRAINING)
             return tensor, self.images.label(index), index, item.row, unreadable
-        raise UserError(f"{len(unreadable)} images in a row cannot be read: {first_reasons(unreadable)}")
+        raise UserError(f"{plural(len(unreadable), 'image')} in a row cannot be read: {first_reasons(unreadable)}")
 
 
 @dataclass(frozen=True)
@@ -182,6 +183,7 @@ class TrainingData:
         max_unreadable: maximum number of distinct unreadable images, which are skipped.
         accept_changes: continue a run although its images are not those it was started with.
         held_out: the images that measure it, if there are any.
+        unreadable: names of unreadable images that are logged already, also by passes over the held-out ones.
     """
 
     images: ImageSet
@@ -190,6 +192,7 @@ class TrainingData:
     max_unreadable: int
     accept_changes: bool = False
     held_out: ImageSet | None = None
+    unreadable: set[str] = field(default_factory=set)
 
     @cached_property
     def fingerprints(self) -> dict[str, str]:
@@ -241,10 +244,12 @@ class UnreadableImages:
 
     Args:
         limit: maximum number of distinct unreadable images per process.
+        told: names of those that are logged; the passes over the same data share it, so each is logged once.
     """
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, told: set[str] | None = None) -> None:
         self.limit = limit
+        self.told = set() if told is None else told
         self.reasons: dict[str, str] = {}  # by name
 
     def record(self, batch: Batch) -> None:
@@ -256,10 +261,12 @@ class UnreadableImages:
         for name, reason in batch.unreadable:
             if name not in self.reasons:
                 self.reasons[name] = reason
-                log.warning("unreadable image %d, skipped: %r (%s)", len(self.reasons), name, reason)
+                if name not in self.told:
+                    self.told.add(name)
+                    log.warning("unreadable image %d, skipped: %r (%s)", len(self.told), name, reason)
         if len(self.reasons) > self.limit:
             raise UserError(
-                f"{len(self.reasons)} images cannot be read, more than data.max_unreadable={self.limit}: "
+                f"{plural(len(self.reasons), 'image')} cannot be read, more than data.max_unreadable={self.limit}: "
                 f"{first_reasons(self.reasons.items())}. The log names all. Repair or remove them, or raise "
                 f"data.max_unreadable"
             )

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from semaim.core.formatting import plural
 from semaim.core.seeding import derive_seed
 from semaim.data.image_sets import ImageSet
 from semaim.errors import UserError
@@ -87,7 +88,7 @@ def few_shot_indices(images: ImageSet, shots: int, seed: int) -> list[int]:
         if len(class_indices) < shots:
             name = f"class {images.label(int(class_indices[0]))}"
             raise UserError(
-                f"{shots} images per class requested, but {name} has {len(class_indices)}: lower task.shots"
+                f"{plural(shots, 'image')} per class requested, but {name} has {len(class_indices)}: lower task.shots"
             )
         indices += class_indices[:shots].tolist()
     return sorted(indices)

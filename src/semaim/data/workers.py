@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from semaim.core.distributed import Processes, usable_cpus
 from semaim.core.formatting import count
-from semaim.core.signals import SIGNALS, StopRequest
+from semaim.core.signals import SIGNALS, StopRequest, can_handle
 from semaim.errors import Interrupted, UserError
 
 PREFETCH = 4  # batches that each worker has ready
@@ -179,7 +179,7 @@ class Awaited(Iterator[Any]):
             self._waited(POLL_SECONDS)
 
     def _loaded_here(self) -> Any:
-        if threading.current_thread() is not threading.main_thread():  # which alone can handle signals
+        if not can_handle():
             return next(self.loaded)
         interval = min(GRACE_SECONDS, self.seconds)
         previous = signal.signal(signal.SIGALRM, lambda *_: self._waited(interval))

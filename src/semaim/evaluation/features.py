@@ -103,7 +103,7 @@ def extract_share(request: Extraction, run: Run) -> Iterator[Features]:
     starts = range(processes.rank * batch_size, len(indices), processes.world_size * batch_size)
     share = [index for start in starts for index in indices[start : start + batch_size]]
     batches = evaluation_batches(data.evaluation(request.images, share), batch_size, data.loading, processes, run.stop)
-    unreadable = UnreadableImages(data.max_unreadable)
+    unreadable = UnreadableImages(data.max_unreadable, data.unreadable)
     line = StatusLine(processes.is_main, every=max(1, len(share) // batch_size // 4))
     started, done = time.monotonic(), 0
     not_finite: str | None = None  # the first image with such an output
@@ -121,7 +121,7 @@ def extract_share(request: Extraction, run: Run) -> Iterator[Features]:
             yield Features(by_kind, batch.labels_B.cpu(), batch.index_B)
         seconds_left = (time.monotonic() - started) / max(done, 1) * (len(share) - done)
         if seconds_left > 2 or line.terminal:
-            line.update(f"{request.title}: {done}/{len(share)} images, {duration(seconds_left)} left", last=False)
+            line.update(f"{request.title}: {done}/{len(share)}, {duration(seconds_left)} left", last=False)
         if run.stop.requested:
             break
     if (signal := run.stop.agree(processes)) is not None:

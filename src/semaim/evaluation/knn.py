@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from semaim.core.distributed import Processes
+from semaim.core.formatting import plural
 from semaim.errors import UserError
 from semaim.evaluation.accuracy import Predictions, likeliest
 from semaim.evaluation.features import Array, Features
@@ -49,7 +50,9 @@ def nearest_neighbours(
         UserError: if the bank has fewer images than the largest k.
     """
     if max(ks) > len(bank_MD):
-        raise UserError(f"k={max(ks)} neighbours asked for, but the bank has {len(bank_MD)} images: lower ks")
+        raise UserError(
+            f"k={max(ks)} neighbours asked for, but there are {plural(len(bank_MD), 'labelled image')}: lower ks"
+        )
     device = processes.device
     starts = range(0, len(query_QD), QUERY_CHUNK)
     # A process gets whole chunks, so that each chunk is computed as by a single process.

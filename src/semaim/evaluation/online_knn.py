@@ -8,6 +8,7 @@ from typing import ClassVar
 
 import torch
 
+from semaim.core.formatting import plural
 from semaim.core.headline import headlines
 from semaim.core.seeding import derive_seed
 from semaim.data.image_data import ImageData
@@ -19,6 +20,7 @@ from semaim.models.aim import AIM
 from semaim.runs.context import Run
 
 log = logging.getLogger(__name__)
+FEATURE = {"cls": "class token", "mean": "mean of the patch tokens"}
 
 
 class OnlineKNN(Evaluator):
@@ -62,12 +64,14 @@ class OnlineKNN(Evaluator):
         if learner.data.splits.val is None:
             return {}
         labelled, held_out = learner.data.labelled_and_held_out()
-        bank = self._features(learner, labelled, self.max_bank, run, "k-NN bank")
-        queries = self._features(learner, held_out, self.max_queries, run, "k-NN queries")
+        bank = self._features(learner, labelled, self.max_bank, run, "k-NN, training images")
+        queries = self._features(learner, held_out, self.max_queries, run, "k-NN, held-out images")
         predictions = classify(bank, queries, self.ks, learner.data.splits.classes, run.processes)
         accuracies = {name: prediction.accuracy for name, prediction in predictions.items()}
         name = headlines(f"online/{name}" for name in accuracies)[0].removeprefix("online/")
-        log.info("online k-NN after step %d: %.1f %% (%s)", learner.step, accuracies[name], name)
+        _, k, kind = name.split("_", 2)
+        log.info("after step %d: %.1f %% of %s classified by k-NN (k=%s, %s)", learner.step, accuracies[name],
+                 plural(len(queries.labels_M), "held-out image"), k, FEATURE[kind])  # fmt: skip
         return {f"online/{name}": value for name, value in accuracies.items()}
 
     def _features(self, learner: Learner, images: ImageSet, limit: int | None, run: Run, title: str) -> Features:

@@ -6,22 +6,17 @@ from pathlib import Path
 from typing import Any
 
 from semaim.checkpoints.stored_encoder import StoredEncoder
+from semaim.core.formatting import plural
 from semaim.export.formats import Content, Model
 from semaim.runs.folder import RunFolder
 from semaim.runs.provenance import Start
-
-
-def run_folder_of(path: Path) -> Path | None:
-    """The run folder that contains a checkpoint or is the checkpoint."""
-    candidates = (path, path.parent, path.parent.parent)
-    return next((candidate for candidate in candidates if (candidate / "environment.json").is_file()), None)
 
 
 def card(model: Model, stored: StoredEncoder, run: Path | None, content: Content, folder: Path) -> str:
     """The model card in Markdown, with the header for model hubs."""
     h, w = model.image_size
     vit, covered = model.vit, model.covered
-    kind = f"classifier of {model.num_classes} classes" if model.num_classes else "encoder"
+    kind = f"classifier of {plural(model.num_classes, 'class', 'es')}" if model.num_classes else "encoder"
     parameters = sum(p.numel() for p in vit.parameters())
     patch = vit.patch_embed.patch_size[0]
     mean, std = (", ".join(f"{value:.6g}" for value in values) for values in model.normalisation)

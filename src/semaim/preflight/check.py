@@ -43,6 +43,7 @@ from semaim.preflight.table import CheckReport, CheckRow
 from semaim.runs.folder import RunFolder, as_begun
 from semaim.tasks.task import Task
 from semaim.tracking.store import unreachable
+from semaim.training.extension import check_extension
 from semaim.training.step import TrainingTask
 
 THEN = " then "
@@ -147,6 +148,8 @@ class _SweepCheck:
             self.check_device(cfg.device)
         with self.recording(label):
             self.check_folder(RunFolder(Path(config["run_dir"])), config, row)
+        with self.recording(label):
+            check_extension(RunFolder(Path(config["run_dir"])), config)
         with self.recording(label):
             self.check_tracking(cfg)
         task: Task | None = None

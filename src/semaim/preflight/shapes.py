@@ -22,7 +22,7 @@ from torch import Tensor
 from semaim.checkpoints import store
 from semaim.checkpoints.encoder_source import TIMM, EncoderSource
 from semaim.checkpoints.foreign import is_vision_transformer
-from semaim.checkpoints.two_stream import load_weights, model_of, read_checkpoint
+from semaim.checkpoints.two_stream import read_checkpoint, start_from
 from semaim.data.image_data import ImageData
 from semaim.data.image_sets import ImageSet, read_image
 from semaim.data.reading import Unreadable
@@ -163,8 +163,8 @@ def build_task(cfg: DictConfig, data: ImageData) -> Task:
     make = partial(_meta_model, instantiate(cfg.task.model, _convert_="all"))
     task = instantiate(cfg.task, **given, model=make, checkpoint=None, _convert_="all")
     if (start := cfg.task.get("checkpoint")) is not None:
-        model = _meta_model(model_of, read_shapes(Path(start)), Path(start), None, False)
-        load_weights(task.model, model.state_dict(), Path(start))
+        with torch.device("meta"):
+            start_from(task.model, read_shapes(Path(start)), Path(start))
     return task
 
 

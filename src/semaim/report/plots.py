@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 from semaim.core.files import atomic
@@ -45,7 +45,7 @@ def online_points(evaluations: DataFrame) -> DataFrame:
         order_by=["start_time"],
         output_format="list",
     )
-    newest = {run.info.run_name: run for run in runs}
+    newest = {PurePath(run.data.tags.get("run_folder", "")).name: run for run in runs}
     found = [
         (f"online {title}, {encoder.pretrained_on}", encoder.label, epoch, accuracy)
         for encoder in evaluations.drop_duplicates("encoder").itertuples()

@@ -9,7 +9,7 @@ from typing import Any
 from semaim.core.distributed import Processes
 from semaim.core.signals import StopRequest
 from semaim.runs.folder import RunFolder
-from semaim.runs.journal import Journal
+from semaim.runs.journal import Evaluated, Journal
 
 
 @dataclass
@@ -25,6 +25,7 @@ class Run:
         journal: the journal; None except on the first process.
         choices: the configuration's choice in each group.
         overrides: command-line overrides.
+        extends: the finished run whose training this one continues, if it does.
     """
 
     folder: RunFolder
@@ -35,11 +36,12 @@ class Run:
     journal: Journal | None
     choices: dict[str, str] = field(default_factory=dict)
     overrides: Sequence[str] = ()
+    extends: RunFolder | None = None
 
-    def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Write metrics of a step to the journal (first process only)."""
+    def log(self, step: int, metrics: Mapping[str, float], of: Evaluated | None = None) -> None:
+        """Write metrics of a step to the journal (first process only); `of`: see `Journal.log`."""
         if self.journal is not None and metrics:
-            self.journal.log(step, metrics)
+            self.journal.log(step, metrics, of)
 
     def tag(self, tags: Mapping[str, str]) -> None:
         """Write tags of the run to the journal (first process only)."""

@@ -28,8 +28,9 @@ from typing_extensions import TypedDict
 from semaim.config.naming import differences
 from semaim.config.old_versions import upgraded
 from semaim.config.run_spec import RunSpec
+from semaim.config.source_run import stored_config
 from semaim.core import locks
-from semaim.core.files import adapter, first_problem, no_pipe, read_json, write_json, write_text, writing
+from semaim.core.files import read_json, write_json, write_text, writing
 from semaim.core.slurm_job import this_job
 from semaim.errors import CannotWrite, DamagedFile, InUse, NotReadable, TakenOver, UserError
 from semaim.runs.provenance import Start
@@ -40,15 +41,6 @@ log = logging.getLogger(__name__)
 
 class _Environment(TypedDict):
     starts: list[Start]
-
-
-class _Config(TypedDict, total=False):
-    """What this program looks up in a stored configuration."""
-
-    task: dict[str, Any]
-    data: dict[str, Any]
-    named_after: list[str]
-    parent_run: str | None
 
 
 class Tracked(TypedDict):
@@ -162,19 +154,8 @@ class RunFolder:
 
     def config(self, convert: Callable[[Any], dict[str, Any]] = dict) -> dict[str, Any]:
         """Content of config.yaml, in plain types, passed through `convert`."""
-        path = self.path / "config.yaml"
-        try:
-            config: Any = OmegaConf.to_container(OmegaConf.load(no_pipe(path)))
-            adapter(_Config).validate_python(config, strict=True)
-            if not config:
-                raise ValueError("it is empty")
-            return convert(config)
-        except PermissionError as error:
-            raise NotReadable(path) from error
-        except Exception as error:  # the parser and `convert` raise many types
-            reason = first_problem(error) if hasattr(error, "errors") else str(error).partition("\n")[0]
-            remedy = "restore it, or give this run another name with run_name=..."
-            raise DamagedFile(path, reason or type(error).__name__, remedy) from error
+        remedy = "restore it, or give this run another name with run_name=..."
+        return stored_config(self.path / "config.yaml", remedy, convert)
 
     def status(self) -> Status:
         """Content of status.json; empty before the first start."""
@@ -238,6 +219,12 @@ class RunFolder:
         self.check_kept()
         process = {"host": socket.gethostname(), "pid": os.getpid(), **this_job()}
         write_json(self.path / "status.json", {"state": state, **fields, **process})
+
+
+def run_folder_of(path: Path) -> Path | None:
+    """The run folder that contains a checkpoint or is the checkpoint."""
+    candidates = (path, path.parent, path.parent.parent)
+    return next((candidate for candidate in candidates if (candidate / "environment.json").is_file()), None)
 
 
 def as_begun(spec: RunSpec) -> RunSpec:

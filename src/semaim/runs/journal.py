@@ -3,11 +3,14 @@
 The journal is written first; MLflow receives a copy of its lines with their times, and a line delivered twice is stored
 once. Each line is a JSON object with a time in milliseconds since 1970 and one of:
 
-- `"step": ..., "metrics": {...}`
+- `"step": ..., "metrics": {...}`, of an evaluation with `"of": {...}`: the run folder of the encoder, and the images
 - `"status": ...`, an MLflow status
 - `"tags": {...}`, tags of the run
 - `"artifact": ...`, a file of the run folder
 - `"step": ..., "image": {"key": ..., "file": ...}`, an image of a step
+- `"dataset": {...}`, images that the run uses
+- `"step": ..., "model": {...}`, sizes and choices of the model that the run has made
+- `"view": {...}`, how a page of MLflow shows the runs of a sweep
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Required
+from typing import Any, Literal, Required
 
 from pydantic import ValidationError
 from typing_extensions import TypedDict
@@ -40,6 +43,51 @@ class _Image(TypedDict):
     file: str
 
 
+class DataUse(TypedDict):
+    """A set of images that a run uses.
+
+    Attributes:
+        name: of the data.
+        digest: start of the fingerprint of the set.
+        source: folder of image files, or function that gives them.
+        folder: whether `source` is a folder.
+        images, classes: their numbers.
+        context: what the run does with them.
+    """
+
+    name: str
+    digest: str
+    source: str
+    folder: bool
+    images: int
+    classes: int
+    context: Literal["training", "evaluation"]
+
+
+class Evaluated(TypedDict):
+    """What was measured: the run folder of an encoder, and name and digest of the images."""
+
+    run_folder: str
+    name: str
+    digest: str
+
+
+class View(TypedDict):
+    """How a page shows the runs of a sweep.
+
+    Attributes:
+        name: of the view.
+        groups: tags and parameters to group by, as ("tag" or "param", name).
+        columns: the columns, as MLflow names them.
+        metrics: accuracies with a column and a chart; runs are sorted by the first one.
+    """
+
+    name: str
+    groups: list[list[str]]
+    columns: list[str]
+    metrics: list[str]
+
+
 class Line(TypedDict, total=False):
     """A line of a journal, as above."""
 
@@ -50,6 +98,10 @@ class Line(TypedDict, total=False):
     tags: dict[str, str]
     artifact: str
     image: _Image
+    dataset: DataUse
+    model: dict[str, str]
+    of: Evaluated
+    view: View
 
 
 def check_key(key: str) -> str:
@@ -87,13 +139,19 @@ class Journal:
         with writing(path):
             self._file = open(path, "ab", buffering=0)  # noqa: SIM115 - open until close
 
-    def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Write metrics of a step, except those already written for this or a later step and those not finite."""
+    def log(self, step: int, metrics: Mapping[str, float], of: Evaluated | None = None) -> None:
+        """Write metrics of a step, except those already written for this or a later step and those not finite.
+
+        Args:
+            step: training step.
+            metrics: values by name.
+            of: what they measure, if that is another run's encoder.
+        """
         with self._lock:
             finite = {key: value for key, value in metrics.items() if math.isfinite(value)}  # JSON has no others
             new = {key: value for key, value in finite.items() if step > self._last_step.get(key, -1)}
             if new:
-                self._write({"step": step, "metrics": new})
+                self._write({"step": step, "metrics": new} | ({} if of is None else {"of": of}))
                 self._last_step.update(dict.fromkeys(new, step))
 
     def status(self, status: MLflowStatus) -> None:
@@ -103,6 +161,18 @@ class Journal:
     def tags(self, tags: Mapping[str, str]) -> None:
         """Write tags of the run."""
         self._write({"tags": dict(tags)})
+
+    def dataset(self, used: DataUse) -> None:
+        """Write images that the run uses."""
+        self._write({"dataset": used})
+
+    def model(self, step: int, params: Mapping[str, str]) -> None:
+        """Write the sizes and choices of the model that the run has made."""
+        self._write({"step": step, "model": dict(params)})
+
+    def view(self, view: View) -> None:
+        """Write how a page shows the runs of this sweep."""
+        self._write({"view": view})
 
     def artifact(self, name: str) -> None:
         """Register a file of the run folder as an artifact."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import getpass
 import hashlib
 import json
 import os
 import platform
+import re
 import shlex
 import socket
 import sys
@@ -32,7 +34,7 @@ PACKAGES = ("torch", "torchvision", "timm", "hydra-core", "omegaconf", "submitit
 
 
 class Start(TypedDict, total=False):
-    """An entry of environment.json. The entry of a sweep has its commit and command."""
+    """An entry of environment.json. The entry of a sweep has its code, command, name in MLflow and swept options."""
 
     time: str
     command: str
@@ -40,7 +42,12 @@ class Start(TypedDict, total=False):
     semaim: str
     commit: str | None
     dirty: bool | None
+    branch: str
+    repository: str
     sources: str
+    title: str
+    swept: list[str]
+    user: str
     python: str
     packages: dict[str, str | None]
     host: str
@@ -50,14 +57,17 @@ class Start(TypedDict, total=False):
     cuda: str | None
     slurm: dict[str, str | int]
     choices: dict[str, str]
+    config_dirs: list[str]
 
 
 class CodeVersion(TypedDict):
-    """Commit of the checkout that contains this package and whether it has changes (None without a checkout), and a
-    checksum of the sources of this package."""
+    """Commit of the checkout that contains this package and whether it has changes (None without a checkout), its
+    branch and the address of its repository if they are known, and a checksum of the sources of this package."""
 
     commit: str | None
     dirty: bool | None
+    branch: NotRequired[str]
+    repository: NotRequired[str]
     sources: NotRequired[str]  # absent in what earlier versions have stored
 
 
@@ -70,7 +80,12 @@ def code_version() -> CodeVersion:
     if git("ls-files", "--error-unmatch", "__init__.py") is None:
         return {"commit": None, "dirty": None, "sources": sources}
     commit = git("rev-parse", "HEAD")
-    return {"commit": commit and commit.strip(), "dirty": bool(git("status", "--porcelain")), "sources": sources}
+    version: CodeVersion = {"commit": commit and commit.strip(), "dirty": bool(git("status", "--porcelain"))}
+    if branch := (git("symbolic-ref", "--short", "--quiet", "HEAD") or "").strip():  # none at a detached commit
+        version["branch"] = branch
+    if repository := (git("config", "remote.origin.url") or "").strip():
+        version["repository"] = re.sub(r"(://)[^/]*@", r"\1", repository)  # without user and password
+    return version | {"sources": sources}
 
 
 def checksums() -> dict[str, str]:
@@ -112,6 +127,14 @@ def command_line() -> str:
     return shlex.join([Path(interpreter).name, *words])
 
 
+def user() -> str:
+    """Name of the user, or the number of one without a name, as in some containers."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return str(os.getuid())
+
+
 def describe(device: torch.device, world_size: int) -> dict[str, Any]:
     """Provenance of this start, a `Start`."""
     import torch
@@ -120,6 +143,7 @@ def describe(device: torch.device, world_size: int) -> dict[str, Any]:
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "command": command_line(),
         "folder": str(Path.cwd()),
+        "user": user(),
         "semaim": semaim.__version__,
         **code_version(),
         "python": platform.python_version(),

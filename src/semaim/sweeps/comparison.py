@@ -121,5 +121,8 @@ def comparison_text(
         return f"{what}: {found.brief}"
     pages: list[str] = []
     with suppress(DamagedFile):
-        pages = [f"{purpose + ':':<11} {command}" for purpose, command in tracked_page_commands(sweep.folder).items()]
+        pages = [
+            f"{purpose + ':':<11} {command}"
+            for purpose, command in tracked_page_commands(sweep.folder, compare=True).items()
+        ]
     return "\n".join([found.text(what), *pages])

@@ -179,7 +179,7 @@ def _create(sweep: Sweep, spec: RunSpec) -> None:
 def _submit_or_run(sweep: Sweep, indices: Sequence[int], runs: Sequence[Sequence[RunSpec]]) -> None:
     """Run or submit points."""
     if skipped := len(sweep.points) - len(indices):
-        log.info("%d of %d runs are finished or under way already", skipped, len(sweep.points))
+        log.info("%d of %s are finished or under way already", skipped, plural(len(sweep.points), "run"))
     if sweep.executor == "basic":
         run_here(sweep, indices, runs, is_main=True)
     elif indices:
@@ -199,7 +199,7 @@ def _job_return(overrides: list[str], state: PointState, sweep: Sweep) -> JobRet
         unsuccessful = sum(point.unsuccessful for point in states(sweep))
         result.status = JobStatus.FAILED
         result.return_value = SweepFailed(
-            f"{unsuccessful} of {len(sweep.points)} runs did not finish; the table above says why. Results: "
+            f"{unsuccessful} of {plural(len(sweep.points), 'run')} did not finish; the table above says why. Results: "
             f"{sweep.path / 'results.csv'}. Try them again with: {program('retry', '--failed', sweep.path)}"
         )
     return result

@@ -11,20 +11,22 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from semaim.config.naming import other_overrides
 from semaim.core.files import if_possible, writable, write_json, write_text
-from semaim.core.formatting import program
+from semaim.core.formatting import plural, program
 from semaim.core.headline import LOSS, SECONDARY, digits, headlines, lower_is_better
 from semaim.core.locks import one_at_a_time
 from semaim.core.tables import markdown_table
-from semaim.runs.journal import Journal
-from semaim.runs.provenance import code_version
+from semaim.runs.journal import Journal, View
+from semaim.runs.provenance import code_version, user
 from semaim.runs.status import MLflowStatus
 from semaim.sweeps.comparison import comparison, groups, progress_of
 from semaim.sweeps.states import PointState, journal_tail
-from semaim.sweeps.sweep import FILE, Sweep, labels, swept
+from semaim.sweeps.sweep import FILE, Sweep, common, labels, swept
 from semaim.sweeps.table import write_results
 from semaim.tracking.delivery import deliver
-from semaim.tracking.run_page import MAX_TAG_CHARACTERS, NOTE, command_block
+from semaim.tracking.run_names import affects_model, sweep_name
+from semaim.tracking.run_page import MAX_TAG_CHARACTERS, NOTE, command_block, source_tags
 
 FINISHED, FAILED = "sweep/finished", "sweep/failed"
 RESERVED_CHARACTERS = 200  # kept free in the description
@@ -43,14 +45,17 @@ def open_parent(sweep: Sweep, tracking: Any) -> None:
     shown = {"command": sweep.command, "points": len(sweep.points), "launcher": sweep.launcher | {"is": sweep.executor}}
     write_text(folder.path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(shown)))
     code = code_version()
-    write_json(folder.path / "environment.json", {"starts": [code | {"command": sweep.command}]})
+    start = {**code, "user": user(), "command": sweep.command, "title": title(sweep), "swept": swept_keys(sweep)}
+    write_json(folder.path / "environment.json", {"starts": [start]})
     tags = {"sweep": str(len(sweep.points)), "command": sweep.command}
     tags |= {"commit": str(code["commit"]), "dirty": str(code["dirty"])} if code["commit"] else {}
     tags |= {f"swept.{key}": ", ".join(values) for key, values in swept(sweep).items()}
+    tags |= source_tags(start, "semaim run -m")
     journal = Journal(folder.journal)
     journal.status("RUNNING")
     journal.tags({name: str(value) for name, value in tags.items() if value is not None})
     journal.tags({NOTE: description(sweep, None)})
+    journal.view(view(sweep, []))
     journal.close()
     tracking.prepare(folder)
 
@@ -99,10 +104,44 @@ def _journal_changes(sweep: Sweep, point_states: Sequence[PointState], over: boo
         journal.tags({NOTE: description(sweep, point_states), "verdict": verdict})
     if over:
         journal.artifact("results.csv")
+        journal.view(view(sweep, point_states))
     if statuses[-1:] != [status] or over:  # lines after the last status reopen the run
         journal.status(status)
     journal.close()
     return True
+
+
+def title(sweep: Sweep) -> str:
+    """The name of the sweep in MLflow."""
+    spec = sweep.runs(sweep.points[0])[0]
+    same = [each for each in other_overrides((), sweep.points[0].overrides) if each in common(sweep.points)]
+    if spec.choices["task"] == "pretrain":
+        same = [each for each in same if affects_model(each)]
+    options = dict(each.split("=", 1) for each in same if "=" in each)
+    count = sum(point.after is None for point in sweep.points)
+    return sweep_name(swept_keys(sweep), count, options, spec.choices)
+
+
+def swept_keys(sweep: Sweep) -> list[str]:
+    """The swept options."""
+    return [key.lstrip("+") for key in swept(sweep)]
+
+
+def view(sweep: Sweep, point_states: Sequence[PointState]) -> View:
+    """How MLflow shows its runs: best ones first, grouped by what is swept besides the seed if there are several seeds.
+
+    Args:
+        sweep: the sweep.
+        point_states: states of its points; empty at its start.
+    """
+    spec = sweep.runs(sweep.points[0])[0]
+    modes = [["tag" if key in spec.parts else "param", key] for key in swept_keys(sweep)]
+    return {
+        "name": title(sweep),
+        "groups": [each for each in modes if each[1] != "seed"] if ["param", "seed"] in modes else [],
+        "columns": [f"{mode}s.`{key}`" for mode, key in modes],
+        "metrics": headlines(name for state in point_states for name in state.measured),
+    }
 
 
 def summary(sweep: Sweep, point_states: Sequence[PointState]) -> dict[str, float]:
@@ -130,7 +169,8 @@ def description(sweep: Sweep, point_states: Sequence[PointState] | None) -> str:
     At the end of a sweep of which some runs did not finish, or without a comparison, the state of each run is added.
     """
     axes = "; ".join(f"{key} = {', '.join(f'`{value}`' for value in values)}" for key, values in swept(sweep).items())
-    head = [f"**Sweep** of {len(sweep.points)} runs" + (f" over {axes}" if axes else ", which are shown under it")]
+    of = plural(len(sweep.points), "run")
+    head = [f"**Sweep** of {of}" + (f" over {axes}" if axes else ", which are shown under it")]
     sections = [
         command_block(sweep.command, sweep.cwd),
         f"* sweep folder: `{sweep.path}`\n* its state: `{program('status', sweep.path)}`",

@@ -228,7 +228,7 @@ def make_points(
     runs: list[list[RunSpec]] = []
     for overrides in job_overrides:
         spec = compose_run_spec(list(overrides), folders)
-        point, first, followers = Point(list(overrides), _run_dir(spec)), len(points), follow_ups(spec)
+        point, first, followers = Point(list(spec.overrides), _run_dir(spec)), len(points), follow_ups(spec)
         points.append(point)
         if dependent:
             points += [Point(list(each.overrides), _run_dir(each), point.run_dir, first) for each in followers]

@@ -10,7 +10,7 @@ import textwrap
 from collections.abc import Collection, Sequence
 
 from semaim.core.files import write_text
-from semaim.core.formatting import printable, program, relative_to_cwd
+from semaim.core.formatting import plural, printable, program, relative_to_cwd
 from semaim.core.tables import text_table
 from semaim.sweeps.states import PointState
 from semaim.sweeps.sweep import Sweep, labels
@@ -24,7 +24,7 @@ def table(sweep: Sweep, point_states: Sequence[PointState], indices: Sequence[in
     for index, (label, point, state) in enumerate(zip(labels(sweep), sweep.points, point_states, strict=True)):
         if indices is not None and index not in indices:
             continue
-        times = f"requeued {state.restarts} time{'s' * (state.restarts > 1)}"
+        times = f"requeued {plural(state.restarts, 'time')}"
         text = state.name if not state.restarts else times if state.name == "requeued" else f"{state.name} ({times})"
         job = "-" if point.job is None or point.job.startswith("here") else point.job
         rows.append((label, job, text, textwrap.shorten(state.detail, MAX_DETAIL, placeholder=" ...")))
@@ -37,7 +37,7 @@ def redrawn(lines: Sequence[str], finished: Collection[str], size: os.terminal_s
     shown = list(lines)
     if len(lines) > height:
         shown = [line for line in lines if line not in finished][: height - 1]
-        shown.append(f"and {len(lines) - len(shown)} lines that do not fit; without --watch, all are shown")
+        shown.append(f"and {plural(len(lines) - len(shown), 'line')} that do not fit; without --watch, all are shown")
     home, clear_line, clear_below = "\x1b[H", "\x1b[K", "\x1b[J"
     return home + "\n".join(line[:width] + clear_line for line in shown) + clear_below
 

@@ -27,9 +27,10 @@ from semaim.evaluation.features import Extraction, Features
 from semaim.models.flops import encoder_cost
 from semaim.models.vit import encode
 from semaim.runs.context import Run
-from semaim.runs.folder import RunFolder
-from semaim.runs.journal import Journal
+from semaim.runs.folder import RunFolder, run_folder_of
+from semaim.runs.journal import Evaluated, Journal
 from semaim.tasks.task import RunCost, Task
+from semaim.tracking.datasets import Context, use
 from semaim.tracking.delivery import deliver
 from semaim.training.optimizers import Optimization
 from semaim.training.settings import TrainerSettings
@@ -89,11 +90,23 @@ class Evaluation(Task):
     def end(self, run: Run, origin: Origin, result: Mapping[str, float]) -> dict[str, float]:
         """Log the result at the step of the encoder's pretraining, in this run and in its parent run."""
         metrics = {f"eval/{name}": value for name, value in result.items()}
-        run.log(origin.step, metrics)
+        run.log(origin.step, metrics, self._measured(run))
         if run.processes.is_main and (parent := run.config.get("parent_run")) is not None:
             with if_possible():  # it may be of another user
                 log_to_pretraining(RunFolder(Path(parent)), origin.step, metrics)
         return dict(result)
+
+    def image_sets(self) -> dict[Context, tuple[ImageSet, int]]:
+        """The labelled images, and the held-out ones."""
+        return {"training": (self.labelled, len(self.classes)), "evaluation": (self.held_out, len(self.classes))}
+
+    def _measured(self, run: Run) -> Evaluated | None:
+        """The run of the encoder and the held-out images, for MLflow; None if the encoder is of no run."""
+        path = self.source.path
+        if not run.processes.is_main or path is None or (folder := run_folder_of(path.absolute())) is None:
+            return None
+        used = use(self.held_out, len(self.classes), "evaluation", run.choices["data"], run.config["data"])
+        return {"run_folder": str(folder), "name": used["name"], "digest": used["digest"]}
 
     def next_commands(self, folder: Path, spec: RunSpec) -> dict[str, str]:
         """Commands that the user may run next."""

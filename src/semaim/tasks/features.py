@@ -14,6 +14,7 @@ from safetensors.numpy import save as safetensors_bytes
 
 from semaim.checkpoints.encoder_source import EncoderSource
 from semaim.core.files import atomic, write_json
+from semaim.core.formatting import plural
 from semaim.data.image_data import ImageData
 from semaim.data.image_sets import ImageSet
 from semaim.evaluation.features import Extraction, extract
@@ -69,7 +70,7 @@ class ExportFeatures(Task):
                 names = [images.name(int(index)) for index in features.index_M]
                 record = {"classes": list(self.data.splits.classes), "images": names}
                 write_json(run.folder.path / f"{part}.json", record)
-                log.info("%s: %d images, features of width %d", path, len(names), width)
+                log.info("%s: %s, features of width %d", path, plural(len(names), "image"), width)
         return {"images": total, "width": width}
 
     @property

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from semaim.core.distributed import Processes
+from semaim.core.formatting import plural
 from semaim.core.seeding import derive_seed
 from semaim.data.subsets import few_shot_indices
 from semaim.errors import Interrupted, UserError
@@ -80,7 +81,10 @@ class FewShot(FeatureEvaluation):
             if repeat == self.repeats - 1:
                 values = by_name[f"linprobe_mean_{shots}shot"]
                 log.info(
-                    "%d images per class: linear %.2f %% (%d choices)", shots, statistics.mean(values), len(values)
+                    "%s per class: linear classifier on the mean of the patch tokens %.2f %% (%s of images)",
+                    plural(shots, "image"),
+                    statistics.mean(values),
+                    plural(len(values), "choice"),
                 )
         result = {}
         for name, values in by_name.items():

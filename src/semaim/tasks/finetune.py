@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from semaim.checkpoints import store
 from semaim.checkpoints.encoder_source import fingerprint
 from semaim.core.distributed import Processes
+from semaim.core.formatting import plural
 from semaim.core.seeding import StepNoise, seeded
 from semaim.data.loading import Batch
 from semaim.errors import UserError
@@ -99,8 +100,9 @@ class FineTuning(TrainedEvaluation):
             predictions.write(run)
             return self.end(run, origin, named({"finetune": predictions}))
         log.info(
-            f"fine-tuning of {self.source.checkpoint}, recipe={self.recipe}: {len(self.training.images)} training "
-            f"and {len(self.held_out)} held-out images in {len(self.classes)} classes"
+            f"fine-tuning of {self.source.checkpoint}, recipe={self.recipe}: "
+            f"{plural(len(self.training.images), 'training image')} and {plural(len(self.held_out), 'held-out image')} "
+            f"in {plural(len(self.classes), 'class', 'es')}"
         )
         state = loop.fit(self, self.trainer, run)
         measured = loop.evaluations(run)
@@ -133,7 +135,12 @@ class FineTuning(TrainedEvaluation):
         before = max((each["val/accuracy"] for each in loop.evaluations(run).values()), default=-1.0)
         if predictions.accuracy > before:
             self._keep_best(state, run)
-        log.info("accuracy after step %d: %.2f %%", state.step, predictions.accuracy)
+        log.info(
+            "after step %d: %.2f %% of %s",
+            state.step,
+            predictions.accuracy,
+            plural(len(self.held_out), "held-out image"),
+        )
         return metrics
 
     def _keep_best(self, state: TrainingState, run: Run) -> None:

@@ -45,8 +45,8 @@ class KNN(FeatureEvaluation):
     def run(self, run: Run) -> dict[str, float]:
         """Evaluate; returns the accuracies and top-5 accuracies in percent."""
         origin = self.begin(run)
-        bank = self.features(self.labelled, range(len(self.labelled)), run, "k-NN bank")
-        queries = self.features(self.held_out, range(len(self.held_out)), run, "k-NN queries")
+        bank = self.features(self.labelled, range(len(self.labelled)), run, "k-NN, training images")
+        queries = self.features(self.held_out, range(len(self.held_out)), run, "k-NN, held-out images")
         predictions = classify(bank, queries, self.ks, self.classes, run.processes)
         predictions[self.metric].write(run)
         return self.end(run, origin, named(predictions))

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from semaim.checkpoints.encoder_source import fingerprint
 from semaim.core.distributed import Processes
+from semaim.core.formatting import plural
 from semaim.core.seeding import StepNoise
 from semaim.data.image_sets import ImageSet
 from semaim.data.loading import Batch
@@ -125,7 +126,7 @@ class LinearProbe(TrainedEvaluation):
         self.vit.to(run.processes.device)
         log.info(
             f"linear probe of {self.source.checkpoint}, recipe={self.recipe}: {', '.join(self.head_names)}; "
-            f"{len(self.training.images)} training and {len(self.held_out)} held-out images"
+            f"{plural(len(self.training.images), 'training image')} and {plural(len(self.held_out), 'held-out image')}"
         )
         state = loop.fit(self, self.trainer, run)
         accuracies = loop.evaluations(run)[str(state.step)]

@@ -14,13 +14,14 @@ from typing import Any
 
 from torch import Tensor
 
-from semaim.checkpoints.two_stream import load_model, load_weights
-from semaim.config.follow_ups import value_text
+from semaim.checkpoints.two_stream import read_checkpoint, start_from
 from semaim.config.run_spec import RunSpec
+from semaim.config.source_run import value_text
 from semaim.core.distributed import Processes
-from semaim.core.formatting import count, duration
+from semaim.core.formatting import count, duration, plural, program
 from semaim.core.seeding import StepNoise
 from semaim.data.image_data import ImageData
+from semaim.data.image_sets import ImageSet
 from semaim.data.loading import Batch
 from semaim.errors import UserError
 from semaim.evaluation.evaluator import Evaluator, Learner
@@ -34,8 +35,10 @@ from semaim.semantics import SemanticMap
 from semaim.targets import Target
 from semaim.tasks.task import RunCost, Task, training_cost
 from semaim.teachers import Teacher
+from semaim.tracking.datasets import Context
 from semaim.training import loop
 from semaim.training.optimizers import Optimization, scaled_lr
+from semaim.training.progress import steps_done
 from semaim.training.settings import TrainerSettings
 from semaim.training.state import TrainingState
 from semaim.training.step import TrainingTask
@@ -56,7 +59,7 @@ class Pretraining(Task, TrainingTask):
         data: images.
         trainer: settings of the loop.
         evaluators: what looks at the model while it learns, by name; null for none of that name.
-        checkpoint: initial weights (any input of `load_model`); null for random initialisation.
+        checkpoint: a run or file whose weights to start from (any input of `load_model`); null for random ones.
 
     Attributes:
         learners: the evaluators that learn along with the model.
@@ -87,7 +90,7 @@ class Pretraining(Task, TrainingTask):
         self.learners = [each for each in self.evaluators.values() if each.learns]
         self._learned: list[tuple[dict[str, Tensor], Tensor]] = []  # features and labels for them, of this step
         if checkpoint is not None:
-            load_weights(self.model, load_model(checkpoint).state_dict(), Path(checkpoint))
+            start_from(self.model, read_checkpoint(Path(checkpoint)), Path(checkpoint))
         if self.model.image_size != data.image_size:
             raise UserError(
                 f"the model is for images of {self.model.image_size[0]}x{self.model.image_size[1]}, the data are of "
@@ -135,6 +138,16 @@ class Pretraining(Task, TrainingTask):
         if self.teacher is not None:
             self.teacher.load()
 
+    def image_sets(self) -> dict[Context, tuple[ImageSet, int]]:
+        """Training images, and the held-out ones if there are some."""
+        splits, count = self.data.splits, len(self.data.splits.classes)
+        used: dict[Context, tuple[ImageSet, int]] = {"training": (splits.train, count)}
+        return used if splits.val is None else used | {"evaluation": (splits.val, count)}
+
+    def product(self) -> dict[str, str]:
+        """Sizes of the model."""
+        return {key: str(value) for key, value in self.model.architecture.items()}
+
     def cost(self, processes: int, on_gpu: bool) -> RunCost:
         """Forward and backward of both streams, and the passes without gradient."""
         spent, teacher = self.spent(), 0 if self.teacher is None else self.teacher.parameters
@@ -150,7 +163,8 @@ class Pretraining(Task, TrainingTask):
         state = loop.fit(self, self.trainer, run)
         evaluations = loop.evaluations(run)
         result = {"loss": state.loss}
-        for when, step in (("before", "0"), ("after", str(state.step))):
+        first = min(evaluations, key=int, default="0")  # 0, unless the run extends another one
+        for when, step in (("before", first), ("after", str(state.step))):
             online = {name: value for name, value in evaluations.get(step, {}).items() if name.startswith("online/")}
             result |= {f"{name}_{when}": value for name, value in online.items()}
         return result
@@ -159,11 +173,14 @@ class Pretraining(Task, TrainingTask):
         """Commands that the user may run next."""
         overrides = spec.overrides
         data = [o for o in overrides if o.split("=")[0].split(".")[0] == "data"]
-        excluded = ("model", "sweep", "run_name", "run_dir", "checkpoint", "trainer.max_steps")
+        excluded = ("model", "sweep", "run_name", "run_dir", "checkpoint", "extend", "trainer.max_steps")
         kept = [o for o in overrides if not o.startswith(tuple(f"{name}{end}" for name in excluded for end in "=."))]
         larger = {}
         if (model := NEXT_LARGER.get(spec.choices["model"])) is not None:
             larger["larger model"] = spec.command_with(f"model={model}", *kept)
+        if self.trainer.max_steps is None:
+            longer = [f"extend={value_text(str(folder))}", f"trainer.epochs={2 * self.trainer.epochs}"]
+            larger = {"train longer": program("run", *longer)} | larger
         if self.data.splits.val is None:
             return larger
         evaluate = spec.command_with("task=knn", f"checkpoint={value_text(str(folder))}", *data)
@@ -204,7 +221,8 @@ class Pretraining(Task, TrainingTask):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Inverse of `state_dict`; raises UserError for another teacher."""
         for name, stored in state["evaluators"].items():
-            self.evaluators[name].load_state_dict(stored)
+            if name in self.evaluators:  # a run that extends another one may have others
+                self.evaluators[name].load_state_dict(stored)
         if self.teacher is not None:
             self.teacher.check_same(state["teacher"])
 
@@ -232,16 +250,20 @@ class Pretraining(Task, TrainingTask):
                 f"teacher: {self.teacher.identity['model']} ({self.teacher.identity['source']}), "
                 f"{count(self.teacher.parameters)} parameters, {count(self._teacher_flops, 'FLOP')} of these"
             )
+        parts = f" ({trainer.accumulate} x {plan.micro_batch_size}"
+        parts += f" on each of {plural(plan.world_size, 'process', 'es')})" if plan.world_size > 1 else ")"
         log.info(
-            f"data: {plan.dataset_size} training images, {steps} steps of {trainer.batch_size} images "
-            f"({trainer.accumulate} x {plan.micro_batch_size} on each of {plan.world_size} process(es)), "
+            f"data: {plural(plan.dataset_size, 'training image')}, {plural(steps, 'step')} of "
+            f"{plural(trainer.batch_size, 'image')}{parts if trainer.batch_size > plan.micro_batch_size else ''}, "
             f"{device}, {str(dtype).removeprefix('torch.')}"
         )
         peak = scaled_lr(self.optimizer.base_lr, trainer.batch_size)
         log.info(f"learning rate: {peak:.3g} at its peak (optimizer.base_lr={self.optimizer.base_lr:g} per 256 images)")
         speed = matrix_product_speed(device, dtype)
-        total = spent.training_step * steps * trainer.batch_size
+        left = max(0, steps - steps_done(run))
+        total = spent.training_step * left * trainer.batch_size
+        shortest = duration(total / speed / plan.world_size)
         log.info(
-            f"{count(total, 'FLOP')} in all, at least {duration(total / speed / plan.world_size)} at the "
+            f"{count(total, 'FLOP')} {'in all' if left == steps else 'left'}, at least {shortest} at the "
             f"{count(speed, 'FLOP/s')} that this device reaches in matrix products"
         )

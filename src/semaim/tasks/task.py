@@ -10,8 +10,10 @@ import torch
 
 from semaim.config.run_spec import RunSpec
 from semaim.core.distributed import Processes
+from semaim.data.image_sets import ImageSet
 from semaim.models.flops import Cost
 from semaim.runs.context import Run
+from semaim.tracking.datasets import Context
 from semaim.training import loop
 from semaim.training.memory import FLOAT32, moments, training_memory
 from semaim.training.settings import PRECISIONS, TrainerSettings
@@ -73,6 +75,14 @@ class Task:
             Interrupted: after a signal; the same command continues.
         """
         raise NotImplementedError
+
+    def image_sets(self) -> dict[Context, tuple[ImageSet, int]]:
+        """The images that the run uses, and the number of their classes, by what it does with them."""
+        return {}
+
+    def product(self) -> dict[str, str]:
+        """Sizes of the model that the run makes, for MLflow; empty if it makes none."""
+        return {}
 
     def cost(self, processes: int, on_gpu: bool) -> RunCost | None:
         """The estimated cost; None if it is unknown.

@@ -99,13 +99,13 @@ class Visualize(Task):
             UserError: for an unknown order.
         """
         own = {each.order: each.permutation for each in self.shown if each.permutation is not None}
-        known = dict.fromkeys([*choices("permutation", self.spec.folders), *own])
+        known = dict.fromkeys([*choices("permutation", self.spec.all_folders), *own])
         asked = {"orders": self.orders or [], "predict_order": [self.predict_order] if self.predict_order else []}
         for option, requested in asked.items():
             if unknown := [name for name in requested if name not in known]:
                 raise UserError(f"task.{option}: there is no order {unknown[0]}; choose from {', '.join(known)}")
         drawn = {*asked["orders"], *asked["predict_order"], *DEFAULT_ORDERS, *(each.order for each in self.shown)}
-        self.permutations = composed_orders(sorted(drawn - own.keys()), self.spec.folders) | own
+        self.permutations = composed_orders(sorted(drawn - own.keys()), self.spec.all_folders) | own
         named = {override.lstrip("+").split("=")[0].split(".")[0] for override in self.spec.overrides}
         for shown in self.shown:
             if "semantic_map" in named or shown.semantic_map is None:

@@ -21,9 +21,13 @@ from semaim.core.locks import one_at_a_time
 from semaim.core.store_address import SQLITE, check_experiment
 from semaim.errors import DamagedFile, UserError
 from semaim.runs.folder import RunFolder
-from semaim.runs.journal import Line, read
+from semaim.runs.journal import Evaluated, Line, read
 from semaim.tracking import images
+from semaim.tracking.datasets import dataset_input
+from semaim.tracking.models import log_model, model_of
+from semaim.tracking.run_names import stored_name
 from semaim.tracking.store import client_uri, name_store, store_of_folder
+from semaim.tracking.views import general_view, sweep_view
 
 log = logging.getLogger(__name__)
 MAX_VALUE = 6000  # MLflow silently truncates longer parameter values
@@ -32,10 +36,11 @@ METRICS_PER_CALL = 1000
 CONFLICT_RETRIES, CONFLICT_WAIT_SECONDS = 5, 1.0
 EXPERIMENT_TAGS = {
     "mlflow.experimentKind": "custom_model_development",  # not a language model's
-    "mlflow.note.content": "Runs of semaim. The page of a run describes it and how to repeat it; its tags are its "
-    "choices (`permutation`, `target`, `model`, `data`, `task`, ...). Evaluations and the points of a sweep are shown "
-    "under their parent run.",
+    "mlflow.note.content": "Runs of semaim. *Views* has a table of each sweep. The page of a run says how to repeat it.",
+    **dict([general_view()]),
 }
+# Error codes of a server that does not know a request, since it is older than this client.
+UNKNOWN_REQUEST = ("ENDPOINT_NOT_FOUND", "NOT_IMPLEMENTED")
 
 
 def parameters(config: dict[str, Any]) -> dict[str, str]:
@@ -82,6 +87,7 @@ class Delivery:
         if stored != known:  # else another process may just have noted what it has sent
             write_json(self.file, stored)
         self._client: Any = None
+        self._models: dict[str, str | None] = {}  # ids, by the run folder of the pretraining
 
     def deliver(self) -> int:
         """Send everything that has not been sent; one process at a time.
@@ -119,9 +125,10 @@ class Delivery:
         runs = self._client.search_runs([experiment_id], f"tags.`{marker}` = '{self.state['uid']}'", max_results=1)
         if not runs:
             tags = {marker: self.state["uid"], "run_folder": encodable(str(self.folder.path)), **self._parent()}
+            tags |= {"mlflow.user": user} if (user := self.folder.last_start().get("user")) else {}
             # when the run started: this may be much later
             start_time = next((line["time"] for _, line in read(self.folder.journal, 0)), None)
-            runs = [self._client.create_run(experiment_id, start_time, tags, encodable(self.folder.path.name))]
+            runs = [self._client.create_run(experiment_id, start_time, tags, encodable(stored_name(self.folder)))]
         run_id = runs[0].info.run_id
         params = [Param(key, value) for key, value in parameters(self.folder.config()).items()]
         for start in range(0, len(params), PARAMS_PER_CALL):
@@ -178,7 +185,8 @@ class Delivery:
                 self._update_state(sent=offset)
 
         for next_offset, line in read(self.folder.journal, offset):
-            new = [Metric(k, float(v), line["time"], line["step"]) for k, v in line.get("metrics", {}).items()]
+            of = self._measured(line["of"]) if "of" in line else {}
+            new = [Metric(k, float(v), line["time"], line["step"], **of) for k, v in line.get("metrics", {}).items()]
             if len(points) + len(new) > METRICS_PER_CALL or "metrics" not in line:
                 flush()
             points += new
@@ -200,6 +208,21 @@ class Delivery:
                 if error.error_code != "BAD_REQUEST" or not remaining:
                     raise
                 time.sleep(CONFLICT_WAIT_SECONDS)
+
+    def _measured(self, of: Evaluated) -> dict[str, Any]:
+        """What a metric of an evaluation measures: the model of a pretraining, if this store has it, and the images."""
+        from mlflow.entities import LoggedModelInput
+
+        if of["run_folder"] not in self._models:
+            model_id = None
+            with suppress_unknown_request():
+                if (model_id := model_of(self._client, of["run_folder"], self.state["uri"])) is not None:
+                    self._client.log_inputs(self.state["run_id"], models=[LoggedModelInput(model_id)])
+            self._models[of["run_folder"]] = model_id
+        if (model_id := self._models[of["run_folder"]]) is None:
+            return {}
+        dataset = {"dataset_name": of["name"], "dataset_digest": of["digest"]}
+        return {"model_id": model_id, "run_id": self.state["run_id"], **dataset}
 
     def _own_file(self, name: str) -> Path | None:
         """A file that the journal names, if it exists in the run folder."""
@@ -223,6 +246,13 @@ class Delivery:
                 self._client.set_tag(run_id, images.TAG, "True")
             except DamagedFile as error:
                 log.warning("%s", error)
+        with suppress_unknown_request():
+            if used := line.get("dataset"):
+                self._client.log_inputs(run_id, [dataset_input(used)])
+            if params := line.get("model"):
+                log_model(self._client, self.folder, self.state, params, line["step"])
+            if view := line.get("view"):
+                self._client.set_experiment_tag(self.state["experiment_id"], *sweep_view(view, run_id, line["time"]))
         if (status := line.get("status")) == "RUNNING":
             self._client.update_run(run_id, status=status)
             self._client.log_artifact(run_id, str(self.folder.path / "environment.json"))
@@ -230,6 +260,19 @@ class Delivery:
             self._client.update_run(run_id, status=status)
         elif status:
             self._client.set_terminated(run_id, status, end_time=line["time"])
+
+
+@contextmanager
+def suppress_unknown_request() -> Iterator[None]:
+    """Leave out what an older server does not have; the rest is sent."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except MlflowException as error:
+        if error.error_code not in UNKNOWN_REQUEST:
+            raise
+        log.info("this MLflow server does not store all that semaim sends: %s", error)
 
 
 def encodable(text: str) -> str:

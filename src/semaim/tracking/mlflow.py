@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from semaim.core.files import if_possible
-from semaim.core.formatting import program, relative_to_cwd
+from semaim.core.formatting import plural, program, relative_to_cwd
 from semaim.core.store_address import SQLITE, check_experiment
 from semaim.errors import UserError
 from semaim.runs.folder import RunFolder
@@ -106,8 +106,8 @@ class MLflow:
             folder = self.delivery.folder
             unsent = sum(1 for _ in read(folder.journal, self.delivery.state["sent"]))
             if unsent or self._thread.is_alive():
-                log.warning("%d journal lines not yet sent to MLflow at %s; send them with: %s",
-                            unsent, self.uri, sync_command(folder.path, self.address))  # fmt: skip
+                log.warning("%s not yet sent to MLflow at %s; send them with: %s", plural(unsent, "journal line"),
+                            self.uri, sync_command(folder.path, self.address))  # fmt: skip
             self._thread = None
 
     def prepare(self, folder: RunFolder) -> None:

@@ -9,21 +9,43 @@ from typing import Any
 from semaim.config.run_spec import RunSpec
 from semaim.core.formatting import printable
 from semaim.core.tables import markdown_table
+from semaim.tracking.lineage import origin_of
 
 NOTE = "mlflow.note.content"  # the tag that MLflow shows as a run's description, in Markdown
 MAX_TAG_CHARACTERS = 8000  # MLflow truncates longer tags
 
 
 def tags(spec: RunSpec, start: Mapping[str, Any]) -> dict[str, str]:
-    """Tags of a run: its choices, code version, host, device and SLURM job.
+    """Tags of a run: its choices, code version, host, device, SLURM job, and the run that it came from.
 
     Args:
         spec: its configuration and choices.
         start: its last start (`RunFolder.last_start`).
     """
     values = {name: start[name] for name in ("commit", "dirty", "host", "device")} | {"command": spec.command}
+    if (origin := origin_of(spec.config)) is not None:
+        values |= origin.tags
     values |= spec.parts | {f"slurm.{name}": value for name, value in start.get("slurm", {}).items()}
+    values |= source_tags(start, "semaim run")
     return {name: str(value) for name, value in values.items() if value is not None}
+
+
+def source_tags(start: Mapping[str, Any], name: str) -> dict[str, str]:
+    """The tags of MLflow's columns Source, Version and User.
+
+    Args:
+        start: an entry of environment.json.
+        name: what started it.
+    """
+    values = {
+        "mlflow.source.name": name,
+        "mlflow.source.type": "JOB" if "slurm" in start else "LOCAL",
+        "mlflow.source.git.commit": start.get("commit"),
+        "mlflow.source.git.branch": start.get("branch"),
+        "mlflow.source.git.repoURL": start.get("repository"),
+        "mlflow.user": start.get("user"),
+    }
+    return {key: value for key, value in values.items() if value}
 
 
 def description(
@@ -40,7 +62,9 @@ def description(
     config = spec.config
     choices = ", ".join(f"{group} `{choice}`" for group, choice in spec.parts.items() if group != "task")
     facts = {"run folder": f"`{printable(str(Path(config['run_dir']).absolute()))}` (on {start['host']})"}
-    if checkpoint := config.get("checkpoint"):
+    if (origin := origin_of(config)) is not None:
+        facts[origin.label] = origin.text
+    elif checkpoint := config.get("checkpoint"):
         facts["checkpoint"] = f"`{printable(str(checkpoint))}`"
     if config["parent_run"] is not None:
         facts["shown under"] = f"`{printable(Path(config['parent_run']).name)}`"

@@ -17,11 +17,13 @@ from semaim.checkpoints import store
 from semaim.core.distributed import Processes
 from semaim.core.files import write_json
 from semaim.core.finite import listed, non_finite
+from semaim.core.formatting import plural
 from semaim.data.loading import StepPlan, TrainingData, TrainingImages, UnreadableImages, training_batches
 from semaim.errors import Interrupted, NonFiniteError, UserError
 from semaim.runs.context import Run
+from semaim.runs.folder import RunFolder
 from semaim.training.ddp import compile_blocks, wrap
-from semaim.training.progress import ProgressReporter
+from semaim.training.progress import ProgressReporter, report_restored, report_unused
 from semaim.training.settings import TrainerSettings
 from semaim.training.state import TrainingState
 from semaim.training.step import TrainingTask, last_good, train_step
@@ -41,9 +43,10 @@ def fit(task: TrainingTask, trainer: TrainerSettings, run: Run) -> TrainingState
     plan = step_plan(task, trainer, run.seed, processes)
     per_epoch, total = plan.steps_per_epoch, trainer.epochs * plan.steps_per_epoch
     last = trainer.last_step(per_epoch)
+    report_unused(plan)
     state = prepare(task, trainer, run)
     run.stop.at_once = lambda: lost_at_once(run, state.step)
-    unreadable = UnreadableImages(task.training.max_unreadable)
+    unreadable = UnreadableImages(task.training.max_unreadable, task.training.unreadable)
     images = TrainingImages(task.training.images, task.training.transform, run.seed)
     batches = training_batches(images, plan, range(state.step, last), task.training.loading, processes, run.stop)
     evaluate(task, state, run, per_epoch, last)
@@ -94,41 +97,49 @@ def prepare(task: TrainingTask, trainer: TrainerSettings, run: Run) -> TrainingS
         compile_blocks(task.model)
     scaler = torch.amp.GradScaler(device.type, enabled=trainer.dtype(device) == torch.float16)
     state = TrainingState(task.model, wrap(task.model, run.processes), ema, task.optimizer.build(task.model), scaler)
-    saved = store.newest(run.folder.checkpoints)
+    saved, folder = restored(run)
     if saved is not None:
-        store.check_parts(saved, f"the newest checkpoint in {run.folder.checkpoints}")
+        store.check_parts(saved, f"the newest checkpoint in {folder.checkpoints}")
         if bad := non_finite(saved):
             raise NonFiniteError(
-                f"the newest checkpoint in {run.folder.checkpoints} (step {saved['step']}) holds values that are not "
+                f"the newest checkpoint in {folder.checkpoints} (step {saved['step']}) holds values that are not "
                 f"finite ({listed(bad)}): move it away, and the run continues from the one before"
             )
-        check_same_images(task.training, saved["data_position"], run)
+        check_same_images(task.training, saved["data_position"], folder)
         state.load_state_dict(saved, run.processes)
         task.load_state_dict(saved["task"])
-        log.info("continuing after step %d", state.step)
+        report_restored(trainer, task.optimizer, step_plan(task, trainer, run.seed, run.processes), state, run, folder)
     return state
 
 
-def check_same_images(training: TrainingData, position: dict[str, Any], run: Run) -> None:
+def restored(run: Run) -> tuple[store.Checkpoint | None, RunFolder]:
+    """The state to go on from, and the run that saved it: this one, or the one that it extends."""
+    saved = store.newest(run.folder.checkpoints)
+    if saved is not None or run.extends is None:
+        return saved, run.folder
+    return store.newest(run.extends.checkpoints), run.extends
+
+
+def check_same_images(training: TrainingData, position: dict[str, Any], folder: RunFolder) -> None:
     """Raise UserError if the images are not those of the checkpoint that a run continues, unless this is accepted.
 
     Args:
         training: the images.
         position: `data_position` of the checkpoint; before 0.2.0 it had no fingerprints.
-        run: the run.
+        folder: the run.
     """
     before, now = position["data_set"], len(training.images)
     if before != now:
-        change = f"was trained on {before} images, these data (data.root) have {now}"
+        change = f"was trained on {plural(before, 'image')}, these data (data.root) have {now}"
     else:
         differ = [name for name, print_ in training.fingerprints.items() if position.get(name, print_) != print_]
         if not differ:
             return
-        use = f"trained on {before} images" if "fingerprint" in differ else "measured on held-out images"
+        use = f"trained on {plural(before, 'image')}" if "fingerprint" in differ else "measured on held-out images"
         change = f"was {use} of other names or classes than these data (data.root)"
     if not training.accept_changes:
         raise UserError(
-            f"the run in {run.folder.path} {change}: restore the data, give the run on these another name with "
+            f"the run in {folder.path} {change}: restore the data, give the run on these another name with "
             f"run_name=..., or continue on these with data.accept_changes=true"
         )
     log.warning("data.accept_changes=true: this run %s", change)
@@ -141,8 +152,9 @@ def evaluate(task: TrainingTask, state: TrainingState, run: Run, per_epoch: int,
     previous = evaluations(run)
     if str(state.step) in previous:
         return
+    first = run.extends is not None and not previous  # of a run that does not begin at step 0
     run.processes.share(buffers(task, state))
-    found = task.evaluate(state, state.step // per_epoch, state.step == last, run)
+    found = task.evaluate(state, state.step // per_epoch, first or state.step == last, run)
     task.model.train()
     metrics = {name: value for name, value in found.items() if math.isfinite(value)}
     if undefined := sorted(found.keys() - metrics.keys()):

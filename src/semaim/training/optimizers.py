@@ -117,3 +117,9 @@ def set_lr(optimizer: Optimizer, lr: float) -> None:
     """Set the learning rate, multiplied by the `lr_scale` of each group."""
     for group in optimizer.param_groups:
         group["lr"] = min(lr * group.get("lr_scale", 1.0), LARGEST_LR)
+
+
+def last_lr(optimizer: Optimizer) -> float:
+    """The learning rate of the last step, without the `lr_scale` of its groups."""
+    group = optimizer.param_groups[0]
+    return float(group["lr"] / group.get("lr_scale", 1.0))

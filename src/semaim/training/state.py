@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from semaim.core.distributed import Processes
+from semaim.core.formatting import plural
 from semaim.core.seeding import rng_state, set_rng_state
 from semaim.errors import UserError
 
@@ -78,5 +79,5 @@ class TrainingState:
         if len(state["rng"]) == processes.world_size:
             set_rng_state(state["rng"][processes.rank], processes.device)
         else:
-            log.info("the checkpoint is of %d processes, now there are %d: same images and orders per step, results "
-                     "equal up to rounding", len(state["rng"]), processes.world_size)  # fmt: skip
+            log.info("the checkpoint is of %s, now there are %d: same images and orders per step, results equal up to "
+                     "rounding", plural(len(state["rng"]), "process", "es"), processes.world_size)  # fmt: skip

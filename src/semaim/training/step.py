@@ -18,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from semaim.checkpoints import store
 from semaim.core.files import write_json
+from semaim.core.formatting import plural
 from semaim.core.seeding import StepNoise
 from semaim.data.loading import Batch, TrainingData, UnreadableImages
 from semaim.errors import NonFiniteError
@@ -149,7 +150,7 @@ def non_finite_error(
         content = {"loss": _in_json(loss), "grad_norm": _in_json(norm), "images": named}
         write_json(file, {"step": state.step, **content})
     what = (
-        f"the loss of {len(non_finite)} images ({', '.join(map(repr, non_finite[:3]))})"
+        f"the loss of {plural(len(non_finite), 'image')} ({', '.join(map(repr, non_finite[:3]))})"
         if non_finite
         else "the gradient"
     )
