@@ -75,7 +75,7 @@ class Notes:
     def __init__(self):
         self.lines = []
 
-    def log(self, step, metrics):
+    def log(self, step, metrics, of=None):
         self.lines.append((step, dict(metrics)))
 
     def tags(self, tags):
