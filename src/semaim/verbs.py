@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from argparse import ArgumentParser, BooleanOptionalAction, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Callable
 from dataclasses import dataclass
 from operator import methodcaller
@@ -148,16 +148,20 @@ sent there if --uri names it.""", actions.sync, (
         argument("--experiment", help="MLflow experiment for runs started with tracking=none (default: semaim)"),
     )),
     "report": Verb("write all evaluations of an MLflow store as tables and plots", """\
-Reads the finished evaluations of an MLflow store, averages over seeds, and lists each method's accuracies with the
-published ones. Prints a Markdown table, and writes it to a folder with a CSV file and plots. The store is not
+Reads the finished evaluations of an MLflow store, averages over seeds, and compares the methods, the best first.
+Without evaluations it compares the online accuracies of pretrainings. On ImageNet, published results are listed below.
+Prints a Markdown table, and writes it to a folder with a CSV file and plots. The store is not
 changed.""", actions.report, (
+        argument("--by", metavar="METRIC", help="metric to compare by, such as eval/linprobe_mean (default: of the "
+                 "most demanding evaluation that all have)"),
         argument("--uri", help="MLflow store (default: the configured one, tracking.uri)"),
         argument("--experiment", action="append", default=[], help="only of this experiment; repeatable"),
         argument("--tag", action="append", default=[], metavar="KEY=VALUE",
                  help="only evaluations that have this MLflow tag; repeatable, all must hold"),
         argument("--data", help="only evaluations on this data set (published ones are on imagenet)"),
         argument("--output", type=Path, default=Path("report"), help="folder to write to (default: %(default)s)"),
-        argument("--no-published", action="store_true", help="leave out published results"),
+        argument("--published", action=BooleanOptionalAction, help="list published results (default: if there are "
+                 "evaluations on imagenet)"),
     )),
     "features": Verb("write the features and labels of a checkpoint's encoder to files", """\
 Writes the features of a checkpoint's encoder, and the labels, to one file for each part of the data. It is `semaim run

@@ -54,7 +54,7 @@ def test_array_of_eight_of_which_two_fail(eight: tuple[Path, str]) -> None:
     assert [point["job"].split("_")[1] for point in points(home)] == [str(number) for number in range(8)]
     table = said[said.rindex("result, progress or reason") :]
     for number, heads in enumerate(HEADS[:6]):
-        assert re.search(rf"\nmodel.num_heads={heads} +{array}_{number} +finished +loss [\d.]+", table)
+        assert re.search(rf"\nmodel.num_heads={heads} +{array}_{number} +finished +train/loss [\d.]+", table)
     for heads in HEADS[6:]:
         assert re.search(rf"\nmodel.num_heads={heads} +\S+ +failed +model.num_heads={heads} must divide", table)
     assert "error: 2 of 8 runs did not finish" in table

@@ -8,8 +8,8 @@ import pytest
 
 from semaim.cli import main
 from semaim.report.store import evaluation
-from semaim.report.table import CSV_COLUMNS, arranged
-from support.evaluations import Store, accuracies, after, machine_lines, named, tables, tags
+from semaim.report.table import CSV_COLUMNS
+from support.evaluations import Store, after, fails, machine_lines, tables, tags
 
 # Published accuracies by method, model and epochs: after fine-tuning, and of a linear probe.
 PUBLISHED = {
@@ -36,6 +36,9 @@ PUBLISHED = {
 }
 
 
+FEW = "eval/linprobe_cls_1shot"
+
+
 @pytest.mark.parametrize(
     ("metric", "title"),
     [
@@ -54,14 +57,17 @@ PUBLISHED = {
         ("eval/knn_20_mean_5shot_std", None),
         ("eval/knn_20", None),
         ("eval/finetune_loss", None),
-        ("online/knn_10_cls", None),
+        ("knn_10_cls", None),
+        ("online/knn_10_cls", "online k-NN 10 cls"),
+        ("online/linear_mean_top5", "online linear mean top5"),
+        ("online/linear_mean_loss", None),
         ("eval/knn_10_cls/extra", None),
     ],
 )
 def test_metrics_and_their_titles(metric: str, title: str | None) -> None:
     what = evaluation(metric)
     assert (what and what.title) == title
-    assert what is None or f"eval/{what.evaluation}" == metric
+    assert what is None or what.evaluation == metric.removeprefix("eval/")
 
 
 def test_columns_follow_the_order_of_the_protocols() -> None:
@@ -115,50 +121,113 @@ def test_few_shot_deviation(written: tuple[Path, str]) -> None:
     assert (own["mean"], own["deviation"], own["runs"]) == ("71.2", "1.34", "1")
     over_runs = few["raster pixels", "knn_20_mean_5shot"]
     assert (over_runs["mean"], float(over_runs["deviation"])) == ("61.0", pytest.approx(2**0.5))
-    _, table = tables(written[1])
-    assert named(table, "attention_center pixels", "10")["5-shot k-NN 20 mean"] == "71.2 ± 1.3"
-    assert named(table, "attention_center pixels", "10")["1-shot linear probe cls"] == "40.0"
-    assert named(table, "raster pixels", "10")["5-shot k-NN 20 mean"] == "61.0 ± 1.4 (2)"
-    assert named(table, "raster pixels", "10")["1-shot linear probe cls"] == ""
-    assert len(table) == 2
+    table, *_ = tables(written[1])
+    few_shot = {(row["method"], row["epochs"]): row[FEW] for row in table}
+    assert few_shot["attention_center pixels", "10"] == "40.0 (1)"
 
 
-def test_markdown_rows(written: tuple[Path, str]) -> None:
-    table, _ = tables(written[1])
-    assert list(table[0]) == [
-        "method", "model", "pretrained on", "epochs", "images seen", "device-hours", "evaluated on", "k-NN 10 cls",
-        "k-NN 10 mean", "linear probe cls", "fine-tune", "fine-tune best", "fine-tune ema", "source",
+def test_methods_are_compared_by_what_differs(written: tuple[Path, str]) -> None:
+    """On each data set, the best first; k-NN is what all methods on digits have."""
+    digits, imagenet = tables(written[1])
+    assert [list(row.values()) for row in digits] == [
+        ["best", "attention_center pixels", "digits", "10", "94.2 ± 1.3 (3)", "95.5 ± 0.7 (2)", "40.0 (1)"],
+        ["", "raster pixels", "digits", "20", "91.0 (1)", "-", "-"],
+        ["", "raster pixels", "digits", "10", "90.0 (1)", "-", "-"],
+        ["", "random", "", "", "80.0 ± 1.4 (2)", "-", "-"],
+    ]
+    assert list(digits[0]) == ["", "method", "pretrained on", "epochs", "eval/knn_10_mean", "eval/linprobe_cls", FEW]
+    ours = [list(row.values()) for row in imagenet if row["source"] == "ours"]
+    assert list(imagenet[0]) == [
+        "", "method", "model", "pretrained on", "epochs", "source", "eval/finetune", "eval/linprobe_cls",
     ]  # fmt: skip
-    ours = [(row["model"], row["method"], row["epochs"]) for row in table if row["source"] == "ours"]
     assert ours == [
-        ("aim_tiny", "attention_center pixels", "10"), ("aim_tiny", "random", ""), ("aim_tiny", "raster pixels", "10"),
-        ("aim_tiny", "raster pixels", "20"), ("aim_base", "attention_center pixels", "800"), ("", "other.pth", ""),
-        ("", "timm:vit_base_patch16_224.mae", ""),
-    ]  # fmt: skip
-    assert list(named(table, "attention_center pixels", "10").values()) == [
-        "attention_center pixels", "aim_tiny", "digits", "10", "14,370", "0.03 (CPU)", "digits", "91.0 ± 1.0 (3)",
-        "94.2 ± 1.3 (3)", "95.5 ± 0.7 (2)", "", "", "", "ours",
-    ]  # fmt: skip
-    assert list(named(table, "attention_center pixels", "800").values()) == [
-        "attention_center pixels", "aim_base", "imagenet", "800", "1,024,934,400", "1,234.5 (GPU)", "imagenet", "", "",
-        "", "84.0", "84.2", "84.3", "ours",
-    ]  # fmt: skip
-    foreign = named(table, "timm:vit_base_patch16_224.mae", "")
-    assert {key: value for key, value in foreign.items() if value} == {
-        "method": "timm:vit_base_patch16_224.mae", "evaluated on": "imagenet", "fine-tune": "83.4", "source": "ours",
-    }  # fmt: skip
+        ["best", "attention_center pixels", "aim_base", "imagenet", "800", "ours", "84.0 (1)", "-"],
+        ["", "timm:vit_base_patch16_224.mae", "", "", "", "ours", "83.4 (1)", "-"],
+        ["", "other.pth", "", "", "", "ours", "70.0 (1)", "-"],
+    ]
+    assert (
+        "\nbest by eval/finetune: attention_center pixels, 0.6 ahead of timm:vit_base_patch16_224.mae; one seed each: "
+        "differences may be noise\n"
+    ) in written[1]
     assert (written[0] / "report.md").read_text() in written[1]
 
 
-def test_many_knn_columns_are_cut_in_markdown_only(store: Store, written: tuple[Path, str]) -> None:
-    # k = 10 occurs in seven figures of rows (cls and mean), 20 and 30 in two each.
-    assert {line["evaluation"] for line in machine_lines(written[0]) if line["evaluation"].startswith("knn")} == {
-        "knn_10_cls", "knn_10_mean", "knn_20_cls", "knn_20_mean", "knn_30_cls", "knn_30_mean", "knn_20_mean_5shot",
-    }  # fmt: skip
-    assert "Of k-NN, tables and plots show k = 10, 20; report.csv has every k." in written[1]
-    table = accuracies(store, wanted=(("sweep", "orders"),))  # all equally often: the usual k
-    assert set(table["evaluation"][table["shown"]]) == {"knn_20_cls", "knn_20_mean"}
-    assert list(arranged(table.head(4))["shown"]) == [True] * 4
+def test_a_small_comparison_shows_only_what_differs(
+    empty_copy: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two options of two orders, of which one was evaluated twice; published results are of other data."""
+    for order, rate, values in (("raster", "0.1", [80.0, 82.0]), ("zigzag", "0.1", [83.0]), ("zigzag", "0.5", [84.0])):
+        for seed, value in enumerate(values):
+            options = {"pretrained__options": f"optimizer.base_lr={rate} trainer.epochs=4"}
+            encoder = tags("knn", f"{order}-{rate}-{seed}", order, seed, **options)
+            empty_copy.add(encoder, after(4, 100, 0.1, knn_10_mean=10.0), seed=seed)
+            empty_copy.add(encoder, after(4, 100, 0.1, knn_10_mean=value, knn_20_mean=1.0), seed=seed)
+    assert main(["report", "--uri", empty_copy.uri, "--output", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("""\
+# Methods and evaluations
+
+Accuracy in percent, from 8 finished evaluations.
+
+## digits
+
+3 methods on digits: mean ± deviation over seeds (number of runs), best first
+
+|      | permutation | optimizer.base_lr | eval/knn_10_mean |
+| ---- | ----------- | ----------------- | ---------------- |
+| best | zigzag      | 0.5               | 84.0 (1)         |
+|      | zigzag      | 0.1               | 83.0 (1)         |
+|      | raster      | 0.1               | 81.0 ± 1.4 (2)   |
+
+best by eval/knn_10_mean: permutation=zigzag optimizer.base_lr=0.5, 1.0 ahead of permutation=zigzag \
+optimizer.base_lr=0.1; one seed each: differences may be noise
+""")
+    table = said.partition("\n| ")[2].partition("\n\n")[0]
+    assert max(map(len, table.splitlines())) <= 100
+    assert "ublished" not in said
+    experiment = empty_copy.experiment("small")
+    assert f"and open:   http://127.0.0.1:5000/#/experiments/{experiment}?workflowType=machine_learning\n" in said
+
+
+def test_a_user_names_the_metric(store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["report", "--uri", store.uri, "--output", str(tmp_path), "--no-published"]
+    assert main([*words, "--by", "knn_20_cls"]) == 0
+    digits, imagenet = tables(capsys.readouterr().out)
+    assert (list(digits[0])[-4], digits[0]["eval/knn_20_cls"]) == ("eval/knn_20_cls", "89.0 ± 0.0 (3)")
+    assert list(imagenet[0])[-1] == "eval/finetune"  # where there is no such metric
+    message = fails(capsys, "--uri", store.uri, "--output", str(tmp_path), "--by", "knn_7_cls")
+    assert "--by knn_7_cls: there is no such metric here; there are: eval/finetune, eval/finetune_best, " in message
+
+
+def test_without_evaluations_pretrainings_are_compared(
+    empty_copy: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By their online accuracies, which are marked as such; those of failed ones do not count."""
+    for order, seed, accuracy, status in (
+        ("raster", 0, 70.0, "FINISHED"), ("raster", 1, 71.0, "FINISHED"), ("zigzag", 0, 75.0, "FINISHED"),
+        ("zigzag", 1, 99.0, "FAILED"),
+    ):  # fmt: skip
+        command = f"semaim run permutation={order} seed={seed} optimizer.base_lr=0.1 'then=[]'"
+        described = {
+            "model": "aim_tiny",
+            "permutation": order,
+            "target": "pixels",
+            "data": "digits",
+            "command": command,
+        }
+        metrics = {"online/knn_10_mean": accuracy, "train/loss": 1.0, "train/epoch": 4.0}
+        run = {"task": "pretrain", "mlflow.runName": f"{order}-{seed}", **described}
+        empty_copy.add(run, metrics, seed=seed, status=status)
+    assert main(["report", "--uri", empty_copy.uri, "--output", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    assert "from 3 finished pretrainings.\n\nThere are no evaluations yet: these are online accuracies" in said
+    ((best, other),) = tables(said)
+    assert best == {"": "best", "permutation": "zigzag", "online/knn_10_mean": "75.0 (1)"}
+    assert other == {"": "", "permutation": "raster", "online/knn_10_mean": "70.5 ± 0.7 (2)"}
+    lines = machine_lines(tmp_path)
+    assert {(line["evaluation"], line["epochs"], line["pretrained_on"]) for line in lines} == {
+        ("online/knn_10_mean", "4", "digits")
+    }
 
 
 def test_top_five_accuracies_are_in_the_csv_file_only(empty_copy: Store, tmp_path: Path) -> None:
@@ -166,23 +235,25 @@ def test_top_five_accuracies_are_in_the_csv_file_only(empty_copy: Store, tmp_pat
     empty_copy.add(tags("linprobe", "centre-0"), measured)
     assert main(["report", "--uri", empty_copy.uri, "--output", str(tmp_path), "--no-published"]) == 0
     text = (tmp_path / "report.md").read_text()
-    assert "report.csv has top-5 accuracies, too" in text
-    ((row,),) = tables(text)
-    assert [name for name in row if "linear" in name] == ["linear probe cls"]
+    assert "report.csv has more: other numbers of neighbours, both features, top-5" in text
+    assert tables(text) == [[{"eval/linprobe_cls": "70.0 (1)"}]]
+    assert "\n\nattention_center pixels on digits: mean ± deviation" in text
     lines = {line["evaluation"]: line["mean"] for line in machine_lines(tmp_path)}
     assert lines == {"linprobe_cls": "70.0", "linprobe_cls_top5": "90.0"}
 
 
 def test_published_figures_are_exact(written: tuple[Path, str]) -> None:
-    table = [row for row in tables(written[1])[0] if row["source"] != "ours"]
-    shown = {(row["method"], row["model"], row["epochs"]): (row["fine-tune"], row["linear probe cls"]) for row in table}
+    (table,) = [[row for row in each if row["source"] != "ours"] for each in tables(written[1]) if "source" in each[0]]
+    shown = {
+        (row["method"], row["model"], row["epochs"]): tuple(
+            row[name].replace("-", "") for name in ("eval/finetune", "eval/linprobe_cls")
+        )
+        for row in table
+    }
     assert shown == PUBLISHED
     assert len(table) == len(PUBLISHED)
     for row in table:
         assert row["source"].startswith("published: github.com/")
-        assert row["evaluated on"] == "ImageNet-1k"
-        empty = ("images seen", "device-hours", "k-NN 10 cls", "k-NN 10 mean", "fine-tune best", "fine-tune ema")
-        assert [row[name] for name in empty] == [""] * 6
     lines = [line for line in machine_lines(written[0]) if line["published"] == "true"]
     figures = {(line["method"], line["model"], line["epochs"], line["evaluation"]): line for line in lines}
     assert len(lines) == len(figures) == sum(bool(figure) for pair in PUBLISHED.values() for figure in pair) == 26
@@ -195,16 +266,17 @@ def test_published_figures_are_exact(written: tuple[Path, str]) -> None:
     simmim = "github.com/skyoux/SemAIM (800 epochs in SimMIM's README)"
     assert figures["SimMIM", "ViT-B", "1600", "finetune"]["source"] == simmim
     assert {line["source"] for line in lines} == {"github.com/qiy20/SAIM", "github.com/skyoux/SemAIM", simmim}
-    places = [row["source"] == "ours" for row in tables(written[1])[0]]
+    places = [row["source"] == "ours" for row in tables(written[1])[1]]
     assert places == sorted(places, reverse=True)  # ours first
 
 
 def test_cells_contain_only_known_values(written: tuple[Path, str]) -> None:
     assert list(machine_lines(written[0])[0]) == CSV_COLUMNS
     cells = [cell for table in tables(written[1]) for row in table for cell in row.values()]
-    assert "" in cells
+    assert {"", "-"} <= set(cells)
     values = {value for line in machine_lines(written[0]) for value in line.values()}
-    assert not {"-", "None", "nan", "0"} & {*cells, *values}
+    assert not {"None", "nan", "0", "-"} & values
+    assert not {"None", "nan", "0", "- (0)"} & set(cells)
 
 
 @pytest.mark.parametrize(
@@ -234,7 +306,10 @@ def test_filters(
 
 
 def test_published_figures_go_with_their_data(store: Store, tmp_path: Path) -> None:
-    for data, expected in (("digits", set()), ("imagenet", {"ImageNet-1k"})):
-        assert main(["report", "--uri", store.uri, "--output", str(tmp_path), "--data", data]) == 0
+    for data, option, expected in (
+        ("digits", [], set()), ("imagenet", [], {"ImageNet-1k"}), ("imagenet", ["--no-published"], set()),
+        ("digits", ["--published"], {"ImageNet-1k"}),
+    ):  # fmt: skip
+        assert main(["report", "--uri", store.uri, "--output", str(tmp_path), "--data", data, *option]) == 0
         lines = machine_lines(tmp_path)
         assert {line["evaluated_on"] for line in lines} == {data, *expected}

@@ -163,7 +163,7 @@ def test_a_disk_that_cannot_be_written(disk: Path) -> None:
     assert "finished" in semaim("ls", str(disk))[1]
     code, said = semaim("status", str(disk / "run"))
     assert code == 0
-    assert "finished  loss" in said
+    assert "finished  train/loss" in said
     for words in (["rm", "--yes", str(disk / "run")], ["sync", str(disk / "run"), "--uri", "sqlite:////nowhere/a.db"]):
         code, said = semaim(*words)
         assert code in (1, 2)
@@ -194,8 +194,8 @@ def shared() -> Iterator[Path]:
 
 def test_a_finished_run_of_another_user(shared: Path) -> None:
     code, said = semaim("status", str(shared / "run"))
-    assert (code, "finished  loss" in said) == (0, True)
-    assert "finished  loss" in semaim("ls", str(shared))[1]
+    assert (code, "finished  train/loss" in said) == (0, True)
+    assert "finished  train/loss" in semaim("ls", str(shared))[1]
     for words in (["rm", "--yes", "--keep-mlflow", str(shared / "run")], ["sync", str(shared / "run")]):
         code, said = semaim(*words)
         assert code in (1, 2)
@@ -219,7 +219,7 @@ def test_a_closed_folder_of_another_user(shared: Path) -> None:
     os.seteuid(65534)
     said = semaim("ls", str(shared))[1]
     assert "unknown: Permission denied" in said
-    assert re.search("finished +loss", said)
+    assert re.search("finished +train/loss", said)
     code, said = semaim("status", str(shared / "closed"))
     assert (code, said.count("\n")) == (2, 1)
     assert "closed/sweep.json: Permission denied" in said
@@ -229,7 +229,7 @@ def test_checkpoints_that_another_user_may_not_list_are_not_said_to_be_missing(s
     os.seteuid(0)
     (shared / "run" / "checkpoints").chmod(0o700)
     os.seteuid(65534)
-    assert "finished  loss" in semaim("ls", str(shared))[1]
+    assert "finished  train/loss" in semaim("ls", str(shared))[1]
     with pytest.raises(PermissionError) as told:
         store.list_steps(shared / "run" / "checkpoints")
     assert explain(told.value) == f"{shared}/run/checkpoints: Permission denied"

@@ -135,11 +135,6 @@ def tables(text: str) -> list[list[dict[str, str]]]:
     return [[dict(zip(t[0], line, strict=True)) for line in t[2:]] for t in found if t]
 
 
-def named(table: list[dict[str, str]], method: str, epochs: str) -> dict[str, str]:
-    (row,) = [row for row in table if (row["method"], row["epochs"], row["source"]) == (method, epochs, "ours")]
-    return row
-
-
 def fails(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     """Run a command that must fail with exit code 2 and one message; return the message."""
     assert main(["report", *arguments]) == 2

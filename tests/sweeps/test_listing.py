@@ -57,7 +57,7 @@ def test_what_is_listed(runs: Path) -> None:
     states = {name: each.state for name, each in listed.items()}
     assert states == {"dead": "vanished", "evaluation": "finished", "first": "finished", "second": "failed",
                       "sweep_orders": "1 finished, 1 failed"}  # fmt: skip
-    assert (listed["first"].metric, listed["first"].value) == ("loss", 0.25)
+    assert (listed["first"].metric, listed["first"].value) == ("train/loss", 0.25)
     assert (listed["second"].metric, listed["second"].value) == (None, None)
     assert listed["sweep_orders"].choices == {"permutation": "raster,zigzag"}
     files = [file for file in (runs / "first").rglob("*") if file.is_file()]
@@ -69,7 +69,7 @@ def test_the_table(runs: Path) -> None:
     assert lines[0].split() == ["STATE", "METRIC", "AGE", "SIZE", "TASK", "CHOICES", "FOLDER"]
     (line,) = [line for line in lines if line.endswith("/first")]
     assert "finished" in line
-    assert "loss 0.25  " in line
+    assert "train/loss 0.25  " in line
     assert "2 h 01 min" in line
     assert "pretrain  digits aim_tiny raster pixels" in line
     (sweep,) = [line for line in lines if line.endswith("/sweep_orders")]
@@ -137,6 +137,6 @@ def test_for_programs(runs: Path) -> None:
     found = json.loads(as_json(ordered(list_entries(runs), "name")))
     assert [each["path"] for each in found] == [str(runs / name) for name in
                                                ("dead", "evaluation", "first", "second", "sweep_orders")]  # fmt: skip
-    assert found[1]["metric"] == "knn_10_mean"
+    assert found[1]["metric"] == "eval/knn_10_mean"
     assert found[1]["value"] == 92.5
     assert set(found[0]) == {"path", "state", "task", "choices", "metric", "value", "changed", "bytes"}

@@ -37,7 +37,7 @@ def test_a_failed_point_does_not_affect_the_others(tmp_path: Path, capsys: pytes
     assert run_here(tmp_path, *sweep, "sweep.check=false") == 1
     err = capsys.readouterr().err
     assert re.search(r"\nmodel.query_depth=3 +- +failed +model.query_depth=3 must divide model.depth=4", err)
-    assert re.search(r"\nmodel.query_depth=2 +- +finished +loss [\d.]+", err)
+    assert re.search(r"\nmodel.query_depth=2 +- +finished +train/loss [\d.]+", err)
     assert "error: 1 of 2 runs did not finish" in err
     assert "Traceback" not in err
     (finished,) = (tmp_path / "runs").glob("*/status.json")

@@ -70,6 +70,14 @@ def running(step: int) -> dict[str, object]:
     return {"state": "running", "step": step, "last_step": 9, "batch_size": 1}
 
 
+# At the end, what the runs compare to, up to the third word of each line.
+RESULTS = [
+    ["2", "runs:", "mean"],
+    ["a", "train/loss"],
+    ["0", "0.5", "(1)"],
+    ["1", "0.5", "(1)"],
+    ["no", "winner", "by"],
+]
 DONE: dict[str, object] = {"state": "finished", "metric": "loss", "result": {"loss": 0.5}}
 
 
@@ -81,7 +89,7 @@ def test_watching_appends_only_changes_of_a_state(tmp_path: Path, monkeypatch: p
     assert [line.split()[:3] for line in first.splitlines()[3:]] == [["a=0", "0", "running"], ["a=1", "0", "running"]]
     assert [text.splitlines()[0] for text in rest] == ["12:00:00  1 finished, 1 running", "12:00:00  2 finished"]
     assert [[line.split()[:3] for line in text.splitlines()[1:]] for text in rest] == [
-        [["a=0", "0", "finished"]], [["a=1", "0", "finished"]],
+        [["a=0", "0", "finished"]], [["a=1", "0", "finished"], *RESULTS],
     ]  # fmt: skip
 
 
@@ -129,7 +137,7 @@ def test_another_user_sees_what_may_be_read(
     rows = [line.split(maxsplit=3)[2:] for line in said.out.splitlines()[2:6]]
     denied = "cannot be read (Permission denied): ask its owner for the permission"
     assert rows == [
-        ["finished", "loss 0.5"],
+        ["finished", "train/loss 0.5"],
         ["unknown", f"{folder}/1/status.json {denied}"],
         ["unknown", f"{folder}/2/status.json {denied}"],
         ["vanished", "its process is gone"],

@@ -45,8 +45,8 @@ def test_a_point_is_finished_once_its_results_are_sent(tmp_path: Path) -> None:
     with holding(one, name="submitit") as process:
         job = str(process.pid)
         sweep = sweep_of(tmp_path, "local", Point(["a=1"], str(one), job=job), Point(["a=2"], str(two), job=job))
-        assert shown(sweep) == [("ending", "finished, sends its results to MLflow"), ("finished", "loss 0.5")]
-    assert shown(sweep) == [("finished", "loss 0.5")] * 2
+        assert shown(sweep) == [("ending", "finished, sends its results to MLflow"), ("finished", "train/loss 0.5")]
+    assert shown(sweep) == [("finished", "train/loss 0.5")] * 2
 
 
 def test_a_point_is_finished_once_its_evaluations_are(tmp_path: Path) -> None:
@@ -58,7 +58,7 @@ def test_a_point_is_finished_once_its_evaluations_are(tmp_path: Path) -> None:
         with holding(knn):
             write_json(knn / "status.json", RESULT)
             assert shown(sweep) == [("ending", "finished, sends its results to MLflow")]
-        assert shown(sweep) == [("finished", "loss 0.5")]
+        assert shown(sweep) == [("finished", "train/loss 0.5")]
         (knn / "status.json").unlink()
     assert shown(sweep) == [("vanished", "its process is gone")]
 
@@ -75,10 +75,10 @@ def test_between_two_runs_of_one_process(tmp_path: Path) -> None:
     sweep = sweep_of(tmp_path, "basic", *points)
     with holding(sweep.path):
         assert shown(sweep) == [
-            ("finished", "loss 0.5"), ("ending", "finished, then knn"), ("pending", "for earlier runs"),
+            ("finished", "train/loss 0.5"), ("ending", "finished, then knn"), ("pending", "for earlier runs"),
         ]  # fmt: skip
     assert shown(sweep) == [
-        ("finished", "loss 0.5"), ("vanished", "its process is gone"), ("new", "never submitted"),
+        ("finished", "train/loss 0.5"), ("vanished", "its process is gone"), ("new", "never submitted"),
     ]  # fmt: skip
 
 
@@ -160,7 +160,7 @@ def run_of(path: Path, **status: object) -> Point:
         ("STOPPED|0|n1|None", "running", ("suspended", "STOPPED")),
         ("COMPLETING|0|n1|None", "running", ("ending", "COMPLETING: step 5/9")),
         ("COMPLETING|1|n1|None", "running", ("ending", "COMPLETING")),  # is saving, to be requeued
-        ("STAGE_OUT|0|n1|None", "finished", ("finished", "loss 0.5")),
+        ("STAGE_OUT|0|n1|None", "finished", ("finished", "train/loss 0.5")),
         ("PENDING|1||BeginTime", "requeued", ("requeued", "BeginTime")),  # preempted
         ("REQUEUE_HOLD|1||held", "requeued", ("requeued", "REQUEUE_HOLD: held")),
         ("REVOKED|0||None", "running", ("unknown", "REVOKED; the run folder says: running")),
@@ -268,7 +268,7 @@ def test_nothing_is_written_while_slurm_does_not_answer(
     said = capsys.readouterr().out
     assert "unknown   SLURM" in said
     assert "Unable to contact slurm controller (connect failure)); the run folder says: running" in said
-    assert "finished  loss 0.5" in said
+    assert "finished  train/loss 0.5" in said
     assert main(["retry", "--failed", str(sweep.path)]) == 0
     assert "submitted 0 jobs" in capsys.readouterr().out
     assert contents(tmp_path) == before

@@ -18,6 +18,7 @@ from semaim.errors import UserError
 MAX_METRICS = 4  # columns of a table besides the options
 WIDTH = 100  # of a table on the screen
 MAX_VALUE = 60  # characters of an option's value
+DATA = ("data", "data.root")  # between these no result compares
 # Between these the loss of pretraining differs because they are harder or easier to predict.
 TO_PREDICT = ("permutation", "semantic_map", "target", "data", "experiment", "task")
 
@@ -29,7 +30,7 @@ class Score:
     Attributes:
         mean: over the runs.
         deviation: sample standard deviation over the runs; None of a single run, unless that states its own.
-        runs: their number; 0 for a published value.
+        runs: their number; 0 if it is unknown, of a published value.
     """
 
     mean: float
@@ -54,14 +55,18 @@ class Group:
     Attributes:
         options: what distinguishes them from other groups.
         scores: by metric, as in MLflow (`eval/knn_10_mean`); empty if no run has a result.
+        name: what to call it in a sentence, if that is not its options.
     """
 
     options: Mapping[str, str]
     scores: Mapping[str, Score]
+    name: str = ""
 
     @property
     def label(self) -> str:
-        """The options in a line; of a single one, its value."""
+        """The name, else the options in a line; of a single one, its value."""
+        if self.name:
+            return self.name
         if len(self.options) == 1:
             return _short(next(iter(self.options.values())))
         return " ".join(f"{option}={_short(value)}" for option, value in self.options.items() if value)
@@ -104,11 +109,13 @@ class Comparison:
         groups: those without the metric last.
         metric: what they are compared by; None if they have none in common.
         chosen: whether the user named it.
+        published: groups that are listed below and not compared.
     """
 
     groups: Sequence[Group]
     metric: str | None
     chosen: bool = False
+    published: Sequence[Group] = ()
 
     @cached_property
     def ranked(self) -> list[Group]:
@@ -118,9 +125,18 @@ class Comparison:
     @property
     def is_fair(self) -> bool:
         """Whether the metric tells which group is better."""
-        options = {option.lstrip("+").split(".")[0] for group in self.groups for option in group.options}
-        misleads = self.metric == LOSS and not options.isdisjoint(TO_PREDICT)
-        return self.metric is not None and (self.chosen or not misleads)
+        groups = {option.split(".")[0] for option in self._options}
+        misleads = self.metric == LOSS and not groups.isdisjoint(TO_PREDICT)
+        return self.metric is not None and not self._is_on_several_data and (self.chosen or not misleads)
+
+    @property
+    def _options(self) -> list[str]:
+        """The options that distinguish the groups."""
+        return list(dict.fromkeys(option for group in self.groups for option in group.options))
+
+    @property
+    def _is_on_several_data(self) -> bool:
+        return not set(DATA).isdisjoint(self._options)
 
     @property
     def best(self) -> Group | None:
@@ -140,18 +156,15 @@ class Comparison:
 
     @property
     def verdict(self) -> str:
-        """A line on which group is best, and whether that is more than chance; of a single group, its score."""
-        with_results = [group for group in self.groups if group.scores]
-        if len(with_results) == 1 and self.metric is not None and self.metric in with_results[0].scores:
-            return f"{self.metric} {with_results[0].scores[self.metric].text(self.metric)}"
-        if len(with_results) < 2:
+        """A line on which group is best, and whether that is more than chance; empty for a single group."""
+        if sum(bool(group.scores) for group in self.groups) < 2:
             return ""
         if self.metric is None:
             return "no winner: they have no metric in common; --by METRIC compares those that have it"
+        if self._is_on_several_data:
+            return "no winner: results on different data do not compare"
         if not self.is_fair:
-            return (
-                "no winner: losses do not compare what is harder or easier to predict; evaluate the runs, as then=[knn]"
-            )
+            return "no winner: losses do not compare what is harder or easier to predict; evaluate it, as then=[knn]"
         if len(self.ranked) < 2:
             return f"only {self.ranked[0].label} has {self.metric}"
         if (equals := len(self._equals)) > 1:
@@ -161,10 +174,15 @@ class Comparison:
         ahead = _difference(self.metric, abs(self._score(0).mean - self._score(1).mean))
         return f"best by {self.metric}: {first.label}, {ahead} ahead of {second.label}; {self._caution()}"
 
+    @property
+    def brief(self) -> str:
+        """All in a line: the verdict, or the score of a single group."""
+        if self.verdict or self.metric is None:
+            return self.verdict
+        return f"{self.metric} {self.ranked[0].scores[self.metric].text(self.metric)}" if self.ranked else ""
+
     def _caution(self) -> str:
         first, second = self._score(0), self._score(1)
-        if 0 in (first.runs, second.runs):
-            return "one of them is published, not measured here"
         if first.runs == second.runs == 1:
             return "one seed each: differences may be noise"
         if 1 in (first.runs, second.runs):
@@ -176,16 +194,17 @@ class Comparison:
     @property
     def metrics(self) -> list[str]:
         """The metrics of the table: first the one that decides, then the most demanding ones."""
-        known = dict.fromkeys(name for group in self.groups for name in group.scores)
+        known = dict.fromkeys(name for group in (*self.groups, *self.published) for name in group.scores)
         first = [] if self.metric is None else [self.metric]
         return list(dict.fromkeys([*first, *headlines(known)]))[:MAX_METRICS]
 
     def rows(self, metrics: Sequence[str]) -> list[list[str]]:
         """The cells of the table, with a header."""
-        options = list(dict.fromkeys(option for group in self.groups for option in group.options))
+        groups = [*self.groups, *self.published]
+        options = list(dict.fromkeys(option for group in groups for option in group.options))
         mark = self.best is not None
         rows = [[*[""] * mark, *options, *metrics]]
-        for group in self.groups:
+        for group in groups:
             marked = ["best" if group is self.best else ""] * mark
             scores = [group.scores[name].text(name) if name in group.scores else "-" for name in metrics]
             rows.append([*marked, *(_short(group.options.get(option, "")) for option in options), *scores])
@@ -205,10 +224,21 @@ class Comparison:
             metrics = metrics[:-1]
         return "\n".join(filter(None, [self._heading(what), text_table(self.rows(metrics)), self.verdict]))
 
-    def markdown(self, what: str) -> str:
-        """The same for a page, with all metrics."""
-        table = markdown_table(self.rows(self.metrics), padded=True)
-        return "\n\n".join(filter(None, [self._heading(what), table, self.verdict]))
+    def markdown(self, what: str, max_characters: float = math.inf) -> str:
+        """The same for a page, with all metrics; the last groups are left out of a table that is too long.
+
+        Args:
+            what: what is compared.
+            max_characters: of the table.
+        """
+        rows = self.rows(self.metrics)
+        shown = rows
+        while len(markdown_table(shown, padded=True)) > max_characters and len(shown) > 1:
+            shown = shown[:-1]
+        omitted = len(rows) - len(shown)
+        more = f"and {omitted} more: see results.csv among the artifacts" if omitted else ""
+        table = markdown_table(shown, padded=True)
+        return "\n\n".join(filter(None, [self._heading(what), table, more, self.verdict]))
 
 
 def compare(groups: Sequence[Group], by: str | None = None) -> Comparison:
@@ -223,7 +253,7 @@ def compare(groups: Sequence[Group], by: str | None = None) -> Comparison:
         UserError: if no group has this metric.
     """
     names = [set(group.scores) for group in groups if group.scores]
-    metric = _named(by, set().union(*names)) if by else None
+    metric = named_metric(by, set().union(*names)) if by else None
     if not by and names:
         ordered = [name for group in groups for name in group.scores if all(name in each for each in names)]
         metric = next(iter(headlines(ordered)), None)
@@ -238,8 +268,8 @@ def compare(groups: Sequence[Group], by: str | None = None) -> Comparison:
     return replace(comparison, groups=sorted(groups, key=place))
 
 
-def _named(by: str, known: set[str]) -> str:
-    """The metric that a user names."""
+def named_metric(by: str, known: set[str]) -> str:
+    """The metric that a user names, among the known ones; raises UserError if there is none."""
     found = [name for prefix in ("", "eval/", "online/", "train/") if (name := f"{prefix}{by}") in known]
     if not found:
         there = ", ".join(sorted(name for name in known if not name.endswith("_std"))) or "none yet"

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
-# Kinds of evaluation, the most demanding first, and the metrics of each, the preferred one first. Of metrics that differ
-# only in a number, the smallest `least` or the largest `most` is preferred.
+# Kinds of evaluation, the most demanding first, and the metrics of each, the preferred one first. Of those that
+# differ only in a number, the smallest `least` or the largest `most` is preferred.
 KINDS = (
     (r"eval/finetune",),
     (r"eval/linprobe_cls", r"eval/linprobe_mean"),
@@ -35,17 +35,18 @@ def measured(metric: str, result: Mapping[str, float]) -> dict[str, float]:
     if metric in COUNTS:
         return {}
     names = [name for name in dict.fromkeys((metric, *result)) if not name.endswith("_before")]
-    return {_in_mlflow(name): result[name] for name in names}
+    prefix = "" if metric == "loss" else "eval/"  # of a pretraining, or of an evaluation
+    return {_in_mlflow(name, prefix): result[name] for name in names}
 
 
-def _in_mlflow(name: str) -> str:
+def _in_mlflow(name: str, prefix: str) -> str:
     if name == "loss":
         return LOSS
-    return name.removesuffix("_after") if "/" in name else f"eval/{name}"
+    return name.removesuffix("_after") if "/" in name else f"{prefix}{name}"
 
 
 def headlines(metrics: Iterable[str]) -> list[str]:
-    """The preferred metric of each kind of evaluation, the most demanding kind first; without the loss beside others."""
+    """The preferred metric of each kind of evaluation, the most demanding first; the loss only without others."""
     best: dict[int, tuple[tuple[int, ...], str]] = {}
     for metric in metrics:
         if (rank := _rank(metric)) is not None:
@@ -71,6 +72,18 @@ def headline_text(metric: str, result: Mapping[str, float]) -> str:
     """The headline metric of a run with its value. Arguments as of `measured`."""
     name, value = headline(metric, result)
     return f"{name} {digits(name, value)}"
+
+
+def headlines_text(metrics: Mapping[str, float], result: Mapping[str, float]) -> str:
+    """The headline metrics of a run and its evaluations, at most three; the first result if there are none.
+
+    Args:
+        metrics: by their names in MLflow.
+        result: results as tasks return them.
+    """
+    names = headlines(metrics)[:3]
+    shown = {name: metrics[name] for name in names} or dict(list(result.items())[:1])
+    return "  ".join(f"{name} {digits(name, value)}" for name, value in shown.items())
 
 
 def _rank(metric: str) -> tuple[int, int, int] | None:

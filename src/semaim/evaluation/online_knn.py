@@ -36,8 +36,8 @@ class OnlineKNN(Evaluator):
 
     highlights: ClassVar[dict[str, str]] = {
         "online/knn_...": "accuracy in percent of nearest neighbours on held-out images, before, during (with "
-        "`task.evaluators.knn.every_epochs`) and after training. This compares orders; the loss does not, since orders "
-        "differ in how hard they are to predict"
+        "`task.evaluators.knn.every_epochs`) and after training. `online/knn_10_mean` compares orders; the loss does "
+        "not, since orders differ in how hard they are to predict"
     }
 
     def __init__(

@@ -1,8 +1,8 @@
-"""Report of all evaluations of an MLflow store, with published results.
+"""Report of all evaluations of an MLflow store.
 
-Reads the finished evaluations of an MLflow store, pools their seeds, and lists each method's accuracies with published
-ones (`published.csv`). Prints a Markdown table, and writes it with a CSV file and plots to a folder. The store is not
-changed.
+Reads the finished evaluations of an MLflow store, or without any the pretrainings, pools their seeds, and compares the
+methods, with published results (`published.csv`) for ImageNet. Prints a Markdown table, and writes it with a CSV file
+and plots to a folder. The store is not changed.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from semaim.core.files import write_text
+from semaim.core.store_address import absolute_address
 from semaim.errors import UserError
 from semaim.report.plots import draw, online_points, points
-from semaim.report.store import choose, opened, read
-from semaim.report.table import arranged, csv_text, markdown, pool, published
+from semaim.report.store import choose, opened, read, read_pretrainings
+from semaim.report.table import PUBLISHED_ON, arranged, csv_text, markdown, pool, published
+from semaim.tracking.pages import page_commands
 from semaim.tracking.store import configured_store
 
 if TYPE_CHECKING:
     from pandas import DataFrame
-
-PUBLISHED_ON = "imagenet"  # name of the data of the published results
 
 
 def write(accuracies: DataFrame, online: DataFrame, text: str, folder: Path) -> None:
@@ -68,12 +68,19 @@ def write_report(arguments: argparse.Namespace) -> None:
     if (uri := arguments.uri or configured_store()) is None:
         raise UserError("no MLflow store is configured (tracking= is not mlflow): give --uri")
     with opened(uri):
-        runs = choose(read(arguments.experiment), tags)
+        found = read(arguments.experiment)
+        runs = choose(read_pretrainings(arguments.experiment) if found.empty else found, tags)
         online = online_points(runs)
-    with_published = not arguments.no_published and arguments.data in (None, PUBLISHED_ON)
+    kind = "pretrainings" if found.empty else "evaluations"
+    on_imagenet = PUBLISHED_ON in set(runs["evaluated_on"])
+    with_published = arguments.published if arguments.published is not None else on_imagenet
     accuracies = arranged(pool(runs), *([published()] if with_published else []))
     conditions = [f"experiment {name}" for name in arguments.experiment] + [f"{key}={value}" for key, value in tags]
-    selection = f"{len(runs)} finished evaluations" + (f" ({', '.join(conditions)})" if conditions else "")
-    text = markdown(accuracies, selection)
+    selection = f"{len(runs)} finished {kind}" + (f" ({', '.join(conditions)})" if conditions else "")
+    text = markdown(accuracies, selection, arguments.by)
     print(text, end="")
     write(accuracies, online, text, arguments.output)
+    experiments = runs["experiment_id"].unique()
+    page = f"/{experiments[0]}" if len(experiments) == 1 else ""
+    for purpose, command in page_commands(absolute_address("--uri", uri), page).items():
+        print(f"{purpose + ':':<11} {command}")

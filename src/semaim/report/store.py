@@ -1,7 +1,8 @@
 """Evaluations in an MLflow store, as a table with a row for each run; NaN is an unknown value.
 
 An evaluation is a run whose tags name the encoder (`pretrained.run`, `pretrained.model`, ...) and the `data`, and whose
-metrics `eval/...` are accuracies in percent, beside losses, which the report leaves out.
+metrics `eval/...` are accuracies in percent, beside losses, which the report leaves out. A pretraining has accuracies
+`online/...`, which the report shows if there is no evaluation.
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ import sqlite3
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote
 
+from semaim.config.naming import other_overrides
 from semaim.core.formatting import command
 from semaim.core.store_address import SQLITE, absolute_address
 from semaim.errors import UserError
@@ -24,10 +26,10 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 ACCURACY = re.compile(
-    r"eval/((?:(knn)_(\d+)|(linprobe))_(cls|mean|mean_before_norm)(_top5)?(?:_(\d+)shot)?"
+    r"(?:eval/)?((?:online/)?(?:(knn)_(\d+)|(linprobe|linear))_(cls|mean|mean_before_norm)(_top5)?(?:_(\d+)shot)?"
     r"|(finetune)(?:_(best|ema|top5))?)"
 )
-PROTOCOLS = {"knn": "k-NN", "linprobe": "linear probe", "finetune": "fine-tune"}
+PROTOCOLS = {"knn": "k-NN", "linear": "linear", "linprobe": "linear probe", "finetune": "fine-tune"}
 MAKE_ONE = "make one with: semaim run task=knn checkpoint=runs/<name>"
 # Columns of the table, by MLflow's names.
 COLUMNS = {
@@ -39,7 +41,18 @@ COLUMNS = {
     "metrics.pretrained/images_seen": "images_seen", "metrics.pretrained/device_hours": "device_hours",
 }  # fmt: skip
 ENCODER = ["encoder", "encoder_seed"]
-METHOD = ["method", "label", "model", "permutation", "target", "pretrained_on", "epochs", "evaluated_on"]
+METHOD = [
+    "method", "label", "model", "permutation", "target", "options", "weights", "pretrained_on", "epochs",
+    "evaluated_on",
+]  # fmt: skip
+# Columns of a pretraining, in place of those of the evaluations of its encoder.
+OF_PRETRAINING = {
+    "tags.model": "tags.pretrained.model", "tags.permutation": "tags.pretrained.permutation",
+    "tags.target": "tags.pretrained.target", "tags.data": "tags.pretrained.data",
+    "params.seed": "tags.pretrained.seed", "tags.mlflow.runName": "tags.pretrained.run",
+    "tags.device": "tags.pretrained.device", "metrics.train/epoch": "metrics.pretrained/epochs",
+    "metrics.train/device_hours": "metrics.pretrained/device_hours",
+}  # fmt: skip
 
 
 class Evaluation(NamedTuple):
@@ -49,17 +62,18 @@ class Evaluation(NamedTuple):
     protocol: int  # index in PROTOCOLS
     k: int  # neighbours, or 0
     variant: str  # "cls", "mean", ... (which features); of fine-tuning "" (last epoch), "best" or "ema"; "top5"
-    evaluation: str  # the metric, without "eval/"
+    evaluation: str  # the metric, without "eval/"; online accuracies begin with "online/"
     title: str
 
 
 def evaluation(metric: str) -> Evaluation | None:
     """The evaluation of a metric such as `eval/knn_20_mean`; None for other metrics."""
-    if (match := ACCURACY.fullmatch(metric)) is None:
+    if (match := ACCURACY.fullmatch(metric)) is None or not metric.startswith(("eval/", "online/")):
         return None
-    name, knn, k, linprobe, features, top5, shots, finetune, variant = match.groups()
-    protocol, which = knn or linprobe or finetune, f"{features or variant or ''}{top5 or ''}".replace("_", " ")
-    title = " ".join(filter(None, [shots and f"{shots}-shot", PROTOCOLS[protocol], k, which]))
+    name, knn, k, linear, features, top5, shots, finetune, variant = match.groups()
+    protocol, which = knn or linear or finetune, f"{features or variant or ''}{top5 or ''}".replace("_", " ")
+    when = "online" if name.startswith("online/") else ""
+    title = " ".join(filter(None, [when, shots and f"{shots}-shot", PROTOCOLS[protocol], k, which]))
     return Evaluation(int(shots or 0), list(PROTOCOLS).index(protocol), int(k or 0), which, name, title)
 
 
@@ -114,17 +128,50 @@ def read(experiments: Collection[str]) -> DataFrame:
     Raises:
         UserError: if there is no such experiment.
     """
+    runs = _search(experiments, "tags.task != 'pretrain' AND tags.`pretrained.run` != ''")
+    return _with_accuracies(runs, "metrics.eval/")
+
+
+def read_pretrainings(experiments: Collection[str]) -> DataFrame:
+    """The pretrainings of the opened store with online accuracies, as `read` returns evaluations.
+
+    Raises:
+        UserError: as `read`.
+    """
+    runs = _search(experiments, "tags.task = 'pretrain'")
+    known = {old: new for old, new in OF_PRETRAINING.items() if old in runs}
+    runs = runs.assign(**{new: runs[old] for old, new in known.items()})
+    if "tags.command" in runs:
+        runs["tags.pretrained.options"] = [_options(command) for command in runs["tags.command"]]
+    return _with_accuracies(runs, "metrics.online/")
+
+
+def _options(command: Any) -> str:
+    """The options of a command that affect the result, without the choices that have columns of their own."""
+    words = shlex.split(command) if isinstance(command, str) else []
+    own = ("model", "permutation", "target", "data", "seed", "data.root", "task")
+    options = other_overrides(own, [word for word in words if "=" in word and not word.startswith("-")])
+    return " ".join(option for option in options if not option.startswith(("task.", "evaluators=")))
+
+
+def _search(experiments: Collection[str], condition: str) -> DataFrame:
     import mlflow
 
     known = {each.name: each.experiment_id for each in mlflow.search_experiments()}
     if unknown := [name for name in experiments if name not in known]:
         raise UserError(f"--experiment={unknown[0]} does not exist; there are: {', '.join(sorted(known))}")
-    runs = mlflow.search_runs(
+    return mlflow.search_runs(
         [known[name] for name in experiments],
-        "tags.task != 'pretrain' AND tags.`pretrained.run` != ''",
+        condition,
         max_results=None,
         search_all_experiments=True,  # if none is named
     )
+
+
+def _with_accuracies(runs: DataFrame, prefix: str) -> DataFrame:
+    """The runs with an accuracy, the newest last, and the columns of `methods`."""
+    other = [column for column in runs if column.startswith(("metrics.eval/", "metrics.online/"))]
+    runs = runs.drop(columns=[column for column in other if not column.startswith(prefix)])
     accuracies = [column for column in runs if evaluation(column.removeprefix("metrics."))]
     runs = runs[runs[accuracies].notna().any(axis=1)].sort_values(["start_time", "run_id"])
     return runs.join(methods(runs))

@@ -1,27 +1,33 @@
-"""Accuracies of the report, a row for each, as Markdown tables and CSV; NaN is an unknown value.
+"""Accuracies of the report, a row for each, as CSV, and as groups for the Markdown tables; NaN is an unknown value.
 
 The columns are CSV_COLUMNS, and those that `arranged` adds.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from dataclasses import replace
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
-from semaim.core.tables import markdown_table
+from semaim.core.comparison import Comparison, Group, Score, compare, named_metric
+from semaim.core.formatting import plural
+from semaim.core.headline import headlines
 from semaim.report.store import ENCODER, METHOD, evaluation
 
 if TYPE_CHECKING:
-    from pandas import DataFrame, Series
+    from pandas import DataFrame
 
-MAX_KNN_COLUMNS = 4  # of a Markdown table; with more numbers of neighbours, it shows one of them
-DEFAULT_K = 20
-PROCESSORS = {"cpu": " (CPU)", "cuda": " (GPU)"}
+# Properties of a method that the table shows if they differ, by their headings.
+PARTS = {"permutation": "permutation", "target": "target", "weights": "weights"}
+OTHERS = {"model": "model", "pretrained_on": "pretrained on", "epochs": "epochs"}
 CSV_COLUMNS = [
     "method", "model", "permutation", "target", "pretrained_on", "epochs", "images_seen", "device_hours", "device",
     "evaluated_on", "evaluation", "mean", "deviation", "runs", "published", "source",
 ]  # fmt: skip
 ROW_ORDER = ["evaluated_on", "model", "method", "pretrained_on", "epochs"]  # unknown models come last
+PUBLISHED_ON = "imagenet"  # name of the data of the published results
 COLUMN_ORDER = ["shots", "protocol", "k", "variant"]
 
 
@@ -67,87 +73,128 @@ def published() -> DataFrame:
 def arranged(*tables: DataFrame) -> DataFrame:
     """Accuracies of several tables, with further columns.
 
-    These are the number of the `row` of their method, the fields of their evaluation, `gpu_hours` of pretraining, and
-    whether they are `shown` in Markdown tables and plots.
+    These are the number of the `row` of their method, the fields of their evaluation, the `metric` in MLflow,
+    `gpu_hours` of pretraining, and whether they are `shown` in Markdown tables and plots: the headline metrics are.
     """
     import pandas as pd
 
-    accuracies = pd.concat(tables, ignore_index=True).reindex(columns=[*CSV_COLUMNS, "label"])
-    evaluations = pd.DataFrame(evaluation(f"eval/{name}") for name in accuracies["evaluation"])
+    accuracies = pd.concat(tables, ignore_index=True).reindex(columns=[*CSV_COLUMNS, "label", "options", "weights"])
+    online = accuracies["evaluation"].str.startswith("online/")
+    accuracies["metric"] = accuracies["evaluation"].where(online, "eval/" + accuracies["evaluation"])
+    evaluations = pd.DataFrame(evaluation(metric) for metric in accuracies["metric"])
     accuracies[[*COLUMN_ORDER, "title"]] = evaluations[[*COLUMN_ORDER, "title"]]
     accuracies["gpu_hours"] = accuracies["device_hours"].where(accuracies["device"] == "cuda")
     accuracies["row"] = accuracies.groupby([*METHOD, "published"], dropna=False, sort=False).ngroup()
-    few_shot, top1 = accuracies["shots"] > 0, ~accuracies["variant"].str.endswith("top5")
-    parts = [shown(accuracies[few_shot & top1]), shown(accuracies[~few_shot & top1])]
-    accuracies["shown"] = pd.concat(parts).reindex(accuracies.index, fill_value=False)
+    accuracies["shown"] = False
+    for _, of_data in accuracies.groupby("evaluated_on"):
+        accuracies.loc[of_data.index, "shown"] = of_data["metric"].isin(headlines(of_data["metric"].unique()))
     return accuracies
 
 
-def shown(accuracies: DataFrame) -> Series:
-    """Whether accuracies of a table are shown: all, but of a single k if there would be too many columns.
-
-    It is the k that most rows have; of equals, DEFAULT_K or else the smallest.
-    """
-    k = accuracies["k"]
-    rows_by_k = k[k > 0].value_counts()
-    if accuracies["title"][k > 0].nunique() <= MAX_KNN_COLUMNS:
-        return k >= 0
-    return k.isin([0, min(rows_by_k.index, key=lambda k: (-rows_by_k[k], k != DEFAULT_K, k))])
-
-
-def markdown(accuracies: DataFrame, selection: str) -> str:
-    """The report in Markdown; `selection` describes the evaluations."""
-    few_shot = accuracies["shots"] > 0
-    parts = ["# Methods and evaluations", f"Accuracy in percent, from {selection}."]
-    notes = ["Mean ± sample deviation (number of runs, of different seeds); a single run has neither."]
-    notes.append("Of an evaluation repeated with the same seed, only the newest counts.")
-    if not few_shot.all():
-        parts.append(table(accuracies[~few_shot]))
-    if few_shot.any():
-        parts += ["## Few labels", table(accuracies[few_shot])]
-        notes.append("A few-shot figure of a single run: mean ± deviation over that run's choices of labelled images.")
-    top5 = accuracies["variant"].str.endswith("top5")
-    if not accuracies["shown"][~top5].all():
-        k = ", ".join(map(str, sorted(set(accuracies["k"][accuracies["shown"]]) - {0})))
-        notes.append(f"Of k-NN, tables and plots show k = {k}; report.csv has every k.")
-    if top5.any():
-        notes.append("All are top-1 accuracies; report.csv has top-5 accuracies, too.")
+def groups(accuracies: DataFrame) -> list[Group]:
+    """The methods of a table, told apart by what differs between them, with their scores."""
+    rows = accuracies.drop_duplicates("row").set_index("row")
+    named = rows["permutation"].notna().all()  # encoders of other projects have no order of patches
+    described = {key: [_text(value) for value in rows[key]] for key in ("method", "options", *PARTS, *OTHERS)}
+    columns = {**(PARTS if named else {"method": "method"}), **OTHERS}
+    values = {heading: described[key] for key, heading in columns.items()}
+    if named:
+        values |= _by_option(described["options"])
+    shown = {heading: column for heading, column in values.items() if len(set(column)) > 1}
     if accuracies["published"].any():
-        notes.append("Published: from the README of the repository named, not measured here.")
-        notes.append("Published linear probes are listed under the cls token, which MAE and SAIM probe.")
-        notes.append("aim_base has the size of ViT-B, aim_large that of ViT-L.")
-    return "\n\n".join([*parts, "\n".join(f"* {note}" for note in notes)]) + "\n"
+        shown |= {"method": described["method"], "source": [_source(source) for source in rows["source"]]}
+    scores: dict[int, dict[str, Score]] = {row: {} for row in rows.index}
+    for each in accuracies.itertuples():
+        deviation = None if math.isnan(each.deviation) else each.deviation
+        runs = 0 if math.isnan(each.runs) else int(each.runs)
+        scores[each.row][each.metric] = Score(each.mean, deviation, runs)
+    return [
+        Group(
+            {heading: column[position] for heading, column in shown.items()},
+            scores[row],
+            described["method"][position] if "method" in shown else "",
+        )
+        for position, row in enumerate(rows.index)
+    ]
 
 
-def table(accuracies: DataFrame) -> str:
-    """A Markdown table, padded so that it is readable as plain text."""
-    columns = accuracies[accuracies["shown"]].sort_values(COLUMN_ORDER)["title"].unique()
-    headings = ["method", "model", "pretrained on", "epochs", "images seen", "device-hours", "evaluated on"]
-    lines = [[*headings, *columns, "source"]]
-    for _, row in accuracies.groupby("row"):
-        method = row.iloc[0]
-        hours = cell(method["device_hours"], "{:,.1f}" if method["device_hours"] >= 1 else "{:.2g}")
-        results = dict(zip(row["title"], map(result, row.itertuples()), strict=True))
-        lines.append([
-            method["method"], cell(method["model"]), cell(method["pretrained_on"]), cell(method["epochs"], "{:g}"),
-            cell(method["images_seen"], "{:,.0f}"), hours + PROCESSORS.get(method["device"], "") if hours else "",
-            method["evaluated_on"], *(results.get(column, "") for column in columns),
-            f"published: {', '.join(row['source'][row['shown']].unique())}" if method["published"] else "ours",
-        ])  # fmt: skip
-    return markdown_table(lines, padded=True)
-
-
-def cell(value: Any, form: str = "{}") -> str:
+def _text(value: Any) -> str:
     """A value as a table shows it; nothing if it is unknown."""
     from pandas import isna
 
-    return "" if isna(value) else form.format(value)
+    return "" if isna(value) else f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def result(accuracy: Any) -> str:
-    """An accuracy as the table shows it, such as "93.6 ± 0.4 (3)"."""
-    runs = f" ({accuracy.runs:.0f})" if accuracy.runs > 1 else ""
-    return f"{accuracy.mean:.1f}{cell(accuracy.deviation, ' ± {:.1f}')}{runs}"
+def _by_option(texts: Sequence[str]) -> dict[str, list[str]]:
+    """Values by option of texts such as `a=1 b=2`; the texts if they have other words, as of values with spaces."""
+    words = [text.split() for text in texts]
+    if not all("=" in word for each in words for word in each):
+        return {"options": list(texts)}
+    options = [dict(word.split("=", 1) for word in each) for each in words]
+    return {
+        key: [each.get(key, "") for each in options] for key in dict.fromkeys(key for each in options for key in each)
+    }
+
+
+def _source(source: Any) -> str:
+    return f"published: {source}" if _text(source) else "ours"
+
+
+def markdown(accuracies: DataFrame, selection: str, by: str | None = None) -> str:
+    """The report in Markdown.
+
+    Args:
+        accuracies: with the columns of `arranged`.
+        selection: describes the evaluations.
+        by: the metric that compares methods; by default the headline metric of each data set.
+
+    Raises:
+        UserError: if there is no such metric.
+    """
+    ours = accuracies[~accuracies["published"]]
+    wanted = None if by is None else named_metric(by, set(ours["metric"]))
+    parts = ["# Methods and evaluations", f"Accuracy in percent, from {selection}."]
+    if ours["metric"].str.startswith("online/").all():
+        parts.append("There are no evaluations yet: these are online accuracies, measured at the end of pretraining.")
+    for data, table in ours.groupby("evaluated_on", sort=False):
+        beside = accuracies[accuracies["published"]] if data == PUBLISHED_ON else accuracies.head(0)
+        parts.append(section(str(data), table, beside, wanted))
+    if accuracies["published"].any() and PUBLISHED_ON not in set(ours["evaluated_on"]):
+        published = accuracies[accuracies["published"]]
+        parts.append(f"## Published\n\n{Comparison(groups(published), None).markdown('ImageNet-1k')}")
+    return "\n\n".join([*parts, "\n".join(f"* {note}" for note in notes(accuracies))]) + "\n"
+
+
+def section(data: str, ours: DataFrame, published: DataFrame, by: str | None) -> str:
+    """The comparison of the methods evaluated on some data, above published results."""
+    import pandas as pd
+
+    together = groups(pd.concat([ours, published]))
+    count = ours["row"].nunique()
+    has_metric = by is not None and by in set(ours["metric"])
+    compared = compare(together[:count], by if has_metric else None)
+    compared = replace(compared, published=together[count:])
+    what = f"{plural(count, 'method')} on {data}"
+    if count == 1 and not compared.groups[0].options:
+        what = f"{ours['method'].iloc[0]} on {data}"
+    return f"## {data}\n\n{compared.markdown(what)}"
+
+
+def notes(accuracies: DataFrame) -> list[str]:
+    """What a reader must know of the tables."""
+    found = [
+        "A row pools the runs that differ in the seed alone. Of repeated evaluations the newest counts.",
+        "report.csv has more: other numbers of neighbours, both features, top-5, images seen, device-hours.",
+    ]
+    if (accuracies["shots"] > 0).any():
+        found.append("The deviation of a single few-shot run is over its choices of labelled images.")
+    if accuracies["published"].any():
+        found += [
+            "Published: from the README of the repository named, not measured here.",
+            "Published linear probes are listed under the cls token, which MAE and SAIM probe.",
+            "aim_base has the size of ViT-B, aim_large that of ViT-L.",
+        ]
+    return found
 
 
 def csv_text(accuracies: DataFrame) -> str:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from pathlib import Path
 
+from semaim.config.naming import flatten, may_differ
 from semaim.core.comparison import Comparison, Group, compare, pooled
 from semaim.core.formatting import plural
 from semaim.errors import DamagedFile
+from semaim.runs.folder import RunFolder
 from semaim.sweeps.states import PointState
 from semaim.sweeps.sweep import Point, Sweep, common
 from semaim.tracking.pages import tracked_page_commands
 
-SEED = "seed"
+SEED, CHECKPOINT = "seed", "checkpoint"
 
 
 def comparison(sweep: Sweep, point_states: Sequence[PointState], by: str | None = None) -> Comparison | None:
@@ -33,9 +36,9 @@ def comparison(sweep: Sweep, point_states: Sequence[PointState], by: str | None 
 
 def groups(sweep: Sweep, point_states: Sequence[PointState]) -> list[Group]:
     """The points of a sweep by what was swept, but for the seed, with their evaluations."""
-    same = common(sweep.points)
+    same, encoders = common(sweep.points), _encoders(sweep)
     return pooled(
-        (_options(sweep.points[index], same), _results(index, sweep, point_states)) for index in _first(sweep)
+        (_options(sweep.points[index], same, encoders), _results(index, sweep, point_states)) for index in _first(sweep)
     )
 
 
@@ -44,10 +47,46 @@ def _first(sweep: Sweep) -> list[int]:
     return [index for index, point in enumerate(sweep.points) if point.after is None]
 
 
-def _options(point: Point, same: set[str]) -> dict[str, str]:
-    """What distinguishes a point from those that differ in more than the seed."""
-    pairs = (override.lstrip("+").partition("=") for override in point.overrides if override not in same)
-    return {key: value for key, _, value in pairs if key != SEED}
+def _options(point: Point, same: set[str], encoders: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
+    """What distinguishes a point from those that differ in more than the seed, of the pretraining or its own."""
+    options: dict[str, str] = {}
+    for override in point.overrides:
+        key, _, value = override.lstrip("+").partition("=")
+        if override not in same and key != SEED:
+            options |= encoders.get(value, {key: value}) if key == CHECKPOINT else {key: value}
+    return options
+
+
+def _encoders(sweep: Sweep) -> dict[str, dict[str, str]]:
+    """By checkpoint, what distinguishes pretrainings that a sweep evaluates; empty if not all are other run folders."""
+    given = [override.partition("=") for point in sweep.points for override in point.overrides]
+    values = list(dict.fromkeys(value for key, _, value in given if key == CHECKPOINT))
+    try:
+        configs = [_pretraining(RunFolder(Path(sweep.cwd, Path(value).expanduser()))) for value in values]
+    except DamagedFile:
+        return {}
+    if not all(configs):
+        return {}
+    keys = [key for key in dict.fromkeys(key for each in configs for key in each) if key != SEED]
+    differing = [key for key in keys if len({each.get(key) for each in configs}) > 1]
+    # a choice stands for its group
+    shown = [key for key in differing if "." not in key or key.partition(".")[0] not in differing]
+    # with data= all are evaluated on the same data, whatever they were pretrained on
+    given_data = any(override.startswith("data=") for override in common(sweep.points))
+    names = {key: f"pretrained.{key}" if given_data and key.startswith("data") else key for key in shown}
+    return {
+        value: {name: each.get(key, "") for key, name in names.items()}
+        for value, each in zip(values, configs, strict=True)
+    }
+
+
+def _pretraining(folder: RunFolder) -> dict[str, str]:
+    """The choices and options of a pretraining that affect its result; empty if it is no run folder."""
+    if not (folder.path / "config.yaml").is_file():
+        return {}
+    options = {key: str(value) for key, value in flatten(folder.config()).items() if not may_differ(key)}
+    kept = {key: value for key, value in options.items() if not key.startswith(("task.", "named_after"))}
+    return dict(folder.last_start().get("choices", {})) | kept
 
 
 def _results(index: int, sweep: Sweep, point_states: Sequence[PointState]) -> dict[str, float]:
@@ -73,13 +112,13 @@ def comparison_text(
 
     Args:
         sweep, point_states, by: as of `comparison`.
-        brief: the verdict alone, for a sweep among others.
+        brief: in a line, for a sweep among others.
     """
     if (found := comparison(sweep, point_states, by)) is None:
         return ""
     what = progress_of(sweep, point_states)
     if brief:
-        return f"{what}: {found.verdict}"
+        return f"{what}: {found.brief}"
     pages: list[str] = []
     with suppress(DamagedFile):
         pages = [

@@ -21,6 +21,8 @@ from semaim.core.tables import text_table
 from semaim.errors import DamagedFile, NotReadable, UserError
 from semaim.runs.folder import RunFolder
 from semaim.runs.status import RunState
+from semaim.sweeps.comparison import comparison
+from semaim.sweeps.states import PointState, with_results
 from semaim.sweeps.sweep import FILE, LINK, Sweep, swept
 
 _SHOWN_GROUPS = ("data", "model", "permutation", "target")
@@ -37,7 +39,7 @@ class Entry:
         task: "pretrain", "knn", ...; "sweep".
         choices: the choice in each group; of a sweep, its swept options.
         options: of a run, its configuration with dotted keys.
-        metric, value: the headline metric of a finished run (see `semaim.core.headline`).
+        metric, value: the headline metric (see `semaim.core.headline`) of a finished run, or the best of a sweep.
         changed: time of the last change, in seconds since 1970.
         bytes: size of the folder.
     """
@@ -98,7 +100,19 @@ def _sweep(path: Path) -> Entry:
     states = Counter(RunFolder(run_dir).state() for run_dir in sweep.run_dirs)
     text = ", ".join(f"{number} {state}" for state, number in states.most_common())
     axes = {option: ",".join(values) for option, values in swept(sweep).items()}
-    return Entry(path, text, tuple(states), "sweep", axes, {}, None, None, _changed(path), folder_bytes(path))
+    metric, value = _best(sweep)
+    return Entry(path, text, tuple(states), "sweep", axes, {}, metric, value, _changed(path), folder_bytes(path))
+
+
+def _best(sweep: Sweep) -> tuple[str, float] | tuple[None, None]:
+    """The headline metric of a sweep, and its best mean over seeds."""
+    try:
+        found = comparison(sweep, [with_results(PointState("new"), point) for point in sweep.points])
+    except (DamagedFile, PermissionError):
+        return None, None
+    if found is None or found.metric is None or found.best is None:
+        return None, None
+    return found.metric, found.best.scores[found.metric].mean
 
 
 def folder_bytes(path: Path) -> int:
@@ -157,6 +171,12 @@ def ordered(entries: Sequence[Entry], by: str) -> list[Entry]:
     return sorted(entries, key=keys[by])
 
 
+def _metric_text(entry: Entry) -> str:
+    if entry.metric is None or entry.value is None:
+        return ""
+    return f"{'best ' * (entry.task == 'sweep')}{entry.metric} {digits(entry.metric, entry.value)}"
+
+
 def _cost(entry: Entry) -> float:
     """Smaller for a better value."""
     value = entry.value or 0.0
@@ -170,9 +190,7 @@ def table(entries: Sequence[Entry], folder: Path, total: int) -> str:
         return f"{which} in {folder}" + (" fits these conditions" if total else "")
     lines = [("STATE", "METRIC", "AGE", "SIZE", "TASK", "CHOICES", "FOLDER")]
     for entry in entries:
-        metric = (
-            "" if entry.metric is None or entry.value is None else f"{entry.metric} {digits(entry.metric, entry.value)}"
-        )
+        metric = _metric_text(entry)
         choices = " ".join(value if entry.task != "sweep" else f"{key}={value}" for key, value in entry.choices.items()
                            if key != "task" and (entry.task == "sweep" or key in _SHOWN_GROUPS))  # fmt: skip
         age = duration(max(0.0, time.time() - entry.changed))

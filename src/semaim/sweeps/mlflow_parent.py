@@ -102,7 +102,7 @@ def _journal_changes(sweep: Sweep, point_states: Sequence[PointState], over: boo
     journal.log(journal.next_step(FINISHED), values)
     compared = comparison(sweep, point_states)
     if over or compared is not None:
-        verdict = "" if compared is None else f"{progress_of(sweep, point_states)}: {compared.verdict}"
+        verdict = "" if compared is None else f"{progress_of(sweep, point_states)}: {compared.brief}"
         journal.tags({NOTE: description(sweep, point_states), "verdict": verdict})
     if over:
         journal.artifact("results.csv")
@@ -189,7 +189,8 @@ def description(sweep: Sweep, point_states: Sequence[PointState] | None) -> str:
         return "\n\n".join([*head, *sections])
     compared = comparison(sweep, point_states)
     if compared is not None:
-        head.append(compared.markdown(progress_of(sweep, point_states)))
+        max_characters = (MAX_TAG_CHARACTERS - sum(map(len, (*head, *sections)))) / 2  # half of it for the states
+        head.append(compared.markdown(progress_of(sweep, point_states), max_characters - len(compared.verdict)))
     all_finished = all(state.name == "finished" for state in point_states)
     if all(state.over for state in point_states) and not (compared and all_finished):
         max_characters = MAX_TAG_CHARACTERS - sum(map(len, (*head, *sections))) - RESERVED_CHARACTERS

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing_extensions import TypedDict
 from semaim.core import locks, slurm_job
 from semaim.core.files import if_possible, read_json, writable
 from semaim.core.formatting import duration
-from semaim.core.headline import digits, headlines, measured
+from semaim.core.headline import headlines_text, measured
 from semaim.core.slurm_job import NOT_LISTED, JobState
 from semaim.errors import DamagedFile, NotReadable
 from semaim.runs.folder import RunFolder
@@ -73,7 +73,7 @@ def states(sweep: Sweep) -> list[PointState]:
     point_states = []
     for point, job in zip(sweep.points, jobs, strict=True):
         try:
-            point_states.append(_with_results(_state(sweep, point, job), point))
+            point_states.append(with_results(_state(sweep, point, job), point))
         except (NotReadable, PermissionError) as error:
             point_states.append(PointState("unknown", str(error)))
         except DamagedFile as error:
@@ -84,7 +84,7 @@ def states(sweep: Sweep) -> list[PointState]:
     return point_states
 
 
-def _with_results(state: PointState, point: Point) -> PointState:
+def with_results(state: PointState, point: Point) -> PointState:
     """The state with the results of those runs of the point that are finished."""
     result: dict[str, float] = {}
     found: dict[str, float] = {}
@@ -92,7 +92,7 @@ def _with_results(state: PointState, point: Point) -> PointState:
         if status.get("state") == "finished":
             result |= status["result"]
             found |= measured(status["metric"], status["result"])
-    detail = result_text(found, result) if state.name == "finished" else state.detail
+    detail = headlines_text(found, result) if state.name == "finished" else state.detail
     return replace(state, detail=detail, result=result, measured=found)
 
 
@@ -298,10 +298,3 @@ def journal_tail(folder: RunFolder) -> Sequence[Line]:
             file.seek(start)
             start += len(file.readline())
     return [line for _, line in read(folder.journal, start)]
-
-
-def result_text(metrics: Mapping[str, float], result: Mapping[str, float]) -> str:
-    """The headline metrics of a finished run and its evaluations, at most three; the first result if it has none."""
-    names = headlines(metrics)[:3]
-    shown = {name: metrics[name] for name in names} or dict(list(result.items())[:1])
-    return "  ".join(f"{name} {digits(name, value)}" for name, value in shown.items())

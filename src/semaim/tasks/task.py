@@ -53,7 +53,7 @@ class Task:
     the networks on the meta device: they have shapes but no values.
 
     Attributes:
-        metric: name of the main result, which sweeps and `semaim ls` compare.
+        metric: name of the main result, which Hydra's sweepers receive (see `semaim.core.headline` for comparisons).
         highlights: metrics and artifacts to look at in MLflow, with a description of each.
         spec: the configuration of the run, set before `check`; for a task that needs to know what the user typed.
     """
