@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from semaim.cli import main
+from semaim.config.follow_ups import follow_ups
 from semaim.config.run_spec import compose_run_spec
 from semaim.core.files import write_json
 from semaim.errors import CannotWrite
@@ -52,7 +53,8 @@ def test_runs_keep_the_configuration_of_their_submission(tmp_path: Path, own: Pa
     assert run_here(tmp_path, *with_own(own, "seed=0,1", "then=[knn]", "sweep.name=s")) == 0
     submitted = sweep(tmp_path, "s")
     before = [[spec.stored() for spec in submitted.runs(point)] for point in submitted.points]
-    composed = [compose_run_spec(point.overrides, submitted.folders).config for point in submitted.points]
+    firsts = [compose_run_spec(each.overrides, submitted.folders) for each in submitted.points if each.after is None]
+    composed = [spec.config for first in firsts for spec in (first, *follow_ups(first))]
     parents = [point.parent for point in submitted.points]
     assert [specs[0]["config"] for specs in before] == [
         config | {"parent_run": parent} for config, parent in zip(composed, parents, strict=True)
