@@ -51,10 +51,10 @@ def test_from_an_empty_folder_to_a_finished_run(tmp_path: Path) -> None:
     assert {*re.findall(r"^permutation=(\w+) .*finished", said(sweep), re.MULTILINE)} == {"raster", "columns"}
 
     listed = said(site, str(home / ".config" / "semaim"))
-    assert re.search(r"columns +Column by column, from left to right. \(.*/permutation/columns.yaml\)", listed)
+    assert re.search(r"columns +Column by column, from left to right\.\s+\(\S+/permutation/columns\.yaml\)", listed)
     (run,) = (work / "runs").glob("pretrain_stripes_aim_tiny_columns_pixels")
     environment = json.loads((run / "environment.json").read_text())
-    assert environment[-1]["site"] == str(home / ".config" / "semaim")
+    assert environment["starts"][-1]["site"] == str(home / ".config" / "semaim")
 
 
 def test_the_order_of_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
