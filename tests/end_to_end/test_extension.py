@@ -182,7 +182,7 @@ def refusal(folder: Path, *options: str) -> str:
         ((FOUR, "model=aim_small"), "model.depth: "),
         ((FOUR, "optimizer.weight_decay=0.3"), "optimizer.weight_decay: 0.05 -> 0.3\nOnly trainer.epochs, "),
         ((FOUR, "permutation=raster"), "type checkpoint="),
-        ((FOUR, "data=shapes"), "data.source."),
+        ((FOUR, "data.patch_size=8"), "data.patch_size: 4 -> 8"),
         ((FOUR, "checkpoint=runs/x"), "checkpoint=<run folder> takes its weights alone"),
         ((FOUR, "task=knn"), "continues the training of a pretraining"),
     ],
