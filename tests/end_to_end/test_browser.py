@@ -107,21 +107,6 @@ def test_runs_and_evaluations_are_listed_below_their_parents(pages: Pages, place
     shot("table")
 
 
-def test_the_prepared_view_shows_what_was_swept_and_the_best_first(pages: Pages, place: Path, shot: Shot) -> None:
-    pages.view(run_id(sweep_folder(place)))
-    accuracies = {order: evaluated(place, order)["knn_10_mean"] for order in ORDERS}
-    best_first = sorted(ORDERS, key=lambda order: accuracies[order], reverse=True)
-    if len(set(accuracies.values())) == len(ORDERS):
-        wanted = [run_id(pretraining(place, order)) for order in best_first]
-        pages.browser.wait(lambda: pages.listed() == wanted, "the runs, best first")
-    pages.browser.see("permutation", "eval/knn_10_mean", "Sort: eval/knn_10_mean", "Override saved view")
-    pages.browser.see(*(f"{value:.6f}"[:6] for value in accuracies.values()))
-    shot("table")
-    pages.view(run_id(sweep_folder(place)), charts=True)
-    pages.browser.see("compare", "eval/knn_10_mean")
-    shot("charts")
-
-
 def test_the_model_of_a_pretraining_lists_its_evaluations(pages: Pages, shot: Shot) -> None:
     pages.models()
     pages.browser.click("//a[contains(@href, '/models/m-')][.='attention_center']")
@@ -186,3 +171,18 @@ def test_a_run_of_pictures_shows_them_among_its_artifacts(pages: Pages, place: P
     pages.artifact("pictures", "orders.png")
     pages.see_pictures(1)
     shot("artifacts")
+
+
+def test_the_prepared_view_shows_what_was_swept_and_the_best_first(pages: Pages, place: Path, shot: Shot) -> None:
+    pages.view(run_id(sweep_folder(place)))
+    accuracies = {order: evaluated(place, order)["knn_10_mean"] for order in ORDERS}
+    best_first = sorted(ORDERS, key=lambda order: accuracies[order], reverse=True)
+    if len(set(accuracies.values())) == len(ORDERS):
+        wanted = [run_id(pretraining(place, order)) for order in best_first]
+        pages.browser.wait(lambda: pages.listed() == wanted, "the runs, best first")
+    pages.browser.see("permutation", "eval/knn_10_mean", "Sort: eval/knn_10_mean", "Override saved view")
+    pages.browser.see(*(f"{value:.6f}"[:6] for value in accuracies.values()))
+    shot("table")
+    pages.view(run_id(sweep_folder(place)), charts=True)
+    pages.browser.see("compare", "eval/knn_10_mean")
+    shot("charts")

@@ -25,7 +25,7 @@ from semaim.runs.journal import Evaluated, Line, read
 from semaim.tracking import images
 from semaim.tracking.datasets import dataset_input
 from semaim.tracking.models import log_model, model_of
-from semaim.tracking.run_names import stored_name
+from semaim.tracking.run_names import encodable, stored_name
 from semaim.tracking.store import client_uri, name_store, store_of_folder
 from semaim.tracking.views import general_view, sweep_view
 
@@ -273,11 +273,6 @@ def unknown_request_skipped() -> Iterator[None]:
         if error.error_code not in UNKNOWN_REQUEST:
             raise
         log.info("this MLflow server does not store all that semaim sends: %s", error)
-
-
-def encodable(text: str) -> str:
-    r"""The text with the bytes of a file name that are no UTF-8 as `\udc..`: MLflow stores UTF-8."""
-    return text.encode(errors="backslashreplace").decode()
 
 
 def deliver(folder: RunFolder) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from semaim.errors import DamagedFile
 from semaim.runs.folder import RunFolder, Tracked
 from semaim.runs.journal import read
-from semaim.tracking.run_names import stored_name
+from semaim.tracking.run_names import encodable, stored_name
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -40,8 +40,9 @@ def log_model(
 
     run_id, experiment_id = state["run_id"], state["experiment_id"]
     if (model := find_model(client, experiment_id, state["uid"])) is None:
-        name = NOT_IN_A_NAME.sub("-", stored_name(folder))
+        name = NOT_IN_A_NAME.sub("-", encodable(stored_name(folder)))
         tags = {UID: state["uid"], "run_folder": str(folder.path), "mlflow.note.content": _note(folder)}
+        tags = {key: encodable(value) for key, value in tags.items()}
         tags |= {"mlflow.user": user} if (user := folder.last_start().get("user")) else {}
         model = client.create_logged_model(experiment_id, name, run_id, tags, params)
     client.finalize_logged_model(model.model_id, "READY")

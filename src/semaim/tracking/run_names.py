@@ -115,6 +115,11 @@ def name_of(spec: RunSpec) -> str:
     return run_name(choices, data, options, _swept(config), short)
 
 
+def encodable(text: str) -> str:
+    r"""The text with the bytes of a file name that are no UTF-8 as `\udc..`: MLflow stores UTF-8."""
+    return text.encode(errors="backslashreplace").decode()
+
+
 def stored_name(folder: RunFolder) -> str:
     """The name that a run was given at its first start; of an earlier version, that of its folder."""
     return next((start["title"] for start in folder.starts() if "title" in start), folder.path.name)
