@@ -34,6 +34,19 @@ class NeedsOptions(UserError):
         self.options = options
 
 
+class BatchTooLarge(NeedsOptions):
+    """`trainer.batch_size` is more than the number of training images. Exit code 2.
+
+    Args:
+        problem: as of `NeedsOptions`.
+        images: the number of training images.
+    """
+
+    def __init__(self, problem: str, images: int) -> None:
+        super().__init__(problem, f"trainer.batch_size={images}")
+        self.images = images
+
+
 class DamagedFile(UserError):
     """A stored file is damaged, of a newer version or not readable. Exit code 2.
 

@@ -158,10 +158,8 @@ def test_data_are_counted_and_read(folder: Path) -> None:
 def test_followers_are_checked_before_training(folder: Path) -> None:
     assert one(*FOLDER, "then=[knn,linprobe,finetune]", "seed=1").problems == [
         "ks=[10, 20, 30], but there are 12 labelled training images: lower task.ks [then knn]",
-        "trainer.batch_size=4096 is more than the 12 training images: set trainer.batch_size=12, or less "
-        "[then linprobe]",
-        "trainer.batch_size=1024 is more than the 12 training images: set trainer.batch_size=12, or less "
-        "[then finetune]",
+        "trainer.batch_size=4096 is more than the 12 training images: add trainer.batch_size=12 [then linprobe]",
+        "trainer.batch_size=1024 is more than the 12 training images: add trainer.batch_size=12 [then finetune]",
     ]
     shutil.rmtree(folder / "val")
     problems = one(*FOLDER, "then=[knn]", "evaluators=[pictures]").problems

@@ -40,6 +40,19 @@ def follow_ups(spec: RunSpec) -> list[RunSpec]:
     ]
 
 
+def short_recipe(spec: RunSpec, task: str, images: int) -> list[str]:
+    """The option for an evaluation with few images: `recipe=short`, if its batches fit and the published ones do not.
+
+    Args:
+        spec: the evaluation, or the pretraining before it.
+        task: the evaluation.
+        images: number of training images.
+    """
+    choices = [f"data={spec.choices['data']}", f"task={task}"]
+    published, short = (options([*choices, *more], spec.all_folders).trainer for more in ([], ["recipe=short"]))
+    return ["recipe=short"] if published.batch_size > images >= short.batch_size else []
+
+
 def with_parent(spec: RunSpec, parent: str) -> RunSpec:
     """The same run, shown in MLflow under a parent.
 

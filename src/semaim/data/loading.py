@@ -28,7 +28,7 @@ from semaim.data.image_sets import ImageSet, read_image
 from semaim.data.reading import Unreadable
 from semaim.data.transforms import EVALUATION, TRAINING, Transform, transformed
 from semaim.data.workers import Loading, WorkerBatches, fitting, load
-from semaim.errors import UserError
+from semaim.errors import BatchTooLarge, UserError
 
 log = logging.getLogger(__name__)
 
@@ -109,10 +109,8 @@ class StepPlan:
         if self.batch_size < 1:
             raise UserError(f"trainer.batch_size={self.batch_size} must be at least 1")
         if self.batch_size > self.dataset_size:
-            raise UserError(
-                f"trainer.batch_size={self.batch_size} is more than the "
-                f"{plural(self.dataset_size, 'training image')}: set trainer.batch_size={self.dataset_size}, or less"
-            )
+            images = plural(self.dataset_size, "training image")
+            raise BatchTooLarge(f"trainer.batch_size={self.batch_size} is more than the {images}", self.dataset_size)
         if self.batch_size % (self.world_size * self.accumulate):
             raise UserError(
                 f"trainer.batch_size={self.batch_size} must be divisible by processes x trainer.accumulate = "

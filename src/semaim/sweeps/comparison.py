@@ -106,23 +106,25 @@ def progress_of(sweep: Sweep, point_states: Sequence[PointState]) -> str:
 
 
 def comparison_text(
-    sweep: Sweep, point_states: Sequence[PointState], by: str | None = None, brief: bool = False
+    sweep: Sweep,
+    point_states: Sequence[PointState],
+    by: str | None = None,
+    brief: bool = False,
+    pages: Mapping[str, str] | None = None,
 ) -> str:
-    """The comparison for the screen, and where to look in MLflow; empty if there is nothing to compare.
+    """The comparison for the screen, and where to look at it; empty if there is nothing to compare.
 
     Args:
         sweep, point_states, by: as of `comparison`.
         brief: in a line, for a sweep among others.
+        pages: commands that show the runs, by purpose; None for those of the MLflow store that the sweep was sent to.
     """
     if (found := comparison(sweep, point_states, by)) is None:
         return ""
     what = progress_of(sweep, point_states)
     if brief:
         return f"{what}: {found.brief}"
-    pages: list[str] = []
     with suppress(DamagedFile):
-        pages = [
-            f"{purpose + ':':<11} {command}"
-            for purpose, command in tracked_page_commands(sweep.folder, compare=True).items()
-        ]
-    return "\n".join([found.text(what), *pages])
+        pages = tracked_page_commands(sweep.folder, compare=True) if pages is None else pages
+    shown = [f"{purpose + ':':<11} {command}" for purpose, command in (pages or {}).items()]
+    return "\n".join([found.text(what), *shown])

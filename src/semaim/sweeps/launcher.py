@@ -106,7 +106,8 @@ def _launch(sweep: Sweep, runs: Sequence[Sequence[RunSpec]], is_main: bool) -> l
         raise
     log.info("%s\n%s", printable(sweep.command), table(sweep, point_states), extra=terminal.LINES)
     update_parent(sweep, point_states)
-    if compared := comparison_text(sweep, point_states):
+    pages = instantiate(spec.cfg.tracking, _convert_="all").view_commands(sweep.folder, compare=True)
+    if compared := comparison_text(sweep, point_states, pages=pages):
         log.info("%s", compared, extra=terminal.LINES)
     first_points = [
         (point, state) for point, state in zip(sweep.points, point_states, strict=True) if point.after is None

@@ -15,6 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from semaim.checkpoints.two_stream import read_checkpoint, start_from
+from semaim.config.follow_ups import short_recipe
 from semaim.config.run_spec import RunSpec
 from semaim.config.source_run import value_text
 from semaim.core.distributed import Processes
@@ -186,9 +187,11 @@ class Pretraining(Task, TrainingTask):
             larger = {"train longer": program("run", *longer)} | larger
         if self.data.splits.labelled is None:
             return larger
+        images = len(self.data.splits.labelled)
         held_out = [] if self.data.splits.val is not None else ["data.val_fraction=0.1"]
         evaluate = program("run", "task=knn", f"checkpoint={value_text(str(folder))}", *held_out)
-        return {"evaluate": evaluate, "and also": "with task=linprobe, task=finetune or task=fewshot"} | larger
+        words = [" ".join([f"task={task}", *short_recipe(spec, task, images)]) for task in ("linprobe", "finetune")]
+        return {"evaluate": evaluate, "and also": f"with {', '.join(words)} or task=fewshot"} | larger
 
     def loss(self, batch: Batch, state: TrainingState, noise: StepNoise) -> Tensor:
         """Loss of each image, (B,): the mean over its patches."""

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from semaim.config.follow_ups import short_recipe
 from semaim.config.messages import chain
 from semaim.config.naming import key_of
 from semaim.config.run_spec import RunSpec
 from semaim.core.distributed import Processes
 from semaim.data.image_sets import ImageSet
-from semaim.errors import NeedsOptions, UserError
+from semaim.errors import BatchTooLarge, NeedsOptions, UserError
 from semaim.models.flops import Cost
 from semaim.runs.context import Run
 from semaim.tracking.datasets import Context
@@ -118,9 +119,13 @@ def complete_command(spec: RunSpec) -> Iterator[None]:
     except Exception as error:
         if (needs := next((each for each in chain(error) if isinstance(each, NeedsOptions)), None)) is None:
             raise
-        replaced = {key_of(option) for option in needs.options}
+        typed = {key_of(each) for each in spec.overrides}
+        added: Sequence[str] = needs.options
+        if isinstance(needs, BatchTooLarge) and "trainer.batch_size" not in typed:
+            added = short_recipe(spec, spec.choices["task"], needs.images) or added
+        replaced = {key_of(option) for option in added}
         kept = [each for each in spec.overrides if key_of(each) not in replaced]
-        raise UserError(f"{needs.problem}:\n  {spec.command_with(*kept, *needs.options)}") from None
+        raise UserError(f"{needs.problem}:\n  {spec.command_with(*kept, *added)}") from None
 
 
 def training_cost(
