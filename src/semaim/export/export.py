@@ -18,7 +18,7 @@ from safetensors.torch import save as safetensors_bytes
 from semaim.checkpoints.store import write_checksum
 from semaim.checkpoints.stored_encoder import StoredEncoder
 from semaim.checkpoints.two_stream import read_checkpoint
-from semaim.config.source_run import value_text
+from semaim.config.source_run import source_run, value_text
 from semaim.core.files import HashingWriter, atomic, fsync_folder, write_json, write_text
 from semaim.core.formatting import count, printable, program
 from semaim.errors import UserError
@@ -87,7 +87,8 @@ def export(options: Options) -> None:
         )
     print(printable(f"load it:\n\n{indent(content.snippet(output), INDENT)}\n", keep="\n"))
     evaluate = program("run", "task=knn", f"checkpoint={value_text(str(output))}")
-    print(f"evaluate it: {printable(evaluate)} data=...")
+    data = "" if source_run(output) else " data=..."  # those of the run, if it is in its folder
+    print(f"evaluate it: {printable(evaluate)}{data}")
     if tracked is not None:
         uri, model_uri = log_model(model.vit, "classifier" if model.num_classes else "encoder", tracked)
         snippet = f'import mlflow\nmlflow.set_tracking_uri({uri!r})\nmodel = mlflow.pytorch.load_model("{model_uri}")'
