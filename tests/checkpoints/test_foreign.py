@@ -192,7 +192,7 @@ def test_another_grid_must_be_requested(tmp_path: Path) -> None:
     path = saved(foreign_files.dinov2(), tmp_path)
     with pytest.raises(Exception, match=r"task\.source\.interpolate=true") as raised:
         go(tmp_path, *MODEL, "task=knn", f"checkpoint={path}", "data.image_size=48", "run_name=knn")
-    assert "is for images of 32x32, the data are of 48x48" in str(raised.value.__cause__)
+    assert "is for images of 32x32, the data are of 48x48" in str(raised.value)
     with pytest.raises(UserError, match=r"data\.image_size=36x36 is not divisible by the encoder's patches of 8x8"):
         source(path, "task.source.interpolate=true", "data.image_size=36", "data.patch_size=4").encoder()
 

@@ -74,7 +74,7 @@ def test_accuracy_during_pretraining_is_drawn_by_order(empty_copy: Store, tmp_pa
     knn |= {"online/linear_cls_top5": [50.0, 60.0, 70.0], "online/linear_cls_loss": [2.0, 1.0, 0.5]}  # not drawn
 
     def pretrain(name: str, more: float) -> None:
-        run_id = store.add({"task": "pretrain", "mlflow.runName": name}, {})
+        run_id = store.add({"task": "pretrain", "run_folder": f"/runs/{name}"}, {})
         points = [Metric("train/epoch", 2.0, 1, 20), Metric("train/epoch", 4.0, 2, 40)]
         points += [
             Metric(key, value + more, 1, 20 * i) for key, values in knn.items() for i, value in enumerate(values)
