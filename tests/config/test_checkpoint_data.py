@@ -62,7 +62,6 @@ def test_all_of_the_data_and_the_seed_are_taken() -> None:
         "{cwd}/runs/pre",
         "runs/pre/checkpoints/step_00000120.pt",
         "runs/pre/best",
-        "[runs/pre]",
     ],
 )
 def test_any_way_to_name_the_run(checkpoint: str) -> None:

@@ -125,8 +125,11 @@ def test_links_of_the_configuration_resolve() -> None:
     assert broken == []
 
 
-# Options without which a choice cannot be built; a named model is built without its weights.
-REQUIRED = {("target", "teacher"): ("target.weights=timm:vit_base_patch16_224.dino",)}
+# Options without which a choice cannot be built; a named model is built without its weights, wandb without a key.
+REQUIRED = {
+    ("target", "teacher"): ("target.weights=timm:vit_base_patch16_224.dino",),
+    ("tracking", "wandb"): ("tracking.mode=offline",),
+}
 
 
 @pytest.mark.parametrize(("group", "choice"), [c for c in CHOICES if c[0] not in BUILT_APART])

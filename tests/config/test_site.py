@@ -133,5 +133,5 @@ def test_jobs_of_the_program_find_modules_in_the_working_directory(tmp_path: Pat
     found = {json.loads(path.read_text())["state"]: path for path in (tmp_path / "runs").glob("pretrain*/status.json")}
     assert [*found] == ["finished"]
     assert len(list((tmp_path / "runs").glob("pretrain*"))) == 2
-    safe = finished(command, tmp_path / "here", variables | {"PYTHONSAFEPATH": "1"})
+    safe = finished([*command, "seed=2"], tmp_path / "here", variables | {"PYTHONSAFEPATH": "1"})
     assert "No module named 'my_backwards'" in safe.stdout, "as python -P -m semaim.run"
