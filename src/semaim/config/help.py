@@ -125,4 +125,5 @@ def _table(rows: Iterable[tuple[str, str]], indent: int = 2) -> str:
 
 
 def _wrapped(text: str, first: str, others: str) -> str:
-    return textwrap.fill(text, WIDTH, initial_indent=first, subsequent_indent=others, break_on_hyphens=False)
+    return textwrap.fill(text, WIDTH, initial_indent=first, subsequent_indent=others, break_on_hyphens=False,
+                         break_long_words=False)  # fmt: skip
