@@ -32,7 +32,7 @@ def screen(place: Path) -> str:
 
 def test_the_page_makes_a_task(place: Path, screen: str) -> None:
     assert "OK: 1 run, 1 process each, about 0.0 GPU-hours" in screen  # of `semaim check`
-    (folder,) = (place / "runs").glob("nearest_mean_digits*")
+    (folder,) = (place / "runs").glob("nearest_mean_of_encoder*")
     result = status(folder)["result"]
     assert set(result) == {"nearest_mean_cls", "nearest_mean_mean"}
     assert status(folder)["metric"] == "nearest_mean_mean"
@@ -45,7 +45,7 @@ def test_the_page_makes_a_task(place: Path, screen: str) -> None:
 def test_its_accuracy_is_that_of_the_features(place: Path) -> None:
     """Computed anew from the exported features, in numpy."""
     run_as_typed("semaim features checkpoint=runs/encoder tracking=none run_name=exported", place)
-    (folder,) = (place / "runs").glob("nearest_mean_digits*")
+    (folder,) = (place / "runs").glob("nearest_mean_of_encoder*")
     parts = [np.load(place / "runs" / "exported" / f"{part}.npz") for part in ("train", "val")]
     for kind in ("cls", "mean"):
         means_CD = np.stack([parts[0][kind][parts[0]["labels"] == c].mean(0) for c in range(10)])
@@ -65,5 +65,5 @@ def test_the_page_names_every_method_of_the_contract() -> None:
     (task,) = [node for node in ast.parse(Path(contract.__file__).read_text()).body
                if isinstance(node, ast.ClassDef) and node.name == "Task"]  # fmt: skip
     methods = [node.name for node in task.body if isinstance(node, ast.FunctionDef)]
-    assert len(methods) == 5
+    assert len(methods) == 7
     assert [name for name in methods if f"`{name}(" not in PAGE.text] == []
