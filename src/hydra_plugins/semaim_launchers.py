@@ -17,13 +17,13 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from semaim.core.site import refuse_taken_names, site_folder
+from semaim.core.site import site_folder
 
 CONF = Path(__file__).resolve().parents[1] / "semaim" / "conf"
 
 
 class SiteFolder(SearchPathPlugin):  # type: ignore[misc]
-    """Prepends the site's folder, so that its site.yaml overrides the packaged one, and its groups are found.
+    """Prepends the site's folder, so that its files are found, in place of semaim's of the same names.
 
     Hydra calls it in every program of this environment; only those that compose semaim's configuration get the folder.
     """
@@ -33,7 +33,6 @@ class SiteFolder(SearchPathPlugin):  # type: ignore[misc]
         if not any(Path(main.removeprefix("file://")).resolve() == CONF.resolve() for main in mains):
             return
         if (folder := site_folder()) is not None:
-            refuse_taken_names(folder, CONF)
             search_path.prepend("semaim-site", f"file://{folder}")
 
 

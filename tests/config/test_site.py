@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from semaim.config.completion import option_words
-from semaim.config.compose import choices, points
+from semaim.config.compose import CONF, choices, points
+from semaim.config.help import help_page
 from semaim.config.messages import explain
 from semaim.config.run_spec import compose_run_spec
 from support.commands import ENVIRONMENT, RUN, SMALL, finished
@@ -97,11 +98,13 @@ def test_a_site_and_a_folder_of_the_command_go_together(tmp_path: Path) -> None:
     assert (spec.choices["permutation"], spec.cfg.seed, spec.cfg.runs_dir) == ("backwards", 5, "/scratch/runs")
 
 
-def test_a_site_cannot_change_what_the_names_of_semaim_mean(tmp_path: Path) -> None:
+def test_a_file_of_a_site_takes_the_place_of_the_packaged_one(tmp_path: Path) -> None:
     (tmp_path / "site" / "model").mkdir()
-    file = tmp_path / "site" / "model" / "aim_base.yaml"
-    file.write_text("defaults: [aim_tiny, _self_]\n")
-    assert message("model=aim_small") == f"{file}: semaim has a file model/aim_base.yaml of its own, rename yours"
+    packaged = (CONF / "model" / "aim_small.yaml").read_text()
+    (tmp_path / "site" / "model" / "aim_small.yaml").write_text(packaged.replace("embed_dim: 384", "embed_dim: 320"))
+    spec = compose_run_spec(["model=aim_small"])
+    assert (spec.cfg.model.embed_dim, spec.cfg.model.depth) == (320, 12)
+    assert "model.embed_dim=320" in help_page(["--help", "model=aim_small"])
 
 
 def test_a_module_beside_the_configuration_is_named(tmp_path: Path) -> None:

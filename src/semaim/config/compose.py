@@ -68,9 +68,9 @@ def choices(group: str, folders: Sequence[str] = ()) -> list[str]:
 
 
 def roots(folders: Sequence[str] = ()) -> list[Path]:
-    """The configuration folders: semaim's, the site's if there is one, and additional ones."""
+    """The configuration folders, in the order in which a file is looked up: the site's, semaim's, additional ones."""
     site = site_folder()
-    return [CONF, *([] if site is None else [site]), *map(folder_path, folders)]
+    return [*([] if site is None else [site]), CONF, *map(folder_path, folders)]
 
 
 def quoted_home(words: Sequence[str]) -> list[str]:

@@ -6,7 +6,6 @@ import difflib
 import re
 import shlex
 from collections.abc import Sequence
-from pathlib import Path
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf.errors import OmegaConfBaseException
@@ -69,7 +68,7 @@ def _where(module: str, error: BaseException, words: Sequence[str]) -> str:
     """What to do if the module of a class is not found."""
     if not (isinstance(error, ModuleNotFoundError) and error.name == module):
         return ""
-    for folder in map(Path.absolute, roots(named_folders(words))[1:]):  # those of the user
+    for folder in (each.absolute() for each in roots(named_folders(words)) if each != CONF):  # those of the user
         for place in (folder, folder.parent):
             if (place / f"{module}.py").is_file() or (place / module / "__init__.py").is_file():
                 return f". It is in {quoted(place)}, so begin the command with PYTHONPATH={shlex.quote(str(place))}"
