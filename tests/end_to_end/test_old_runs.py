@@ -85,7 +85,7 @@ def test_another_configuration_is_still_refused(home: Path) -> None:
 def test_folders_of_the_old_version_were_read_as_stored() -> None:
     found = upgraded({"recipe": "short", "data": {"source": {"_target_": "semaim.data.sources.image_folders"}}})
     assert found["data"]["source"]["exif"] is False
-    assert upgraded({"recipe": "short", "data": None}) == {"recipe": "short", "data": None}
+    assert upgraded({"recipe": "short", "data": None}) == {"recipe": "short", "data": None, "extend": None}
 
 
 def test_names_inside_lists_and_other_values_are_kept() -> None:
@@ -100,6 +100,7 @@ def test_names_inside_lists_and_other_values_are_kept() -> None:
         "c": None,
         "_target_": "x.Y",
         "recipe": "short",
+        "extend": None,
     }
 
 

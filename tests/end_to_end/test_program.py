@@ -171,7 +171,7 @@ def test_printed_commands_can_be_pasted(tmp_path: Path) -> None:
     larger = re.search(r"larger model: +(semaim run .*)", said)
     assert evaluate is not None
     assert larger is not None
-    assert f"--config-dir '{tmp_path}/my conf'" in evaluate[1]
+    assert f"--config-dir '{tmp_path}/my conf'" in larger[1]
     done = shell(f"{evaluate[1]} tracking=none 'runs_dir=my runs'", tmp_path)
     assert done.returncode == 0, done.stdout
     assert re.search(r"knn_10_mean +\d+\.\d+", done.stdout)

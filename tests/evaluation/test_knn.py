@@ -226,5 +226,5 @@ def test_more_neighbours_than_the_bank_has():
     # With the whole bank each class has the sum of all its weights.
     everyone = nearest_neighbours(bank_MD, labels_M, query_QD, [20], 6, ALONE)[20][:, 0].tolist()
     assert everyone == [slow_vote(bank_MD.tolist(), labels_M.tolist(), query, 20, 6) for query in query_QD.tolist()]
-    with pytest.raises(UserError, match=r"k=21 neighbours asked for, but the bank has 20 images: lower ks"):
+    with pytest.raises(UserError, match=r"k=21 neighbours asked for, but there are 20 labelled images: lower ks"):
         nearest_neighbours(bank_MD, labels_M, query_QD, [1, 21, 3], 6, ALONE)

@@ -167,7 +167,7 @@ class Pretraining(Task, TrainingTask):
         state = loop.fit(self, self.trainer, run)
         evaluations = loop.evaluations(run)
         result = {"loss": state.loss}
-        first = min(evaluations, key=int, default="0")  # 0, unless the run extends another one
+        first = "0" if run.extends is None else min(evaluations, key=int, default="0")  # where this run began
         for when, step in (("before", first), ("after", str(state.step))):
             online = {name: value for name, value in evaluations.get(step, {}).items() if name.startswith("online/")}
             result |= {f"{name}_{when}": value for name, value in online.items()}
