@@ -154,6 +154,7 @@ def test_differences_name_the_relevant_options():
 CONFIG = {
     "recipe": "short",
     "seed": 0,
+    "extend": None,
     "device": "auto",
     "optimizer": {"base_lr": 2e-3, "min_lr": 1.0e-05, "betas": [0.9, 0.95], "huge": 1e300, "sum": 0.1 + 0.2},
     "data": {"root": None, "image_size": [32, [48, [1.5, None]]], "num_workers": 4, "empty": {}, "none": []},

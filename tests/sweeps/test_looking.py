@@ -54,7 +54,7 @@ def watched(
     changes, printed = iter(looks), []  # type: ignore[var-annotated]
     monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal)
     monkeypatch.setattr("time.strftime", lambda _: "12:00:00")
-    monkeypatch.setattr("shutil.get_terminal_size", lambda: os.terminal_size((60, 10)))
+    monkeypatch.setattr("shutil.get_terminal_size", lambda **_: os.terminal_size((60, 10)))
 
     def change(_: float) -> None:
         for number, status in next(changes).items():
