@@ -162,6 +162,24 @@ def test_a_sweep_over_checkpoints_is_compared_by_their_pretrainings(tmp_path: Pa
     assert named == [{"checkpoint": str(tmp_path / "raster-0")}, {"checkpoint": "timm:vit_x"}]
 
 
+def test_evaluations_of_the_same_checkpoints_are_columns_of_one_table(tmp_path: Path) -> None:
+    """As in the report: the most demanding one decides. Tasks that measure the same remain rows."""
+    words = [
+        encoder(tmp_path, f"{order}-{seed}", order, seed, 0.1) for order in ("raster", "zigzag") for seed in (0, 1)
+    ]
+    points = [(f"task={task} {word}", evaluated(value + n, metric), None)
+              for task, metric, value in (("knn", "knn_10_mean", 90.0), ("linprobe", "linprobe_cls", 80.0))
+              for n, word in enumerate(words)]  # fmt: skip
+    sweep = sweep_of(tmp_path / "a", *points)
+    assert table(sweep) == [
+        ["", "permutation", "eval/linprobe_cls", "eval/knn_10_mean"],
+        ["best", "zigzag", "82.5 ± 0.7 (2)", "92.5 ± 0.7 (2)"], ["", "raster", "80.5 ± 0.7 (2)", "90.5 ± 0.7 (2)"],
+    ]  # fmt: skip
+    same = [(f"task={task} {words[0]}", evaluated(value, "mine"), None) for task, value in (("a", 80.0), ("b", 70.0))]
+    other = sweep_of(tmp_path / "b", *same)
+    assert [group.options for group in groups(other, states(other))] == [{"task": "a"}, {"task": "b"}]
+
+
 def test_the_page_in_mlflow(tmp_path: Path) -> None:
     """Its table and its metrics are those of the comparison; runs that did not finish are listed with their errors."""
     sweep = sweep_of(
