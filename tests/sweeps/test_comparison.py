@@ -8,15 +8,17 @@ from pathlib import Path
 import pytest
 
 from semaim.core.files import write_json
+from semaim.runs.folder import Tracked
+from semaim.runs.journal import View
 from semaim.sweeps.commands import show
 from semaim.sweeps.comparison import comparison, comparison_text, groups
 from semaim.sweeps.listing import list_entries
 from semaim.sweeps.listing import table as listed
-from semaim.sweeps.mlflow_parent import description, summary
+from semaim.sweeps.mlflow_parent import description, summary, view
 from semaim.sweeps.states import PointState, states
 from semaim.sweeps.sweep import Executor, Point, Sweep
 from semaim.tracking.pages import tracked_page_commands
-from semaim.tracking.views import view_key
+from semaim.tracking.views import sweep_view, view_key
 
 PRETRAINED = {"state": "finished", "metric": "loss"}
 FAILED = {"state": "failed", "error": "broken"}
@@ -200,6 +202,27 @@ def test_the_page_in_mlflow(tmp_path: Path) -> None:
     })  # fmt: skip
     write_json(tmp_path / "2" / "status.json", FAILED)
     assert "| `permutation=zigzag seed=0` | failed: broken |" in description(sweep, states(sweep))
+
+
+def test_the_view_in_mlflow_sorts_by_the_metric_that_decides(tmp_path: Path) -> None:
+    """One point has no evaluation: all are compared, and sorted, by what they have in common; of a loss the least."""
+    sweep = sweep_of(
+        tmp_path,
+        ("permutation=raster", pretrained(80.0), evaluated(95.0)),
+        ("permutation=zigzag", pretrained(85.0), FAILED),
+    )
+    found = states(sweep)
+    compared = comparison(sweep, found)
+    assert compared is not None
+    assert compared.metric == "online/knn_10_mean"
+    (sweep.path / "environment.json").write_text(json.dumps({"starts": [{"title": "t", "swept": ["permutation"]}]}))
+    assert view(sweep, found)["metrics"] == ["online/knn_10_mean", "eval/knn_10_mean"]
+
+    parent: Tracked = {"uid": "u", "experiment": "e", "run_id": "r", "sent": 0}
+    losses: View = {"name": "t", "groups": [], "columns": [], "metrics": ["train/loss"]}
+    for metric, ascending in (("train/loss", True), ("eval/knn_10_mean", False)):
+        _, tag = sweep_view(losses | {"metrics": [metric]}, parent, 0)
+        assert json.loads(tag)["orderByAsc"] is ascending
 
 
 def test_where_to_look_in_mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

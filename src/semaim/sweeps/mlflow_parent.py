@@ -147,12 +147,13 @@ def view(sweep: Sweep, point_states: Sequence[PointState]) -> View:
         point_states: states of its points; empty at its start.
     """
     start = sweep.folder.last_start()
+    compared = comparison(sweep, point_states) if point_states else None
     modes = [["tag" if key in start.get("choices", {}) else "param", key] for key in start.get("swept", [])]
     return {
         "name": start.get("title", sweep.path.name),
         "groups": [each for each in modes if each[1] != "seed"] if ["param", "seed"] in modes else [],
         "columns": [f"{mode}s.`{key}`" for mode, key in modes],
-        "metrics": headlines(name for state in point_states for name in state.measured),
+        "metrics": compared.metrics if compared else headlines(name for each in point_states for name in each.measured),
         "runs": _shared_runs(sweep) if point_states else [],
     }
 

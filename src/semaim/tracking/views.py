@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from semaim.core.headline import lower_is_better
 from semaim.errors import DamagedFile
 from semaim.runs.folder import RunFolder, Tracked
 from semaim.runs.journal import View
@@ -93,7 +94,7 @@ def _state(chosen: str, columns: list[str], metrics: list[str]) -> dict[str, Any
     return {
         "searchFilter": chosen,
         "orderByKey": f"metrics.`{metrics[0]}`" if metrics else "tags.`mlflow.runName`",  # by time, they are nested
-        "orderByAsc": not metrics,
+        "orderByAsc": not metrics or lower_is_better(metrics[0]),
         "selectedColumns": shown,
         "columnOrder": shown,
         "columnWidths": {name: 150 for name in shown if name.startswith(("tags", "metrics"))},
