@@ -13,14 +13,14 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from semaim.config.naming import flatten
 from semaim.core.files import write_json
 from semaim.core.locks import one_at_a_time
 from semaim.core.store_address import SQLITE, check_experiment
 from semaim.errors import DamagedFile, UserError
-from semaim.runs.folder import RunFolder
+from semaim.runs.folder import RunFolder, Tracked
 from semaim.runs.journal import Evaluated, Line, read
 from semaim.tracking import images
 from semaim.tracking.datasets import dataset_input
