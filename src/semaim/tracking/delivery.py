@@ -252,9 +252,8 @@ class Delivery:
             if params := line.get("model"):
                 log_model(self._client, self.folder, self.state, params, line["step"])
             if view := line.get("view"):
-                self._client.set_experiment_tag(
-                    self.state["experiment_id"], *sweep_view(view, self.state, line["time"])
-                )
+                tag = sweep_view(view, cast(Tracked, self.state), line["time"])
+                self._client.set_experiment_tag(self.state["experiment_id"], *tag)
         if (status := line.get("status")) == "RUNNING":
             self._client.update_run(run_id, status=status)
             self._client.log_artifact(run_id, str(self.folder.path / "environment.json"))
