@@ -9,6 +9,7 @@ The sweep takes some minutes (in a temporary folder, unless one is given). Needs
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,7 +19,7 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from support.browser import Pages, browser, missing
-from support.commands import succeed, sweep_folder
+from support.commands import ENVIRONMENT, RUN, sweep_folder
 from support.mlflow_server import Server
 
 IMAGES = Path(__file__).parent / "images"
@@ -35,8 +36,13 @@ PALETTE_SIZE = 256  # colours of a screenshot; enough for a page with curves
 
 def make_sweep(folder: Path) -> None:
     """Pretrain with each order, evaluate, and draw the views of one model."""
-    succeed(folder, *SWEEP)
-    succeed(folder, "task=visualize", f"checkpoint={pretraining(folder).relative_to(folder)}", "run_name=drawn")
+    command(folder, *SWEEP)
+    command(folder, "task=visualize", f"checkpoint={pretraining(folder).relative_to(folder)}", "run_name=drawn")
+
+
+def command(folder: Path, *overrides: str) -> None:
+    """Run in a folder, as long as it takes."""
+    subprocess.run([*RUN, *overrides], cwd=folder, env=ENVIRONMENT, check=True)
 
 
 def pretraining(folder: Path) -> Path:

@@ -8,15 +8,17 @@ from pathlib import Path
 import pytest
 
 from semaim.core.files import write_json
+from semaim.runs.folder import Tracked
+from semaim.runs.journal import View
 from semaim.sweeps.commands import show
 from semaim.sweeps.comparison import comparison, comparison_text, groups
 from semaim.sweeps.listing import list_entries
 from semaim.sweeps.listing import table as listed
-from semaim.sweeps.mlflow_parent import description, summary
+from semaim.sweeps.mlflow_parent import description, summary, view
 from semaim.sweeps.states import PointState, states
 from semaim.sweeps.sweep import Executor, Point, Sweep
 from semaim.tracking.pages import tracked_page_commands
-from semaim.tracking.views import view_key
+from semaim.tracking.views import sweep_view, view_key
 
 PRETRAINED = {"state": "finished", "metric": "loss"}
 FAILED = {"state": "failed", "error": "broken"}
@@ -162,6 +164,24 @@ def test_a_sweep_over_checkpoints_is_compared_by_their_pretrainings(tmp_path: Pa
     assert named == [{"checkpoint": str(tmp_path / "raster-0")}, {"checkpoint": "timm:vit_x"}]
 
 
+def test_evaluations_of_the_same_checkpoints_are_columns_of_one_table(tmp_path: Path) -> None:
+    """As in the report: the most demanding one decides. Tasks that measure the same remain rows."""
+    words = [
+        encoder(tmp_path, f"{order}-{seed}", order, seed, 0.1) for order in ("raster", "zigzag") for seed in (0, 1)
+    ]
+    points = [(f"task={task} {word}", evaluated(value + n, metric), None)
+              for task, metric, value in (("knn", "knn_10_mean", 90.0), ("linprobe", "linprobe_cls", 80.0))
+              for n, word in enumerate(words)]  # fmt: skip
+    sweep = sweep_of(tmp_path / "a", *points)
+    assert table(sweep) == [
+        ["", "permutation", "eval/linprobe_cls", "eval/knn_10_mean"],
+        ["best", "zigzag", "82.5 ± 0.7 (2)", "92.5 ± 0.7 (2)"], ["", "raster", "80.5 ± 0.7 (2)", "90.5 ± 0.7 (2)"],
+    ]  # fmt: skip
+    same = [(f"task={task} {words[0]}", evaluated(value, "mine"), None) for task, value in (("a", 80.0), ("b", 70.0))]
+    other = sweep_of(tmp_path / "b", *same)
+    assert [group.options for group in groups(other, states(other))] == [{"task": "a"}, {"task": "b"}]
+
+
 def test_the_page_in_mlflow(tmp_path: Path) -> None:
     """Its table and its metrics are those of the comparison; runs that did not finish are listed with their errors."""
     sweep = sweep_of(
@@ -182,6 +202,27 @@ def test_the_page_in_mlflow(tmp_path: Path) -> None:
     })  # fmt: skip
     write_json(tmp_path / "2" / "status.json", FAILED)
     assert "| `permutation=zigzag seed=0` | failed: broken |" in description(sweep, states(sweep))
+
+
+def test_the_view_in_mlflow_sorts_by_the_metric_that_decides(tmp_path: Path) -> None:
+    """One point has no evaluation: all are compared, and sorted, by what they have in common; of a loss the least."""
+    sweep = sweep_of(
+        tmp_path,
+        ("permutation=raster", pretrained(80.0), evaluated(95.0)),
+        ("permutation=zigzag", pretrained(85.0), FAILED),
+    )
+    found = states(sweep)
+    compared = comparison(sweep, found)
+    assert compared is not None
+    assert compared.metric == "online/knn_10_mean"
+    (sweep.path / "environment.json").write_text(json.dumps({"starts": [{"title": "t", "swept": ["permutation"]}]}))
+    assert view(sweep, found)["metrics"] == ["online/knn_10_mean", "eval/knn_10_mean"]
+
+    parent: Tracked = {"uid": "u", "experiment": "e", "run_id": "r", "sent": 0}
+    losses: View = {"name": "t", "groups": [], "columns": [], "metrics": ["train/loss"]}
+    for metric, ascending in (("train/loss", True), ("eval/knn_10_mean", False)):
+        _, tag = sweep_view(losses | {"metrics": [metric]}, parent, 0)
+        assert json.loads(tag)["orderByAsc"] is ascending
 
 
 def test_where_to_look_in_mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

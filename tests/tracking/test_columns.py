@@ -198,7 +198,11 @@ def test_a_sweep_has_a_view_that_groups_by_what_is_swept(tmp_path: Path, capsys:
     assert view["name"].startswith("permutation × seed (4 runs) · embed_dim 32")  # noqa: RUF001
     state = json.loads(view["state"])
     assert state.items() <= view.items()  # for versions that read the tag itself
-    assert state["searchFilter"] == f"tags.`mlflow.parentRunId` = '{sweep}'"
+    assert state["searchFilter"] == f"tags.`mlflow.parentRunId` = '{sweep}' and attributes.status = 'FINISHED'"
+    found = client.search_runs([experiment.experiment_id], state["searchFilter"])
+    assert len(found) == 4
+    client.set_terminated(found[0].info.run_id, "FAILED")  # its accuracy of step 0 must not come first
+    assert len(client.search_runs([experiment.experiment_id], state["searchFilter"])) == 3
     assert state["groupBy"]["groupByKeys"] == [{"mode": "tag", "groupByData": "permutation"}]
     assert state["selectedColumns"][:3] == ["tags.`permutation`", "params.`seed`", "metrics.`eval/knn_10_mean`"]
     assert [chart["metricKey"] for chart in state["compareRunCharts"]] == ["eval/knn_10_mean"]
@@ -208,6 +212,16 @@ def test_a_sweep_has_a_view_that_groups_by_what_is_swept(tmp_path: Path, capsys:
     assert names == {view["name"]} | {
         f"{task}{order} · seed {seed}" for task in ("", "knn · ") for order in ("raster", "zigzag") for seed in (0, 1)
     }
-    for removal in plan_removals([sweep_folder(tmp_path)], keep_mlflow=False):
+
+    first = sweep_folder(tmp_path)
+    assert run_here(tmp_path, "-m", *SHORT, "permutation=raster,zigzag", "seed=0", "then=[knn]") == 0
+    second = next(path for path in tmp_path.glob("runs/sweep_*") if path != first)
+    other = f"semaim-{delivery_state(second)['run_id'][:12]}"
+    tags = client.get_experiment(experiment.experiment_id).tags
+    chosen = json.loads(json.loads(tags[f"mlflow.sharedViewState.{other}"])["state"])["searchFilter"]
+    listed = {run.info.run_name for run in client.search_runs([experiment.experiment_id], chosen)}
+    assert listed == {"raster · seed 0", "zigzag · seed 0"}  # which stay under the first sweep
+
+    for removal in plan_removals([first], keep_mlflow=False):
         remove(removal)
     assert f"mlflow.sharedViewState.{key}" not in client.get_experiment(experiment.experiment_id).tags

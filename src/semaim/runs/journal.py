@@ -25,7 +25,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal, Required
+from typing import Any, Literal, NotRequired, Required
 
 from pydantic import ValidationError
 from typing_extensions import TypedDict
@@ -80,12 +80,14 @@ class View(TypedDict):
         groups: tags and parameters to group by, as ("tag" or "param", name).
         columns: the columns, as MLflow names them.
         metrics: accuracies with a column and a chart; runs are sorted by the first one.
+        runs: folders of all runs, if some are shown under another sweep or run; else empty.
     """
 
     name: str
     groups: list[list[str]]
     columns: list[str]
     metrics: list[str]
+    runs: NotRequired[list[str]]
 
 
 class Line(TypedDict, total=False):

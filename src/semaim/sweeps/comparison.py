@@ -15,7 +15,7 @@ from semaim.sweeps.states import PointState
 from semaim.sweeps.sweep import Point, Sweep, common
 from semaim.tracking.pages import tracked_page_commands
 
-SEED, CHECKPOINT = "seed", "checkpoint"
+SEED, CHECKPOINT, TASK = "seed", "checkpoint", "task"
 
 
 def comparison(sweep: Sweep, point_states: Sequence[PointState], by: str | None = None) -> Comparison | None:
@@ -37,9 +37,22 @@ def comparison(sweep: Sweep, point_states: Sequence[PointState], by: str | None 
 def groups(sweep: Sweep, point_states: Sequence[PointState]) -> list[Group]:
     """The points of a sweep by what was swept, but for the seed, with their evaluations."""
     same, encoders = common(sweep.points), _encoders(sweep)
+    left_out = {SEED, TASK} if _tasks_are_columns(sweep, point_states) else {SEED}
     return pooled(
-        (_options(sweep.points[index], same, encoders), _results(index, sweep, point_states)) for index in _first(sweep)
+        (_options(sweep.points[index], same, left_out, encoders), _results(index, sweep, point_states))
+        for index in _first(sweep)
     )
+
+
+def _tasks_are_columns(sweep: Sweep, point_states: Sequence[PointState]) -> bool:
+    """Whether all points evaluate checkpoints, and no two tasks measure the same: then each has columns of its own."""
+    metrics: dict[str, set[str]] = {}
+    for point, state in zip(sweep.points, point_states, strict=True):
+        given = dict(override.split("=", 1) for override in point.overrides if "=" in override)
+        if CHECKPOINT not in given:
+            return False
+        metrics.setdefault(given.get(TASK, ""), set()).update(state.measured)
+    return sum(map(len, metrics.values())) == len(set().union(*metrics.values()))
 
 
 def _first(sweep: Sweep) -> list[int]:
@@ -47,12 +60,14 @@ def _first(sweep: Sweep) -> list[int]:
     return [index for index, point in enumerate(sweep.points) if point.after is None]
 
 
-def _options(point: Point, same: set[str], encoders: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
-    """What distinguishes a point from those that differ in more than the seed, of the pretraining or its own."""
+def _options(
+    point: Point, same: set[str], left_out: set[str], encoders: Mapping[str, Mapping[str, str]]
+) -> dict[str, str]:
+    """What distinguishes a point from others, but for the options left out, of the pretraining or its own."""
     options: dict[str, str] = {}
     for override in point.overrides:
         key, _, value = override.lstrip("+").partition("=")
-        if override not in same and key != SEED:
+        if override not in same and key not in left_out:
             options |= encoders.get(value, {key: value}) if key == CHECKPOINT else {key: value}
     return options
 

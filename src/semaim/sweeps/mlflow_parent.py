@@ -5,8 +5,10 @@ Like every run it has a folder (that of the sweep) and a journal, of which MLflo
 
 from __future__ import annotations
 
+import os
 import statistics
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -17,6 +19,8 @@ from semaim.core.formatting import plural, program
 from semaim.core.headline import LOSS, SECONDARY, digits, headlines, lower_is_better
 from semaim.core.locks import one_at_a_time
 from semaim.core.tables import markdown_table
+from semaim.errors import UserError
+from semaim.runs.folder import RunFolder
 from semaim.runs.journal import Journal, View
 from semaim.runs.provenance import code_version, user
 from semaim.runs.status import MLflowStatus
@@ -143,13 +147,29 @@ def view(sweep: Sweep, point_states: Sequence[PointState]) -> View:
         point_states: states of its points; empty at its start.
     """
     start = sweep.folder.last_start()
+    compared = comparison(sweep, point_states) if point_states else None
     modes = [["tag" if key in start.get("choices", {}) else "param", key] for key in start.get("swept", [])]
     return {
         "name": start.get("title", sweep.path.name),
         "groups": [each for each in modes if each[1] != "seed"] if ["param", "seed"] in modes else [],
         "columns": [f"{mode}s.`{key}`" for mode, key in modes],
-        "metrics": headlines(name for state in point_states for name in state.measured),
+        "metrics": compared.metrics if compared else headlines(name for each in point_states for name in each.measured),
+        "runs": _shared_runs(sweep) if point_states else [],
     }
+
+
+def _shared_runs(sweep: Sweep) -> list[str]:
+    """Folders of its runs, if some are shown under an earlier sweep or run, where they stay; else none."""
+    points = [point.folder for point in sweep.points if point.after is None]
+    with suppress(UserError):  # a damaged file
+        if not all(_is_shown_under(folder, sweep) for folder in points):
+            return [str(folder.path) for folder in points]
+    return []
+
+
+def _is_shown_under(folder: RunFolder, sweep: Sweep) -> bool:
+    parent = folder.config().get("parent_run")
+    return parent is not None and os.path.realpath(parent) == os.path.realpath(sweep.path)
 
 
 def summary(sweep: Sweep, point_states: Sequence[PointState]) -> dict[str, float]:

@@ -13,14 +13,14 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from semaim.config.naming import flatten
 from semaim.core.files import write_json
 from semaim.core.locks import one_at_a_time
 from semaim.core.store_address import SQLITE, check_experiment
 from semaim.errors import DamagedFile, UserError
-from semaim.runs.folder import RunFolder
+from semaim.runs.folder import RunFolder, Tracked
 from semaim.runs.journal import Evaluated, Line, read
 from semaim.tracking import images
 from semaim.tracking.datasets import dataset_input
@@ -252,7 +252,8 @@ class Delivery:
             if params := line.get("model"):
                 log_model(self._client, self.folder, self.state, params, line["step"])
             if view := line.get("view"):
-                self._client.set_experiment_tag(self.state["experiment_id"], *sweep_view(view, run_id, line["time"]))
+                tag = sweep_view(view, cast(Tracked, self.state), line["time"])
+                self._client.set_experiment_tag(self.state["experiment_id"], *tag)
         if (status := line.get("status")) == "RUNNING":
             self._client.update_run(run_id, status=status)
             self._client.log_artifact(run_id, str(self.folder.path / "environment.json"))

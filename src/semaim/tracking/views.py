@@ -7,9 +7,14 @@ versions read the state from the tag itself, so that both are written.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from semaim.runs.folder import Tracked
+from semaim.core.headline import lower_is_better
+from semaim.errors import DamagedFile
+from semaim.runs.folder import RunFolder, Tracked
 from semaim.runs.journal import View
 
 if TYPE_CHECKING:
@@ -18,6 +23,7 @@ if TYPE_CHECKING:
 PREFIX = "mlflow.sharedViewState."
 GENERAL = "semaim"  # the view of all pretrainings
 SECTION = "semaim-compare"
+MAX_CHARACTERS = 5000  # of an experiment's tag on older servers
 ATTRIBUTES = ("Dataset", "Duration", "Models", "Source")  # last columns
 
 
@@ -26,19 +32,41 @@ def view_key(run_id: str) -> str:
     return f"{GENERAL}-{run_id[:12]}"
 
 
-def sweep_view(view: View, run_id: str, time: int) -> tuple[str, str]:
+def sweep_view(view: View, tracked: Tracked, time: int) -> tuple[str, str]:
     """Key and value of the experiment's tag with the view of a sweep.
 
     Args:
         view: what to show.
-        run_id: MLflow run of the sweep.
+        tracked: the MLflow run of the sweep.
         time: in milliseconds since 1970.
     """
-    state = _state(f"tags.`mlflow.parentRunId` = '{run_id}'", view["columns"], view["metrics"])
+    run_id = str(tracked["run_id"])
+    children = f"tags.`mlflow.parentRunId` = '{run_id}'"
+    ids = _ids(view.get("runs", []), tracked)
+    chosen = f"attributes.run_id IN ({', '.join(map(repr, ids))})" if ids else children
+    if len(value := _sweep_tag(view, chosen, time)) > MAX_CHARACTERS:
+        value = _sweep_tag(view, children, time)
+    return PREFIX + view_key(run_id), value
+
+
+def _sweep_tag(view: View, chosen: str, time: int) -> str:
+    if view["metrics"]:  # by which runs are sorted; a failed one may have good values from before its first step
+        chosen += " and attributes.status = 'FINISHED'"
+    state = _state(chosen, view["columns"], view["metrics"])
     if view["groups"]:
         keys = [{"mode": mode, "groupByData": name} for mode, name in view["groups"]]
         state["groupBy"] = {"aggregateFunction": "average", "groupByKeys": keys}
-    return PREFIX + view_key(run_id), _tag(view["name"], state, time)
+    return _tag(view["name"], state, time)
+
+
+def _ids(folders: Sequence[str], tracked: Tracked) -> list[str]:
+    """The MLflow runs of folders; none if they are not all in the experiment of a run."""
+    with suppress(DamagedFile):
+        found = [RunFolder(Path(folder)).tracked() for folder in folders]
+        place = (tracked.get("uri"), tracked.get("experiment_id"))
+        if all(each and each["run_id"] and (each.get("uri"), each.get("experiment_id")) == place for each in found):
+            return [str(each["run_id"]) for each in found if each]
+    return []
 
 
 def remove_view(client: MlflowClient, tracked: Tracked) -> None:
@@ -66,7 +94,7 @@ def _state(chosen: str, columns: list[str], metrics: list[str]) -> dict[str, Any
     return {
         "searchFilter": chosen,
         "orderByKey": f"metrics.`{metrics[0]}`" if metrics else "tags.`mlflow.runName`",  # by time, they are nested
-        "orderByAsc": not metrics,
+        "orderByAsc": not metrics or lower_is_better(metrics[0]),
         "selectedColumns": shown,
         "columnOrder": shown,
         "columnWidths": {name: 150 for name in shown if name.startswith(("tags", "metrics"))},
@@ -92,4 +120,6 @@ def _line(metric: str) -> dict[str, Any]:
 
 
 def _tag(name: str, state: dict[str, Any], time: int) -> str:
-    return json.dumps({"name": name, "createdAt": time, "state": json.dumps(state)} | state)
+    value = {"name": name, "createdAt": time, "state": json.dumps(state)}
+    whole = json.dumps(value | state)
+    return whole if len(whole) <= MAX_CHARACTERS else json.dumps(value)  # which versions before 3.16 do not read

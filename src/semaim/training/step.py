@@ -164,7 +164,7 @@ def non_finite_error(
 def last_good(run: Run) -> str:
     """Which checkpoint of a run is the last, for messages."""
     saved = store.list_steps(run.folder.checkpoints)
-    return f"the last good checkpoint is {saved[-1][1] if saved else 'none yet'}"
+    return f"the last good checkpoint is {saved[-1][1]}" if saved else "there is no checkpoint yet"
 
 
 def _in_json(value: float) -> float | str:
