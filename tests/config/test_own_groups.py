@@ -102,8 +102,8 @@ def test_a_file_that_does_not_say_which_class_it_is_for(tmp_path: Path, file: st
 
 
 def test_an_option_that_a_class_of_ones_own_does_not_have() -> None:
-    own = {"permutation": {"_target_": "fractions.Fraction", "numeratr": 2}}
+    own = {"permutation": {"_target_": "colorsys.rgb_to_hls", "red": 2}}
     with pytest.raises(InstantiationException) as caught:
         instantiate(own)
-    told = "there is no option permutation.numeratr; fractions.Fraction has: numerator, denominator"
+    told = "there is no option permutation.red; colorsys.rgb_to_hls has: r, g, b"
     assert explain(caught.value, []) == told
