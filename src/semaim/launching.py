@@ -166,7 +166,8 @@ def _composed(words: Sequence[str], config_dir: str | Path | None) -> RunSpec:
         hydra.errors.HydraException: for a mistake that Hydra detects.
     """
     if others := [word for word in words if not isinstance(word, str)]:
-        raise UserError(f"{others[0]!r} is not a text: an option is typed 'option=value'")
+        hint = "; the options of a list are given by launch(*options)" if isinstance(others[0], list | tuple) else ""
+        raise UserError(f"{others[0]!r} is not a text: an option is typed 'option=value'{hint}")
     if flags := [word for word in words if word.startswith("-")]:
         command = program("run", *words)
         raise UserError(f"{flags[0]} is for the command line; launch starts one run, from its options: {command}")

@@ -53,7 +53,13 @@ class Permutation(ABC):
                 f"the semantic map has shape {tuple(semantic_map_BL.shape)}, expected {(len(noise_BK), patches)} "
                 f"(images, patches of a {grid[0]}x{grid[1]} grid)"
             )
-        priority_BL = self.priority(grid, noise_BK, semantic_map_BL).expand(len(noise_BK), -1)
+        priority = self.priority(grid, noise_BK, semantic_map_BL)
+        if priority.shape not in ((patches,), (1, patches), (len(noise_BK), patches)):
+            raise UserError(
+                f"{type(self).__name__}.priority returned the shape {tuple(priority.shape)}, expected "
+                f"{(len(noise_BK), patches)} or {(patches,)} (images, patches of a {grid[0]}x{grid[1]} grid)"
+            )
+        priority_BL = priority.expand(len(noise_BK), -1)
         shuffled_BL = noise_BK[:, :patches].argsort(dim=1, stable=True)
         return shuffled_BL.gather(1, priority_BL.gather(1, shuffled_BL).argsort(dim=1, stable=True))
 

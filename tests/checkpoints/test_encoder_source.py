@@ -80,8 +80,20 @@ def test_paths_without_an_encoder(pretrained: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"checkpoint=.*/probe is of an evaluation, it holds no pretrained"):
         source(folder).encoder()
     knn = go(tmp_path, *KNN, "run_name=knn", f"checkpoint={pretrained}")
-    with pytest.raises(UserError, match=r"checkpoint=.*/knn is a folder without checkpoints"):
+    with pytest.raises(UserError, match=r"/knn is a run of task=knn, which has no weights of its own: .*checkpoint=/"):
         source(knn).encoder()
+
+
+def test_a_path_that_is_nearly_that_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = tmp_path / "runs" / "mine"
+    run.mkdir(parents=True)
+    (run / "config.yaml").write_text("task: {}\n")
+    monkeypatch.chdir(tmp_path)
+    for typed in ("mine", "runs/mines"):
+        with pytest.raises(UserError, match=rf"^checkpoint={typed} does not exist: did you mean runs/mine\?$"):
+            source(typed).encoder()
+    with pytest.raises(UserError, match="does not exist: runs/mine has no best; runs/mine alone is its newest"):
+        source("runs/mine/best").encoder()
 
 
 def test_a_home_folder(pretrained: Path, monkeypatch: pytest.MonkeyPatch) -> None:

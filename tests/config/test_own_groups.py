@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
 
 from semaim.config.compose import CONF, points
 from semaim.config.messages import explain
@@ -78,3 +80,30 @@ def test_mistakes_in_an_experiment_file(content: str, message: str, tmp_path: Pa
     with pytest.raises(Exception) as caught:
         compose_run_spec(["+experiment=mine"], [f"file://{tmp_path}"])
     assert str(explain(caught.value)).startswith(message.format(file=file))
+
+
+NO_CLASS = (
+    "names no class: begin it with a line defaults: \\[<choice>, _self_\\], .*or with _target_: <module>.<class>$"
+)
+
+
+@pytest.mark.parametrize(("file", "content", "message"), [
+    ("permutation/mine.yaml", "_tagret_: my.Order\n", r"mine\.yaml'? has _tagret_: did you mean _target_\?$"),
+    ("permutation/mine.yaml", "", f"mine\\.yaml'? {NO_CLASS}"),
+    ("model/mine.yaml", "embed_dim: 48\n", f"mine\\.yaml'? {NO_CLASS}"),
+    ("data/mine.yaml", "root: photos\n", f"mine\\.yaml'? {NO_CLASS}"),
+    ("model/mine.yaml", "defaults: [aim_tiny, _self_]\nembed_dim: many\n", "whole number from 4 to 65536$"),
+])  # fmt: skip
+def test_a_file_that_does_not_say_which_class_it_is_for(tmp_path: Path, file: str, content: str, message: str) -> None:
+    (tmp_path / file).parent.mkdir()
+    (tmp_path / file).write_text(content)
+    with pytest.raises(UserError, match=message):
+        compose_run_spec([file.removesuffix(".yaml").replace("/", "=")], [f"file://{tmp_path}"])
+
+
+def test_an_option_that_a_class_of_ones_own_does_not_have() -> None:
+    own = {"permutation": {"_target_": "colorsys.rgb_to_hls", "red": 2}}
+    with pytest.raises(InstantiationException) as caught:
+        instantiate(own)
+    told = "there is no option permutation.red; colorsys.rgb_to_hls has: r, g, b"
+    assert explain(caught.value, []) == told

@@ -40,6 +40,8 @@ def test_the_short_command_gives_the_result_of_the_full_one(place: Path, capsys:
     short = status(folder)["result"]
     assert run_here(place, *KNN, "checkpoint=runs/pre", *HELD_OUT, "seed=1") == 0
     assert "this run is finished already" in capsys.readouterr().err, "the full command is the same run"
+    assert run_here(place, *KNN, "checkpoint=runs/pre", "tracking=tensorboard") == 0
+    assert "this run is finished already" in capsys.readouterr().err, "tracking is no part of the result"
     assert run_here(place, *KNN, "checkpoint=runs/pre", *HELD_OUT, "seed=1", "run_name=full") == 0
     assert status(place / "runs" / "full")["result"] == short
     assert run_here(place, *KNN, "checkpoint=runs/pre", "data.val_fraction=0.5", "run_name=half") == 0

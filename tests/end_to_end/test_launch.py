@@ -115,6 +115,7 @@ def test_second_call_says_each_line_once(capfd: pytest.CaptureFixture[str]) -> N
         (["modle=aim_tiny"], "there is no option modle. did you mean model?"),
         (["model"], "model: an option is typed option=value"),
         ([3], "3 is not a text: an option is typed 'option=value'"),
+        ([["seed=1"]], "['seed=1'] is not a text: an option is typed 'option=value'; the options of a list"),
         (["data.root=(a"], "data.root=(a: Hydra cannot read this value."),
         (["data=folder", "data.root=~/nowhere"], f"data.root={Path.home()}/nowhere is not a folder"),
         (["-m", "seed=0,1"], "-m is for the command line; launch starts one run, from its options: semaim run -m"),

@@ -258,6 +258,16 @@ def test_a_map_of_another_shape_is_refused(order_class, shape):
         order_class()((4, 4), 2, torch.rand(shape))
 
 
+@pytest.mark.parametrize("shape", [(3,), (2, 15), (3, 16), (2, 4, 4)])
+def test_an_order_of_ones_own_with_priorities_of_another_shape_is_refused(shape):
+    class Mine(Permutation):
+        def priority(self, grid, noise_BK, semantic_map_BL):
+            return torch.zeros(shape)
+
+    with pytest.raises(UserError, match=r"^Mine\.priority returned the shape .*, expected \(2, 16\) or \(16,\) "):
+        Mine()((4, 4), 2)
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @every_order

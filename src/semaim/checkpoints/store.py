@@ -9,6 +9,8 @@ of its parts are compared, which torch.save writes into the file.
 from __future__ import annotations
 
 import argparse
+import difflib
+import glob
 import logging
 import os
 import pickle
@@ -137,7 +139,7 @@ def load(path: Path, option: str = "checkpoint") -> Checkpoint:
             run code.
     """
     if not path.is_file():
-        raise UserError(f"{option}={path} does not exist")
+        raise UserError(f"{option}={path} does not exist{_meant(path)}")
     if (intact := _is_intact(path)) is False:
         raise UserError(
             f"{option}={path} is damaged: its checksum is not the one in {_checksum_file(path).name}. Copy both files "
@@ -149,6 +151,18 @@ def load(path: Path, option: str = "checkpoint") -> Checkpoint:
             f"was saved without checksums (torch.serialization.set_crc32_options), save it again with them"
         )
     return _content(path, option)
+
+
+def _meant(path: Path) -> str:
+    """What may be meant by a path that does not exist: a run folder, the same one folder deeper, or a similar name."""
+    folder = path.parent
+    if (folder / "config.yaml").is_file():
+        return f": {folder} has no {path.name}; {folder} alone is its newest checkpoint"
+    if not path.is_absolute() and (below := next(Path().glob(f"*/{glob.escape(str(path))}"), None)):
+        return f": did you mean {below}?"
+    beside = map(os.path.basename, glob.glob(f"{glob.escape(str(folder))}/*"))
+    near = difflib.get_close_matches(path.name, list(beside), n=1, cutoff=0.8)
+    return f": did you mean {folder / near[0]}?" if near else ""
 
 
 def _damaged_part(path: Path) -> str | None:

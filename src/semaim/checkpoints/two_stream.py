@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from semaim.checkpoints import store
 from semaim.checkpoints.formats import unwrapped
+from semaim.config.source_run import source_run
 from semaim.core.finite import listed, non_finite
 from semaim.core.formatting import plural
 from semaim.errors import NonFiniteError, UserError
@@ -61,6 +62,11 @@ def read_checkpoint(path: Path, option: str = "checkpoint") -> dict[str, Any]:
     folder = path / "checkpoints"
     state = store.newest(folder if folder.is_dir() else path)
     if state is None:
+        run = source_run(path)
+        task = "pretrain" if run is None or run.checkpoint != run.folder else run.chosen.get("task", "pretrain")
+        if run is not None and task != "pretrain":
+            raise UserError(f"{option}={path} is a run of task={task}, which has no weights of its own: it is of "
+                            f"{option}={run.config.get('checkpoint')}")  # fmt: skip
         raise UserError(f"{option}={path} is a folder without checkpoints: not a run folder, or nothing saved yet")
     return state
 

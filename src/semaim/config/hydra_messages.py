@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 import re
 import shlex
 from collections.abc import Sequence
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.utils import get_object
 from omegaconf.errors import OmegaConfBaseException
 from yaml import MarkedYAMLError  # type: ignore[import-untyped]
 
@@ -50,7 +52,7 @@ def hydra_message(chain: Sequence[BaseException], words: Sequence[str]) -> str:
     if match := re.search(r"Missing mandatory value: .*?full_key: (\S+)", text, re.DOTALL):
         return f"{match[1]} must be given: {match[1]}=..."
     if match := re.search(r"unexpected keyword argument '(\w+)'.*?full_key: (\S+)", text, re.DOTALL):
-        return f"there is no option {match[2].removeprefix('task.')}.{match[1]}: no component accepts it"
+        return f"there is no option {match[2].removeprefix('task.')}.{match[1]}{_accepted(text)}"
     if match := re.search(r"Error in call to target .*?\n(.*)\nfull_key: (\S+)", text, re.DOTALL):
         return f"the options of {match[2].removeprefix('task.')} do not fit: {match[1]}"
     if match := re.search(r"Error locating target '([^']+)'", text):
@@ -62,6 +64,15 @@ def hydra_message(chain: Sequence[BaseException], words: Sequence[str]) -> str:
         reason = str(of_config[0]).splitlines()[0]
         return f"{typed}: {reason}" if typed else reason
     return str(chain[0]).split("\nConfig search path:")[0].strip()
+
+
+def _accepted(text: str) -> str:
+    """The options of the class or function that does not accept one."""
+    match = re.search(r"Error in call to target '([^']+)'", text)
+    if match is None:
+        return ": no component accepts it"
+    names = [name for name in inspect.signature(get_object(match[1])).parameters if name not in ("args", "kwargs")]
+    return f"; {match[1]} has: {', '.join(names) or 'no options'}"
 
 
 def _where(module: str, error: BaseException, words: Sequence[str]) -> str:

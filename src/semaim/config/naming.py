@@ -20,6 +20,7 @@ MAY_DIFFER = (
     "parent_run",
     "sweep",
     "task.features_dir",
+    "task.source.tracking",  # the same, where mlflow:<run id> is looked up
     "trainer.accumulate",
     "trainer.activation_checkpointing",
     "trainer.compile",

@@ -13,12 +13,12 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from semaim.config.compose import CONF, choices, folder_path, options
+from semaim.config.compose import CONF, choices, options
 from semaim.config.kinds import TARGET, TRUTH, Kind
 from semaim.config.naming import flatten
 from semaim.config.old_versions import FORMER_OPTIONS
+from semaim.config.own_files import check_own_files
 from semaim.config.schema import COMPONENTS, LAUNCHERS, TOP
-from semaim.core.formatting import quoted
 from semaim.core.store_address import absolute_address, check_experiment
 from semaim.errors import UserError
 
@@ -74,7 +74,8 @@ def check_overrides(
     """Reject what Hydra accepts but semaim cannot use, before anything heavy is imported or written.
 
     These are `+option=value`, which no code reads; `~option`, which removes a required option; a group without or with
-    several choices; an unknown option in a file of one's own; and values that are not of an option's kind.
+    several choices; a file of one's own that has the name of a choice of semaim or names no class; an unknown option in
+    such a file; and values that are not of an option's kind.
 
     Args:
         overrides: the command line.
@@ -101,10 +102,7 @@ def check_overrides(
             group_choices += [text] if key in SEVERAL else []
         elif override.is_add() and not key.startswith("hydra"):
             raise UserError(f"+{key}: there is no option {key}. {suggestion(key, overrides, folders)}")
-    for group, choice in chosen.items():
-        own = [folder_path(folder) / group / f"{choice}.yaml" for folder in folders]
-        if (CONF / group / f"{choice}.yaml").is_file() and (unused := [path for path in own if path.is_file()]):
-            raise UserError(f"{quoted(unused[0])} is not used: semaim has a {group} of this name, rename the file")
+    check_own_files(config, chosen, folders)
     expected = options(group_choices, folders)
     referred = re.findall(r"\$\{(\w+)", str(OmegaConf.to_container(config)))  # a task of one's own may add options
     for key in map(str, {*config} - {*TOP, *chosen, *referred, "named_after"}):
@@ -169,7 +167,7 @@ def _wrong(option: Option, words: Sequence[str] = ()) -> str | None:
     if right is None:
         return None
     near = difflib.get_close_matches(str(value), kind.choices if kind else (), n=1, cutoff=0.5)
-    usual = "" if default in (None, [], "???") or "${" in f"{default}" else f", such as {shown(default)}"
+    usual = "" if default in (None, [], "???", value) or "${" in f"{default}" else f", such as {shown(default)}"
     return f"{name}={shown(value)}: {name} must be {right}" + (f"; did you mean {near[0]}?" if near else usual)
 
 
