@@ -10,6 +10,8 @@ import pytest
 from semaim.cli import main
 from semaim.config.stored_command import with_changes, words_of
 from semaim.errors import UserError
+from support.commands import SMALL
+from support.in_process import go
 
 
 def stored(folder: Path, command: str) -> Path:
@@ -42,6 +44,19 @@ def test_an_extended_run_gets_a_new_name_with_changes(tmp_path: Path, capsys: py
     run = str(stored(tmp_path / "run", command))
     assert printed(capsys, run) == command
     assert printed(capsys, run, "trainer.epochs=8") == "semaim run extend=runs/a trainer.epochs=8"
+
+
+def test_a_given_name_is_of_one_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = str(stored(tmp_path / "run", "semaim run run_name=mine trainer.max_steps=5"))
+    assert printed(capsys, run, "trainer.max_steps=null") == "semaim run run_name=mine trainer.max_steps=null"
+    assert printed(capsys, run, "permutation=raster") == "semaim run trainer.max_steps=5 permutation=raster"
+
+
+def test_weights_of_another_architecture_name_the_command_that_has_it(tmp_path: Path) -> None:
+    folder = go(tmp_path, *SMALL, "run_name=narrow", "trainer.max_steps=1")
+    with pytest.raises(Exception, match="is of another architecture than the model") as raised:
+        go(tmp_path, *SMALL, f"checkpoint={folder}", "model.embed_dim=64", "run_name=wide")
+    assert str(raised.value).partition("\nfull_key")[0].endswith(f" again {folder} checkpoint={folder}')")
 
 
 @pytest.mark.parametrize(

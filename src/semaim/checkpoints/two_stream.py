@@ -11,11 +11,12 @@ from torch import Tensor, nn
 
 from semaim.checkpoints import store
 from semaim.checkpoints.formats import unwrapped
-from semaim.config.source_run import source_run
+from semaim.config.source_run import source_run, value_text
 from semaim.core.finite import listed, non_finite
-from semaim.core.formatting import plural
+from semaim.core.formatting import plural, program, relative_to_cwd
 from semaim.errors import NonFiniteError, UserError
 from semaim.models.aim import AIM
+from semaim.runs.folder import run_folder_of
 
 log = logging.getLogger(__name__)
 # Weights that identify a two-stream model and determine its sizes.
@@ -131,7 +132,13 @@ def start_from(model: AIM, state: dict[str, Any], path: Path) -> None:
         for name in weights.keys() & expected.keys()
         if name in OF_TARGET_AND_SIZE and weights[name].shape != expected[name].shape
     ]
-    load_weights(model, weights | {name: expected[name] for name in new}, path)
+    try:
+        load_weights(model, weights | {name: expected[name] for name in new}, path)
+    except UserError as error:
+        if (folder := run_folder_of(path)) is None:
+            raise
+        command = program("again", relative_to_cwd(folder), f"checkpoint={value_text(str(path))}")
+        raise UserError(f"{error}. Add your changes to this command, which has that model:\n  {command}") from None
     taken = f"the weights of step {state['step']}" if "architecture" in state else "the weights"
     log.info("checkpoint=%s: %s are taken, the optimizer, the schedule and the step are not", path, taken)
     for names, what in ((HEAD_OUTPUT, "target"), ({"pos_embed"}, "image size")):

@@ -9,6 +9,7 @@ from pathlib import Path
 from hydra.utils import instantiate
 
 from semaim.config.compose import options, quoted_home
+from semaim.config.naming import may_differ
 from semaim.config.stored_command import option_name, stored_command, with_changes, words_of
 from semaim.errors import UserError
 from semaim.sweeps.sweep import FILE, Sweep
@@ -21,7 +22,8 @@ def again(source: str, changes: Sequence[str]) -> list[str]:
 
     Args:
         source: folder of the run or sweep, or `mlflow:<run id>`.
-        changes: options and flags; an option replaces the one of its name, flags are added.
+        changes: options and flags; an option replaces the one of its name, flags are added. If one of them affects the
+            result, a name that was given to the run is left out.
 
     Raises:
         UserError: if there is no such run, or it is of another user.
@@ -36,9 +38,8 @@ def again(source: str, changes: Sequence[str]) -> list[str]:
         words = words_of(Sweep.load(folder).command, str(folder))
     else:
         words = stored_command(folder, str(folder))
-    names = {option_name(change) for change in changes}
-    if changes and "run_name" not in names and any(word.startswith("extend=") for word in words):
-        words = [word for word in words if option_name(word) != "run_name"]  # which `extend` has given it
+        if not all(may_differ(option_name(change)) for change in changes):  # then it is another run, with its own name
+            words = [word for word in words if option_name(word) not in ("run_name", "run_dir")]
     return with_changes(quoted_home(words), quoted_home(changes))
 
 
