@@ -128,7 +128,7 @@ def assert_same_bits(one: Any, other: Any, where: str = "") -> None:
 class Source:
     """An encoder source without a file."""
 
-    checkpoint = "somewhere"
+    checkpoint, path = "somewhere", None
 
     def __init__(self, vit: Any, data: Any = None) -> None:
         self.vit = vit

@@ -243,7 +243,7 @@ def test_a_parent_that_cannot_be_written_does_not_cost_the_result(pretrained, tm
     shutil.copytree(pretrained, parent)
     (parent / ".journal.lock").mkdir()  # cannot be opened for writing
     ends = Evaluation.end(
-        None,
+        SimpleNamespace(_measured=lambda _: None),
         SimpleNamespace(log=lambda *_: None, processes=ALONE, config={"parent_run": str(parent)}),
         SimpleNamespace(step=1),
         {"knn": 1.0},

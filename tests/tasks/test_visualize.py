@@ -125,7 +125,7 @@ def test_predicted_features_have_an_error_but_no_picture(home: Path, target: str
 
 def test_a_model_of_another_target_shows_only_maps_and_orders(home: Path) -> None:
     files, _ = draw(home, "other", f"checkpoint={home}/run_raster_pixels", "target=online", "task.count=1")
-    assert sorted(files) == ["orders.png", "orders.svg"]
+    assert sorted(files) == ["images.csv", "orders.png", "orders.svg"]
 
 
 def test_weights_do_not_change(home: Path) -> None:
