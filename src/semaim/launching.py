@@ -19,7 +19,7 @@ from semaim.config.effects import without_effect
 from semaim.config.follow_ups import follow_ups
 from semaim.config.messages import explain
 from semaim.config.run_spec import RunSpec, compose_run_spec
-from semaim.core.formatting import program, relative_to_cwd
+from semaim.core.formatting import program, relative_to_cwd, result_lines
 from semaim.core.signals import interruptible, interruption_or
 from semaim.errors import Interrupted, UserError
 from semaim.runs.folder import RunFolder, as_begun
@@ -78,8 +78,6 @@ class RunResult:
         return DataFrame.from_dict(rows, orient="index").sort_index().rename_axis("step")
 
     def __repr__(self) -> str:
-        from semaim.lifecycle import result_lines
-
         lines = [f"finished: {relative_to_cwd(self.folder)}", *result_lines(self.metrics)]
         for task, result in self.follow_ups.items():
             lines += [f"{task}: {relative_to_cwd(result.folder)}", *result_lines(result.metrics)]

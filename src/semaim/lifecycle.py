@@ -20,7 +20,7 @@ from semaim.config.run_spec import RunSpec
 from semaim.core import distributed, terminal
 from semaim.core.distributed import Processes
 from semaim.core.files import write_json
-from semaim.core.formatting import duration, quoted, relative_to_cwd
+from semaim.core.formatting import duration, quoted, relative_to_cwd, result_lines
 from semaim.core.headline import headline_text
 from semaim.core.ranks import ranks
 from semaim.core.seeding import derive_seed, seed_all
@@ -298,18 +298,6 @@ def _tag_run(run: Run, spec: RunSpec, highlights: Mapping[str, str], result: dic
         start = run.folder.last_start()
         run.tag(run_page.tags(spec, start))
         run.tag({run_page.NOTE: run_page.description(spec, start, highlights, result)})
-
-
-def result_lines(result: Mapping[str, float]) -> list[str]:
-    """A line for each result; `<name>_std` is the standard deviation of `<name>`."""
-    width, lines = max(map(len, result), default=0), []
-    for name, value in result.items():
-        if name.removesuffix("_std") in result.keys() - {name}:
-            continue
-        deviation = f" ± {result[f'{name}_std']:.2f}" if f"{name}_std" in result else ""
-        digits = "d" if isinstance(value, int) else ".2f" if abs(value) >= 1 else ".4g"
-        lines.append(f"  {name:<{width}}  {value:{digits}}{deviation}")
-    return lines
 
 
 def _log_result(result: Mapping[str, float]) -> None:

@@ -7,6 +7,7 @@ import re
 import shlex
 import shutil
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 UVX_CACHE = "archive-v0"  # the folder of uv's cache with the environments that uvx makes
@@ -86,3 +87,15 @@ def printable(text: str, keep: str = "") -> str:
 def relative_to_cwd(path: Path) -> Path:
     """The path relative to the working directory if it is inside it, else unchanged."""
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
+def result_lines(result: Mapping[str, float]) -> list[str]:
+    """A line for each result of a run; `<name>_std` is the standard deviation of `<name>`."""
+    width, lines = max(map(len, result), default=0), []
+    for name, value in result.items():
+        if name.removesuffix("_std") in result.keys() - {name}:
+            continue
+        deviation = f" ± {result[f'{name}_std']:.2f}" if f"{name}_std" in result else ""
+        digits = "d" if isinstance(value, int) else ".2f" if abs(value) >= 1 else ".4g"
+        lines.append(f"  {name:<{width}}  {value:{digits}}{deviation}")
+    return lines

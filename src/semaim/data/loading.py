@@ -25,7 +25,7 @@ from semaim.core.formatting import plural
 from semaim.core.seeding import derive_seed, seeded
 from semaim.core.signals import StopRequest
 from semaim.data.image_sets import ImageSet, read_image
-from semaim.data.reading import Unreadable
+from semaim.data.reading import Unreadable, log_unreadable
 from semaim.data.transforms import EVALUATION, TRAINING, Transform, transformed
 from semaim.data.workers import Loading, WorkerBatches, fitting, load
 from semaim.errors import BatchTooLarge, UserError
@@ -261,9 +261,7 @@ class UnreadableImages:
         for name, reason in batch.unreadable:
             if name not in self.reasons:
                 self.reasons[name] = reason
-                if name not in self.told:
-                    self.told.add(name)
-                    log.warning("unreadable image %d, skipped: %r (%s)", len(self.told), name, reason)
+                log_unreadable(name, reason, self.told)
         if len(self.reasons) > self.limit:
             raise UserError(
                 f"{plural(len(self.reasons), 'image')} cannot be read, more than data.max_unreadable={self.limit}: "

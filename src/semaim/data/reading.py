@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, PLANA
 
 from semaim.errors import UserError
 
+log = logging.getLogger(__name__)
 BACKGROUND = "white"  # pictures with transparency are mostly made for pages, which are white
 PNG_SCALES = {"L;2": 85, "L;4": 17, "RGB;16B": 1 / 256}  # from a PNG's samples to Pillow's, which have 8 bits
 WIDE_GREY = ("I;16", "I;16B", "I;16L", "I;16N")
@@ -19,6 +21,13 @@ SUBFILE_TYPE, REDUCED = 254, 1  # a TIFF's tag, and its bit for thumbnails
 
 class Unreadable(Exception):
     """A picture that cannot be read, for the reason that is its message, one line."""
+
+
+def log_unreadable(name: str, why: str, told: set[str]) -> None:
+    """Warn of a picture that is skipped, unless its name is among those already told, to which it is added."""
+    if name not in told:
+        told.add(name)
+        log.warning("unreadable image %d, skipped: %r (%s)", len(told), name, why)
 
 
 def reason(error: Exception) -> str:

@@ -5,18 +5,15 @@ Shapes: B images, C colours, H x W pixels.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from semaim.data.image_sets import ImageSet, read_image
-from semaim.data.reading import Unreadable
+from semaim.data.reading import Unreadable, log_unreadable
 from semaim.data.transforms import EVALUATION, Transform, transformed
 from semaim.errors import UserError
-
-log = logging.getLogger(__name__)
 
 
 def sample_indices(total: int, count: int) -> list[int]:
@@ -28,8 +25,15 @@ def sample_indices(total: int, count: int) -> list[int]:
     return sorted(torch.randperm(total, generator=generator)[:count].tolist())
 
 
-def read_images(images: ImageSet, indices: Sequence[int], transform: Transform) -> tuple[list[int], Tensor]:
+def read_images(
+    images: ImageSet, indices: Sequence[int], transform: Transform, told: set[str] | None = None
+) -> tuple[list[int], Tensor]:
     """Read images; unreadable ones are logged and skipped.
+
+    Args:
+        images, indices: which images.
+        transform: applied to each.
+        told: names of unreadable images that are logged already (`ImageData.unreadable`).
 
     Returns:
         the indices of the readable images, and these images, (B, C, H, W).
@@ -42,7 +46,7 @@ def read_images(images: ImageSet, indices: Sequence[int], transform: Transform) 
         try:
             image = read_image(images, index)
         except Unreadable as error:
-            log.warning("%r cannot be read (%s): skipped", images.name(index), error)
+            log_unreadable(images.name(index), str(error), set() if told is None else told)
             continue
         tensors[index] = transformed(transform, image, images.name(index), EVALUATION)
     if not tensors:

@@ -160,7 +160,7 @@ class Visualize(Task):
         quality: dict[str, Tensor] = {}
         first: Shown | None = None
         for index, each in enumerate(self.shown, start=1):
-            readable, images_BCHW = read_images(self.image_set, indices, each.transform)
+            readable, images_BCHW = read_images(self.image_set, indices, each.transform, self.data.unreadable)
             images_BCHW = images_BCHW.to(run.processes.device)
             each.model.to(run.processes.device)
             view, prediction = self._view(each, images_BCHW, run)

@@ -122,7 +122,8 @@ class OnlinePictures(Evaluator):
         if self._loaded_sample is None:
             images = data.splits.val or data.splits.train
             of = f"of {len(images)} {'training' if data.splits.val is None else 'held-out'} images"
-            indices, images_BCHW = read_images(images, sample_indices(len(images), self.images), data.eval_transform)
+            sample = sample_indices(len(images), self.images)
+            indices, images_BCHW = read_images(images, sample, data.eval_transform, data.unreadable)
             object_BL = object_patches(images, indices, data.eval_transform, patch_size)
             names = [images.name(index) for index in indices]
             self._loaded_sample = Sample(names, images_BCHW, object_BL, of)
