@@ -110,7 +110,7 @@ def _assert_result_repeated(cluster: Cluster, run: JobRun) -> None:
     assert "this run is finished already" in run.printed()
     assert f"  loss  {status(run.folder)['result']['loss']:.4g}" in run.printed().split("finished already")[-1]
     told = run.run_semaim("semaim.run", *run.overrides, "sweep.check=false", f"run_name={run.name}")
-    assert "1 of 1 runs are finished" in told
+    assert "already finished or under way: 1 of 1 run" in told
     assert run.job == job, "nothing was submitted"
     assert (run.folder / "metrics.jsonl").read_bytes() == before
 

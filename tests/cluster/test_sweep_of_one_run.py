@@ -67,7 +67,7 @@ def test_progress_is_shown(cluster_of_file: Cluster, home: Path, under_way: JobR
 
 def test_a_live_job_is_not_submitted_again(cluster_of_file: Cluster, home: Path, under_way: JobRun) -> None:
     first = under_way.job
-    assert "1 of 1 runs are finished or under way" in run_semaim(cluster_of_file, home, "semaim.run", *LONG)
+    assert "already finished or under way: 1 of 1 run" in run_semaim(cluster_of_file, home, "semaim.run", *LONG)
     assert under_way.job == first
 
 

@@ -79,7 +79,7 @@ def test_a_job_that_waits_is_not_submitted_again_with_another_configuration(
                      r"0.005\n  Cancel it first \(semaim cancel \S+/runs/s\), or go back", err)  # fmt: skip
     own.write_text("# @package _global_\noptimizer: {base_lr: 1e-3}\n")
     assert run_here(tmp_path, *words) == 0
-    assert "2 of 2 runs are finished or under way already" in capsys.readouterr().err
+    assert "already finished or under way: 2 of 2 runs" in capsys.readouterr().err
     assert len(slurm.scripts()) == 1
 
 

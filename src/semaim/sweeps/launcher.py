@@ -180,7 +180,7 @@ def _create(sweep: Sweep, spec: RunSpec) -> None:
 def _submit_or_run(sweep: Sweep, indices: Sequence[int], runs: Sequence[Sequence[RunSpec]]) -> None:
     """Run or submit points."""
     if skipped := len(sweep.points) - len(indices):
-        log.info("%d of %s are finished or under way already", skipped, plural(len(sweep.points), "run"))
+        log.info("already finished or under way: %d of %s", skipped, plural(len(sweep.points), "run"))
     if sweep.executor == "basic":
         run_here(sweep, indices, runs, is_main=True)
     elif indices:
