@@ -111,7 +111,8 @@ def test_a_signal_stops_all_tasks_and_nothing_is_requeued(scenario: str, done: A
 def test_without_srun_there_is_one_process_and_torchrun_and_sweeps_work(scenario: str, done: AtOnce) -> None:
     home = done.result(scenario)
     said = (home / "out").read_text()
-    assert re.findall(r"on each of (\d) process", said) == ["1", "2", "2", "2"], said
+    each = r"steps? of \d+ images(?: \(1 x \d+ on each of (\d) processes\))?, cpu"
+    assert re.findall(each, said) == ["", "2", "2", "2"], said
     assert said.count("finished in") == 4
     states = [status(run)["state"] for run in (home / "runs").iterdir() if (run / "status.json").exists()]
     assert states == ["finished"] * 4
