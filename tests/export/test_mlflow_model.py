@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from semaim.cli import main
+from semaim.config.source_run import run_folder_of
 from semaim.export.mlflow_model import tracked_run
-from semaim.export.model_card import run_folder_of
 from semaim.tracking.store import SQLITE
 from support import foreign_files
 from support.commands import succeed

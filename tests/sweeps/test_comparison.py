@@ -190,7 +190,7 @@ def test_the_page_in_mlflow(tmp_path: Path) -> None:
         ("permutation=raster seed=1", pretrained(82.0), evaluated(92.0)),
         ("permutation=zigzag seed=0", pretrained(85.0), evaluated(95.0)),
     )
-    said = description(sweep, states(sweep))
+    said = description(sweep, states(sweep), comparison(sweep, states(sweep)))
     assert "\n\n3 runs: mean ± deviation over seeds (number of runs), best first\n\n" in said
     assert "| best | zigzag      | 95.0 (1)         | 85.0 (1)           |" in said
     assert "| run | state |" not in said
@@ -201,7 +201,9 @@ def test_the_page_in_mlflow(tmp_path: Path) -> None:
         "sweep/best_knn_10_mean": 95.0, "sweep/mean_knn_10_mean": 277 / 3,
     })  # fmt: skip
     write_json(tmp_path / "2" / "status.json", FAILED)
-    assert "| `permutation=zigzag seed=0` | failed: broken |" in description(sweep, states(sweep))
+    assert "| `permutation=zigzag seed=0` | failed: broken |" in description(
+        sweep, states(sweep), comparison(sweep, states(sweep))
+    )
 
 
 def test_the_view_in_mlflow_sorts_by_the_metric_that_decides(tmp_path: Path) -> None:
@@ -216,7 +218,7 @@ def test_the_view_in_mlflow_sorts_by_the_metric_that_decides(tmp_path: Path) -> 
     assert compared is not None
     assert compared.metric == "online/knn_10_mean"
     (sweep.path / "environment.json").write_text(json.dumps({"starts": [{"title": "t", "swept": ["permutation"]}]}))
-    assert view(sweep, found)["metrics"] == ["online/knn_10_mean", "eval/knn_10_mean"]
+    assert view(sweep, found, comparison(sweep, found))["metrics"] == ["online/knn_10_mean", "eval/knn_10_mean"]
 
     parent: Tracked = {"uid": "u", "experiment": "e", "run_id": "r", "sent": 0}
     losses: View = {"name": "t", "groups": [], "columns": [], "metrics": ["train/loss"]}

@@ -11,12 +11,11 @@ from torch import Tensor, nn
 
 from semaim.checkpoints import store
 from semaim.checkpoints.formats import unwrapped
-from semaim.config.source_run import source_run, value_text
+from semaim.config.source_run import run_folder_of, source_run, value_text
 from semaim.core.finite import listed, non_finite
 from semaim.core.formatting import plural, program, relative_to_cwd
 from semaim.errors import NonFiniteError, UserError
 from semaim.models.aim import AIM
-from semaim.runs.folder import run_folder_of
 
 log = logging.getLogger(__name__)
 # Weights that identify a two-stream model and determine its sizes.

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from semaim.config.naming import folder_name, is_part, other_overrides
-from semaim.config.stored_command import option_name, separated, stored_command, with_changes
+from semaim.config.naming import folder_name, is_part, key_of, other_overrides
+from semaim.config.stored_command import separated, stored_command, with_changes
 from semaim.config.validate import check_pretrains, shown
 from semaim.errors import UserError
 
@@ -38,9 +38,9 @@ def extended(overrides: Sequence[str], folders: Sequence[str]) -> tuple[list[str
             return list(overrides), list(folders)
         raise UserError(f"{given} does not exist: give the folder of a finished run, such as extend=runs/<name>")
     flags, options = separated(stored_command(folder, given))
-    changes = [each for each in overrides if not any(is_part(option_name(each), name) for name in NOT_INHERITED)]
-    inherited = [each for each in options if not any(is_part(option_name(each), name) for name in NOT_INHERITED)]
-    own = [each for each in overrides if each not in changes and option_name(each) != "extend"]
+    changes = [each for each in overrides if not any(is_part(key_of(each), name) for name in NOT_INHERITED)]
+    inherited = [each for each in options if not any(is_part(key_of(each), name) for name in NOT_INHERITED)]
+    own = [each for each in overrides if each not in changes and key_of(each) != "extend"]
     if not {"run_name", "run_dir"} & values.keys():
         new = other_overrides((), [each for each in changes if each not in options])
         name = "_".join([folder.resolve().name, "extended", *(each.replace("=", "-", 1) for each in new)])

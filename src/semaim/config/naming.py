@@ -124,7 +124,7 @@ def _ascii(text: str) -> str:
 
 def key_of(override: str) -> str:
     """The option that an override sets."""
-    return override.lstrip("+").partition("=")[0]
+    return override.lstrip("+~").partition("=")[0]
 
 
 def last_of_each(overrides: Sequence[str]) -> list[str]:

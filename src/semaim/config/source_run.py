@@ -159,6 +159,12 @@ class SourceRun:
                         f"{quoted(self.cwd)}, where it is not any more: give {key}=<where it is now>")  # fmt: skip
 
 
+def run_folder_of(path: Path) -> Path | None:
+    """The run folder that contains a checkpoint or is the checkpoint."""
+    candidates = (path, path.parent, path.parent.parent)
+    return next((candidate for candidate in candidates if (candidate / "environment.json").is_file()), None)
+
+
 def source_run(checkpoint: Path) -> SourceRun | None:
     """The run that made a checkpoint; None if it is not in a run folder.
 
@@ -166,7 +172,7 @@ def source_run(checkpoint: Path) -> SourceRun | None:
         DamagedFile: if a file of the run folder cannot be read.
     """
     path = Path(os.path.abspath(checkpoint))
-    folder = next((each for each in (path, *list(path.parents)[:2]) if (each / "environment.json").is_file()), None)
+    folder = run_folder_of(path)
     if folder is None or not (folder / "config.yaml").is_file():
         return None
     environment = read_json(folder / "environment.json", _Environment, "move it away, and name the data: data=...")

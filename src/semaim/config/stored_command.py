@@ -8,6 +8,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
+from semaim.config.naming import key_of
 from semaim.core.files import no_pipe
 from semaim.errors import UserError
 
@@ -24,16 +25,11 @@ def separated(words: Sequence[str]) -> tuple[list[str], list[str]]:
     return flags, [word for word, is_option in zip(words, are_options, strict=True) if is_option]
 
 
-def option_name(override: str) -> str:
-    """The option or group that a word of a command line sets."""
-    return override.split("=")[0].lstrip("+~")
-
-
 def with_changes(words: Sequence[str], changes: Sequence[str]) -> list[str]:
     """A command line in which changes replace the options that they name."""
     (flags, options), (new_flags, new_options) = separated(words), separated(changes)
-    changed = {option_name(option) for option in new_options}
-    kept = [option for option in options if option_name(option) not in changed]
+    changed = {key_of(option) for option in new_options}
+    kept = [option for option in options if key_of(option) not in changed]
     return [*flags, *(flag for flag in new_flags if flag not in flags), *kept, *new_options]
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from semaim.core.headline import LOSS, PERCENT, digits, headlines, lower_is_better
-from semaim.core.tables import markdown_table, text_table
+from semaim.core.tables import limited_markdown_table, text_table
 from semaim.errors import UserError
 
 MAX_METRICS = 4  # columns of a table besides the options
@@ -231,14 +231,8 @@ class Comparison:
             what: what is compared.
             max_characters: of the table.
         """
-        rows = self.rows(self.metrics)
-        shown = rows
-        while len(markdown_table(shown, padded=True)) > max_characters and len(shown) > 1:
-            shown = shown[:-1]
-        omitted = len(rows) - len(shown)
-        more = f"and {omitted} more: see results.csv among the artifacts" if omitted else ""
-        table = markdown_table(shown, padded=True)
-        return "\n\n".join(filter(None, [self._heading(what), table, more, self.verdict]))
+        table = limited_markdown_table(self.rows(self.metrics), max_characters, padded=True)
+        return "\n\n".join(filter(None, [self._heading(what), table, self.verdict]))
 
 
 def compare(groups: Sequence[Group], by: str | None = None) -> Comparison:

@@ -37,3 +37,18 @@ def markdown_table(rows: Sequence[Sequence[str]], padded: bool = False) -> str:
 def _aligned(row: Sequence[str], widths: Sequence[int], right: Collection[int] = ()) -> list[str]:
     sides = ((cell, widths[column], column in right) for column, cell in enumerate(row))
     return [cell.rjust(width) if to_right else cell.ljust(width) for cell, width, to_right in sides]
+
+
+def limited_markdown_table(rows: Sequence[Sequence[str]], max_characters: float, padded: bool = False) -> str:
+    """A Markdown table without the last rows if it would be too long, and a line that says how many are left out.
+
+    Args:
+        rows, padded: as of `markdown_table`.
+        max_characters: of the table.
+    """
+    shown = rows
+    while len(markdown_table(shown, padded)) > max_characters and len(shown) > 1:
+        shown = shown[:-1]
+    omitted = len(rows) - len(shown)
+    table = markdown_table(shown, padded)
+    return f"{table}\n\nand {omitted} more: see results.csv among the artifacts" if omitted else table

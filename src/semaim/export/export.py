@@ -18,14 +18,13 @@ from safetensors.torch import save as safetensors_bytes
 from semaim.checkpoints.store import write_checksum
 from semaim.checkpoints.stored_encoder import StoredEncoder
 from semaim.checkpoints.two_stream import read_checkpoint
-from semaim.config.source_run import source_run, value_text
+from semaim.config.source_run import run_folder_of, source_run, value_text
 from semaim.core.files import HashingWriter, atomic, fsync_folder, write_json, write_text
 from semaim.core.formatting import count, printable, program
 from semaim.errors import UserError
 from semaim.export.formats import FORMATS, Content, Model
 from semaim.export.mlflow_model import log_model, tracked_run
 from semaim.export.model_card import card
-from semaim.runs.folder import run_folder_of
 
 WEIGHTS, CARD = "model.safetensors", "README.md"
 INDENT = "    "

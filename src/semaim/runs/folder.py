@@ -221,12 +221,6 @@ class RunFolder:
         write_json(self.path / "status.json", {"state": state, **fields, **process})
 
 
-def run_folder_of(path: Path) -> Path | None:
-    """The run folder that contains a checkpoint or is the checkpoint."""
-    candidates = (path, path.parent, path.parent.parent)
-    return next((candidate for candidate in candidates if (candidate / "environment.json").is_file()), None)
-
-
 def as_begun(spec: RunSpec) -> RunSpec:
     """In a restart of a SLURM job: the run with the configuration that it began with, if that was edited meanwhile."""
     folder = RunFolder(Path(spec.config["run_dir"]))

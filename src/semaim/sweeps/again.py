@@ -9,8 +9,8 @@ from pathlib import Path
 from hydra.utils import instantiate
 
 from semaim.config.compose import options, quoted_home
-from semaim.config.naming import may_differ
-from semaim.config.stored_command import option_name, stored_command, with_changes, words_of
+from semaim.config.naming import key_of, may_differ
+from semaim.config.stored_command import stored_command, with_changes, words_of
 from semaim.errors import UserError
 from semaim.sweeps.sweep import FILE, Sweep
 
@@ -38,14 +38,14 @@ def again(source: str, changes: Sequence[str]) -> list[str]:
         words = words_of(Sweep.load(folder).command, str(folder))
     else:
         words = stored_command(folder, str(folder))
-        if not all(may_differ(option_name(change)) for change in changes):  # then it is another run, with its own name
-            words = [word for word in words if option_name(word) not in ("run_name", "run_dir")]
+        if not all(may_differ(key_of(change)) for change in changes):  # then it is another run, with its own name
+            words = [word for word in words if key_of(word) not in ("run_name", "run_dir")]
     return with_changes(quoted_home(words), quoted_home(changes))
 
 
 def _folder(source: str, changes: Sequence[str]) -> Path:
     if not source.startswith(MLFLOW):
         return Path(source).expanduser()
-    store = [change for change in changes if option_name(change).startswith("tracking")]
+    store = [change for change in changes if key_of(change).startswith("tracking")]
     path: Path = instantiate(options(store).tracking, _convert_="all").run_folder(source.removeprefix(MLFLOW))
     return path

@@ -14,11 +14,12 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from semaim.config.naming import other_overrides
+from semaim.core.comparison import Comparison
 from semaim.core.files import if_possible, writable, write_json, write_text
 from semaim.core.formatting import plural, program
 from semaim.core.headline import LOSS, SECONDARY, digits, headlines, lower_is_better
 from semaim.core.locks import one_at_a_time
-from semaim.core.tables import markdown_table
+from semaim.core.tables import limited_markdown_table
 from semaim.errors import UserError
 from semaim.runs.folder import RunFolder
 from semaim.runs.journal import Journal, View
@@ -107,10 +108,10 @@ def _journal_changes(sweep: Sweep, point_states: Sequence[PointState], over: boo
     compared = comparison(sweep, point_states)
     if over or compared is not None:
         verdict = "" if compared is None else f"{progress_of(sweep, point_states)}: {compared.brief}"
-        journal.tags({NOTE: description(sweep, point_states), "verdict": verdict})
+        journal.tags({NOTE: description(sweep, point_states, compared), "verdict": verdict})
     if over:
         journal.artifact("results.csv")
-        journal.view(view(sweep, point_states))
+        journal.view(view(sweep, point_states, compared))
     if statuses[-1:] != [status] or over:  # lines after the last status reopen the run
         journal.status(status)
     journal.close()
@@ -139,15 +140,15 @@ def swept_keys(sweep: Sweep) -> list[str]:
     return [key.lstrip("+") for key in swept(sweep)]
 
 
-def view(sweep: Sweep, point_states: Sequence[PointState]) -> View:
+def view(sweep: Sweep, point_states: Sequence[PointState], compared: Comparison | None = None) -> View:
     """How MLflow shows its runs: best ones first, grouped by what is swept besides the seed if there are several seeds.
 
     Args:
         sweep: the sweep.
         point_states: states of its points; empty at its start.
+        compared: the comparison of the results, if there is one.
     """
     start = sweep.folder.last_start()
-    compared = comparison(sweep, point_states) if point_states else None
     modes = [["tag" if key in start.get("choices", {}) else "param", key] for key in start.get("swept", [])]
     return {
         "name": start.get("title", sweep.path.name),
@@ -191,7 +192,7 @@ def summary(sweep: Sweep, point_states: Sequence[PointState]) -> dict[str, float
     return metrics
 
 
-def description(sweep: Sweep, point_states: Sequence[PointState] | None) -> str:
+def description(sweep: Sweep, point_states: Sequence[PointState] | None, compared: Comparison | None = None) -> str:
     """The sweep in Markdown: swept options, the comparison of the results so far, command, folder.
 
     At the end of a sweep of which some runs did not finish, or without a comparison, the state of each run is added.
@@ -207,7 +208,6 @@ def description(sweep: Sweep, point_states: Sequence[PointState] | None) -> str:
     ]
     if point_states is None:
         return "\n\n".join([*head, *sections])
-    compared = comparison(sweep, point_states)
     if compared is not None:
         max_characters = (MAX_TAG_CHARACTERS - sum(map(len, (*head, *sections)))) / 2  # half of it for the states
         head.append(compared.markdown(progress_of(sweep, point_states), max_characters - len(compared.verdict)))
@@ -226,8 +226,4 @@ def _table(sweep: Sweep, point_states: Sequence[PointState], max_characters: int
         outcome = state.name if state.name == "finished" else f"{state.name}: {state.detail[:100]}"
         cells = (digits(name, state.measured[name]) if name in state.measured else "" for name in names)
         rows.append((f"`{label}`", outcome, *cells))
-    shown = rows
-    while len(markdown_table(shown)) > max_characters and len(shown) > 1:
-        shown = shown[:-1]
-    omitted = len(rows) - len(shown)
-    return markdown_table(shown) + (f"\n\nand {omitted} more: see results.csv among the artifacts" if omitted else "")
+    return limited_markdown_table(rows, max_characters)

@@ -14,6 +14,7 @@ from torch import Tensor
 from semaim.checkpoints.encoder_source import EncoderSource, fingerprint
 from semaim.checkpoints.origin import Origin
 from semaim.config.run_spec import RunSpec
+from semaim.config.source_run import run_folder_of
 from semaim.core.files import if_possible
 from semaim.core.image_size import pair
 from semaim.core.locks import one_at_a_time
@@ -27,7 +28,7 @@ from semaim.evaluation.features import Extraction, Features
 from semaim.models.flops import encoder_cost
 from semaim.models.vit import encode
 from semaim.runs.context import Run
-from semaim.runs.folder import RunFolder, run_folder_of
+from semaim.runs.folder import RunFolder
 from semaim.runs.journal import Evaluated, Journal
 from semaim.tasks.task import RunCost, Task
 from semaim.tracking.datasets import Context, use

@@ -9,8 +9,9 @@ from typing import Any
 
 from semaim.config.naming import flatten, other_overrides
 from semaim.config.run_spec import RunSpec
+from semaim.config.source_run import run_folder_of
 from semaim.errors import UserError
-from semaim.runs.folder import RunFolder, run_folder_of
+from semaim.runs.folder import RunFolder
 
 SEPARATOR = " · "
 MAX_VALUE, MAX_NAME = 40, 120  # characters
