@@ -74,6 +74,16 @@ def test_data_of_an_experiment_are_carried_over() -> None:
     assert (probe.cfg.trainer.epochs, probe.cfg.trainer.batch_size) == (90, 4096)
 
 
+def test_a_class_of_the_data_is_in_the_command() -> None:
+    """An evaluation takes no class from a run folder, so that its command names it."""
+    own = "data.source._target_=support.paced.squares"
+    (knn,) = followers("run_name=pre", "then=[knn]", own, "data.val_fraction=0.3")
+    assert knn.overrides == ["task=knn", "checkpoint=runs/pre", own]
+    assert knn.cfg.data.source._target_ == "support.paced.squares"
+    assert knn.inherited is not None
+    assert knn.inherited.overrides == ["data=digits", "data.val_fraction=0.3"]
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [

@@ -24,7 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from semaim.config.compose import choices, composition, folder_path, is_choice, options
 from semaim.config.naming import CheckpointName, checksum, key_of
-from semaim.config.source_run import SourceRun, source_run, value_text
+from semaim.config.source_run import SourceRun, names_code, source_run, value_text
 from semaim.core.formatting import quoted
 
 MLFLOW = "mlflow:"
@@ -167,7 +167,7 @@ def _merged(typed: CommandLine, run: SourceRun, other_data: bool, default_seed: 
         if run.choice not in choices("data", typed.folders):
             folders = run.folder_of_data(given)
         data = run.data(given, [*typed.folders, *folders])
-        own |= data or {}
+        own |= {key: word for key, word in (data or {}).items() if not names_code(key)}  # code is typed, each time
         folders = folders if data else []
     seed = run.config.get("seed")
     if default_seed is not None and isinstance(seed, int) and seed != default_seed:

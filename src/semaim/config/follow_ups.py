@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from semaim.config.compose import choices, options
 from semaim.config.naming import flatten, is_part
 from semaim.config.run_spec import RunSpec, compose_run_spec
-from semaim.config.source_run import SourceRun, value_text
+from semaim.config.source_run import SourceRun, names_code, value_text
 from semaim.errors import UserError
 
 CARRIED_OPTIONS = ("device", "runs_dir")
@@ -66,13 +66,17 @@ def with_parent(spec: RunSpec, parent: str) -> RunSpec:
 
 
 def _carried(spec: RunSpec) -> list[str]:
-    """Overrides that reproduce the tracking, recipe and device of a run; data and seed come with its checkpoint."""
+    """Overrides that reproduce the tracking, recipe and device of a run; data and seed come with its checkpoint.
+
+    The classes of its data do not: from a run folder, where these evaluations would look, they are not taken.
+    """
     with_choices = options([f"{group}={spec.choices[group]}" for group in ("tracking", "data")], spec.folders)
     before, now = (flatten(OmegaConf.to_container(config)) for config in (with_choices, spec.cfg))
     changed = [
         f"{key}={value_text(value)}"
         for key, value in now.items()
-        if value != before.get(key) and (key in CARRIED_OPTIONS or is_part(key, "tracking"))
+        if value != before.get(key)
+        and (key in CARRIED_OPTIONS or is_part(key, "tracking") or (is_part(key, "data") and names_code(key)))
     ]
     choices = []
     if with_choices.tracking != options((), spec.folders).tracking:

@@ -139,7 +139,7 @@ class SourceRun:
             if key in NOT_TAKEN or (key in defaults and _value(config, key) == value):
                 continue
             if key not in typed and "data" not in typed:
-                if any(part.startswith("_") for part in key.split(".")):
+                if names_code(key):
                     raise UserError(f"{quoted(self.shown)} was trained with {key}={value}, which is not the one of "
                                     f"{word} now: choose data=..., or type this option if you trust it")  # fmt: skip
                 if "${" in str(value):
@@ -157,6 +157,11 @@ class SourceRun:
             return value
         raise UserError(f"{quoted(self.shown)} was trained with {key}={quoted(value)} in the folder "
                         f"{quoted(self.cwd)}, where it is not any more: give {key}=<where it is now>")  # fmt: skip
+
+
+def names_code(key: str) -> bool:
+    """Whether an option is for Hydra's instantiation, such as `data.source._target_`: its value may run any code."""
+    return any(part.startswith("_") for part in key.split("."))
 
 
 def run_folder_of(path: Path) -> Path | None:
