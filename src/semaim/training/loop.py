@@ -94,7 +94,7 @@ def prepare(task: TrainingTask, trainer: TrainerSettings, run: Run) -> TrainingS
     task.model.to(device)
     ema = ModelEmaV3(task.model, decay=trainer.ema_decay[0]) if trainer.ema else None
     if trainer.compile:
-        compile_blocks(task.model)
+        compile_blocks(task.main_network)
     scaler = torch.amp.GradScaler(device.type, enabled=trainer.dtype(device) == torch.float16)
     state = TrainingState(task.model, wrap(task.model, run.processes), ema, task.optimizer.build(task.model), scaler)
     saved, folder = restored(run)

@@ -41,6 +41,11 @@ class TrainingTask:
     training: TrainingData
     optimizer: Optimization
 
+    @property
+    def main_network(self) -> nn.Module:
+        """The network that takes most of the time of a step, whose blocks `trainer.compile` compiles."""
+        return self.model
+
     def loss(self, batch: Batch, state: TrainingState, noise: StepNoise) -> Tensor:
         """Loss per image, (B,), with gradient."""
         raise NotImplementedError
