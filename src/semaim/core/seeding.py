@@ -73,7 +73,7 @@ class StepNoise:
         copies from pinned memory, for which the host does not wait.
         """
         if self._batch_noise is None:
-            pinned = device.type == "cuda" and torch.cuda.is_available()
+            pinned = device.type == "cuda"
             self._batch_noise = torch.rand(self.batch_size, columns, generator=self.generator, pin_memory=pinned)
         return self._batch_noise[first : first + count].to(device, non_blocking=True)
 

@@ -17,11 +17,13 @@ from torch.optim import Optimizer
 def update_weights(optimizer: Optimizer, skip: Tensor) -> None:
     """Take an optimizer's step unless the flag is set.
 
-    The fused kernels of torch (`fused=true` of AdamW, Adam, SGD and Adagrad) read the flag themselves. Any other
-    optimizer takes its step, and what it has changed is put back if the flag is set. This costs the memory and the time
-    of a copy of weights and state. State that it keeps on the host, such as Adam's number of steps, is not put back.
+    The fused kernels of torch's AdamW, Adam and Adagrad (`fused=true`) read the flag themselves. Any other optimizer
+    takes its step, and what it has changed is put back if the flag is set. This costs the memory and the time of a copy
+    of weights and state. What it keeps on the host, such as Adam's number of steps without `fused`, is not put back
+    where the weights are on a GPU.
     """
-    if getattr(optimizer, "_step_supports_amp_scaling", False):  # torch's sign, also to its GradScaler
+    # Fused SGD reads the flag, too, but would leave its new momentum undefined if the first step is skipped.
+    if getattr(optimizer, "_step_supports_amp_scaling", False) and not isinstance(optimizer, torch.optim.SGD):
         fused: Any = optimizer
         fused.grad_scale, fused.found_inf = None, skip.float()
         optimizer.step()
@@ -34,13 +36,14 @@ def update_weights(optimizer: Optimizer, skip: Tensor) -> None:
 
 
 def _changing(optimizer: Optimizer, device: torch.device) -> dict[tuple[int, str], Tensor]:
-    """Weights and state that a step changes on a device, by parameter and name."""
+    """Weights and state that a step changes on a device, by parameter (or group) and name."""
     found = {}
-    for parameter in (p for group in optimizer.param_groups for p in group["params"] if p.grad is not None):
-        found[id(parameter), ""] = parameter
-        for name, value in optimizer.state.get(parameter, {}).items():
-            if isinstance(value, Tensor) and value.device == device:
-                found[id(parameter), name] = value
+    for group in optimizer.param_groups:
+        parameters = [each for each in group["params"] if each.grad is not None]
+        found |= {(id(each), "weight"): each for each in parameters}
+        for owner, values in ((group, group), *((each, optimizer.state.get(each, {})) for each in parameters)):
+            tensors = {name: each for name, each in values.items() if isinstance(each, Tensor)}
+            found |= {(id(owner), name): each for name, each in tensors.items() if each.device == device}
     return found
 
 
