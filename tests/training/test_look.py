@@ -112,6 +112,24 @@ def test_a_step_that_is_not_finite_and_those_after_it_change_nothing(
     assert not list(folder.rglob("*.pt"))
 
 
+def test_fp16_skips_an_overflow_and_lowers_its_scale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loss = Pretraining.loss
+
+    def steep(self: Pretraining, batch: Batch, state: Any, draws: StepNoise) -> torch.Tensor:
+        return loss(self, batch, state, draws) * (1e5 if state.step == 1 else 1.0)
+
+    monkeypatch.setattr(Pretraining, "loss", steep)
+    every_step = ("trainer.save_every_steps=1", "trainer.keep_checkpoints=3")
+    folder = run(tmp_path, *SELDOM, *every_step, "trainer.precision=fp16", "trainer.max_steps=3")
+    first, second, third = (
+        torch.load(folder / "checkpoints" / f"step_{step:08d}.pt", weights_only=True) for step in (1, 2, 3)
+    )
+    assert_same_bits(first["model"], second["model"])
+    assert_same_bits(first["optimizer"]["state"], second["optimizer"]["state"])
+    assert first["scaler"]["scale"] == 2 * second["scaler"]["scale"] == 65536
+    assert [float(each["optimizer"]["state"][0]["step"]) for each in (first, second, third)] == [1, 1, 2]
+
+
 def test_a_checkpoint_before_the_look_is_the_last_good_one(tmp_path: Path, poisoned: dict[Any, Any]) -> None:
     with pytest.raises(NonFiniteError, match=r"step 2; .* the last good checkpoint is .*step_00000002\.pt\."):
         run(tmp_path, *SELDOM, "trainer.max_steps=9", "trainer.save_every_steps=2")

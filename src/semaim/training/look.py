@@ -38,8 +38,8 @@ class StepResult:
         loss: mean over all images.
         grad_norm: norm of the gradient before clipping.
         lr: learning rate.
-        seconds: duration of the step; the mean over the steps since the last look.
-        data_wait: seconds spent waiting for images.
+        seconds: duration of the step, as the mean over the steps since the last look.
+        data_wait: seconds in which the host waited for images, as the same mean.
         unreadable: unreadable images at the time of the look, summed over processes.
         stop: whether a process had received a stop signal then; for the newest step only.
     """
@@ -60,7 +60,8 @@ class Step(NamedTuple):
         number: steps before it.
         values_3: loss, norm of the gradient, and whether it failed.
         images: for each micro-batch, indices (B,) of its images on the host and their losses (B,).
-        lr, data_wait: as in `StepResult`.
+        lr: learning rate.
+        data_wait: seconds in which the host waited for images.
     """
 
     number: int
@@ -111,6 +112,7 @@ def look(unseen: Unseen, unreadable: UnreadableImages, images: ImageSet, run: Ru
     steps, unseen.steps = unseen.steps, []
     results = torch.stack([step.values_3 for step in steps]).tolist()
     seconds = (time.perf_counter() - unseen.began) / len(steps)
+    data_wait = sum(step.data_wait for step in steps) / len(steps)
     for step, (loss, norm, failed) in zip(steps, results, strict=True):
         if failed:
             raise non_finite_error(step, loss, norm, images, run)
@@ -122,7 +124,7 @@ def look(unseen: Unseen, unreadable: UnreadableImages, images: ImageSet, run: Ru
     unseen.interval = max(1, min(unseen.longest, fit))
     newest = steps[-1]
     return [
-        StepResult(loss, norm, step.lr, seconds, step.data_wait, round(num_unreadable), stop > 0 and step is newest)
+        StepResult(loss, norm, step.lr, seconds, data_wait, round(num_unreadable), stop > 0 and step is newest)
         for step, (loss, norm, _) in zip(steps, results, strict=True)
     ]
 

@@ -84,8 +84,11 @@ class TrainerSettings:
     @contextmanager
     def matrix_products(self, device: torch.device) -> Iterator[None]:
         """A block in which matrix products are those of training; evaluations have full float32."""
+        if not self.uses_tf32(device):
+            yield
+            return
         before = torch.get_float32_matmul_precision()
-        torch.set_float32_matmul_precision("high" if self.uses_tf32(device) else before)
+        torch.set_float32_matmul_precision("high")
         try:
             yield
         finally:

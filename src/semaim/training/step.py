@@ -102,12 +102,8 @@ def train_step(
     norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
     loss = torch.stack([loss_B.mean() for _, loss_B in losses]).mean() / run.processes.world_size
     totals = run.processes.sum(torch.stack([loss, norm / run.processes.world_size]))
-    finite, overflow = totals[0].isfinite(), ~totals[1].isfinite()
-    if state.scaler.is_enabled():  # occasional overflows are normal in fp16: these updates are skipped, too
-        finite = finite & ~(overflow & (state.scaler.scale(torch.ones_like(loss)) < 1))
-    else:
-        finite = finite & ~overflow
-    unseen.failed = unseen.failed | ~finite
+    failed, overflow = found_wrong(totals, state.scaler)
+    unseen.failed = unseen.failed | failed
     unseen.steps.append(Step(state.step, torch.cat([totals, unseen.failed[None]]), losses, lr, data_wait))
     if trainer.clip_grad is not None:
         torch.nn.utils.clip_grads_with_norm_(parameters, trainer.clip_grad, norm)
@@ -117,3 +113,19 @@ def train_step(
     task.after_update()
     if state.ema is not None:
         update_average(state.ema, task.model, ema_decay, skip=unseen.failed)
+
+
+def found_wrong(totals_2: Tensor, scaler: torch.amp.GradScaler) -> tuple[Tensor, Tensor]:
+    """Whether a step has failed, and whether its gradient is not finite; bool tensors on the device.
+
+    Occasional overflows of the gradient are normal in fp16: the scaler lowers its scale, and the update is skipped.
+
+    Args:
+        totals_2: loss and norm of the gradient.
+        scaler: loss scaler.
+    """
+    wrong_loss, overflow = (~totals_2.isfinite()).unbind()
+    if not scaler.is_enabled():
+        return wrong_loss | overflow, overflow
+    scale = scaler.scale(torch.ones_like(totals_2[0]))
+    return wrong_loss | (overflow & (scale < 1)), overflow
