@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from semaim.checkpoints import store
 from semaim.core.files import write_json
@@ -26,6 +25,7 @@ from semaim.runs.context import Run
 from semaim.training.optimizers import Optimization, set_lr
 from semaim.training.settings import TrainerSettings
 from semaim.training.state import TrainingState
+from semaim.training.strategies import total_norm
 
 
 class TrainingTask:
@@ -104,15 +104,14 @@ def train_step(
         data_wait += time.perf_counter() - fetch_started
         unreadable.record(batch)
         batch = batch.to(device)
-        ddp = state.forward if isinstance(state.forward, DistributedDataParallel) else None
-        with ddp.no_sync() if ddp and micro + 1 < trainer.accumulate else nullcontext():
+        with state.strategy.no_sync() if micro + 1 < trainer.accumulate else nullcontext():
             with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
                 loss_B = task.loss(batch, state, noise)
             state.scaler.scale(loss_B.mean() / trainer.accumulate).backward()
         losses.append((batch.index_B, loss_B.detach()))
     state.scaler.unscale_(state.optimizer)
     parameters = [p for p in task.model.parameters() if p.grad is not None]
-    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    norm = total_norm(parameters)
     loss = torch.stack([loss_B.mean() for _, loss_B in losses]).mean() / run.processes.world_size
     # One all-reduce and one device synchronisation per step.
     counts = torch.tensor([float(run.stop.requested), len(unreadable.reasons)], device=device)
