@@ -30,7 +30,8 @@ MAY_DIFFER = (
     "trainer.milestone_every_epochs",
     "trainer.save_every_epochs",
     "trainer.save_every_steps",
-    "model.activation_checkpointing",
+    "trainer.strategy",
+    "model.activation_checkpointing",  # before 0.2.0; trainer.activation_checkpointing now
     "data.num_workers",
     "data.timeout_seconds",
     "data.max_unreadable",

@@ -125,10 +125,11 @@ class FineTuning(TrainedEvaluation):
         """Metrics on the held-out images, if due; the best model so far is saved in `best/`."""
         if not self.is_due(epoch, last):
             return {}
-        predictions = self._predictions(self.model, run)
+        model, average = state.whole()
+        predictions = self._predictions(model, run)
         metrics = {f"val/{name}": value for name, value in predictions.metrics().items()}
-        if state.ema is not None:
-            averaged = self._predictions(state.ema.module, run).metrics()
+        if average is not None:
+            averaged = self._predictions(average, run).metrics()
             metrics |= {f"val/{name}_ema": value for name, value in averaged.items()}
         if last:
             predictions.write(run)

@@ -67,6 +67,9 @@ class LinearProbe(TrainedEvaluation):
             raise UserError("trainer.clip_grad would couple the heads' gradients: leave it null")
         if self.trainer.ema:
             raise UserError("trainer.ema=true: no moving average of linear heads is measured; leave it false")
+        if self.trainer.strategy != "ddp" or self.trainer.activation_checkpointing:
+            raise UserError("a linear probe trains heads on a frozen encoder, which needs little memory: leave "
+                            "trainer.strategy=ddp and trainer.activation_checkpointing=false")  # fmt: skip
         self.metric = f"linprobe_{kinds[0]}"
         self.vit = self.source.encoder().requires_grad_(False)
         check_image_size(self.vit, self.data, self.source.checkpoint)

@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from semaim.checkpoints.two_stream import read_checkpoint, start_from
@@ -129,6 +130,12 @@ class Pretraining(Task, TrainingTask):
     def check(self, seed: int, processes: Processes) -> None:
         """Raise UserError if the settings do not fit these processes, before anything is written."""
         loop.step_plan(self, self.trainer, seed, processes)
+        rounded = self.trainer.strategy == "fsdp" and self.trainer.dtype(processes.device) != torch.float32
+        own_map = self.map_network in ("online", "ema") and self.semantic_map.full_precision
+        if rounded and own_map and processes.world_size > 1:
+            raise UserError("semantic_map.full_precision=true needs weights in float32, but with trainer.strategy=fsdp "
+                            "they are rounded when they are gathered: choose trainer.strategy=ddp or "
+                            "trainer.precision=float32")  # fmt: skip
         for evaluator in self.evaluators.values():
             evaluator.check(self.data)
         if self.teacher is not None:
@@ -196,7 +203,7 @@ class Pretraining(Task, TrainingTask):
     def loss(self, batch: Batch, state: TrainingState, noise: StepNoise) -> Tensor:
         """Loss of each image, (B,): the mean over its patches."""
         images_BCHW = batch.images_BCHW
-        cache = TokenCache(self._encoders(state), images_BCHW)
+        cache = TokenCache(self._encoders(state.model, state.ema and state.ema.module), images_BCHW)
         map_BL = None if self.map_network is None else self.semantic_map(cache, self.map_network)
         if self.learners:
             self._learned.append((pooled(cache.tokens("online")), batch.labels_B))
@@ -206,10 +213,9 @@ class Pretraining(Task, TrainingTask):
         prediction_BLP = state.forward(images_BCHW, order_BL)
         return self.target.loss(prediction_BLP, target_BLP).mean(1)
 
-    def _encoders(self, state: TrainingState) -> dict[str, Encoder]:
+    def _encoders(self, model: Any, average: Any) -> dict[str, Encoder]:
         """Networks that may make a pass over a batch, by name."""
-        ema: Any = state.ema and state.ema.module
-        encoders: dict[str, Encoder | None] = {"online": self.model, "ema": ema, "teacher": self.teacher}
+        encoders: dict[str, Encoder | None] = {"online": model, "ema": average, "teacher": self.teacher}
         return {name: encoder for name, encoder in encoders.items() if encoder is not None}
 
     def after_update(self) -> None:
@@ -235,10 +241,12 @@ class Pretraining(Task, TrainingTask):
 
     def evaluate(self, state: TrainingState, epoch: int, last: bool, run: Run) -> dict[str, float]:
         """Metrics of the evaluators that are due."""
-        self.model.eval()
-        encoders, order, maps, target = self._encoders(state), self.permutation, self.semantic_map, self.target
-        learner = Learner(self.model, encoders, self.map_network, order, maps, target, self.data, state.step, epoch)
         due = [each for each in self.evaluators.values() if each.is_due(epoch, last)]
+        if not due:
+            return {}
+        model, average = state.whole()
+        encoders, order, maps, target = self._encoders(model, average), self.permutation, self.semantic_map, self.target
+        learner = Learner(model.eval(), encoders, self.map_network, order, maps, target, self.data, state.step, epoch)
         return {name: value for each in due for name, value in each.evaluate(learner, run).items()}
 
     def _log_plan(self, run: Run) -> None:

@@ -14,7 +14,12 @@ from semaim.core.cache_folder import cache_folder
 from semaim.core.distributed import Processes
 from semaim.models.layers import TimmDropPath
 
-BLOCKS = ("blocks", "query_blocks")
+BLOCKS = ("blocks", "query_blocks")  # names of lists, as timm and AIM have them
+
+
+def transformer_blocks(network: nn.Module) -> list[nn.Module]:
+    """The transformer blocks of a network; empty if it has none."""
+    return [block for name in BLOCKS for block in getattr(network, name, ())]
 
 
 def wrap(model: nn.Module, processes: Processes) -> Callable[..., Tensor]:
@@ -55,14 +60,14 @@ class DeterministicDDP(DistributedDataParallel):
 
 
 def compile_blocks(network: nn.Module) -> None:
-    """Compile each transformer block in place: those in lists called `blocks` and `query_blocks`, as timm and AIM have.
+    """Compile each transformer block in place.
 
     Blocks share compiled graphs, so the start takes seconds instead of the minutes for the whole network. Compiled
     kernels are kept in the user's cache folder, which nodes of a cluster share, unless TORCHINDUCTOR_CACHE_DIR is set.
     """
     if (kept := cache_folder("torchinductor")) is not None:
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(kept))
-    for block in [block for name in BLOCKS for block in getattr(network, name, ())]:
+    for block in transformer_blocks(network):
         for name, child in block.named_children():
             if isinstance(child, DropPath):
                 setattr(block, name, TimmDropPath(child.drop_prob))

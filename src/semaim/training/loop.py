@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from timm.utils.model_ema import ModelEmaV3
-from torch import Tensor
+from torch import Tensor, nn
 
 from semaim.checkpoints import store
 from semaim.core.distributed import Processes
@@ -23,12 +23,13 @@ from semaim.data.on_device import OnDevice
 from semaim.errors import Interrupted, NonFiniteError, UserError
 from semaim.runs.context import Run
 from semaim.runs.folder import RunFolder
-from semaim.training.ddp import compile_blocks, wrap
+from semaim.training.ddp import compile_blocks
 from semaim.training.look import Unseen, last_good, look, look_is_due, steps_between_looks
 from semaim.training.progress import ProgressReporter, report_restored, report_unused
 from semaim.training.settings import TrainerSettings
 from semaim.training.state import TrainingState
 from semaim.training.step import TrainingTask, train_step
+from semaim.training.strategies import strategy_of
 
 log = logging.getLogger(__name__)
 
@@ -121,10 +122,14 @@ def prepare(task: TrainingTask, trainer: TrainerSettings, run: Run) -> TrainingS
         log.info("float32: training computes matrix products in TensorFloat-32 (10 of 23 bits of the fraction), "
                  "evaluations in full precision")  # fmt: skip
     ema = ModelEmaV3(task.model, decay=trainer.ema_decay[0]) if trainer.ema else None
+    if trainer.activation_checkpointing:
+        checkpoint_activations(task.model)
     if trainer.compile:
         compile_blocks(task.main_network)
+    strategy = strategy_of(trainer.strategy, run.processes, trainer.dtype(device))
+    forward = strategy.distribute(task.model, None if ema is None else ema.module)
     scaler = torch.amp.GradScaler(device.type, enabled=trainer.dtype(device) == torch.float16)
-    state = TrainingState(task.model, wrap(task.model, run.processes), ema, task.optimizer.build(task.model), scaler)
+    state = TrainingState(task.model, forward, ema, task.optimizer.build(task.model), scaler, strategy=strategy)
     saved, folder = restored(run)
     if saved is not None:
         store.check_parts(saved, f"the newest checkpoint in {folder.checkpoints}")
@@ -138,6 +143,14 @@ def prepare(task: TrainingTask, trainer: TrainerSettings, run: Run) -> TrainingS
         task.load_state_dict(saved["task"])
         report_restored(trainer, task.optimizer, step_plan(task, trainer, run.seed, run.processes), state, run, folder)
     return state
+
+
+def checkpoint_activations(model: nn.Module) -> None:
+    """Let a model's backward pass compute the activations inside of its blocks again, so that they are not stored."""
+    if not hasattr(model, "set_grad_checkpointing"):
+        raise UserError(f"trainer.activation_checkpointing=true: {type(model).__name__} has no blocks to checkpoint "
+                        f"(a method set_grad_checkpointing, as timm's models have): leave it false")  # fmt: skip
+    model.set_grad_checkpointing(True)  # type: ignore[operator]
 
 
 def restored(run: Run) -> tuple[store.Checkpoint | None, RunFolder]:

@@ -83,6 +83,6 @@ def activations(model: Any, itemsize: int) -> int:
     sizes: dict[str, Any] = model.architecture
     mlp = 2 * hidden if sizes["head"] == "mlp" else 0
     head = state + patches * (itemsize * (width + mlp) + 2 * FLOAT32 * sizes["out_channels"])
-    if model.activation_checkpointing:
+    if model.grad_checkpointing:
         return (depth + queries + 2) * state + kept(patches) + head
     return (depth + queries) * kept(patches) + (queries + 1) * state + head

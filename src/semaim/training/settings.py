@@ -26,6 +26,9 @@ class TrainerSettings:
         clip_grad: maximum norm of the gradient; null for no clipping.
         precision: "auto" (bf16 if the device supports it, else float32), "bf16", "fp16" (with loss scaling) or
             "float32".
+        strategy: how several processes share the model: "ddp" (a copy on each) or "fsdp" (a part of each weight).
+        activation_checkpointing: compute activations inside of blocks again in the backward pass: less memory, about a
+            third more time.
         compile: compile the transformer blocks with torch.compile.
         ema: keep a moving average of the weights.
         ema_decay: decay of the moving average at the start and at the end of its ramp.
@@ -47,6 +50,8 @@ class TrainerSettings:
     accumulate: int
     clip_grad: float | None
     precision: Literal["auto", "bf16", "fp16", "float32"]
+    strategy: Literal["ddp", "fsdp"]
+    activation_checkpointing: bool
     compile: bool
     ema: bool
     ema_decay: tuple[float, float]

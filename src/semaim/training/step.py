@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from semaim.core.seeding import StepNoise
 from semaim.data.loading import Batch, TrainingData, UnreadableImages
@@ -21,6 +20,7 @@ from semaim.training.look import Step, Unseen
 from semaim.training.optimizers import Optimization, set_lr
 from semaim.training.settings import TrainerSettings
 from semaim.training.state import TrainingState
+from semaim.training.strategies import total_norm
 from semaim.training.update import update_average, update_weights
 
 
@@ -96,15 +96,14 @@ def train_step(
         batch = next(batches)
         data_wait += time.perf_counter() - fetch_started
         unreadable.record(batch)
-        ddp = state.forward if isinstance(state.forward, DistributedDataParallel) else None
-        with ddp.no_sync() if ddp and micro + 1 < trainer.accumulate else nullcontext():
+        with state.strategy.no_sync() if micro + 1 < trainer.accumulate else nullcontext():
             with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
                 loss_B = task.loss(batch, state, noise)
             state.scaler.scale(loss_B.mean() / trainer.accumulate).backward()
         losses.append((batch.index_B.clone(), loss_B.detach()))  # a copy, since a worker's tensors hold open files
     state.scaler.unscale_(state.optimizer)
     parameters = [p for p in task.model.parameters() if p.grad is not None]
-    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    norm = total_norm(parameters)
     loss = torch.stack([loss_B.mean() for _, loss_B in losses]).mean() / run.processes.world_size
     totals = run.processes.sum(torch.stack([loss, norm / run.processes.world_size]))
     failed, overflow = found_wrong(totals, state.scaler)
@@ -117,7 +116,7 @@ def train_step(
     state.scaler.update()
     task.after_update()
     if state.ema is not None:
-        update_average(state.ema, task.model, ema_decay, skip=unseen.failed)
+        update_average(state.ema.module, task.model, ema_decay, skip=unseen.failed)
 
 
 def found_wrong(totals_2: Tensor, scaler: torch.amp.GradScaler) -> tuple[Tensor, Tensor]:

@@ -8,9 +8,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 from torch.optim import Optimizer
+
+from semaim.training.strategies import local_state
 
 
 @torch.no_grad()
@@ -48,14 +49,12 @@ def _changing(optimizer: Optimizer, device: torch.device) -> dict[tuple[int, str
 
 
 @torch.no_grad()
-def update_average(ema: ModelEmaV3, model: nn.Module, decay: float, skip: Tensor) -> None:
+def update_average(average: nn.Module, model: nn.Module, decay: float, skip: Tensor) -> None:
     """Move the average of a model's weights and buffers towards them by 1 - decay, unless the flag is set."""
-    averages, values = [], []
-    for average, value in zip(ema.module.state_dict().values(), model.state_dict().values(), strict=True):
-        if average.is_floating_point():
-            averages.append(average)
-            values.append(value)
-        else:
-            average.copy_(value)
+    pairs = list(zip(local_state(average), local_state(model), strict=True))
+    floating = [pair for pair in pairs if pair[0].is_floating_point()]
     weight = torch.where(skip, 0.0, 1.0 - decay)
-    torch._foreach_lerp_(averages, values, [weight.to(each.dtype) for each in averages])
+    torch._foreach_lerp_(*map(list, zip(*floating, strict=True)), [weight.to(own.dtype) for own, _ in floating])
+    for own, value in pairs:
+        if not own.is_floating_point():
+            own.copy_(value)
