@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from itertools import islice
 from typing import Any
@@ -63,9 +63,9 @@ class Batch:
         return self
 
     def to(self, device: torch.device) -> Batch:
-        self.images_BCHW = self.images_BCHW.to(device, non_blocking=True)
-        self.labels_B = self.labels_B.to(device, non_blocking=True)
-        return self
+        """The batch with images and labels on a device; the indices stay, since only the host reads them."""
+        images_BCHW, labels_B = (each.to(device, non_blocking=True) for each in (self.images_BCHW, self.labels_B))
+        return replace(self, images_BCHW=images_BCHW, labels_B=labels_B)
 
 
 @dataclass(frozen=True)

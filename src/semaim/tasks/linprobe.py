@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from semaim.checkpoints.encoder_source import fingerprint
 from semaim.core.distributed import Processes
@@ -85,6 +85,11 @@ class LinearProbe(TrainedEvaluation):
         self.model = LinearHeads(self.vit.embed_dim, len(self.classes), len(kinds), scales)
         if len(self.lrs) > 1 and any("lr_scale" not in group for group in optimizer.groups(self.model, 0.0)):
             raise UserError("task.base_lrs needs an optimizer with a group for each head, as in optimizer=sgd_linprobe")
+
+    @property
+    def main_network(self) -> nn.Module:
+        """The frozen encoder."""
+        return self.vit
 
     @property
     def head_names(self) -> list[str]:

@@ -11,10 +11,10 @@ from semaim.core.terminal import StatusLine
 from semaim.data.loading import StepPlan
 from semaim.runs.context import Run
 from semaim.runs.folder import RunFolder
+from semaim.training.look import StepResult
 from semaim.training.optimizers import Optimization, last_lr
 from semaim.training.settings import TrainerSettings
 from semaim.training.state import TrainingState
-from semaim.training.step import StepResult
 
 log = logging.getLogger(__name__)
 WORTH_SAYING = 0.1  # share of the images of an epoch that are not used

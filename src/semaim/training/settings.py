@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -80,6 +82,23 @@ class TrainerSettings:
             return PRECISIONS[self.precision]
         has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
         return torch.bfloat16 if has_bf16 else torch.float32
+
+    def uses_tf32(self, device: torch.device) -> bool:
+        """Whether training computes its float32 matrix products in TensorFloat-32, as GPUs do convolutions."""
+        return device.type == "cuda" and self.dtype(device) == torch.float32
+
+    @contextmanager
+    def matrix_products(self, device: torch.device) -> Iterator[None]:
+        """A block in which matrix products are those of training; evaluations have full float32."""
+        if not self.uses_tf32(device):
+            yield
+            return
+        before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("high")
+        try:
+            yield
+        finally:
+            torch.set_float32_matmul_precision(before)
 
     def ema_decay_at(self, epoch: float) -> float:
         """Decay of the moving average: linear between its two values over the ramp."""

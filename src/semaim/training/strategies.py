@@ -189,17 +189,6 @@ def local_state(module: nn.Module) -> list[Tensor]:
     return [value.to_local() if isinstance(value, DTensor) else value for value in module.state_dict().values()]
 
 
-@torch.no_grad()
-def update_average(average: nn.Module, model: nn.Module, decay: float) -> None:
-    """Move the average of a model's weights and buffers towards them by 1 - decay."""
-    pairs = list(zip(local_state(average), local_state(model), strict=True))
-    floating = [pair for pair in pairs if pair[0].is_floating_point()]
-    torch._foreach_lerp_([own for own, _ in floating], [value for _, value in floating], weight=1 - decay)
-    for own, value in pairs:
-        if not own.is_floating_point():
-            own.copy_(value)
-
-
 def gathered(value: Any, device: torch.device | None) -> Any:
     """A state, in nested dictionaries and lists, with sharded tensors made whole; others stay as they are. Collective.
 
