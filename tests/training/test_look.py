@@ -234,7 +234,7 @@ def test_a_moving_average_is_timms_and_can_be_skipped() -> None:
     model[1].num_batches_tracked += 3
     one.update(model)
     with NoHostReads():
-        update_average(other.module, model, 0.9995, torch.tensor(False))
+        update_average(other, model, 0.9995, torch.tensor(False))
     assert_same_bits(dict(one.module.state_dict()), dict(other.module.state_dict()))
-    update_average(other.module, model, 0.5, torch.tensor(True))
+    update_average(other, model, 0.5, torch.tensor(True))
     assert_same_bits(dict(one.module.state_dict()), dict(other.module.state_dict()))

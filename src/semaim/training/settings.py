@@ -26,7 +26,8 @@ class TrainerSettings:
         clip_grad: maximum norm of the gradient; null for no clipping.
         precision: "auto" (bf16 if the device supports it, else float32), "bf16", "fp16" (with loss scaling) or
             "float32".
-        strategy: how several processes share the model: "ddp" (a copy on each) or "fsdp" (a part of each weight).
+        strategy: how several processes share the model: "ddp" (a copy on each) or "fsdp" (on each a part of every
+            weight).
         activation_checkpointing: compute activations inside of blocks again in the backward pass: less memory, about a
             third more time.
         compile: compile the transformer blocks with torch.compile.

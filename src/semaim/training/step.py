@@ -116,7 +116,7 @@ def train_step(
     state.scaler.update()
     task.after_update()
     if state.ema is not None:
-        update_average(state.ema.module, task.model, ema_decay, skip=unseen.failed)
+        update_average(state.ema, task.model, ema_decay, skip=unseen.failed)
 
 
 def found_wrong(totals_2: Tensor, scaler: torch.amp.GradScaler) -> tuple[Tensor, Tensor]:

@@ -85,9 +85,9 @@ class DataParallel(Strategy):
 class FullySharded(Strategy):
     """A part of every weight, gradient and optimizer state on each process (FSDP2).
 
-    Before a block computes, its weights are gathered from all processes, in the precision of matrix products; its
-    gradients are averaged in float32. The parts of the weights are float32, and so are gradients and optimizer. As
-    with autocast, one-dimensional weights of norms and the activations between blocks stay float32.
+    Before a block computes, its weights are gathered from all processes, those of matrix products in their precision.
+    All else is float32: the parts of the weights, gradients when they are averaged, and the optimizer. So a step
+    computes what it does with DDP and autocast.
 
     Args:
         processes: that share the model.
@@ -161,10 +161,11 @@ def precision_policy(module: nn.Module, dtype: torch.dtype) -> MixedPrecisionPol
     if dtype == torch.float32:
         return MixedPrecisionPolicy(cast_forward_inputs=False)
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
-    if not hasattr(policy, "param_dtype_override_fn"):  # torch before 2.15 gathers the weights of norms rounded, too
+    if not hasattr(policy, "param_dtype_override_fn"):  # torch before 2.15 rounds the other weights, too
         return policy
-    norms = {id(p) for part in module.modules() if isinstance(part, nn.LayerNorm) for p in part.parameters(False)}
-    return dataclasses.replace(policy, param_dtype_override_fn=lambda p: torch.float32 if id(p) in norms else None)
+    products = [part for part in module.modules() if isinstance(part, nn.Linear | nn.Conv2d)]
+    rounded = {id(p) for part in products for p in part.parameters()}  # the weights that autocast rounds
+    return dataclasses.replace(policy, param_dtype_override_fn=lambda p: None if id(p) in rounded else torch.float32)
 
 
 def without_weights(module: nn.Module) -> nn.Module:

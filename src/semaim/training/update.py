@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -49,12 +50,14 @@ def _changing(optimizer: Optimizer, device: torch.device) -> dict[tuple[int, str
 
 
 @torch.no_grad()
-def update_average(average: nn.Module, model: nn.Module, decay: float, skip: Tensor) -> None:
+def update_average(ema: ModelEmaV3, model: nn.Module, decay: float, skip: Tensor) -> None:
     """Move the average of a model's weights and buffers towards them by 1 - decay, unless the flag is set."""
-    pairs = list(zip(local_state(average), local_state(model), strict=True))
-    floating = [pair for pair in pairs if pair[0].is_floating_point()]
+    averages, values = [], []
+    for average, value in zip(local_state(ema.module), local_state(model), strict=True):
+        if average.is_floating_point():
+            averages.append(average)
+            values.append(value)
+        else:
+            average.copy_(value)
     weight = torch.where(skip, 0.0, 1.0 - decay)
-    torch._foreach_lerp_(*map(list, zip(*floating, strict=True)), [weight.to(own.dtype) for own, _ in floating])
-    for own, value in pairs:
-        if not own.is_floating_point():
-            own.copy_(value)
+    torch._foreach_lerp_(averages, values, [weight.to(each.dtype) for each in averages])
