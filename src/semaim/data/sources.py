@@ -21,6 +21,7 @@ from semaim.core.locks import one_at_a_time
 from semaim.data.folders import EXTENSIONS, Listing
 from semaim.data.image_sets import ArrayImages, FileImages, Splits, mask_name
 from semaim.data.layouts import Layout, Part, parts
+from semaim.data.listing_cache import listing_cache
 from semaim.errors import CannotWrite, UserError
 
 log = logging.getLogger(__name__)
@@ -134,8 +135,9 @@ def image_folders(root: str, layout: Layout = "auto", masks: str | None = None, 
         raise UserError(
             f"data.source.masks={masks} is not a folder: set it to the folder that holds the masks, or null"
         )
-    listing = Listing("data.root")
-    found, train, val = parts(folder, layout, listing)
+    with listing_cache(folder) as cache:
+        listing = Listing("data.root", cache=cache)
+        found, train, val = parts(folder, layout, listing)
     if mask_folder is not None and os.path.realpath(mask_folder) in listing.listed:
         raise UserError(
             f"data.source.masks={masks} is inside data.root={root}, so masks would be taken for images: move it, or "
@@ -149,13 +151,14 @@ def image_folders(root: str, layout: Layout = "auto", masks: str | None = None, 
     train_set, val_set = file_images(train), None if val is None else file_images(val)
     classes = [quoted(name) for name in train.classes]
     log.info(
-        "data.root=%s: layout %s, %s%s%s%s",
+        "data.root=%s: layout %s, %s%s%s%s%s",
         quoted(root),
         found,
         plural(len(train_set), "image"),
         f" of {plural(len(classes), 'class', 'es')}" if classes else "",
         f", {len(val_set)} held out" if val_set is not None else "",
         listing.omissions(),
+        cache,
     )
     if masks is not None and not any(len(part.masked()) for part in (train_set, val_set) if part is not None):
         name = train_set.name(0)
