@@ -157,6 +157,11 @@ class FileImages:
     def read(self, index: int) -> Image.Image:
         return read_rgb(self.name(index), self.exif)
 
+    def encoded(self, index: int) -> bytes:
+        """The file of an image; raises OSError if it cannot be read."""
+        with open(self.name(index), "rb") as file:
+            return file.read()
+
     def label(self, index: int) -> int:
         return UNLABELLED if self.labels is None else int(self.labels[index])
 

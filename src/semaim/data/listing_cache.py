@@ -1,4 +1,4 @@
-"""Cache of folder listings: a folder of a million files is listed once, and its sub-folders are compared by their times.
+"""Cache of folder listings: of a folder of a million files, only sub-folders whose times have changed are listed again.
 
 The content of a folder cannot change without its times: mtime follows the names in it, ctime also follows whoever sets
 mtime back. So one stat of each sub-folder takes the place of the listing of all files. The cache is a file of this

@@ -22,6 +22,7 @@ from semaim.data.folders import EXTENSIONS, Listing
 from semaim.data.image_sets import ArrayImages, FileImages, Splits, mask_name
 from semaim.data.layouts import Layout, Part, parts
 from semaim.data.listing_cache import listing_cache
+from semaim.data.shards import is_sharded, shards
 from semaim.errors import CannotWrite, UserError
 
 log = logging.getLogger(__name__)
@@ -115,7 +116,7 @@ def image_folders(root: str, layout: Layout = "auto", masks: str | None = None, 
     """Folders of image files; docs/data.md states what counts as an image and how the layout is found.
 
     Args:
-        root: the folder.
+        root: the folder; or one of shards, which hold the same images.
         layout: "splits": root/train/<class>/*.jpg and root/val/<class>/*.jpg, or root/train/*.jpg without labels;
             "classes": root/<class>/*.jpg; "flat": all images at any depth, without labels; "auto": the one that the
             names of the folders tell.
@@ -130,6 +131,8 @@ def image_folders(root: str, layout: Layout = "auto", masks: str | None = None, 
     folder = Path(root).expanduser()
     if not root or not os.path.isdir(folder):
         raise UserError(f"data.root={quoted(root)} is not a folder: set data.root to the folder that holds the images")
+    if is_sharded(folder):
+        return _in_place_of(root, layout, masks, exif)
     mask_folder = None if masks is None else Path(masks).expanduser()
     if mask_folder is not None and (not masks or not os.path.isdir(mask_folder)):
         raise UserError(
@@ -168,6 +171,19 @@ def image_folders(root: str, layout: Layout = "auto", masks: str | None = None, 
             f"{quoted(expected)}"
         )
     return Splits(train_set, None if train.labels is None else train_set, val_set, classes)
+
+
+def _in_place_of(root: str, layout: Layout, masks: str | None, exif: bool) -> Splits:
+    """Shards, read as the folder of images that they were written from; raises UserError if an option does not fit."""
+    if masks is not None:
+        raise UserError(f"data.source.masks={masks}: shards (data.root={quoted(root)}) hold no masks; give the folder "
+                        f"of the images, or leave the masks out")  # fmt: skip
+    splits = shards(root, exif)
+    found = "flat" if splits.labelled is None else "classes" if splits.val is None else "splits"
+    if layout not in ("auto", "splits", found):
+        raise UserError(f"data.source.layout={layout}, but the shards in data.root={quoted(root)} were written from a "
+                        f"folder of layout {found}: leave it out")  # fmt: skip
+    return splits
 
 
 def image_files(paths: Sequence[str]) -> FileImages:
