@@ -57,7 +57,8 @@ def test_an_unchanged_folder_is_not_listed_again(
     assert "1 .gif file" in said.messages[-1]
 
 
-def test_only_changed_folders_are_listed(tmp_path: Path, cache: Path, listed: list[str]) -> None:
+@pytest.mark.usefixtures("cache")
+def test_only_changed_folders_are_listed(tmp_path: Path, listed: list[str]) -> None:
     root = make(tmp_path / "data", "cat/1.png", "dog/2.png", "emu/3.png")
     image_folders(root)
     listed.clear()
@@ -71,7 +72,8 @@ def test_only_changed_folders_are_listed(tmp_path: Path, cache: Path, listed: li
     assert listed == ["data", "dog", "emu", "new"]
 
 
-def test_folders_whose_content_may_change_unnoticed_are_listed(tmp_path: Path, cache: Path, listed: list[str]) -> None:
+@pytest.mark.usefixtures("cache")
+def test_folders_whose_content_may_change_unnoticed_are_listed(tmp_path: Path, listed: list[str]) -> None:
     root = make(tmp_path / "data", "cat/1.png", "dog/2.png")
     (tmp_path / "data" / "cat" / "later.png").symlink_to(tmp_path / "later.png")
     assert files(image_folders(root).train) == ["cat/1.png", "dog/2.png"]
@@ -112,9 +114,10 @@ def test_a_damaged_cache_is_replaced(tmp_path: Path, cache: Path, listed: list[s
     assert len(json.loads(file.read_text())["folders"]) == 3
 
 
+@pytest.mark.usefixtures("cache")
 @pytest.mark.parametrize("home", ["file", "none"])
 def test_without_a_place_for_the_cache_folders_are_listed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Path, home: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, home: str
 ) -> None:
     (tmp_path / "file").touch()  # a folder without permissions would not stop root
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file") if home == "file" else "~no-such-user/cache")

@@ -14,11 +14,12 @@ from omegaconf import DictConfig
 from semaim.config.compose import quoted_home
 from semaim.config.naming import key_of
 from semaim.config.run_spec import compose_run_spec
+from semaim.config.source_run import value_text
 from semaim.core.formatting import count, duration, plural, program, quoted
 from semaim.data.image_sets import FileImages, Splits
 from semaim.data.shard_writing import Summary, verify, write_shards
 from semaim.data.shards import PartName, is_sharded
-from semaim.errors import UserError
+from semaim.errors import Interrupted, UserError
 
 OWN = ("out", "shard_size")
 SHARD_SIZE = "1GB"
@@ -57,13 +58,19 @@ def shard(words: Sequence[str], config_dir: Path | None = None, verify_only: boo
         raise UserError(f"{foreign[0]} is no option of semaim shard, which takes out=, shard_size= and those of the "
                         f"data (data=..., data.root=...)")  # fmt: skip
     shard_bytes = _bytes(_plain(own.get("shard_size", SHARD_SIZE)))
+    if not {"data", "experiment"} & {key_of(word).lstrip("+") for word in others}:
+        others.append("data=folder")
     folders = [] if config_dir is None else [f"file://{config_dir.absolute()}"]
     spec = compose_run_spec(quoted_home(others), folders)
     choice, cfg = spec.choices["data"], spec.cfg.data
-    summary = write_shards(*_images(choice, cfg), choice, os.path.abspath(cfg.root), out, shard_bytes)
+    parts, classes = _images(choice, cfg)
+    try:
+        summary = write_shards(parts, classes, choice, os.path.abspath(cfg.root), out, shard_bytes)
+    except KeyboardInterrupt:
+        raise Interrupted("stopped by Ctrl-C: complete shards are kept") from None
     taken = f" in {duration(time.monotonic() - started)}" if summary.new else "; they were complete before"
     as_before = cfg.source._target_.endswith(".image_folders")
-    use = program("run", f"data={choice if as_before else 'shards'}", f"data.root={out}")
+    use = program("run", f"data={choice if as_before else 'shards'}", f"data.root={value_text(str(out))}")
     return f"{_content(summary)}{taken}\nto use them: {use}"
 
 

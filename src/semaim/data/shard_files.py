@@ -85,9 +85,8 @@ class ReadAhead:
             return index, reading.result()
         except OSError as error:
             raise UserError(
-                f"{quoted(self.images.name(index))} cannot be read ({error.strerror}): make it readable, or put another "
-                f"file in its place, then type the same command again, which continues. (Without this file, begin anew "
-                f"with another out=)"
+                f"{quoted(self.images.name(index))} cannot be read ({error.strerror}): make it readable, or "
+                f"replace it; then the same command continues. (Or remove it, and begin anew with another out=)"
             ) from error
 
     def drop(self) -> None:

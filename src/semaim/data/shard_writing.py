@@ -23,11 +23,11 @@ from typing import Any
 import numpy as np
 from typing_extensions import TypedDict  # pydantic requires it before Python 3.12
 
-from semaim.core.files import atomic, read_json, sha256, write_json, writing
+from semaim.core.files import atomic, nearest_existing, read_json, sha256, write_json, writing
 from semaim.core.formatting import count, duration, plural, quoted
 from semaim.core.locks import holder, opened, taken
 from semaim.core.terminal import StatusLine
-from semaim.data.image_sets import FileImages
+from semaim.data.image_sets import FileImages, fingerprint
 from semaim.data.shard_files import ReadAhead, Written, bytes_in_tar, write_shard
 from semaim.data.shards import (
     FORMAT,
@@ -38,6 +38,7 @@ from semaim.data.shards import (
     Manifest,
     PartName,
     PartOfManifest,
+    command_of,
     missing,
     read_manifest,
 )
@@ -51,10 +52,11 @@ TITLES: Mapping[PartName, str] = {"train": "training", "val": "held-out"}
 
 
 class Plan(TypedDict):
-    """What is being written: where from, the fingerprints of the parts, and the size of a shard in bytes."""
+    """What is being written: where from, the names and classes of the parts, and the size of a shard in bytes."""
 
     source: str
     fingerprints: dict[PartName, str]
+    exif: bool
     shard_bytes: int
 
 
@@ -88,22 +90,23 @@ def write_shards(
         raise UserError(f"out={quoted(out)} is inside of data.root={quoted(source)}: choose another folder")
     plan: Plan = {
         "source": source,
-        "fingerprints": {name: images.fingerprint() for name, images in parts.items()},
+        "fingerprints": {name: _names_and_classes(images) for name, images in parts.items()},
+        "exif": parts["train"].exif,
         "shard_bytes": shard_bytes,
     }
+    _check_room(parts, out)
     with _only_writer(out):
         for left in out.glob("*.tar.*.tmp"):  # by a process that was killed
             left.unlink()
         if (out / MANIFEST).exists():
             return _complete(parts, out, plan)
         _begin(out, plan)
-        _check_room(parts, out)
         manifest: Manifest = {
             "format": FORMAT,
             "version": VERSION,
             "source": source,
             "data": data,
-            "exif": parts["train"].exif,
+            "exif": plan["exif"],
             "classes": list(classes),
             "parts": {name: _write_part(name, images, out, shard_bytes) for name, images in parts.items()},
         }
@@ -137,8 +140,7 @@ def _begin(out: Path, plan: Plan) -> None:
     if begun is None:
         write_json(path, plan)
         return
-    if begun["fingerprints"] != plan["fingerprints"]:
-        raise _changed(out, plan, begun["source"], "was begun")
+    _check_same(out, plan, begun["source"], begun["fingerprints"], begun["exif"])
     if begun["shard_bytes"] != plan["shard_bytes"]:
         raise UserError(
             f"out={quoted(out)} was begun with shard_size={begun['shard_bytes']}: type that to continue, or delete the "
@@ -146,13 +148,20 @@ def _begin(out: Path, plan: Plan) -> None:
         )
 
 
-def _changed(out: Path, plan: Plan, source: str, what: str) -> UserError:
-    others = f"the images of data.root={quoted(plan['source'])}"
-    if os.path.realpath(source) == os.path.realpath(plan["source"]):
-        why = f"files of {others} were added, removed, renamed or moved to another class since it {what}"
-    else:
-        why = f"it {what} with the images of {quoted(source)}, and {others} have other names or classes"
-    return UserError(f"out={quoted(out)}: {why}. Delete this folder to begin anew, or choose another with out=")
+def _names_and_classes(images: FileImages) -> str:
+    return fingerprint(images.files, images.labels, exif=False)
+
+
+def _check_same(out: Path, plan: Plan, source: str, fingerprints: Mapping[PartName, str], exif: bool) -> None:
+    """Raise UserError if a folder has, or was begun with, other images than those of the plan."""
+    here, now = f"out={quoted(out)} has the images of {quoted(source)}", f"data.root={quoted(plan['source'])}"
+    anew = "Delete this folder to begin anew, or choose another with out="
+    if fingerprints != plan["fingerprints"]:
+        moved = "whose files were added, removed, renamed or moved to another class since"
+        others = moved if os.path.realpath(source) == os.path.realpath(plan["source"]) else f"and {now} has others"
+        raise UserError(f"{here}, {others}. {anew}")
+    if exif != plan["exif"]:
+        raise UserError(f"{here} with data.source.exif={str(exif).lower()}: choose the same. {anew}")
 
 
 def _check_room(parts: Mapping[PartName, FileImages], out: Path) -> None:
@@ -160,12 +169,10 @@ def _check_room(parts: Mapping[PartName, FileImages], out: Path) -> None:
     needed = 0.0
     for images in parts.values():
         some = np.linspace(0, len(images) - 1, min(SAMPLE, len(images))).astype(int)
-        sizes = [
-            bytes_in_tar(os.stat(name).st_size) for name in map(images.name, map(int, some)) if os.path.exists(name)
-        ]
-        needed += len(images) * sum(sizes) / max(1, len(sizes))
+        sizes = [os.path.getsize(name) for name in map(images.name, some.tolist()) if os.path.exists(name)]
+        needed += len(images) * sum(map(bytes_in_tar, sizes)) / max(1, len(sizes))
     done = sum(shard.stat().st_size for shard in out.glob("*.tar"))
-    if 0.95 * needed - done > (free := shutil.disk_usage(out).free):
+    if 0.95 * needed - done > (free := shutil.disk_usage(nearest_existing(out)).free):
         raise UserError(
             f"the shards will take about {count(needed, 'B')}, but out={quoted(out)} has {count(free, 'B')} free: make "
             f"room, or choose a folder on another disk"
@@ -219,7 +226,7 @@ def _write_part(name: PartName, images: FileImages, out: Path, shard_bytes: int)
         _index(images, written).write(file)
     return {
         "images": len(images),
-        "fingerprint": images.fingerprint(),
+        "fingerprint": _names_and_classes(images),
         "index_sha256": sha256(out / f"{name}.npz"),
         "shards": [each.shard for each in written],
     }
@@ -256,8 +263,8 @@ def _complete(parts: Mapping[PartName, FileImages], out: Path, plan: Plan) -> Su
         UserError: if it has the shards of other images, or the content of a file is another than before.
     """
     manifest, new = read_manifest(out), False
-    if {name: part["fingerprint"] for name, part in manifest["parts"].items()} != plan["fingerprints"]:
-        raise _changed(out, plan, manifest["source"], "was written")
+    fingerprints = {name: part["fingerprint"] for name, part in manifest["parts"].items()}
+    _check_same(out, plan, manifest["source"], fingerprints, manifest["exif"])
     for name, part in manifest["parts"].items():
         for number, shard in enumerate(part["shards"]):
             if not (problem := missing(out, [shard])):
@@ -305,7 +312,7 @@ def verify(out: Path) -> Summary:
     if problems:
         raise UserError(
             "\n".join([f"{len(problems)} of {plural(len(shards), 'shard')} cannot be used:", *problems])
-            + "\nDelete the damaged ones, and type the command that wrote them again: it writes what is missing"
+            + f"\nDelete what is damaged; this writes what is missing: {command_of(manifest, out)}"
         )
     return _summary(manifest, new=False)
 

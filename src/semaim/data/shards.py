@@ -23,6 +23,7 @@ import numpy as np
 from PIL import Image
 from typing_extensions import TypedDict  # pydantic requires it before Python 3.12
 
+from semaim.config.source_run import value_text
 from semaim.core.files import read_json, sha256
 from semaim.core.formatting import plural, program, quoted
 from semaim.data.image_sets import UNLABELLED, Splits, fingerprint
@@ -220,8 +221,10 @@ def shards(root: str, exif: bool | None = None) -> Splits:
     all_shards = [shard for part in manifest["parts"].values() for shard in part["shards"]]
     if problems := missing(folder, all_shards):
         more = f" ({len(problems)} of {len(all_shards)} shards have such a problem)" if len(problems) > 1 else ""
-        again = program("shard", f"data={manifest['data']}", f"data.root={manifest['source']}", f"out={root}")
-        raise UserError(f"data.root={quoted(root)}: {problems[0]}{more}: copy it again, or write it again with {again}")
+        raise UserError(
+            f"data.root={quoted(root)}: {problems[0]}{more}: copy it again, or write it again with "
+            f"{command_of(manifest, folder)}"
+        )
     exif = manifest["exif"] if exif is None else exif
     sets = {name: _part(folder, name, part, exif) for name, part in manifest["parts"].items()}
     train, val = sets["train"], sets.get("val")
@@ -273,6 +276,11 @@ def missing(folder: Path, shards: Sequence[ShardFile]) -> list[str]:
         if found != shard["bytes"]:
             problems.append(f"{quoted(path)} has {found} bytes and was written with {shard['bytes']}")
     return problems
+
+
+def command_of(manifest: Manifest, folder: Path) -> str:
+    """The command that has written shards, and writes what is missing."""
+    return program("shard", f"data={manifest['data']}", f"data.root={value_text(manifest['source'])}", f"out={folder}")
 
 
 def _part(folder: Path, name: PartName, part: PartOfManifest, exif: bool) -> ShardImages:
