@@ -10,7 +10,7 @@ import zlib
 from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import BinaryIO, cast
 
@@ -124,8 +124,8 @@ def write_shard(name: str, file: BinaryIO, files: ReadAhead, limit: float, count
         files.drop()
         count(len(data))
     hashing.write(bytes(2 * BLOCK + -(offset + 2 * BLOCK) % tarfile.RECORDSIZE))
-    written.shard.update(bytes=file.tell(), images=len(written.image), sha256=hashing.hash.hexdigest())
-    return written
+    sizes = {"bytes": file.tell(), "images": len(written.image), "sha256": hashing.hash.hexdigest()}
+    return replace(written, shard=cast(ShardFile, written.shard | sizes))
 
 
 def _member(name: str, data: bytes) -> bytes:

@@ -322,7 +322,7 @@ def _index(images: FileImages, written: Sequence[Written]) -> Index:
     order = np.concatenate([each.image for each in written])
 
     def of(values: Sequence[Sequence[int]], dtype: type) -> np.ndarray[Any, Any]:
-        sorted_N = np.empty(len(images), dtype)
+        sorted_N: np.ndarray[Any, Any] = np.empty(len(images), dtype)
         sorted_N[order] = np.concatenate(values)
         return sorted_N
 

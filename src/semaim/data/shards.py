@@ -98,9 +98,9 @@ class Index:
 
     def write(self, file: Any) -> None:
         """Write to an open file."""
-        labels = {} if self.labels_N is None else {"labels": self.labels_N}
-        places = {"shard": self.shard_N, "offset": self.offset_N, "length": self.length_N, "crc": self.crc_N}
-        np.savez(file, names=self.names.joined, **places, **labels)
+        arrays: dict[str, Any] = {} if self.labels_N is None else {"labels": self.labels_N}
+        arrays |= {"shard": self.shard_N, "offset": self.offset_N, "length": self.length_N, "crc": self.crc_N}
+        np.savez(file, names=self.names.joined, **arrays)
 
     @classmethod
     def read(cls, path: Path, checksum: str) -> Index:
