@@ -6,6 +6,7 @@ import os
 import re
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from hydra.utils import instantiate
@@ -19,6 +20,7 @@ from semaim.core.formatting import count, duration, plural, program, quoted
 from semaim.data.image_sets import FileImages, Splits
 from semaim.data.shard_writing import Summary, verify, write_shards
 from semaim.data.shards import PartName, is_sharded
+from semaim.data.sources import image_folders
 from semaim.errors import Interrupted, UserError
 
 OWN = ("out", "shard_size")
@@ -63,18 +65,19 @@ def shard(words: Sequence[str], config_dir: Path | None = None, verify_only: boo
     folders = [] if config_dir is None else [f"file://{config_dir.absolute()}"]
     spec = compose_run_spec(quoted_home(others), folders)
     choice, cfg = spec.choices["data"], spec.cfg.data
-    parts, classes = _images(choice, cfg)
+    source = instantiate(cfg.source, _convert_="all")
+    parts, classes = _images(choice, cfg, source)
     try:
         summary = write_shards(parts, classes, choice, os.path.abspath(cfg.root), out, shard_bytes)
     except KeyboardInterrupt:
         raise Interrupted("stopped by Ctrl-C: complete shards are kept") from None
     taken = f" in {duration(time.monotonic() - started)}" if summary.new else "; they were complete before"
-    as_before = cfg.source._target_.endswith(".image_folders")
-    use = program("run", f"data={choice if as_before else 'shards'}", f"data.root={value_text(str(out))}")
+    reads_shards = source.func is image_folders
+    use = program("run", f"data={choice if reads_shards else 'shards'}", f"data.root={value_text(str(out))}")
     return f"{_content(summary)}{taken}\nto use them: {use}"
 
 
-def _images(choice: str, cfg: DictConfig) -> tuple[dict[PartName, FileImages], Sequence[str]]:
+def _images(choice: str, cfg: DictConfig, source: partial[Splits]) -> tuple[dict[PartName, FileImages], Sequence[str]]:
     """The parts of a data source, and the names of the classes; raises UserError if they are no plain image files."""
     if cfg.root is None or cfg.source.get("download") is not None:
         raise UserError(f"data={choice} has no image files, which alone can be written to shards: choose data=folder "
@@ -84,7 +87,7 @@ def _images(choice: str, cfg: DictConfig) -> tuple[dict[PartName, FileImages], S
                         f"data.root=<shards> can hold out a share of them")  # fmt: skip
     if Path(cfg.root).is_dir() and is_sharded(Path(cfg.root)):
         raise UserError(f"data.root={quoted(cfg.root)} holds shards already: give the folder of the images")
-    splits: Splits = instantiate(cfg.source, _convert_="all")(cfg.root)
+    splits = source(cfg.root)
     found: Mapping[PartName, object] = {"train": splits.train, "val": splits.val}
     parts = {name: images for name, images in found.items() if isinstance(images, FileImages)}
     if len(parts) < 1 + (splits.val is not None) or splits.labelled not in (None, splits.train):
