@@ -149,6 +149,7 @@ COMPONENTS: dict[str, dict[str, Kind]] = {
         "masks": PATH | NULL,
         "exif": TRUTH,
     },
+    "semaim.data.shards.shards": {"exif": TRUTH | NULL},
     "semaim.data.shapes.shapes": {
         "side": whole(1, 4096),
         "train": whole(1, 10**7),

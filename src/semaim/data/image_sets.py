@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from semaim.data.masks import mask_names, read_mask
+from semaim.data.names import Names
 from semaim.data.reading import Unreadable, read_rgb, reason
 
 UNLABELLED = -1
@@ -142,8 +143,7 @@ class FileImages:
     ) -> None:
         self.root = root
         self.exif = exif
-        # One memory block, which forked workers share; reference counts of a list would copy its pages.
-        self.files = np.asarray(files)
+        self.files = Names.of(files)
         self.labels = None if labels is None else np.asarray(labels, dtype=np.int64)
         self.masks = masks
         self.has_mask = np.zeros(len(files), bool)
@@ -157,16 +157,19 @@ class FileImages:
     def read(self, index: int) -> Image.Image:
         return read_rgb(self.name(index), self.exif)
 
+    def encoded(self, index: int) -> bytes:
+        """The file of an image; raises OSError if it cannot be read."""
+        with open(self.name(index), "rb") as file:
+            return file.read()
+
     def label(self, index: int) -> int:
         return UNLABELLED if self.labels is None else int(self.labels[index])
 
     def name(self, index: int) -> str:
-        return str(self.root / str(self.files[index]))
+        return str(self.root / self.files[index])
 
     def fingerprint(self) -> str:
-        labels = b"" if self.labels is None else self.labels.tobytes()
-        paths = "\0".join([*self.files.tolist(), *["exif"] * self.exif])
-        return hashlib.sha256(os.fsencode(paths) + labels).hexdigest()
+        return fingerprint(self.files, self.labels, self.exif)
 
     def place(self) -> str:
         return os.path.realpath(self.root)
@@ -178,6 +181,14 @@ class FileImages:
         if self.masks is None or not self.has_mask[index]:
             return None
         return read_mask(self.masks / mask_name(self.files[index]), self.read(index).size)
+
+
+def fingerprint(names: Names, labels: np.ndarray[Any, np.dtype[np.int64]] | None, exif: bool) -> str:
+    """Hash of images by their relative paths, their classes and whether they are turned."""
+    digest = hashlib.sha256(names.joined.data)
+    digest.update(b"\0exif" * exif)
+    digest.update(b"" if labels is None else labels.data)
+    return digest.hexdigest()
 
 
 def mask_name(file: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from PIL import Image, ImageFile, ImageOps
@@ -36,11 +36,11 @@ def reason(error: Exception) -> str:
     return " ".join(text.split())
 
 
-def read_rgb(file: str | Path, exif: bool) -> Image.Image:
+def read_rgb(file: str | Path | IO[bytes], exif: bool) -> Image.Image:
     """Read a picture in RGB; of an animation or a file of several pages, the first that is no thumbnail.
 
     Args:
-        file: path of the picture.
+        file: the picture, or its path.
         exif: turn it as its EXIF orientation says.
 
     Raises:
