@@ -23,6 +23,7 @@ from semaim.errors import Interrupted, NonFiniteError, UserError
 from semaim.runs.context import Run
 from semaim.runs.folder import RunFolder
 from semaim.training.ddp import compile_blocks, wrap
+from semaim.training.profiling import Profile
 from semaim.training.progress import ProgressReporter, report_restored, report_unused
 from semaim.training.settings import TrainerSettings
 from semaim.training.state import TrainingState
@@ -39,6 +40,11 @@ def fit(task: TrainingTask, trainer: TrainerSettings, run: Run) -> TrainingState
         NonFiniteError: before an update with a non-finite loss or gradient, and before saving a non-finite state.
         UserError: for settings that do not fit, damaged checkpoints, a full disk or too many unreadable images.
     """
+    with Profile(trainer.profile_steps, run) as profile:
+        return _train(task, trainer, run, profile)
+
+
+def _train(task: TrainingTask, trainer: TrainerSettings, run: Run, profile: Profile) -> TrainingState:
     processes = run.processes
     plan = step_plan(task, trainer, run.seed, processes)
     per_epoch, total = plan.steps_per_epoch, trainer.epochs * plan.steps_per_epoch
@@ -51,7 +57,8 @@ def fit(task: TrainingTask, trainer: TrainerSettings, run: Run) -> TrainingState
     batches = training_batches(images, plan, range(state.step, last), task.training.loading, processes, run.stop)
     evaluate(task, state, run, per_epoch, last)
     write_progress(run, state.step, last, plan)
-    progress = ProgressReporter(trainer, plan, run, state.step, last)
+    progress = ProgressReporter(task, trainer, plan, run, state.step, last)
+    profile.begin(state.step, last)
     task.model.train()
     while state.step < last:
         lr = task.optimizer.lr(state.step, trainer.batch_size, round(trainer.warmup_epochs * per_epoch), total)
@@ -66,6 +73,7 @@ def fit(task: TrainingTask, trainer: TrainerSettings, run: Run) -> TrainingState
             state.ema.update(task.model)
         state.step, state.loss = state.step + 1, step.loss
         state.device_seconds += step.seconds * processes.world_size
+        profile.step()
         progress.step(state.step, step, state.device_seconds)
         if step.stop or state.step == last or checkpoint_is_due(state.step, per_epoch, trainer):
             save_checkpoint(task, state, trainer, run, plan)

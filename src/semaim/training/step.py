@@ -24,6 +24,7 @@ from semaim.data.loading import Batch, TrainingData, UnreadableImages
 from semaim.errors import NonFiniteError
 from semaim.runs.context import Run
 from semaim.training.optimizers import Optimization, set_lr
+from semaim.training.profiling import region
 from semaim.training.settings import TrainerSettings
 from semaim.training.state import TrainingState
 
@@ -44,6 +45,10 @@ class TrainingTask:
     def loss(self, batch: Batch, state: TrainingState, noise: StepNoise) -> Tensor:
         """Loss per image, (B,), with gradient."""
         raise NotImplementedError
+
+    def step_flops(self) -> int | None:
+        """Floating-point operations of a training step per image, forward and backward; None if they are unknown."""
+        return None
 
     def after_update(self) -> None:
         """Called after the optimizer's update of a step."""
@@ -100,15 +105,17 @@ def train_step(
     state.optimizer.zero_grad(set_to_none=True)
     for micro in range(trainer.accumulate):
         fetch_started = time.perf_counter()
-        batch = next(batches)
+        with region("data"):
+            batch = next(batches)
         data_wait += time.perf_counter() - fetch_started
         unreadable.record(batch)
         batch = batch.to(device)
         ddp = state.forward if isinstance(state.forward, DistributedDataParallel) else None
         with ddp.no_sync() if ddp and micro + 1 < trainer.accumulate else nullcontext():
-            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32), region("forward"):
                 loss_B = task.loss(batch, state, noise)
-            state.scaler.scale(loss_B.mean() / trainer.accumulate).backward()
+            with region("backward"):
+                state.scaler.scale(loss_B.mean() / trainer.accumulate).backward()
         losses.append((batch.index_B, loss_B.detach()))
     state.scaler.unscale_(state.optimizer)
     parameters = [p for p in task.model.parameters() if p.grad is not None]
@@ -124,7 +131,8 @@ def train_step(
     if trainer.clip_grad is not None:
         torch.nn.utils.clip_grads_with_norm_(parameters, trainer.clip_grad, norm)
     set_lr(state.optimizer, lr)
-    state.scaler.step(state.optimizer)
+    with region("optimizer"):
+        state.scaler.step(state.optimizer)
     state.scaler.update()
     task.after_update()
     return StepResult(
