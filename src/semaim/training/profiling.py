@@ -7,6 +7,7 @@ import logging
 import os
 import shutil
 import tempfile
+import warnings
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
@@ -65,11 +66,11 @@ class Profile(AbstractContextManager["Profile"]):
         self._last = self._first + active - 1
         os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else it reports on standard error that it starts and stops
         device = self.run.processes.device.type
-        self._recorder = profile(
-            activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device == "cuda" else [])],
-            schedule=schedule(wait=skipped, warmup=warm_up, active=active, repeat=1),
-            on_trace_ready=self._write,
-        )
+        with warnings.catch_warnings():  # without a warm-up, since there are no more steps
+            warnings.filterwarnings("ignore", message="Profiler won't be using warmup")
+            steps = schedule(wait=skipped, warmup=warm_up, active=active, repeat=1)
+        activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device == "cuda" else [])]
+        self._recorder = profile(activities=activities, schedule=steps, on_trace_ready=self._write)
         self._open.enter_context(self._recorder)
         _recording = True
 
@@ -100,8 +101,10 @@ class Profile(AbstractContextManager["Profile"]):
             _export(recorder, trace)
             write_text(table, text + "\n")
             shown = quoted(relative_to_cwd(trace))
-            log.info("profile of steps %d to %d: %s, a timeline for https://ui.perfetto.dev; operations that take most:\n%s",
-                     self._first, last, shown, text, extra=LINES)  # fmt: skip
+            message = (
+                "profile of steps %d to %d: %s, a timeline for https://ui.perfetto.dev. Most expensive operations:\n%s"
+            )
+            log.info(message, self._first, last, shown, text, extra=LINES)
             self.run.artifact(f"{name}.json.gz")
             self.run.artifact(f"{name}.txt")
 
