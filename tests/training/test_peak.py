@@ -98,3 +98,19 @@ def test_the_file_is_in_the_home_of_the_user(monkeypatch: pytest.MonkeyPatch) ->
     file = measuring.cache_file()
     assert file == Path("/home/ada/.cache/semaim/peaks.json")
     assert Peak(1e12, "H100", "bf16", "2026-11-28", file).kept == "kept in ~/.cache/semaim/peaks.json"
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.usefixtures("cache")
+def test_on_a_gpu_it_leaves_no_memory_and_the_random_numbers(dtype: torch.dtype) -> None:
+    device = torch.device("cuda", 0)
+    torch.cuda.empty_cache()
+    before, reserved = torch.cuda.get_rng_state(device), torch.cuda.memory_reserved(device)
+    measuring._peak.cache_clear()
+    found = peak(device, dtype)
+    assert found.flops > 1e12
+    assert found.device == torch.cuda.get_device_name(device)
+    assert torch.equal(torch.cuda.get_rng_state(device), before)
+    assert torch.cuda.memory_reserved(device) <= reserved + 2**26  # cuBLAS keeps a workspace

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from semaim.core.signals import StopRequest
 from semaim.errors import Interrupted
@@ -81,3 +82,16 @@ def test_a_stopped_run_keeps_what_was_recorded(tmp_path: Path, monkeypatch: pyte
     assert not profiling._recording
     (file,) = (tmp_path / "run" / "profile").glob("*.gz")
     assert file.name.startswith("steps_8_to_")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_a_gpu_it_has_the_kernels(tmp_path: Path) -> None:
+    folder = run(tmp_path, "device=cuda", *TWELVE, "trainer.profile_steps=3")
+    events = trace(folder / "profile" / "steps_8_to_10.json.gz")
+    assert {"kernel", "cpu_op", "user_annotation"} <= {event.get("cat") for event in events}
+    table = (folder / "profile" / "steps_8_to_10.txt").read_text().splitlines()[1:]
+    assert len(table) == 10
+    assert not any(line.startswith(("aten::", "backward", "ProfilerStep")) for line in table)
+    kernels = {event["name"][:40] for event in events if event.get("cat") == "kernel"}
+    assert table[0][:40].strip() in {name.strip() for name in kernels}

@@ -111,6 +111,7 @@ class Pretraining(Task, TrainingTask):
             "train/loss, train/grad_norm": "whether training goes well",
             "data/wait": "share of a step spent waiting for images; if it is more than a few percent, raise "
             "`data.num_workers`",
+            "train/mfu": "share of the device's peak of matrix products, which the tag `peak` states",
         }
 
     @property
