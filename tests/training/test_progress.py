@@ -41,19 +41,8 @@ def test_many_unused_images_are_said(plan: StepPlan, said: str, caplog: pytest.L
     assert (said in caplog.text) if said else (caplog.text == "")
 
 
-class Task:
-    """What the reporter knows of a task: how images are loaded, and 1 GFLOP per image."""
-
-    def __init__(self, workers: int) -> None:
-        images = FileImages(Path("/nowhere"), ["a.png"], [0])
-        self.training = SimpleNamespace(loading=Loading(workers, 60.0, 1), images=images)
-
-    def step_flops(self) -> int:
-        return 10**9
-
-
 class Steps:
-    """Steps of 32 images that are reported, an entry every ten steps. The device's peak is 1 TFLOP/s."""
+    """Reported steps of 32 images of 1 GFLOP, an entry every ten steps. The device's peak is 1 TFLOP/s."""
 
     def __init__(self, run: Run, last: int, monkeypatch: pytest.MonkeyPatch, workers: int = 1) -> None:
         found = Peak(1e12, "a device", "float32", "2026-11-28", Path("/x/peaks.json"))
@@ -63,8 +52,9 @@ class Steps:
         run.journal = Journal(run.folder.path / "metrics.jsonl")
         self.run, self.seconds, self.done = run, 0.0, 0
         trainer: Any = SimpleNamespace(batch_size=32, epochs=2, log_every_steps=10, dtype=lambda _: torch.float32)
-        task: Any = Task(workers)
-        self.reporter = progress.ProgressReporter(task, trainer, StepPlan(64, 32, 0), run, 0, last)
+        loading = Loading(workers, 60.0, 1)
+        training: Any = SimpleNamespace(loading=loading, images=FileImages(Path("/nowhere"), ["a.png"], [0]))
+        self.reporter = progress.ProgressReporter(training, 10**9, trainer, StepPlan(64, 32, 0), run, 0, last)
 
     def go(self, count: int, seconds: float, wait: float = 0.0) -> None:
         for _ in range(count):

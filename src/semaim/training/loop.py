@@ -50,6 +50,7 @@ def _train(task: TrainingTask, trainer: TrainerSettings, run: Run, profile: Prof
     per_epoch, total = plan.steps_per_epoch, trainer.epochs * plan.steps_per_epoch
     last = trainer.last_step(per_epoch)
     report_unused(plan)
+    flops = task.step_flops() if processes.is_main else None  # of the model as it is, not yet wrapped or compiled
     state = prepare(task, trainer, run)
     run.stop.at_once = lambda: lost_at_once(run, state.step)
     unreadable = UnreadableImages(task.training.max_unreadable, task.training.unreadable)
@@ -57,7 +58,7 @@ def _train(task: TrainingTask, trainer: TrainerSettings, run: Run, profile: Prof
     batches = training_batches(images, plan, range(state.step, last), task.training.loading, processes, run.stop)
     evaluate(task, state, run, per_epoch, last)
     write_progress(run, state.step, last, plan)
-    progress = ProgressReporter(task, trainer, plan, run, state.step, last)
+    progress = ProgressReporter(task.training, flops, trainer, plan, run, state.step, last)
     profile.begin(state.step, last)
     task.model.train()
     while state.step < last:

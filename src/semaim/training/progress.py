@@ -9,7 +9,7 @@ import torch
 from semaim.checkpoints.store import list_steps
 from semaim.core.formatting import count, duration, plural, relative_to_cwd, spent_of
 from semaim.core.terminal import StatusLine
-from semaim.data.loading import StepPlan
+from semaim.data.loading import StepPlan, TrainingData
 from semaim.runs.context import Run
 from semaim.runs.folder import RunFolder
 from semaim.training.memory import peak_memory
@@ -18,7 +18,7 @@ from semaim.training.pace import Pace, WaitAdvice
 from semaim.training.peak import peak
 from semaim.training.settings import TrainerSettings
 from semaim.training.state import TrainingState
-from semaim.training.step import StepResult, TrainingTask
+from semaim.training.step import StepResult
 
 log = logging.getLogger(__name__)
 WORTH_SAYING = 0.1  # share of the images of an epoch that are not used
@@ -32,7 +32,8 @@ class ProgressReporter:
     first step of this start, which has one-time costs.
 
     Args:
-        task: what is trained.
+        training: the images.
+        flops: floating-point operations of a step per image; None if they are unknown.
         trainer: settings of the loop.
         plan: assignment of images to steps.
         run: context of the run.
@@ -41,17 +42,24 @@ class ProgressReporter:
     """
 
     def __init__(
-        self, task: TrainingTask, trainer: TrainerSettings, plan: StepPlan, run: Run, first: int, last: int
+        self,
+        training: TrainingData,
+        flops: int | None,
+        trainer: TrainerSettings,
+        plan: StepPlan,
+        run: Run,
+        first: int,
+        last: int,
     ) -> None:
         self.trainer, self.plan, self.run, self.first, self.last = trainer, plan, run, first, last
         self.line = StatusLine(run.processes.is_main, every=trainer.log_every_steps)
         self.now = Pace()  # since the last journal entry
         self.entry = Pace()  # of that entry
-        self.wait = WaitAdvice(task.training, run.processes)
+        self.wait = WaitAdvice(training, run.processes)
         self.device = run.processes.device
         self.hours = "GPU-hours" if self.device.type == "cuda" else "device-hours"
         self.done, self.calls = first, 0
-        self.flops = task.step_flops() if run.processes.is_main and first < last else None
+        self.flops = flops if first < last else None
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
         if self.flops is not None:
