@@ -28,6 +28,7 @@ MAY_DIFFER = (
     "trainer.log_every_steps",
     "trainer.max_steps",
     "trainer.milestone_every_epochs",
+    "trainer.profile_steps",
     "trainer.save_every_epochs",
     "trainer.save_every_steps",
     "trainer.strategy",

@@ -108,6 +108,7 @@ COMPONENTS: dict[str, dict[str, Kind]] = {
         "save_every_steps": whole(1) | NULL,
         "keep_checkpoints": whole(1),
         "milestone_every_epochs": whole(1) | NULL,
+        "profile_steps": whole(1) | NULL,
     },
     "semaim.training.optimizers.Optimization": {
         "base_lr": POSITIVE,

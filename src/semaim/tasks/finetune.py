@@ -20,7 +20,7 @@ from semaim.core.seeding import StepNoise, seeded
 from semaim.data.loading import Batch
 from semaim.errors import UserError
 from semaim.evaluation.accuracy import Predictions, named, predict_classes
-from semaim.models.flops import encoder_cost
+from semaim.models.flops import encoder_cost, on_meta
 from semaim.models.vit import Pool
 from semaim.runs.context import Run
 from semaim.tasks.evaluation import TrainedEvaluation, check_image_size, encoding_cost
@@ -91,6 +91,10 @@ class FineTuning(TrainedEvaluation):
             return encoding_cost(self.model, self.held_out)
         spent = encoder_cost(self.model)
         return training_cost(self, self.trainer, spent, spent.training_step, processes, on_gpu)
+
+    def step_flops(self) -> int | None:
+        """Forward and backward of encoder and head, per image."""
+        return encoder_cost(on_meta(self.model).eval()).training_step
 
     def run(self, run: Run) -> dict[str, float]:
         """Fine-tune and evaluate, or only evaluate; returns accuracies in percent and the loss."""

@@ -22,7 +22,7 @@ from semaim.data.loading import Batch
 from semaim.data.subsets import hold_out
 from semaim.errors import NonFiniteError, UserError
 from semaim.evaluation.accuracy import Predictions, named, predict_classes
-from semaim.models.flops import encoder_cost
+from semaim.models.flops import encoder_cost, on_meta
 from semaim.models.heads import LinearHeads
 from semaim.models.vit import encode
 from semaim.runs.context import Run
@@ -108,6 +108,10 @@ class LinearProbe(TrainedEvaluation):
         """The heads are negligible beside a forward pass of the frozen encoder per image."""
         spent = encoder_cost(self.vit)
         return training_cost(self, self.trainer, spent, spent.encode, processes, on_gpu)
+
+    def step_flops(self) -> int | None:
+        """A forward pass of the frozen encoder per image: the heads are negligible."""
+        return encoder_cost(on_meta(self.vit).eval()).encode
 
     def loss(self, batch: Batch, state: TrainingState, noise: StepNoise) -> Tensor:
         """Cross-entropy of each image, (B,), summed over the heads, whose gradients stay independent.

@@ -28,7 +28,7 @@ from semaim.data.loading import Batch
 from semaim.errors import UserError
 from semaim.evaluation.evaluator import Evaluator, Learner
 from semaim.models.aim import AIM
-from semaim.models.flops import Cost, cost, matrix_product_speed
+from semaim.models.flops import Cost, cost
 from semaim.models.token_cache import Encoder, TokenCache
 from semaim.models.vit import pooled
 from semaim.permutations import Permutation, noise_columns
@@ -40,6 +40,8 @@ from semaim.teachers import Teacher
 from semaim.tracking.datasets import Context
 from semaim.training import loop
 from semaim.training.optimizers import Optimization, scaled_lr
+from semaim.training.peak import peak
+from semaim.training.profiling import region
 from semaim.training.progress import steps_done
 from semaim.training.settings import TrainerSettings
 from semaim.training.state import TrainingState
@@ -110,6 +112,7 @@ class Pretraining(Task, TrainingTask):
             "train/loss, train/grad_norm": "whether training goes well",
             "data/wait": "share of a step spent waiting for images; if it is more than a few percent, raise "
             "`data.num_workers`",
+            "train/mfu": "share of the device's peak of matrix products, which the tag `peak` states",
         }
 
     @property
@@ -161,6 +164,10 @@ class Pretraining(Task, TrainingTask):
         spent, teacher = self.spent(), 0 if self.teacher is None else self.teacher.parameters
         return training_cost(self, self.trainer, spent, spent.training_step, processes, on_gpu, teacher)
 
+    def step_flops(self) -> int:
+        """Forward and backward of both streams, and the passes without gradient, per image."""
+        return self.spent().training_step
+
     def run(self, run: Run) -> dict[str, float]:
         """Pretrain to the end; returns the last loss and the online accuracies before and after training."""
         self._log_plan(run)
@@ -182,7 +189,16 @@ class Pretraining(Task, TrainingTask):
 
     def next_commands(self, folder: Path, spec: RunSpec) -> dict[str, str]:
         """Commands that the user may run next."""
-        excluded = ("model", "sweep", "run_name", "run_dir", "checkpoint", "extend", "trainer.max_steps")
+        excluded = (
+            "model",
+            "sweep",
+            "run_name",
+            "run_dir",
+            "checkpoint",
+            "extend",
+            "trainer.max_steps",
+            "trainer.profile_steps",
+        )
         kept = [
             o for o in spec.overrides if not o.startswith(tuple(f"{name}{end}" for name in excluded for end in "=."))
         ]
@@ -204,10 +220,12 @@ class Pretraining(Task, TrainingTask):
         """Loss of each image, (B,): the mean over its patches."""
         images_BCHW = batch.images_BCHW
         cache = TokenCache(self._encoders(state.model, state.ema and state.ema.module), images_BCHW)
-        map_BL = None if self.map_network is None else self.semantic_map(cache, self.map_network)
+        with region("semantic pass"):
+            map_BL = None if self.map_network is None else self.semantic_map(cache, self.map_network)
         if self.learners:
             self._learned.append((pooled(cache.tokens("online")), batch.labels_B))
-        target_BLP = self.target(images_BCHW, cache)  # before activations for the backward pass take memory
+        with region("target"):  # before activations for the backward pass take memory
+            target_BLP = self.target(images_BCHW, cache)
         noise_BK = noise.rows(batch.first_row, len(images_BCHW), noise_columns(self.model.grid), images_BCHW.device)
         order_BL = self.permutation.order(self.model.grid, noise_BK, map_BL)
         prediction_BLP = state.forward(images_BCHW, order_BL)
@@ -272,13 +290,15 @@ class Pretraining(Task, TrainingTask):
             f"{plural(trainer.batch_size, 'image')}{parts if trainer.batch_size > plan.micro_batch_size else ''}, "
             f"{device}, {str(dtype).removeprefix('torch.')}"
         )
-        peak = scaled_lr(self.optimizer.base_lr, trainer.batch_size)
-        log.info(f"learning rate: {peak:.3g} at its peak (optimizer.base_lr={self.optimizer.base_lr:g} per 256 images)")
-        speed = matrix_product_speed(device, dtype)
+        lr = scaled_lr(self.optimizer.base_lr, trainer.batch_size)
+        log.info(f"learning rate: {lr:.3g} at its peak (optimizer.base_lr={self.optimizer.base_lr:g} per 256 images)")
+        if not run.processes.is_main:
+            return
         left = max(0, steps - steps_done(run))
         total = spent.training_step * left * trainer.batch_size
-        shortest = duration(total / speed / plan.world_size)
+        fastest = peak(device, dtype).flops
         log.info(
-            f"{count(total, 'FLOP')} {'in all' if left == steps else 'left'}, at least {shortest} at the "
-            f"{count(speed, 'FLOP/s')} that this device reaches in matrix products"
+            f"{count(total, 'FLOP')} {'in all' if left == steps else 'left'}, at least "
+            f"{duration(total / fastest / plan.world_size)} at the {count(fastest, 'FLOP/s')} that this device reaches "
+            f"in matrix products"
         )

@@ -25,6 +25,7 @@ from semaim.runs.context import Run
 from semaim.runs.folder import RunFolder
 from semaim.training.ddp import compile_blocks
 from semaim.training.look import Unseen, last_good, look, look_is_due, steps_between_looks
+from semaim.training.profiling import Profile
 from semaim.training.progress import ProgressReporter, report_restored, report_unused
 from semaim.training.settings import TrainerSettings
 from semaim.training.state import TrainingState
@@ -42,11 +43,17 @@ def fit(task: TrainingTask, trainer: TrainerSettings, run: Run) -> TrainingState
         NonFiniteError: before an update with a non-finite loss or gradient, and before saving a non-finite state.
         UserError: for settings that do not fit, damaged checkpoints, a full disk or too many unreadable images.
     """
+    with Profile(trainer.profile_steps, run) as profile:
+        return _train(task, trainer, run, profile)
+
+
+def _train(task: TrainingTask, trainer: TrainerSettings, run: Run, profile: Profile) -> TrainingState:
     processes = run.processes
     plan = step_plan(task, trainer, run.seed, processes)
     per_epoch, total = plan.steps_per_epoch, trainer.epochs * plan.steps_per_epoch
     last = trainer.last_step(per_epoch)
     report_unused(plan)
+    flops = task.step_flops() if processes.is_main else None  # of the model as it is, not yet wrapped or compiled
     state = prepare(task, trainer, run)
     run.stop.at_once = lambda: lost_at_once(run, state.step)
     unreadable = UnreadableImages(task.training.max_unreadable, task.training.unreadable)
@@ -55,9 +62,10 @@ def fit(task: TrainingTask, trainer: TrainerSettings, run: Run) -> TrainingState
     batches = OnDevice(batches, processes.device)
     evaluate(task, state, run, per_epoch, last)
     write_progress(run, state.step, last, plan)
-    progress = ProgressReporter(trainer, plan, run, state.step, last)
+    progress = ProgressReporter(task.training, flops, trainer, plan, run, state.step, last)
     failed = torch.zeros((), dtype=torch.bool, device=processes.device)
     unseen = Unseen(failed, steps_between_looks(trainer, processes.device))
+    profile.begin(state.step, last)
     task.model.train()
     while state.step < last:
         lr = task.optimizer.lr(state.step, trainer.batch_size, round(trainer.warmup_epochs * per_epoch), total)
@@ -71,6 +79,7 @@ def fit(task: TrainingTask, trainer: TrainerSettings, run: Run) -> TrainingState
                 save_checkpoint(task, state, trainer, run, plan)
             raise Interrupted(f"{error}; {lost_at_once(run, state.step)}") from error
         state.step += 1
+        profile.step()
         at_end, save = state.step == last, checkpoint_is_due(state.step, per_epoch, trainer)
         if not (at_end or save or state.step % per_epoch == 0 or look_is_due(unseen, state.step, trainer)):
             continue

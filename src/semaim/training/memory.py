@@ -1,7 +1,9 @@
-"""Memory of training on a process, computed from the sizes of a model."""
+"""Memory of training on a process: computed from the sizes of a model, and measured."""
 
 from __future__ import annotations
 
+import resource
+import sys
 from dataclasses import replace
 from typing import Any
 
@@ -120,3 +122,11 @@ def activations(model: Any, itemsize: int, checkpointing: bool = False) -> int:
     if checkpointing:
         return (depth + queries + 2) * state + kept(patches) + head
     return (depth + queries) * kept(patches) + (queries + 1) * state + head
+
+
+def peak_memory(device: torch.device) -> int:
+    """The most bytes that this process has used: on a GPU those of tensors since the start of training, else all."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -40,6 +40,7 @@ class TrainerSettings:
         save_every_steps: steps between additional checkpoints; null for none.
         keep_checkpoints: number of newest checkpoints to keep.
         milestone_every_epochs: checkpoints of every such epoch are kept permanently; null for none.
+        profile_steps: number of steps that torch.profiler records soon after the start; null for none.
 
     Raises:
         UserError: for invalid values.
@@ -63,6 +64,7 @@ class TrainerSettings:
     save_every_steps: int | None
     keep_checkpoints: int
     milestone_every_epochs: int | None
+    profile_steps: int | None
 
     def __post_init__(self) -> None:
         if self.epochs < 1 or not 0 <= self.warmup_epochs <= self.epochs:

@@ -18,6 +18,7 @@ from semaim.data.loading import Batch, TrainingData, UnreadableImages
 from semaim.runs.context import Run
 from semaim.training.look import Step, Unseen
 from semaim.training.optimizers import Optimization, set_lr
+from semaim.training.profiling import region
 from semaim.training.settings import TrainerSettings
 from semaim.training.state import TrainingState
 from semaim.training.strategies import total_norm
@@ -45,6 +46,10 @@ class TrainingTask:
     def loss(self, batch: Batch, state: TrainingState, noise: StepNoise) -> Tensor:
         """Loss per image, (B,), with gradient."""
         raise NotImplementedError
+
+    def step_flops(self) -> int | None:
+        """Floating-point operations of a training step per image, forward and backward; None if they are unknown."""
+        return None
 
     def after_update(self) -> None:
         """Called after the optimizer's update of a step."""
@@ -93,13 +98,15 @@ def train_step(
     state.optimizer.zero_grad(set_to_none=True)
     for micro in range(trainer.accumulate):
         fetch_started = time.perf_counter()
-        batch = next(batches)
+        with region("data"):
+            batch = next(batches)
         data_wait += time.perf_counter() - fetch_started
         unreadable.record(batch)
         with state.strategy.no_sync() if micro + 1 < trainer.accumulate else nullcontext():
-            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32), region("forward"):
                 loss_B = task.loss(batch, state, noise)
-            state.scaler.scale(loss_B.mean() / trainer.accumulate).backward()
+            with region("backward"):
+                state.scaler.scale(loss_B.mean() / trainer.accumulate).backward()
         losses.append((batch.index_B.clone(), loss_B.detach()))  # a copy, since a worker's tensors hold open files
     state.scaler.unscale_(state.optimizer)
     parameters = [p for p in task.model.parameters() if p.grad is not None]
@@ -112,7 +119,8 @@ def train_step(
     if trainer.clip_grad is not None:
         torch.nn.utils.clip_grads_with_norm_(parameters, trainer.clip_grad, norm)
     set_lr(state.optimizer, lr)
-    update_weights(state.optimizer, skip=unseen.failed | overflow)
+    with region("optimizer"):
+        update_weights(state.optimizer, skip=unseen.failed | overflow)
     state.scaler.update()
     task.after_update()
     if state.ema is not None:
