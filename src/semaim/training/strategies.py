@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -18,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from semaim.core.distributed import Processes
 from semaim.training.ddp import transformer_blocks, wrap
 
+log = logging.getLogger(__name__)
 FORWARD_METHODS = ("encode", "encode_with_attention", "forward_with_attention")  # called besides `forward`
 
 
@@ -153,7 +155,11 @@ def strategy_of(name: str, processes: Processes, dtype: torch.dtype) -> Strategy
         processes: that share the model.
         dtype: of matrix products.
     """
-    return Strategy() if processes.world_size == 1 else STRATEGIES[name](processes, dtype)
+    if processes.world_size > 1:
+        return STRATEGIES[name](processes, dtype)
+    if name == "fsdp":
+        log.info("trainer.strategy=fsdp: one process has all weights, as there is no other to share them with")
+    return Strategy()
 
 
 def precision_policy(module: nn.Module, dtype: torch.dtype) -> MixedPrecisionPolicy:
