@@ -165,7 +165,8 @@ def _masked(model: AIM, images_BCHW: Tensor, order_BL: Tensor) -> Tensor:
 
 def authors_tokens(model: AIM, images_BCHW: Tensor) -> Tensor:
     """The tokens (B, N, D) of the authors' semantic pass."""
-    *blocks, last = model.blocks
+    blocks: list[Any] = list(model.blocks)
+    last = blocks.pop()
     x_BND = _embedded(model, images_BCHW)
     for block in blocks:
         x_BND = _block(block, x_BND, None)

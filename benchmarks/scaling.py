@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import multiprocessing
+from torch.multiprocessing.spawn import spawn
 
 from benchmarks.communication import GRADIENT_BYTES, exposed_seconds, ring_bytes
 from benchmarks.forms import MODELS, autocast
@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--image-size", type=int, default=224)
     parser.add_argument("--patch-size", type=int, default=16)
     parser.add_argument("--batch-size", type=int, default=64, help="images of each process")
-    parser.add_argument("--processes", type=int, nargs="*", help="default: 1, 2, 4 ... GPUs; 1 and 2 on a CPU")
+    parser.add_argument("--processes", type=int, nargs="*", help="default: 2, 4, 8 GPUs, as there are; 2 on a CPU")
     parser.add_argument("--precision", choices=["auto", "bf16", "float32"], default="auto", help="auto: bf16 on GPUs")
     parser.add_argument("--repeats", type=int, default=10)
 
@@ -54,11 +54,11 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     device = choose(args.device)
     cuda = device.type == "cuda"
     args.model = args.model or ("base" if cuda else "tiny")
-    counts = args.processes or ([n for n in (1, 2, 4, 8) if n <= torch.cuda.device_count()] if cuda else [1, 2])
+    counts = args.processes or [n for n in (2, 4, 8) if n <= (torch.cuda.device_count() if cuda else 2)] or [1]
     settings = {key: getattr(args, key) for key in ("model", "image_size", "patch_size", "batch_size", "repeats")}
     with tempfile.TemporaryDirectory() as folder:
         for count in counts:
-            multiprocessing.spawn(_process, (count, max(counts), args, folder), nprocs=count)
+            spawn(_process, (count, max(counts), args, folder), nprocs=count)
         rows = [json.loads(Path(folder, f"{count}.json").read_text()) for count in counts]
     return {"settings": settings, "backend": "nccl" if cuda else "gloo", "processes": rows}
 

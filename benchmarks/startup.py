@@ -19,14 +19,15 @@ from typing import Any
 from benchmarks import ROOT
 from benchmarks.timing import ratio
 
-# Stage, and the text of the line that ends it.
+FIRST_STEP = "first step"
+# Stage, and the text of the line that ends it. A run may have no evaluation.
 STAGES = {
     "imports and configuration": "run folder: ",
     "data, model, tracking": ", at least ",
     "evaluation before the first step": "after step 0: ",
-    "first step": "step 1/",
+    FIRST_STEP: "step 1/",
+    "further steps and evaluation": "finished in ",
 }
-LATER = "further steps and evaluation"
 END = "end of the program"
 
 
@@ -34,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of this benchmark."""
     parser.add_argument("--against", type=Path, metavar="PATH", help="another checkout, measured in turns")
     parser.add_argument("--steps", type=int, default=20, help="trainer.max_steps; 0: the whole default run")
+    parser.add_argument("--options", nargs="*", default=[], metavar="OPTION=VALUE", help="further options of the run")
     parser.add_argument("--repeats", type=int, default=3, help="runs of each checkout")
 
 
@@ -50,9 +52,10 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     for _ in range(args.repeats):
         torch_alone.append(seconds_of_import("torch"))
         for name, checkout in checkouts.items():
-            runs[name].append(one_run(checkout, args.steps))
+            runs[name].append(one_run(checkout, args.steps, args.options))
     result: dict[str, Any] = {
         "steps": args.steps,
+        "options": args.options,
         "import_torch_seconds": median(torch_alone),
         "seconds": {
             name: {stage: median(run[stage] for run in each) for stage in each[0]} for name, each in runs.items()
@@ -67,9 +70,9 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     return result
 
 
-def one_run(checkout: Path, steps: int) -> dict[str, float]:
+def one_run(checkout: Path, steps: int, options: list[str]) -> dict[str, float]:
     """Seconds of the stages of a run, to its first step, and in all."""
-    words = ["trainer.log_every_steps=1", *([f"trainer.max_steps={steps}"] if steps else [])]
+    words = [*options, "trainer.log_every_steps=1", *([f"trainer.max_steps={steps}"] if steps else [])]
     variables = {"PYTHONPATH": str(checkout / "src"), "PYTHONUNBUFFERED": "1"}
     times: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -84,20 +87,19 @@ def one_run(checkout: Path, steps: int) -> dict[str, float]:
         )
         assert process.stdout is not None
         printed = []
-        waiting = list(STAGES.items())
+        waiting = STAGES
         for line in process.stdout:
             printed.append(line)
-            if waiting and waiting[0][1] in line:
-                times[waiting.pop(0)[0]] = time.perf_counter() - started
-            elif line.startswith("finished in ") or " finished in " in line:
-                times[LATER] = time.perf_counter() - started
+            if stage := next((each for each, text in waiting.items() if text in line), None):
+                times[stage] = time.perf_counter() - started
+                waiting = dict(list(waiting.items())[list(waiting).index(stage) + 1 :])
         code = process.wait()
         times[END] = time.perf_counter() - started
-    if code or len(times) != len(STAGES) + 2:
+    if code or FIRST_STEP not in times:
         raise RuntimeError(f"the run in {checkout} ended with exit code {code}:\n{''.join(printed[-20:])}")
     ends = [0.0, *times.values()]
     stages = {stage: end - begin for stage, begin, end in zip(times, ends, ends[1:], strict=False)}
-    return stages | {"to the first step": times["first step"], "in all": times[END]}
+    return stages | {"to the first step": times[FIRST_STEP], "in all": times[END]}
 
 
 def seconds_of_import(module: str) -> float:

@@ -75,7 +75,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         return {"peak_memory_bytes": growth_of_peak(partial(step.run, all_forms[args.peak_of]))}
     losses = agreeing_losses(forms, step)
     peak, model_cost = matmul_peak(device, dtype, args.small), cost(step.model, 1)
-    seconds, out_of_memory = rounds(forms, step, args)
+    seconds, of_phases, out_of_memory = rounds(forms, step, args)
     memory = {name: peak_memory(name, forms[name], step, args) for name in seconds}
     speed = {name: args.batch_size / median(each) for name, each in seconds.items()}
     flops = model_cost.training_step
@@ -94,7 +94,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
                 "flops_per_second": speed[name] * flops,
                 "share_of_matmul_peak": speed[name] * flops / peak,
                 "peak_memory_bytes": memory[name],
-                "phases": phases(forms[name], step, args),
+                "phases": of_phases[name],
             }
             for name, each in seconds.items()
         },
@@ -117,8 +117,15 @@ def agreeing_losses(forms: dict[str, Form], step: Step) -> dict[str, float]:
     return losses
 
 
-def rounds(forms: dict[str, Form], step: Step, args: argparse.Namespace) -> tuple[dict[str, list[float]], list[str]]:
-    """Seconds of every repeat of each form's step, and the forms whose step does not fit into memory."""
+def rounds(
+    forms: dict[str, Form], step: Step, args: argparse.Namespace
+) -> tuple[dict[str, list[float]], dict[str, dict[str, float]], list[str]]:
+    """Steps of the forms in turns.
+
+    Returns:
+        seconds of every repeat by form; milliseconds of the phases by form, medians, on a GPU with the time that it is
+        `idle`; and the forms whose step does not fit into memory.
+    """
     device, too_large = step.images_BCHW.device, []
     for name, form in forms.items():
         try:
@@ -127,22 +134,24 @@ def rounds(forms: dict[str, Form], step: Step, args: argparse.Namespace) -> tupl
             too_large.append(name)
             form.optimizer.zero_grad(set_to_none=True)
             torch.cuda.empty_cache()
-    actions = {name: partial(step.run, form) for name, form in forms.items() if name not in too_large}
-    return alternating(actions, device, args.warmup, args.repeats), too_large
+    fitting = {name: form for name, form in forms.items() if name not in too_large}
+    marks: dict[str, list[Marks]] = {name: [] for name in fitting}
 
+    def marked(name: str, form: Form) -> None:
+        marks[name].append(Marks(device))
+        step.run(form, mark=marks[name][-1])
 
-def phases(form: Form, step: Step, args: argparse.Namespace) -> dict[str, float]:
-    """Milliseconds of the phases of a step, medians; on a GPU also of `idle`, when it has nothing to do."""
-    device = step.images_BCHW.device
-    found = []
-    for _ in range(args.repeats):
-        marks = Marks(device)
-        seconds = seconds_of(partial(step.run, form, mark=marks), device)
-        found.append(marks.milliseconds() | {"whole": seconds * 1e3})
-    result = {name: median(each[name] for each in found) for name in found[0]}
-    if device.type == "cuda":
-        result["idle"] = result["whole"] - busy_seconds(partial(step.run, form), device) * 1e3
-    return result
+    actions = {name: partial(marked, name, form) for name, form in fitting.items()}
+    seconds = alternating(actions, device, args.warmup, args.repeats)
+    phases = {}
+    for name, form in fitting.items():
+        found = [each.milliseconds() for each in marks[name][args.warmup :]]
+        phases[name] = {phase: median(each[phase] for each in found) for phase in found[0]}
+        phases[name]["whole"] = median(seconds[name]) * 1e3
+        if device.type == "cuda":
+            busy = busy_seconds(partial(step.run, form), device)
+            phases[name]["idle"] = phases[name]["whole"] - busy * 1e3
+    return seconds, phases, too_large
 
 
 def breakdown(forms: dict[str, Form], step: Step, args: argparse.Namespace) -> dict[str, dict[str, float]]:

@@ -205,12 +205,14 @@ def scaling(results: Results) -> str:
         settings = result["settings"]
         first = f"{where(result)}: {settings['model']}, {settings['batch_size']} images per process"
         for each in result["processes"]:
-            predicted = [f"{each['seconds']['whole'] * 1e3:.1f}"]
-            if each["processes"] > 1:
-                speed = each["all_reduce_bytes_per_second"] / 1e9
-                predicted += [f"{each['predicted_seconds'] * 1e3:.1f}", f"{speed:.3g} GB/s"]
-            else:
-                predicted += ["", ""]
+            seconds = each["seconds"]
+            rows.append((first, "1", f"{settings['batch_size'] / seconds['alone']:.4g}", "", "",
+                         f"{seconds['alone'] * 1e3:.1f}", "", ""))  # fmt: skip
+            if each["processes"] == 1:
+                continue
+            speed = each["all_reduce_bytes_per_second"] / 1e9
+            predicted = [f"{seconds['whole'] * 1e3:.1f}", f"{each['predicted_seconds'] * 1e3:.1f}", f"{speed:.3g} GB/s"]
+            first = ""
             rows.append((first, str(each["processes"]), f"{each['images_per_second']:.4g}", f"{each['efficiency']:.0%}",
                          f"{max(0.0, each['communication_share']):.1%}", *predicted))  # fmt: skip
             first = ""
@@ -267,7 +269,7 @@ def training(results: Results) -> str:
 def of_targets(results: Results) -> str:
     """The targets, what was measured last, and the command that measures."""
     rows = [
-        (target.text, value or "not measured yet", {True: "met", False: "not met"}.get(met, ""), f"`{target.command}`")
+        (target.text, value or "not measured yet", {True: "met", False: "not met", None: ""}[met], f"`{target.measure}`")
         for target in targets
         for value, met in [target.judge(results)]
     ]  # fmt: skip

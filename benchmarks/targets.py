@@ -19,7 +19,7 @@ class Target:
 
     Args:
         text: in words.
-        command: that measures it.
+        measure: the command that measures it.
         benchmark: whose results tell, "step", "data" or others.
         gpu: whether it is for a GPU; None for any machine.
         value: the number in a result; KeyError if the result does not have it.
@@ -28,7 +28,7 @@ class Target:
     """
 
     text: str
-    command: str
+    measure: str
     benchmark: str
     gpu: bool | None
     value: Callable[[Result], float]
