@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import data
+from benchmarks import ROOT, data
 from benchmarks.forms import MODELS, Form, Step, build
 from benchmarks.hardware import choose, dtype_of
 from benchmarks.timing import Marks, alternating, busy_seconds, matmul_peak, ratio, seconds_of
@@ -202,7 +202,7 @@ def peak_memory(name: str, form: Form, step: Step, args: argparse.Namespace) -> 
     if name == "sorted, compiled" or args.small:
         return None
     command = [sys.executable, "-m", "benchmarks", *sys.argv[1:], "--peak-of", name]
-    return int(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.split()[-1])
+    return int(subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True).stdout)
 
 
 def growth_of_peak(action: Callable[[], Any]) -> int:

@@ -27,6 +27,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 MARKED = re.compile(r"(<!-- table (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 SUSTAINED = 350e12  # operations per second of an H100 in compiled steps, as measured
 IMAGES_PER_GPU = 64
+VIT = {"tiny": "tiny", "small": "ViT-S", "base": "ViT-B", "large": "ViT-L", "huge": "ViT-H"}
 Result = dict[str, Any]
 Results = Sequence[Result]
 
@@ -114,8 +115,9 @@ def step(results: Results, gpu: bool | None = None) -> str:
     rows = []
     for result in chosen(results, "step", gpu):
         settings = result["settings"]
-        ratios = result.get("times_as_fast_as") or {"masked": result["times_as_fast_as_masked"]}
-        first = f"{where(result)}: {settings['model']}, {settings['batch_size']} images"
+        before = {"masked": result.get("times_as_fast_as_masked", {})}  # 0.2.0
+        ratios = result.get("times_as_fast_as", before)
+        first = f"{where(result)}: {VIT[settings['model']]}, {settings['batch_size']} images"
         explicit = " (explicit softmax)" if settings.get("masked_attention") == "explicit" else ""
         for name, form in result["forms"].items():
             if name == "semantic pass":
@@ -144,7 +146,7 @@ def phases(results: Results) -> str:
     rows = []
     for result in chosen(results, "step"):
         settings = result["settings"]
-        first = f"{where(result)}: {settings['model']}, {settings['batch_size']} images"
+        first = f"{where(result)}: {VIT[settings['model']]}, {settings['batch_size']} images"
         found = [(name, form.get("phases")) for name, form in result["forms"].items()]
         found += [(f"{name}; real images", each) for name, each in result.get("breakdown", {}).items()]
         for name, each in found:
@@ -269,9 +271,9 @@ def training(results: Results) -> str:
 def of_targets(results: Results) -> str:
     """The targets, what was measured last, and the command that measures."""
     rows = [
-        (target.text, value or "not measured yet", {True: "met", False: "not met", None: ""}[met], f"`{target.measure}`")
-        for target in targets
-        for value, met in [target.judge(results)]
+        (each.text, value or "not measured yet", {True: "met", False: "not met", None: ""}[met], f"`{each.measure}`")
+        for each in targets
+        for value, met in [each.judge(results)]
     ]  # fmt: skip
     return markdown(("target", "measured", "", "measure it"), rows)
 
