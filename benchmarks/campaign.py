@@ -37,7 +37,7 @@ ON_CPU: Plan = [
     ("startup", "startup", 180),
     ("scaling", "scaling --model tiny --image-size 32 --patch-size 4", 120),
 ]
-SMALL: Plan = [(name, f"{name} --small", 60) for name in ("step", "data", "knn", "startup", "scaling")]
+SMALL: Plan = [(name, f"{name} --small", 200) for name in ("step", "data", "knn", "startup", "scaling")]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -23,7 +23,11 @@ IDLE = 0.3  # processes that run or wait on an idle machine, on average over a m
 def processor() -> str:
     """The name of the CPU."""
     info = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    names = (line.split(":")[1].strip() for line in info.splitlines() if line.startswith("model name"))
+    names = (
+        " ".join(line.split(":")[1].replace("(R)", "").split())
+        for line in info.splitlines()
+        if line.startswith("model name")
+    )
     return next(names, platform.processor() or "unknown")
 
 

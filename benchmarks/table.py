@@ -96,7 +96,7 @@ def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def where(result: Result) -> str:
     """Date, commit and machine of a result; a star marks a machine that others used at the same time."""
     hardware = result["hardware"]
-    machine = hardware["gpu"] or f"{hardware['cpu']}, {hardware['cpu_cores']} cores"
+    machine = hardware["gpu"] or f"{hardware['cpu']}, {hardware.get('torch_threads', '?')} threads"
     star = "\\*" if result.get("busy") else ""
     return f"{result['date'][:10]}, {(result['commit'] or 'unknown')[:7]}, {machine.removeprefix('NVIDIA ')}{star}"
 

@@ -95,9 +95,9 @@ def test_a_step_is_reported(
 @pytest.mark.slow
 def test_peak_memory_of_a_form_is_that_of_a_process_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     file = tmp_path / "result.json"
-    sizes = "--model tiny --image-size 32 --patch-size 8 --batch-size 2 --images 0 --warmup 0 --repeats 1".split()
-    words = ["step", *sizes, "--forms", "sorted", "--no-compile", "--device", "cpu", "--json", str(file)]
-    assert run(monkeypatch, *words) == 0
+    words = "step --model tiny --image-size 32 --patch-size 8 --batch-size 2 --images 0 --warmup 0 --repeats 1 "
+    words += f"--forms sorted --no-compile --device cpu --json {file}"
+    assert run(monkeypatch, *words.split()) == 0
     result = json.loads(file.read_text())
     # At least gradients and AdamW's two moments, four bytes each, for half a million parameters.
     assert result["forms"]["sorted"]["peak_memory_bytes"] > 3 * 4 * 500_000
