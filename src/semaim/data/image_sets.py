@@ -14,6 +14,7 @@ from PIL import Image
 
 from semaim.data.masks import mask_names, read_mask
 from semaim.data.names import Names
+from semaim.data.pixels import Picture, size_of
 from semaim.data.reading import Unreadable, read_rgb, reason
 
 UNLABELLED = -1
@@ -26,8 +27,11 @@ class ImageSet(Protocol):
         """Number of images."""
         ...
 
-    def read(self, index: int) -> Image.Image:
-        """The image in RGB. Raises any exception if it cannot be read: see `read_image`."""
+    def read(self, index: int) -> Picture:
+        """The image in RGB: a PIL image, or its pixels, uint8 (3, height, width).
+
+        Raises any exception if it cannot be read: see `read_image`.
+        """
         ...
 
     def label(self, index: int) -> int:
@@ -55,8 +59,8 @@ class ImageSet(Protocol):
         ...
 
 
-def read_image(images: ImageSet, index: int) -> Image.Image:
-    """An image in RGB. Raises Unreadable if it cannot be read."""
+def read_image(images: ImageSet, index: int) -> Picture:
+    """An image in RGB, as PIL image or pixels. Raises Unreadable if it cannot be read."""
     try:
         return images.read(index)
     except Exception as error:  # Pillow and its libraries raise whatever they like
@@ -142,6 +146,7 @@ class FileImages:
         exif: bool = False,
     ) -> None:
         self.root = root
+        self.prefix = "" if root == Path() else os.path.join(root, "")  # of names; joining paths takes longer
         self.exif = exif
         self.files = Names.of(files)
         self.labels = None if labels is None else np.asarray(labels, dtype=np.int64)
@@ -154,7 +159,7 @@ class FileImages:
     def __len__(self) -> int:
         return len(self.files)
 
-    def read(self, index: int) -> Image.Image:
+    def read(self, index: int) -> Picture:
         return read_rgb(self.name(index), self.exif)
 
     def encoded(self, index: int) -> bytes:
@@ -166,7 +171,7 @@ class FileImages:
         return UNLABELLED if self.labels is None else int(self.labels[index])
 
     def name(self, index: int) -> str:
-        return str(self.root / self.files[index])
+        return f"{self.prefix}{self.files[index]}"
 
     def fingerprint(self) -> str:
         return fingerprint(self.files, self.labels, self.exif)
@@ -180,7 +185,7 @@ class FileImages:
     def mask(self, index: int) -> np.ndarray[Any, np.dtype[np.uint8]] | None:
         if self.masks is None or not self.has_mask[index]:
             return None
-        return read_mask(self.masks / mask_name(self.files[index]), self.read(index).size)
+        return read_mask(self.masks / mask_name(self.files[index]), size_of(self.read(index)))
 
 
 def fingerprint(names: Names, labels: np.ndarray[Any, np.dtype[np.int64]] | None, exif: bool) -> str:

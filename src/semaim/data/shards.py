@@ -8,7 +8,6 @@ docs/data.md describes the format, `semaim.data.shard_writing` writes it.
 
 from __future__ import annotations
 
-import io
 import logging
 import os
 import zlib
@@ -178,7 +177,7 @@ class ShardImages:
         return data
 
     def read(self, index: int) -> Image.Image:
-        return read_rgb(io.BytesIO(self.encoded(index)), self.exif)
+        return read_rgb(self.encoded(index), self.exif)
 
     def label(self, index: int) -> int:
         return UNLABELLED if self.index.labels_N is None else int(self.index.labels_N[index])
