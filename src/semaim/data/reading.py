@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import logging
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageFile, ImageOps
@@ -36,7 +37,7 @@ def reason(error: Exception) -> str:
     return " ".join(text.split())
 
 
-def read_rgb(file: str | Path | IO[bytes], exif: bool) -> Image.Image:
+def read_rgb(file: str | Path | io.BytesIO, exif: bool) -> Image.Image:
     """Read a picture in RGB; of an animation or a file of several pages, the first that is no thumbnail.
 
     Args:
@@ -59,6 +60,11 @@ def read_rgb(file: str | Path | IO[bytes], exif: bool) -> Image.Image:
                     f"its EXIF orientation is damaged ({error}); data.source.exif=false reads it as stored"
                 ) from error
         return to_rgb(image)
+
+
+def decoded(data: bytes, exif: bool) -> Image.Image:
+    """As `read_rgb`, of the content of a file."""
+    return read_rgb(io.BytesIO(data), exif)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

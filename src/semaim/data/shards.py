@@ -8,7 +8,6 @@ docs/data.md describes the format, `semaim.data.shard_writing` writes it.
 
 from __future__ import annotations
 
-import io
 import logging
 import os
 import zlib
@@ -28,7 +27,7 @@ from semaim.core.files import read_json, sha256
 from semaim.core.formatting import plural, program, quoted
 from semaim.data.image_sets import UNLABELLED, Splits, fingerprint
 from semaim.data.names import Names
-from semaim.data.reading import read_rgb
+from semaim.data.reading import decoded
 from semaim.errors import DamagedFile, UserError
 
 log = logging.getLogger(__name__)
@@ -178,7 +177,7 @@ class ShardImages:
         return data
 
     def read(self, index: int) -> Image.Image:
-        return read_rgb(io.BytesIO(self.encoded(index)), self.exif)
+        return decoded(self.encoded(index), self.exif)
 
     def label(self, index: int) -> int:
         return UNLABELLED if self.index.labels_N is None else int(self.index.labels_N[index])
