@@ -121,7 +121,7 @@ def global_states():
 
 def test_augmentation_depends_on_seed_epoch_and_image_alone():
     dataset, item = training(), Item(index=5, epoch=2, row=9)
-    tensor, label, index, row, unreadable = dataset[item]
+    tensor, label, index, row, _, unreadable = dataset[item]
     assert (label, index, row, unreadable) == (5, 5, 9, [])
     for seed in (0, 1):
         torch.manual_seed(seed), random.seed(seed), np.random.seed(seed)
@@ -244,7 +244,8 @@ def test_evaluation_is_in_order_with_a_last_partial_batch(workers):
     assert [batch.index_B.tolist() for batch in batches] == [[5, 0, 39], [2, 8, 8], [1]]
     assert [batch.labels_B.tolist() for batch in batches] == [[5, 0, 39 % 7], [2, 1, 1], [1]]
     assert [batch.first_row for batch in batches] == [0, 3, 6]
-    together = torch.cat([batch.images_BCHW for batch in batches])
+    assert {batch.images_BCHW.dtype for batch in batches} == {torch.uint8}
+    together = torch.cat([batch.to(torch.device("cpu")).images_BCHW for batch in batches])
     expected = torch.stack([evaluation(8)(Image.fromarray(images.images_NHWC[i])) for i in asked])
     assert torch.equal(together, expected)
 
