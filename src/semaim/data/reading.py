@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageFile, ImageOps
+from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, PLANAR_CONFIGURATION, SAMPLEFORMAT
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg
@@ -94,7 +94,13 @@ def jpeg_pixels(data: bytes, exif: bool) -> Tensor | None:
 
 def by_pillow(file: str | Path | io.BytesIO, exif: bool) -> Image.Image:
     """As `read_rgb`, for any format."""
-    with Image.open(file) as image:
+    try:
+        opened = Image.open(file)
+    except UnidentifiedImageError as error:
+        if isinstance(file, io.BytesIO):  # whose address the error would tell
+            raise UnidentifiedImageError("cannot identify the kind of picture") from error
+        raise
+    with opened as image:
         if image.format == "TIFF":
             _to_full_page(image)
         _scale_transparent_colour(image)

@@ -18,7 +18,8 @@ from semaim.config.run_spec import compose_run_spec
 from semaim.config.source_run import value_text
 from semaim.core.formatting import count, duration, plural, program, quoted
 from semaim.data.image_sets import FileImages, Splits
-from semaim.data.shard_writing import Summary, verify, write_shards
+from semaim.data.shard_checks import Summary, verify
+from semaim.data.shard_writing import write_shards
 from semaim.data.shards import PartName, is_sharded
 from semaim.data.sources import image_folders
 from semaim.errors import Interrupted, UserError

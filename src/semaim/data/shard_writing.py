@@ -12,11 +12,9 @@ import logging
 import math
 import os
 import shutil
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +22,10 @@ import numpy as np
 from typing_extensions import TypedDict  # pydantic requires it before Python 3.12
 
 from semaim.core.files import atomic, nearest_existing, read_json, sha256, write_json, writing
-from semaim.core.formatting import count, duration, plural, quoted
+from semaim.core.formatting import count, plural, quoted
 from semaim.core.locks import holder, opened, taken
-from semaim.core.terminal import StatusLine
 from semaim.data.image_sets import FileImages, fingerprint
+from semaim.data.shard_checks import Progress, Summary, summary_of
 from semaim.data.shard_files import ReadAhead, Written, bytes_in_tar, write_shard
 from semaim.data.shards import (
     FORMAT,
@@ -38,7 +36,6 @@ from semaim.data.shards import (
     Manifest,
     PartName,
     PartOfManifest,
-    command_of,
     missing,
     read_manifest,
 )
@@ -58,16 +55,6 @@ class Plan(TypedDict):
     fingerprints: dict[PartName, str]
     exif: bool
     shard_bytes: int
-
-
-@dataclass(frozen=True)
-class Summary:
-    """What a folder of shards holds: its images, shards and bytes, and whether this command wrote any of them."""
-
-    images: Mapping[PartName, int]
-    shards: int
-    bytes: int
-    new: bool
 
 
 def write_shards(
@@ -112,7 +99,7 @@ def write_shards(
         }
         write_json(out / MANIFEST, manifest)
         shutil.rmtree(out / UNFINISHED)
-    return _summary(manifest, new=True)
+    return summary_of(manifest, new=True)
 
 
 @contextmanager
@@ -179,32 +166,6 @@ def _check_room(parts: Mapping[PartName, FileImages], out: Path) -> None:
         )
 
 
-class _Progress:
-    """The status line of writing or reading images.
-
-    Args:
-        what: is counted.
-        total, done: their number, and how many were done before.
-    """
-
-    def __init__(self, what: str, total: int, done: int = 0) -> None:
-        self.what, self.total, self.before, self.done, self.bytes = what, total, done, 0, 0
-        self.line = StatusLine(True, every=30)
-        self.started = self.told = time.monotonic()
-
-    def add(self, size: int) -> None:
-        """Count one, with its size in bytes; the line is updated every second."""
-        self.done, self.bytes = self.done + 1, self.bytes + size
-        if (now := time.monotonic()) - self.told < 1:
-            return
-        self.told, seconds = now, now - self.started
-        left = (self.total - self.before - self.done) * seconds / self.done
-        self.line.update(
-            f"{self.before + self.done} of {self.total} {self.what}, {count(self.bytes / seconds, 'B')}/s, "
-            f"{duration(left)} left"
-        )
-
-
 def _write_part(name: PartName, images: FileImages, out: Path, shard_bytes: int) -> PartOfManifest:
     """Write the shards of a part that are missing, and its index."""
     # The generator of this class is frozen: the order is the same with any version of NumPy. Shuffled, since who reads
@@ -215,7 +176,7 @@ def _write_part(name: PartName, images: FileImages, out: Path, shard_bytes: int)
     if done:
         log.info("continuing after %s with %d of %d %s images", plural(len(written), "complete shard"), done,
                  len(images), TITLES[name])  # fmt: skip
-    progress = _Progress(f"{TITLES[name]} images", len(images), done)
+    progress = Progress(f"{TITLES[name]} images", len(images), done)
     with _reading_ahead(images, order[done:]) as files:
         while files.first is not None:
             path = out / f"{name}-{len(written):06d}.tar"
@@ -275,46 +236,14 @@ def _complete(parts: Mapping[PartName, FileImages], out: Path, plan: Plan) -> Su
             inside = np.flatnonzero(index.shard_N == number)
             order = inside[np.argsort(index.offset_N[inside])]
             with _reading_ahead(parts[name], order) as files, atomic(path) as file:
-                progress = _Progress(f"images of {shard['file']}", len(order))
+                progress = Progress(f"images of {shard['file']}", len(order))
                 if write_shard(path.name, file, files, math.inf, progress.add).shard != shard:
                     raise UserError(
                         f"{quoted(path)} cannot be written again: the content of its images in data.root="
                         f"{quoted(plan['source'])} is another than before. Delete out={quoted(out)} to begin anew"
                     )
     shutil.rmtree(out / UNFINISHED, ignore_errors=True)  # of a process that was killed at its end
-    return _summary(manifest, new)
-
-
-def _summary(manifest: Manifest, new: bool) -> Summary:
-    parts = manifest["parts"]
-    shards = [shard for part in parts.values() for shard in part["shards"]]
-    images = {name: part["images"] for name, part in parts.items()}
-    return Summary(images, len(shards), sum(shard["bytes"] for shard in shards), new)
-
-
-def verify(out: Path) -> Summary:
-    """Read all shards of a folder and compare their checksums.
-
-    Raises:
-        UserError: if some are damaged or missing; the message names them.
-    """
-    manifest = read_manifest(out)
-    shards = [shard for part in manifest["parts"].values() for shard in part["shards"]]
-    problems, progress = list[str](), _Progress("shards read", len(shards))
-    for shard in shards:
-        path = out / shard["file"]
-        if not (found := missing(out, [shard])) and sha256(path) != shard["sha256"]:
-            found = [f"{quoted(path)} is damaged: its SHA-256 is not the one that was written"]
-        problems += found
-        progress.add(shard["bytes"])
-    for name, part in manifest["parts"].items():
-        Index.read(out / f"{name}.npz", part["index_sha256"])
-    if problems:
-        raise UserError(
-            "\n".join([f"{len(problems)} of {plural(len(shards), 'shard')} cannot be used:", *problems])
-            + f"\nDelete what is damaged; this writes what is missing: {command_of(manifest, out)}"
-        )
-    return _summary(manifest, new=False)
+    return summary_of(manifest, new)
 
 
 def _index(images: FileImages, written: Sequence[Written]) -> Index:

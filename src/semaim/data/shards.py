@@ -19,7 +19,6 @@ from typing import Any, Literal
 from zipfile import BadZipFile
 
 import numpy as np
-from PIL import Image
 from typing_extensions import TypedDict  # pydantic requires it before Python 3.12
 
 from semaim.config.source_run import value_text
@@ -27,6 +26,7 @@ from semaim.core.files import read_json, sha256
 from semaim.core.formatting import plural, program, quoted
 from semaim.data.image_sets import UNLABELLED, Splits, fingerprint
 from semaim.data.names import Names
+from semaim.data.pixels import Picture
 from semaim.data.reading import read_rgb
 from semaim.errors import DamagedFile, UserError
 
@@ -176,7 +176,7 @@ class ShardImages:
                             f"for all damage")  # fmt: skip
         return data
 
-    def read(self, index: int) -> Image.Image:
+    def read(self, index: int) -> Picture:
         return read_rgb(self.encoded(index), self.exif)
 
     def label(self, index: int) -> int:

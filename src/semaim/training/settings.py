@@ -25,7 +25,7 @@ class TrainerSettings:
         accumulate: micro-batches per step; more micro-batches need less memory.
         clip_grad: maximum norm of the gradient; null for no clipping.
         precision: "auto" (bf16 if the device supports it, else float32), "bf16", "fp16" (with loss scaling) or
-            "float32".
+            "float32" (on a GPU, matrix products of training are in TensorFloat-32).
         strategy: how several processes share the model: "ddp" (a copy on each) or "fsdp" (on each a part of every
             weight).
         activation_checkpointing: compute activations inside of blocks again in the backward pass: less memory, about a
@@ -35,7 +35,7 @@ class TrainerSettings:
         ema_decay: decay of the moving average at the start and at the end of its ramp.
         ema_ramp_epochs: length of the linear ramp in epochs.
         max_steps: stop after this number of steps, with the schedule of the full length; null for the full length.
-        log_every_steps: steps between journal entries.
+        log_every_steps: steps between journal entries; in between, the host does not wait for a GPU.
         save_every_epochs: epochs between checkpoints.
         save_every_steps: steps between additional checkpoints; null for none.
         keep_checkpoints: number of newest checkpoints to keep.
