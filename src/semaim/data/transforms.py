@@ -68,11 +68,12 @@ class RandomHorizontalFlip:
         return pixels.flip(-1) if torch.rand(1).item() < self.probability else pixels
 
 
-class TimmRandomResizedCrop(RandomResizedCropAndInterpolation):
+class TimmRandomResizedCrop(RandomResizedCropAndInterpolation):  # type: ignore[misc]
     """timm's, which draws other boxes than torchvision's, for pixels only."""
 
     def __call__(self, img: Tensor) -> Tensor:
-        return resized_crop(img, *self.get_params(img, self.scale, self.ratio), size=self.size)
+        top, left, height, width = self.get_params(img, self.scale, self.ratio)
+        return resized_crop(img, top, left, height, width, self.size)
 
 
 class CoveringCrop(torch.nn.Module):
@@ -156,7 +157,7 @@ def pretraining(
     flip: float = 0.5,
     mean: Sequence[float] = IMAGENET_MEAN,
     std: Sequence[float] = IMAGENET_STD,
-) -> Transform:
+) -> PixelTransform:
     """Random resized crop (bicubic) and horizontal flip: the augmentation of MAE and SemAIM's pretraining.
 
     Args:
@@ -174,7 +175,7 @@ def linear_probe(
     flip: float = 0.5,
     mean: Sequence[float] = IMAGENET_MEAN,
     std: Sequence[float] = IMAGENET_STD,
-) -> Transform:
+) -> PixelTransform:
     """Resize (bicubic), random crop and horizontal flip: the augmentation of SemAIM's linear probe.
 
     Args:
@@ -195,7 +196,7 @@ def finetuning(
     erase: float = 0.25,
     mean: Sequence[float] = IMAGENET_MEAN,
     std: Sequence[float] = IMAGENET_STD,
-) -> Transform:
+) -> PixelTransform:
     """Random resized crop, flip, RandAugment and random erasing, by timm: the augmentation of fine-tuning.
 
     Args:
@@ -220,7 +221,7 @@ def evaluation(
     crop_ratio: float = 0.875,
     mean: Sequence[float] = IMAGENET_MEAN,
     std: Sequence[float] = IMAGENET_STD,
-) -> Transform:
+) -> PixelTransform:
     """Resize (bicubic) and centre crop: 256 then 224 at the default ratio.
 
     Args:
