@@ -37,7 +37,7 @@ def update_weights(optimizer: Optimizer, skip: Tensor) -> None:
 
 def _changing(optimizer: Optimizer, device: torch.device) -> dict[tuple[int, str], Tensor]:
     """Weights and state that a step changes on a device, by parameter (or group) and name."""
-    found = {}
+    found: dict[tuple[int, str], Tensor] = {}
     for group in optimizer.param_groups:
         parameters = [each for each in group["params"] if each.grad is not None]
         found |= {(id(each), "weight"): each for each in parameters}
