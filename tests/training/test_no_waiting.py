@@ -94,7 +94,7 @@ def test_no_copy_to_the_device_that_the_host_waits_for(target: str, how: tuple[s
                     module._parameters[name] = torch.nn.Parameter(torch.empty(each.shape, device="cuda"))
             for name, each in module._buffers.items():
                 module._buffers[name] = torch.empty(each.shape, device="cuda")
-        state: Any = type("State", (), {"forward": task.model, "ema": None})
+        state: Any = type("State", (), {"model": task.model, "forward": task.model, "ema": None})
         labels_B = torch.zeros(4, dtype=torch.long, device="cuda")
         batch = Batch(torch.empty(4, 3, 32, 32, device="cuda"), labels_B, torch.arange(4), 0, [])
         noise = StepNoise(0, 0, 4)

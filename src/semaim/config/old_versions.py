@@ -24,6 +24,7 @@ NEW_NAMES = {
 }
 
 FORMER_OPTIONS = {
+    "model.activation_checkpointing": "trainer.activation_checkpointing",
     "task.online_knn": "task.evaluators.knn",
     "task.pictures": "task.evaluators.pictures",
     "task.knn_every_epochs": "task.evaluators.knn.every_epochs",
@@ -47,6 +48,9 @@ def upgraded(config: Any) -> dict[str, Any]:
     if task.get("_target_") == "semaim.tasks.knn.KNN":
         task.setdefault("mean_before_norm", False)
     config.setdefault("extend", None)
+    checkpointing = (config.get("model") or {}).pop("activation_checkpointing", False)  # 0.1.0: of the model
+    if config.get("trainer"):
+        config["trainer"] = {"strategy": "ddp", "activation_checkpointing": checkpointing} | config["trainer"]
     if "recipe" not in config:  # 0.1.0: data=digits and data=shapes alone had a short one
         embedded = source.get("_target_") in ("semaim.data.sources.digits", "semaim.data.shapes.shapes")
         config["recipe"] = "short" if embedded else "published"

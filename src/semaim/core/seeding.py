@@ -32,18 +32,24 @@ def seed_all(seed: int) -> None:
 
 
 @contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Seed the global CPU generators that image transforms use, and restore their states afterwards."""
-    states = torch.get_rng_state(), random.getstate(), np.random.get_state()
+def seeded(seed: int, restore: bool = True) -> Iterator[None]:
+    """Seed the global CPU generators that image transforms use, and restore their states afterwards.
+
+    Args:
+        seed: for all of them.
+        restore: false where nothing else draws from them; reading and writing NumPy's state takes 0.1 ms.
+    """
+    states = (torch.get_rng_state(), random.getstate(), np.random.get_state()) if restore else None
     try:
         torch.default_generator.manual_seed(seed)
         random.seed(seed)
         np.random.seed(seed % 2**32)
         yield
     finally:
-        torch.set_rng_state(states[0])
-        random.setstate(states[1])
-        np.random.set_state(states[2])
+        if states is not None:
+            torch.set_rng_state(states[0])
+            random.setstate(states[1])
+            np.random.set_state(states[2])
 
 
 class StepNoise:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from semaim.core.image_size import pair
 from semaim.data.image_sets import ImageSet, Splits
 from semaim.data.loading import EvaluationImages, TrainingData
+from semaim.data.pixels import on_device
 from semaim.data.subsets import hold_out
 from semaim.data.transforms import Transform
 from semaim.data.workers import Loading
@@ -24,7 +25,7 @@ class ImageData:
         root: folder of the images; null for embedded images.
         image_size: pixels after cropping, one number or (height, width).
         patch_size: pixels per side of a patch; the model uses the same value.
-        train_transform: PIL image to normalised tensor, augmented.
+        train_transform: PIL image to normalised tensor, augmented; a `PixelTransform` normalises on the device.
         eval_transform: the same without augmentation.
         num_workers: loading processes per training process, at most the usable CPUs; 0 loads in the training process.
         timeout_seconds: longest wait for a batch.
@@ -62,8 +63,8 @@ class ImageData:
         self.splits = splits if val_fraction is None else _with_held_out(splits, val_fraction, val_seed)
         self.train_transform = train_transform
         self.eval_transform = eval_transform
-        channels, float32 = 3, 4
-        self.loading = Loading(num_workers, timeout_seconds, channels * math.prod(self.image_size) * float32)
+        size = max(self._image_bytes(train_transform), self._image_bytes(eval_transform))
+        self.loading = Loading(num_workers, timeout_seconds, size)
         self.max_unreadable = max_unreadable
         self.unreadable: set[str] = set()  # names of those that were logged
         self.accept_changes = accept_changes
@@ -71,15 +72,22 @@ class ImageData:
     def training(self, images: ImageSet | None = None, transform: Transform | None = None) -> TrainingData:
         """Training data; by default all training images with their own augmentation."""
         images = self.splits.train if images is None else images
+        transform = self.train_transform if transform is None else transform
+        self.loading.image_bytes = max(self.loading.image_bytes, self._image_bytes(transform))
         return TrainingData(
             images,
-            transform or self.train_transform,
+            transform,
             self.loading,
             self.max_unreadable,
             self.accept_changes,
             self.splits.val,
             self.unreadable,
         )
+
+    def _image_bytes(self, transform: Transform) -> int:
+        """Size of a transformed image: of its pixels, or of float32 if the transform normalises."""
+        colours, float32 = 3, 4
+        return colours * math.prod(self.image_size) * (float32 if on_device(transform) is None else 1)
 
     def labelled_and_held_out(self) -> tuple[ImageSet, ImageSet]:
         """Labelled training images and held-out images of an evaluation.

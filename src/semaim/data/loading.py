@@ -12,19 +12,20 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
 
 from semaim.core.distributed import Processes
 from semaim.core.formatting import plural
 from semaim.core.seeding import derive_seed, seeded
 from semaim.core.signals import StopRequest
 from semaim.data.image_sets import ImageSet, read_image
+from semaim.data.pixels import Normalise, on_device
 from semaim.data.reading import Unreadable, log_unreadable
 from semaim.data.transforms import EVALUATION, TRAINING, Transform, transformed
 from semaim.data.workers import Loading, WorkerBatches, fitting, load
@@ -38,11 +39,13 @@ class Batch:
     """Images of one micro-batch.
 
     Attributes:
-        images_BCHW: normalised images.
+        images_BCHW: normalised images; before `to`, pixels (uint8) if `on_device` is given.
         labels_B: long, -1 where unlabelled.
         index_B: long, indices in the data set.
         first_row: index of the first image in the step's whole batch; the others follow consecutively.
         unreadable: name and reason of each skipped image.
+        seeds: of the augmentation of each image, for what is random on the device.
+        on_device: what makes normalised images of pixels; None if they are normalised.
     """
 
     images_BCHW: Tensor
@@ -50,6 +53,8 @@ class Batch:
     index_B: Tensor
     first_row: int
     unreadable: list[tuple[str, str]]
+    seeds: list[int] = field(default_factory=list)
+    on_device: Normalise | None = None
 
     def share_memory_(self) -> Batch:
         """Move the tensors to shared memory; raises RuntimeError if it is full."""
@@ -63,9 +68,22 @@ class Batch:
         return self
 
     def to(self, device: torch.device) -> Batch:
-        """The batch with images and labels on a device; the indices stay, since only the host reads them."""
+        """The batch on a device, with normalised images; the indices stay, since only the host reads them."""
         images_BCHW, labels_B = (each.to(device, non_blocking=True) for each in (self.images_BCHW, self.labels_B))
-        return replace(self, images_BCHW=images_BCHW, labels_B=labels_B)
+        if self.on_device is not None:
+            images_BCHW = self.on_device(images_BCHW, self.seeds)
+        return replace(self, images_BCHW=images_BCHW, labels_B=labels_B, on_device=None)
+
+
+class Sample(NamedTuple):
+    """One image of a batch, and what belongs to it; see `Batch`. An image that cannot be read is None."""
+
+    image: Tensor | None
+    label: int
+    index: int
+    row: int
+    seed: int
+    unreadable: list[tuple[str, str]]
 
 
 @dataclass(frozen=True)
@@ -157,7 +175,7 @@ class TrainingImages(Dataset[Any]):
         self.transform = transform
         self.seed = seed
 
-    def __getitem__(self, item: Item) -> tuple[Tensor, int, int, int, list[tuple[str, str]]]:
+    def __getitem__(self, item: Item) -> Sample:
         unreadable = []
         for offset in range(min(self.MAX_IN_A_ROW, len(self.images))):
             index = (item.index + offset) % len(self.images)
@@ -166,9 +184,10 @@ class TrainingImages(Dataset[Any]):
             except Unreadable as error:
                 unreadable.append((self.images.name(index), str(error)))
                 continue
-            with seeded(derive_seed(self.seed, "augmentation", item.epoch, item.index)):
+            seed = derive_seed(self.seed, "augmentation", item.epoch, item.index)
+            with seeded(seed, restore=get_worker_info() is None):  # in a worker nothing else is random
                 tensor = transformed(self.transform, image, self.images.name(index), TRAINING)
-            return tensor, self.images.label(index), index, item.row, unreadable
+            return Sample(tensor, self.images.label(index), index, item.row, seed, unreadable)
         raise UserError(f"{plural(len(unreadable), 'image')} in a row cannot be read: {first_reasons(unreadable)}")
 
 
@@ -212,14 +231,14 @@ class EvaluationImages(Dataset[Any]):
     def __len__(self) -> int:
         return len(self.indices)
 
-    def __getitem__(self, row: int) -> tuple[Tensor | None, int, int, int, list[tuple[str, str]]]:
+    def __getitem__(self, row: int) -> Sample:
         index = self.indices[row]
         name, label = self.images.name(index), self.images.label(index)
         try:
             image = read_image(self.images, index)
         except Unreadable as error:
-            return None, label, index, row, [(name, str(error))]
-        return transformed(self.transform, image, name, EVALUATION), label, index, row, []
+            return Sample(None, label, index, row, 0, [(name, str(error))])
+        return Sample(transformed(self.transform, image, name, EVALUATION), label, index, row, 0, [])
 
 
 def first_reasons(unreadable: Iterable[tuple[str, str]]) -> str:
@@ -227,16 +246,32 @@ def first_reasons(unreadable: Iterable[tuple[str, str]]) -> str:
     return "; ".join(f"{name!r} ({reason})" for name, reason in islice(unreadable, 3))
 
 
-def collate(samples: Sequence[tuple[Tensor | None, int, int, int, list[tuple[str, str]]]]) -> Batch:
-    """Collate samples of either data set to a batch."""
-    readable = [s for s in samples if s[0] is not None]
+def collate(samples: Sequence[Sample], normalise: Normalise | None) -> Batch:
+    """Collate samples of either data set to a batch; `normalise` is what remains to be done on the device."""
+    readable = [sample for sample in samples if sample.image is not None]
     return Batch(
-        images_BCHW=torch.stack([s[0] for s in readable if s[0] is not None]) if readable else torch.empty(0),
-        labels_B=torch.tensor([s[1] for s in readable], dtype=torch.long),
-        index_B=torch.tensor([s[2] for s in readable], dtype=torch.long),
-        first_row=samples[0][3],
-        unreadable=[entry for s in samples for entry in s[4]],
+        images_BCHW=_stacked([sample.image for sample in readable if sample.image is not None]),
+        labels_B=torch.tensor([sample.label for sample in readable], dtype=torch.long),
+        index_B=torch.tensor([sample.index for sample in readable], dtype=torch.long),
+        first_row=samples[0].row,
+        unreadable=[entry for sample in samples for entry in sample.unreadable],
+        seeds=[sample.seed for sample in readable],
+        on_device=normalise if readable else None,
     )
+
+
+def _stacked(images: Sequence[Tensor]) -> Tensor:
+    """A batch of images in the layout of their memory: colours side by side, as decoded, or one after another."""
+    if not images:
+        return torch.empty(0)
+    if images[0].is_contiguous():
+        return torch.stack(list(images))
+    return torch.stack([image.permute(1, 2, 0) for image in images]).permute(0, 3, 1, 2)
+
+
+def batches_of(dataset: TrainingImages | EvaluationImages) -> WorkerBatches:
+    """Whole batches of a data set, as workers load them."""
+    return WorkerBatches(dataset, partial(collate, normalise=on_device(dataset.transform)))
 
 
 class UnreadableImages:
@@ -289,7 +324,7 @@ def training_batches(
         raise UserError(problem)
     loading.needed = fitted.needed  # evaluations use the rest
     requests = (items for step in steps for items in plan.micro_batches(step))
-    return load(WorkerBatches(dataset, collate), requests, loading, processes, stop)
+    return load(batches_of(dataset), requests, loading, processes, stop)
 
 
 def evaluation_batches(
@@ -302,4 +337,4 @@ def evaluation_batches(
         log.warning("an evaluation loads its images with fewer processes, which takes longer: %s", problem)
     rows = range(len(dataset))
     requests = (list(rows[start : start + batch_size]) for start in rows[::batch_size])
-    return load(WorkerBatches(dataset, collate), requests, loading, processes, stop)
+    return load(batches_of(dataset), requests, loading, processes, stop)

@@ -41,7 +41,7 @@ def read_mask(file: Path, size: tuple[int, int]) -> np.ndarray[Any, np.dtype[np.
 
     Args:
         file: path of the mask.
-        size: width and height of its image.
+        size: height and width of its image.
 
     Raises:
         UserError: if the mask cannot be read, is a colour image, or differs in size from its image.
@@ -58,9 +58,9 @@ def read_mask(file: Path, size: tuple[int, int]) -> np.ndarray[Any, np.dtype[np.
             f"mask {str(file)!r} is an image of mode {mode}: a mask has one 8-bit value per pixel, grey or with a "
             f"palette, 0 for background, 255 for void, any other for object (data.source.masks)"
         )
-    if values.shape != size[::-1]:
+    if values.shape != size:
         raise UserError(
-            f"mask {str(file)!r} has {values.shape[1]}x{values.shape[0]} pixels and its image {size[0]}x{size[1]}: a "
+            f"mask {str(file)!r} has {values.shape[1]}x{values.shape[0]} pixels and its image {size[1]}x{size[0]}: a "
             f"mask must have the size of its image, turned as data.source.exif says (data.source.masks)"
         )
     return values.astype(np.uint8)

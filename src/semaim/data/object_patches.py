@@ -14,6 +14,7 @@ from torch import Tensor
 
 from semaim.data.image_sets import ImageSet
 from semaim.data.masks import BACKGROUND, VOID
+from semaim.data.pixels import size_of
 from semaim.data.transforms import Transform, on_mask
 
 
@@ -57,4 +58,4 @@ def object_patches(images: ImageSet, indices: Sequence[int], transform: Transfor
 def _mask(images: ImageSet, index: int) -> np.ndarray[Any, Any]:
     """The mask of an image; all void if it has none."""
     mask = images.mask(index)
-    return np.full(images.read(index).size[::-1], VOID, np.uint8) if mask is None else mask
+    return np.full(size_of(images.read(index)), VOID, np.uint8) if mask is None else mask

@@ -2,20 +2,36 @@
 
 from __future__ import annotations
 
+import io
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageFile, ImageOps
+import torch
+from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, PLANAR_CONFIGURATION, SAMPLEFORMAT
+from torch import Tensor
+from torchvision.io import ImageReadMode, decode_jpeg
 
+from semaim.data.pixels import Picture
 from semaim.errors import UserError
 
 log = logging.getLogger(__name__)
 BACKGROUND = "white"  # pictures with transparency are mostly made for pages, which are white
 PNG_SCALES = {"L;2": 85, "L;4": 17, "RGB;16B": 1 / 256}  # from a PNG's samples to Pillow's, which have 8 bits
 WIDE_GREY = ("I;16", "I;16B", "I;16L", "I;16N")
+START_OF_JPEG = b"\xff\xd8"
+TURNS: dict[Any, Callable[[Tensor], Tensor]] = {  # pixels (3, H, W) as shown, by EXIF orientation
+    2: lambda pixels: pixels.flip(2),
+    3: lambda pixels: pixels.flip(1, 2),
+    4: lambda pixels: pixels.flip(1),
+    5: lambda pixels: pixels.transpose(1, 2),
+    6: lambda pixels: pixels.rot90(-1, (1, 2)),
+    7: lambda pixels: pixels.flip(1, 2).transpose(1, 2),
+    8: lambda pixels: pixels.rot90(1, (1, 2)),
+}
 SUBFILE_TYPE, REDUCED = 254, 1  # a TIFF's tag, and its bit for thumbnails
 
 
@@ -36,17 +52,55 @@ def reason(error: Exception) -> str:
     return " ".join(text.split())
 
 
-def read_rgb(file: str | Path, exif: bool) -> Image.Image:
+def read_rgb(file: str | Path | bytes, exif: bool) -> Picture:
     """Read a picture in RGB; of an animation or a file of several pages, the first that is no thumbnail.
 
     Args:
-        file: path of the picture.
+        file: path of the picture, or its bytes.
         exif: turn it as its EXIF orientation says.
+
+    Returns:
+        of a JPEG its pixels, else a PIL image.
 
     Raises:
         UserError: as `to_rgb`, or for a damaged EXIF orientation. Pillow raises any exception for damaged files.
     """
-    with Image.open(file) as image:
+    if isinstance(file, bytes):
+        data = file if file.startswith(START_OF_JPEG) else None
+    else:
+        with open(file, "rb") as stream:
+            data = stream.read() if stream.peek(2)[:2] == START_OF_JPEG else None
+    pixels = None if data is None else jpeg_pixels(data, exif)
+    if pixels is not None:
+        return pixels
+    return by_pillow(io.BytesIO(file) if isinstance(file, bytes) else file, exif)
+
+
+def jpeg_pixels(data: bytes, exif: bool) -> Tensor | None:
+    """Pixels, uint8 (3, H, W), of a grey or RGB picture in JPEG; torchvision decodes faster than Pillow, to pixels.
+
+    None if Pillow has to read it, or to say what is wrong with it: whatever Pillow refuses, torchvision refuses too.
+    """
+    try:
+        header = Image.open(io.BytesIO(data), formats=["JPEG"])  # nothing is decoded here
+        if header.mode not in ("L", "RGB"):
+            return None
+        turn = TURNS.get(header.getexif().get(ExifTags.Base.Orientation)) if exif else None
+        pixels = decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), ImageReadMode.RGB)
+    except Exception:  # Pillow's parsers raise various types
+        return None
+    return pixels if turn is None else turn(pixels)
+
+
+def by_pillow(file: str | Path | io.BytesIO, exif: bool) -> Image.Image:
+    """As `read_rgb`, for any format."""
+    try:
+        opened = Image.open(file)
+    except UnidentifiedImageError as error:
+        if isinstance(file, io.BytesIO):  # whose address the error would tell
+            raise UnidentifiedImageError("cannot identify the kind of picture") from error
+        raise
+    with opened as image:
         if image.format == "TIFF":
             _to_full_page(image)
         _scale_transparent_colour(image)

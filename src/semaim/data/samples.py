@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from semaim.data.image_sets import ImageSet, read_image
+from semaim.data.pixels import on_device
 from semaim.data.reading import Unreadable, log_unreadable
 from semaim.data.transforms import EVALUATION, Transform, transformed
 from semaim.errors import UserError
@@ -36,7 +37,7 @@ def read_images(
         told: names of unreadable images that are logged already (`ImageData.unreadable`).
 
     Returns:
-        the indices of the readable images, and these images, (B, C, H, W).
+        the indices of the readable images, and these images, normalised, (B, C, H, W).
 
     Raises:
         UserError: if no image can be read.
@@ -51,4 +52,5 @@ def read_images(
         tensors[index] = transformed(transform, image, images.name(index), EVALUATION)
     if not tensors:
         raise UserError(f"none of these images can be read: {', '.join(repr(images.name(i)) for i in indices[:3])}")
-    return list(tensors), torch.stack(list(tensors.values()))
+    images_BCHW, normalise = torch.stack(list(tensors.values())), on_device(transform)
+    return list(tensors), images_BCHW if normalise is None else normalise(images_BCHW)

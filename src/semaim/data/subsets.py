@@ -7,11 +7,11 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from semaim.core.formatting import plural
 from semaim.core.seeding import derive_seed
 from semaim.data.image_sets import ImageSet
+from semaim.data.pixels import Picture
 from semaim.errors import UserError
 
 
@@ -30,7 +30,7 @@ class Subset:
     def __len__(self) -> int:
         return len(self.indices)
 
-    def read(self, index: int) -> Image.Image:
+    def read(self, index: int) -> Picture:
         return self.images.read(int(self.indices[index]))
 
     def label(self, index: int) -> int:

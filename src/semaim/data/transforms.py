@@ -1,4 +1,7 @@
-"""Image transforms: PIL image in, normalised float tensor (3, height, width) out."""
+"""Image transforms: picture in, normalised float tensor (3, height, width) out.
+
+They have two parts (`PixelTransform`): crops, flips and changes of colour on uint8, and the normalisation.
+"""
 
 from __future__ import annotations
 
@@ -10,23 +13,66 @@ import numpy as np
 import torch
 from PIL import Image
 from timm.data import create_transform
+from timm.data.transforms import RandomResizedCropAndInterpolation
 from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as F
 
 from semaim.core.image_size import pair
+from semaim.data.pixels import Normalise, NormaliseAndErase, PixelTransform, Transform, to_pil, to_pixels
 from semaim.errors import UserError
 
-Transform = Callable[[Image.Image], Tensor]
 TRAINING = "the augmentation (data.train_transform, or task.train_transform of an evaluation)"  # for messages
 EVALUATION = "data.eval_transform"
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
-def _to_normalised(mean: Sequence[float], std: Sequence[float]) -> list[Callable[..., object]]:
-    return [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean=list(mean), std=list(std))]
+def resized_crop(pixels: Tensor, top: int, left: int, height: int, width: int, size: tuple[int, int]) -> Tensor:
+    """A crop of pixels, (C, height, width), resized (bicubic) to `size`.
+
+    Pixels are copied with their colours side by side first, as decoded: torch resizes them much faster so.
+    """
+    crop_HWC = pixels[:, top : top + height, left : left + width].permute(1, 2, 0).contiguous()
+    return F.resize_image(crop_HWC.permute(2, 0, 1), list(size), InterpolationMode.BICUBIC)
+
+
+class RandomResizedCrop:
+    """torchvision's, for pixels only; its own call takes 0.1 ms to look for other inputs.
+
+    Args:
+        size: height and width of the result.
+        scale: range of the crop's share of the image's area.
+    """
+
+    def __init__(self, size: tuple[int, int], scale: Sequence[float]) -> None:
+        self.size = size
+        self.random = v2.RandomResizedCrop(size, scale=tuple(scale))
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        return resized_crop(pixels, **self.random.make_params([pixels]), size=self.size)
+
+
+class RandomHorizontalFlip:
+    """torchvision's, for pixels only, likewise.
+
+    Args:
+        probability: of a flip.
+    """
+
+    def __init__(self, probability: float) -> None:
+        self.probability = probability
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        return pixels.flip(-1) if torch.rand(1).item() < self.probability else pixels
+
+
+class TimmRandomResizedCrop(RandomResizedCropAndInterpolation):
+    """timm's, which draws other boxes than torchvision's, for pixels only."""
+
+    def __call__(self, img: Tensor) -> Tensor:
+        return resized_crop(img, *self.get_params(img, self.scale, self.ratio), size=self.size)
 
 
 class CoveringCrop(torch.nn.Module):
@@ -67,7 +113,7 @@ class CoveringCrop(torch.nn.Module):
     def _part(self, image: Any, source: list[int], scale: list[float], start: list[int]) -> Any:
         """The crop from `start` of an image resized by 1 / `scale`, of which the rest is not computed."""
         axes = list(zip(source, scale, start, self.size, strict=True))
-        if isinstance(image, Tensor):
+        if isinstance(image, tv_tensors.Mask):
             rows, columns = (((first + torch.arange(side)) * each).long() for _, each, first, side in axes)
             return tv_tensors.wrap(image[..., rows[:, None], columns], like=image)
         ends, edges = [], []  # of the pixels that the crop depends on, and of the crop within them
@@ -76,17 +122,21 @@ class CoveringCrop(torch.nn.Module):
             reach = 2 * max(each, 1) + 1  # of the bicubic filter
             ends.append((max(0, math.floor(low - reach)), min(whole, math.ceil(high + reach))))
             edges.append((low - ends[-1][0], high - ends[-1][0]))
-        near = image.crop([each[end] for end in (0, 1) for each in ends[::-1]])
+        near = to_pil(image[:, slice(*ends[0]), slice(*ends[1])])
         box = [each[end] for end in (0, 1) for each in edges[::-1]]
-        return near.resize(self.size[::-1], Image.Resampling.BICUBIC, box)
+        return to_pixels(near.resize(self.size[::-1], Image.Resampling.BICUBIC, box))
+
+
+def _normalise(mean: Sequence[float], std: Sequence[float]) -> Normalise:
+    return Normalise(tuple(mean), tuple(std))
 
 
 def transformed(transform: Transform, image: Any, name: str, option: str) -> Tensor:
-    """An image by a transform.
+    """An image by a transform: of a `PixelTransform` its pixels, which `on_device` normalises, of others the result.
 
     Args:
-        transform: see above.
-        image: PIL image, or mask.
+        transform: see above; other transforms than a `PixelTransform` get a PIL image.
+        image: picture, or mask.
         name: of the image, for the message.
         option: that chooses the transform, for the message.
 
@@ -94,7 +144,7 @@ def transformed(transform: Transform, image: Any, name: str, option: str) -> Ten
         UserError: if the transform fails, for whatever reason: the image is not at fault.
     """
     try:
-        return transform(image)
+        return transform.pixels(image) if isinstance(transform, PixelTransform) else transform(to_pil(image))
     except Exception as error:
         what = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise UserError(f"{option} fails on {name!r}: {what}") from error
@@ -115,8 +165,8 @@ def pretraining(
         flip: probability of a horizontal flip.
         mean, std: colour normalisation.
     """
-    crop = v2.RandomResizedCrop(pair(image_size), scale=tuple(scale), interpolation=InterpolationMode.BICUBIC)
-    return v2.Compose([crop, v2.RandomHorizontalFlip(flip), *_to_normalised(mean, std)])
+    crop = RandomResizedCrop(pair(image_size), scale)
+    return PixelTransform([crop, RandomHorizontalFlip(flip)], _normalise(mean, std))
 
 
 def linear_probe(
@@ -134,7 +184,7 @@ def linear_probe(
     """
     size = pair(image_size)
     crop = CoveringCrop(size, size, anywhere=True)
-    return v2.Compose([crop, v2.RandomHorizontalFlip(flip), *_to_normalised(mean, std)])
+    return PixelTransform([crop, RandomHorizontalFlip(flip)], _normalise(mean, std))
 
 
 def finetuning(
@@ -156,19 +206,13 @@ def finetuning(
         erase: probability that a rectangle is replaced by noise.
         mean, std: colour normalisation.
     """
-    return create_transform(
-        (3, *pair(image_size)),
-        is_training=True,
-        scale=tuple(scale),
-        hflip=flip,
-        color_jitter=None,
-        auto_augment=rand_augment,
-        interpolation="bicubic",
-        re_prob=erase,
-        re_mode="pixel",
-        mean=tuple(mean),
-        std=tuple(std),
-    )
+    size = pair(image_size)
+    steps: list[Callable[[Any], Any]] = [TimmRandomResizedCrop(size, scale=tuple(scale)), RandomHorizontalFlip(flip)]
+    if rand_augment is not None:
+        how = {"auto_augment": rand_augment, "color_jitter": None, "interpolation": "bicubic", "mean": tuple(mean)}
+        _, augment, _ = create_transform((3, *size), is_training=True, separate=True, **how)
+        steps += [to_pil, augment, to_pixels]
+    return PixelTransform(steps, NormaliseAndErase(tuple(mean), tuple(std), erase))
 
 
 def evaluation(
@@ -188,7 +232,7 @@ def evaluation(
         UserError: if the ratio is not above 0 and at most 1.
     """
     size = pair(image_size)
-    return v2.Compose([CoveringCrop(size, covered(size, crop_ratio), anywhere=False), *_to_normalised(mean, std)])
+    return PixelTransform([CoveringCrop(size, covered(size, crop_ratio), anywhere=False)], _normalise(mean, std))
 
 
 def covered(size: tuple[int, int], crop_ratio: float) -> tuple[int, int]:

@@ -26,6 +26,10 @@ class TrainerSettings:
         clip_grad: maximum norm of the gradient; null for no clipping.
         precision: "auto" (bf16 if the device supports it, else float32), "bf16", "fp16" (with loss scaling) or
             "float32" (on a GPU, matrix products of training are in TensorFloat-32).
+        strategy: how several processes share the model: "ddp" (a copy on each) or "fsdp" (on each a part of every
+            weight).
+        activation_checkpointing: compute activations inside of blocks again in the backward pass: less memory, about a
+            third more time.
         compile: compile the transformer blocks with torch.compile.
         ema: keep a moving average of the weights.
         ema_decay: decay of the moving average at the start and at the end of its ramp.
@@ -36,6 +40,7 @@ class TrainerSettings:
         save_every_steps: steps between additional checkpoints; null for none.
         keep_checkpoints: number of newest checkpoints to keep.
         milestone_every_epochs: checkpoints of every such epoch are kept permanently; null for none.
+        profile_steps: number of steps that torch.profiler records soon after the start; null for none.
 
     Raises:
         UserError: for invalid values.
@@ -47,6 +52,8 @@ class TrainerSettings:
     accumulate: int
     clip_grad: float | None
     precision: Literal["auto", "bf16", "fp16", "float32"]
+    strategy: Literal["ddp", "fsdp"]
+    activation_checkpointing: bool
     compile: bool
     ema: bool
     ema_decay: tuple[float, float]
@@ -57,6 +64,7 @@ class TrainerSettings:
     save_every_steps: int | None
     keep_checkpoints: int
     milestone_every_epochs: int | None
+    profile_steps: int | None
 
     def __post_init__(self) -> None:
         if self.epochs < 1 or not 0 <= self.warmup_epochs <= self.epochs:

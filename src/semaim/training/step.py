@@ -12,15 +12,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from semaim.core.seeding import StepNoise
 from semaim.data.loading import Batch, TrainingData, UnreadableImages
 from semaim.runs.context import Run
 from semaim.training.look import Step, Unseen
 from semaim.training.optimizers import Optimization, set_lr
+from semaim.training.profiling import region
 from semaim.training.settings import TrainerSettings
 from semaim.training.state import TrainingState
+from semaim.training.strategies import total_norm
 from semaim.training.update import update_average, update_weights
 
 
@@ -37,9 +38,18 @@ class TrainingTask:
     training: TrainingData
     optimizer: Optimization
 
+    @property
+    def main_network(self) -> nn.Module:
+        """The network that takes most of the time of a step, whose blocks `trainer.compile` compiles."""
+        return self.model
+
     def loss(self, batch: Batch, state: TrainingState, noise: StepNoise) -> Tensor:
         """Loss per image, (B,), with gradient."""
         raise NotImplementedError
+
+    def step_flops(self) -> int | None:
+        """Floating-point operations of a training step per image, forward and backward; None if they are unknown."""
+        return None
 
     def after_update(self) -> None:
         """Called after the optimizer's update of a step."""
@@ -88,18 +98,19 @@ def train_step(
     state.optimizer.zero_grad(set_to_none=True)
     for micro in range(trainer.accumulate):
         fetch_started = time.perf_counter()
-        batch = next(batches)
+        with region("data"):
+            batch = next(batches)
         data_wait += time.perf_counter() - fetch_started
         unreadable.record(batch)
-        ddp = state.forward if isinstance(state.forward, DistributedDataParallel) else None
-        with ddp.no_sync() if ddp and micro + 1 < trainer.accumulate else nullcontext():
-            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+        with state.strategy.no_sync() if micro + 1 < trainer.accumulate else nullcontext():
+            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32), region("forward"):
                 loss_B = task.loss(batch, state, noise)
-            state.scaler.scale(loss_B.mean() / trainer.accumulate).backward()
+            with region("backward"):
+                state.scaler.scale(loss_B.mean() / trainer.accumulate).backward()
         losses.append((batch.index_B.clone(), loss_B.detach()))  # a copy, since a worker's tensors hold open files
     state.scaler.unscale_(state.optimizer)
     parameters = [p for p in task.model.parameters() if p.grad is not None]
-    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    norm = total_norm(parameters)
     loss = torch.stack([loss_B.mean() for _, loss_B in losses]).mean() / run.processes.world_size
     totals = run.processes.sum(torch.stack([loss, norm / run.processes.world_size]))
     failed, overflow = found_wrong(totals, state.scaler)
@@ -108,7 +119,8 @@ def train_step(
     if trainer.clip_grad is not None:
         torch.nn.utils.clip_grads_with_norm_(parameters, trainer.clip_grad, norm)
     set_lr(state.optimizer, lr)
-    update_weights(state.optimizer, skip=unseen.failed | overflow)
+    with region("optimizer"):
+        update_weights(state.optimizer, skip=unseen.failed | overflow)
     state.scaler.update()
     task.after_update()
     if state.ema is not None:

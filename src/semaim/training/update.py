@@ -12,6 +12,8 @@ from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from semaim.training.strategies import local_state
+
 
 @torch.no_grad()
 def update_weights(optimizer: Optimizer, skip: Tensor) -> None:
@@ -51,7 +53,7 @@ def _changing(optimizer: Optimizer, device: torch.device) -> dict[tuple[int, str
 def update_average(ema: ModelEmaV3, model: nn.Module, decay: float, skip: Tensor) -> None:
     """Move the average of a model's weights and buffers towards them by 1 - decay, unless the flag is set."""
     averages, values = [], []
-    for average, value in zip(ema.module.state_dict().values(), model.state_dict().values(), strict=True):
+    for average, value in zip(local_state(ema.module), local_state(model), strict=True):
         if average.is_floating_point():
             averages.append(average)
             values.append(value)
