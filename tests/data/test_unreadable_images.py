@@ -119,8 +119,8 @@ FAULTS = [RuntimeError("cannot decode"), struct.error("4 bytes\nerror: forged"),
 def test_any_exception_of_reading_means_unreadable(broken, monkeypatch, fault):
     expected = f"{type(fault).__name__}: {fault}".replace("\n", " ").strip()
     monkeypatch.setattr("semaim.data.image_sets.read_rgb", mock.Mock(side_effect=fault))
-    tensor, *_, unreadable = EvaluationImages(broken, evaluation(4), [0])[0]
-    assert (tensor, unreadable) == (None, [(broken.name(0), expected)])
+    sample = EvaluationImages(broken, evaluation(4), [0])[0]
+    assert (sample.image, sample.unreadable) == (None, [(broken.name(0), expected)])
     with pytest.raises(UserError, match="8 images in a row cannot be read") as raised:  # each is counted once
         TrainingImages(broken, pretraining(4), 0)[Item(0, 0, 0)]
     assert f"{broken.name(2)!r} ({expected})" in str(raised.value)
@@ -136,9 +136,9 @@ def test_a_damaged_avif_is_unreadable(tmp_path):
     (tmp_path / "a.avif").write_bytes(header + b"mdat" + bytes(len(data)))
     with pytest.raises(RuntimeError), Image.open(tmp_path / "a.avif") as image:  # not one of Pillow's usual errors
         image.load()
-    tensor, *_, unreadable = EvaluationImages(FileImages(tmp_path, ["a.avif"], None), evaluation(4), [0])[0]
-    assert tensor is None
-    assert unreadable[0][1].startswith("RuntimeError: ")
+    sample = EvaluationImages(FileImages(tmp_path, ["a.avif"], None), evaluation(4), [0])[0]
+    assert sample.image is None
+    assert sample.unreadable[0][1].startswith("RuntimeError: ")
 
 
 def test_an_error_of_the_transform_ends_the_run_and_blames_no_image(broken):

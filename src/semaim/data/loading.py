@@ -25,8 +25,8 @@ from semaim.core.formatting import plural
 from semaim.core.seeding import derive_seed, seeded
 from semaim.core.signals import StopRequest
 from semaim.data.image_sets import ImageSet, read_image
-from semaim.data.reading import Unreadable, log_unreadable
 from semaim.data.pixels import Normalise, Transform, on_device
+from semaim.data.reading import Unreadable, log_unreadable
 from semaim.data.transforms import EVALUATION, TRAINING, transformed
 from semaim.data.workers import Loading, WorkerBatches, fitting, load
 from semaim.errors import BatchTooLarge, UserError
