@@ -202,7 +202,7 @@ def startup(results: Results) -> str:
 
 def scaling(results: Results) -> str:
     """Speed of several processes."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for result in chosen(results, "scaling"):
         settings = result["settings"]
         first = f"{where(result)}: {settings['model']}, {settings['batch_size']} images per process"
