@@ -100,9 +100,9 @@ def test_an_image_that_pillow_refuses_for_its_size_is_unreadable(broken, monkeyp
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 11)  # ours have 24, more than twice that
     transform = evaluation(4)
     if kind is EvaluationImages:
-        tensor, *_, unreadable = EvaluationImages(broken, transform, [0])[0]
-        assert tensor is None
-        assert unreadable[0][0] == broken.name(0)
+        sample = EvaluationImages(broken, transform, [0])[0]
+        assert sample.image is None
+        assert sample.unreadable[0][0] == broken.name(0)
     else:
         with pytest.raises(UserError, match="images in a row cannot be read"):
             TrainingImages(broken, transform, 0)[Item(0, 0, 0)]
