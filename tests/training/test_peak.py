@@ -100,6 +100,15 @@ def test_the_file_is_in_the_home_of_the_user(monkeypatch: pytest.MonkeyPatch) ->
     assert Peak(1e12, "H100", "bf16", "2026-11-28", file).kept == "kept in ~/.cache/semaim/peaks.json"
 
 
+@pytest.mark.parametrize(("setting", "name"), [("highest", "float32"), ("high", "tf32")])
+def test_a_gpu_that_rounds_float32_has_another_peak(monkeypatch: pytest.MonkeyPatch, setting: str, name: str) -> None:
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: setting)
+    monkeypatch.setattr(measuring, "_peak", lambda device, precision, threads: (device.type, precision, threads))
+    assert peak(torch.device("cuda", 0), torch.float32) == ("cuda", name, 0)
+    assert peak(torch.device("cuda", 0), torch.bfloat16) == ("cuda", "bf16", 0)
+    assert peak(CPU, torch.float32) == ("cpu", "float32", torch.get_num_threads())
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -51,7 +52,8 @@ class Steps:
         run.folder.path.mkdir()
         run.journal = Journal(run.folder.path / "metrics.jsonl")
         self.run, self.seconds, self.done = run, 0.0, 0
-        trainer: Any = SimpleNamespace(batch_size=32, epochs=2, log_every_steps=10, dtype=lambda _: torch.float32)
+        trainer: Any = SimpleNamespace(batch_size=32, epochs=2, log_every_steps=10)
+        trainer.dtype, trainer.matrix_products = lambda _: torch.float32, lambda _: nullcontext()
         loading = Loading(workers, 60.0, 1)
         training: Any = SimpleNamespace(loading=loading, images=FileImages(Path("/nowhere"), ["a.png"], [0]))
         self.reporter = progress.ProgressReporter(training, 10**9, trainer, StepPlan(64, 32, 0), run, 0, last)

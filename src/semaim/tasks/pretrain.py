@@ -296,7 +296,8 @@ class Pretraining(Task, TrainingTask):
             return
         left = max(0, steps - steps_done(run))
         total = spent.training_step * left * trainer.batch_size
-        fastest = peak(device, dtype).flops
+        with trainer.matrix_products(device):
+            fastest = peak(device, dtype).flops
         log.info(
             f"{count(total, 'FLOP')} {'in all' if left == steps else 'left'}, at least "
             f"{duration(total / fastest / plan.world_size)} at the {count(fastest, 'FLOP/s')} that this device reaches "

@@ -63,7 +63,8 @@ class ProgressReporter:
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
         if self.flops is not None:
-            self.peak = peak(self.device, trainer.dtype(self.device))
+            with trainer.matrix_products(self.device):
+                self.peak = peak(self.device, trainer.dtype(self.device))
             log.info("MFU is the share of the peak of matrix products: %s (%s)", self.peak, self.peak.kept)
             run.tag({"peak": str(self.peak)})
 
