@@ -14,9 +14,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from benchmarks import campaign, data, hardware, knn, scaling, startup, step, table
+from benchmarks import campaign, data, hardware, knn, parts, scaling, startup, step, table
 
-BENCHMARKS: dict[str, ModuleType] = {"step": step, "data": data, "knn": knn, "startup": startup, "scaling": scaling}
+BENCHMARKS: dict[str, ModuleType] = {
+    "step": step, "data": data, "knn": knn, "startup": startup, "scaling": scaling, "parts": parts
+}  # fmt: skip
 
 
 def main() -> int:

@@ -23,6 +23,7 @@ ON_GPU: Plan = [
     ("step_base_64", "step --model base --batch-size 64", 70),
     ("step_large_128", "step --model large --batch-size 128 --repeats 6", 90),
     ("data", "data --images 1024", 60),
+    ("parts_base_256", "parts --model base --batch-size 256", 40),
     ("knn", "knn --repeats 1", 60),
     ("startup", "startup --repeats 2 --options tracking=none data=shapes evaluators=[]", 60),
     ("scaling", "scaling", 60),
@@ -33,11 +34,12 @@ ON_CPU: Plan = [
     ("step_tiny_64", "step --model tiny --image-size 32 --patch-size 4 --batch-size 64 --repeats 15", 240),
     ("step_base_4", "step --model base --batch-size 4 --no-compile --images 0 --warmup 1 --repeats 4", 500),
     ("data", "data --images 256", 120),
+    ("parts_base_4", "parts --model base --batch-size 4 --warmup 1 --repeats 5", 240),
     ("knn", "knn", 120),
     ("startup", "startup", 180),
     ("scaling", "scaling --model tiny --image-size 32 --patch-size 4", 120),
 ]
-SMALL: Plan = [(name, f"{name} --small", 200) for name in ("step", "data", "knn", "startup", "scaling")]
+SMALL: Plan = [(name, f"{name} --small", 200) for name in ("step", "data", "parts", "knn", "startup", "scaling")]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -1,7 +1,7 @@
 """Images per second of the data path: JPEG files to augmented batches on the device.
 
-* per core: one process with one thread reads, decodes, augments and collates; beside it the plain form (Pillow decodes,
-  torchvision augments Pillow's image, a normalised float32 tensor comes out), alternating.
+* per core: one thread reads, decodes, augments and collates; beside it the plain form (benchmarks/data_path.py),
+  alternating.
 * with workers: whole batches as training gets them, with several loading processes.
 
 The files are made here: photograph-like JPEG images of 500 x 375 pixels, ImageNet's most frequent size.
@@ -13,21 +13,18 @@ import argparse
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from itertools import cycle, islice
+from itertools import islice
 from pathlib import Path
-from statistics import median
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
-from torchvision import transforms
 
+from benchmarks import data_path
+from benchmarks.data_path import photo
 from benchmarks.hardware import choose
-from benchmarks.timing import alternating, ratio, seconds_of
+from benchmarks.timing import seconds_of
 from semaim.core.distributed import Processes, usable_cpus
-from semaim.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 
 WIDTH, HEIGHT, QUALITY = 500, 375, 90
 
@@ -35,6 +32,7 @@ WIDTH, HEIGHT, QUALITY = 500, 375, 90
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of this benchmark."""
     parser.add_argument("--images", type=int, default=512, help="JPEG files to make")
+    parser.add_argument("--path-images", type=int, default=24, help="JPEG files of a round on one core")
     parser.add_argument("--image-size", type=int, default=224, help="pixels of the crop")
     parser.add_argument("--patch-size", type=int, default=16)
     parser.add_argument("--batch-size", type=int, default=64)
@@ -44,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def small(args: argparse.Namespace) -> None:
     """Sizes that take seconds."""
-    args.images, args.image_size, args.batch_size, args.workers, args.repeats = 16, 64, 4, [1], 2
+    args.images, args.path_images, args.image_size, args.batch_size, args.workers, args.repeats = 16, 2, 64, 4, [1], 2
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
@@ -54,23 +52,9 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         jpeg_folder(Path(folder), args.images)
         return {
-            "per_core": per_core(Path(folder), args, device),
+            "per_core": data_path.measure(args.path_images, args.repeats),
             "workers": [with_workers(Path(folder), args, device, n) for n in workers],
         }
-
-
-def per_core(folder: Path, args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
-    """One process and thread: semaim's loading against the plain form."""
-    ours, plain = loader(folder, args, device, 0), plain_batches(folder, args.image_size, args.batch_size)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        actions = {"semaim": lambda: on_device(next(ours), device), "plain": lambda: next(plain).to(device)}
-        seconds = alternating(actions, device, 1, args.repeats)
-    finally:
-        torch.set_num_threads(threads)
-    speeds = {f"{name}_images_per_second": args.batch_size / median(each) for name, each in seconds.items()}
-    return speeds | {"times_as_fast_as_plain": ratio(seconds["plain"], seconds["semaim"])}
 
 
 def with_workers(folder: Path, args: argparse.Namespace, device: torch.device, workers: int) -> dict[str, Any]:
@@ -91,16 +75,12 @@ def with_workers(folder: Path, args: argparse.Namespace, device: torch.device, w
 
 
 def jpeg_folder(folder: Path, count: int) -> None:
-    """Write JPEG files: smooth shapes of many colours with noise, as hard to decode as photographs."""
+    """Write JPEG files."""
 
     def make(index: int) -> None:
-        random = np.random.default_rng(index)
-        small = Image.fromarray(random.integers(0, 256, (12, 16, 3), dtype=np.uint8))
-        image = np.asarray(small.resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC)).astype(np.int16)
-        image += random.integers(-12, 13, image.shape, dtype=np.int16)
         of_class = folder / "train" / f"class{index % 8}"
         of_class.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(image.clip(0, 255).astype(np.uint8)).save(of_class / f"{index}.jpg", quality=QUALITY)
+        photo(WIDTH, HEIGHT, index).save(of_class / f"{index}.jpg", quality=QUALITY)
 
     with ThreadPoolExecutor(usable_cpus()) as pool:
         list(pool.map(make, range(count)))
@@ -127,17 +107,3 @@ def loader(folder: Path, args: argparse.Namespace, device: torch.device, workers
 def on_device(batch: Any, device: torch.device) -> Tensor:
     """The normalised images of a batch on the device."""
     return batch.to(device).images_BCHW
-
-
-def plain_batches(folder: Path, image_size: int, batch_size: int) -> Iterator[Tensor]:
-    """Batches by Pillow and torchvision, without end."""
-    bicubic = transforms.InterpolationMode.BICUBIC
-    transform = transforms.Compose([
-        transforms.RandomResizedCrop(image_size, scale=(0.2, 1.0), interpolation=bicubic),
-        transforms.RandomHorizontalFlip(),
-        transforms.ToTensor(),
-        transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD),
-    ])  # fmt: skip
-    files = cycle(sorted(folder.rglob("*.jpg")))
-    while True:
-        yield torch.stack([transform(Image.open(file).convert("RGB")) for file in islice(files, batch_size)])

@@ -11,12 +11,12 @@ Shapes: B images, C channels, (H, W) pixels, L patches, D width, K = D / heads, 
 
 from __future__ import annotations
 
-import statistics
-import time
+import argparse
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
+from statistics import median
 from typing import Any
 
 import torch
@@ -25,9 +25,12 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim import AdamW
 
+from benchmarks.forms import MODELS, autocast, build
+from benchmarks.hardware import choose, dtype_of
+from benchmarks.timing import alternating, ratio
 from semaim.models.aim import AIM
 from semaim.models.layers import LAYER_NORM_EPS, attend, gather_rows
-from semaim.targets import Pixels, patchify
+from semaim.targets import patchify
 from semaim.training.optimizers import parameter_groups
 
 PRESENT = "present"
@@ -205,39 +208,6 @@ def parts(model: AIM, batch_size: int, dtype: torch.dtype, device: torch.device)
     ]
 
 
-def whole_step(model: AIM, batch_size: int, dtype: torch.dtype, device: torch.device) -> Callable[[], None]:
-    """Forward, backward and AdamW, without a semantic pass."""
-    target = Pixels(model.patch_size)
-    images_BCHW = torch.randn(batch_size, 3, *model.image_size, device=device)
-    order_BL = torch.rand(batch_size, model.grid[0] * model.grid[1], device=device).argsort(1)
-    optimizer = AdamW(parameter_groups(model, 0.05), lr=0.0, fused=True)
-
-    def run() -> None:
-        optimizer.zero_grad(set_to_none=True)
-        with autocast(device, dtype):
-            loss = target.loss(model(images_BCHW, order_BL), target(images_BCHW)).mean()
-        loss.backward()
-        optimizer.step()
-
-    return run
-
-
-def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
-    """The precision of training."""
-    return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
-
-
-def seconds(action: Callable[[], Any], device: torch.device) -> float:
-    """Duration of an action, with all that it makes the device do."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    started = time.perf_counter()
-    action()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - started
-
-
 def agree(part: Part, way: str, dtype: torch.dtype) -> bool:
     """Whether a way computes what the present one does, gradients included."""
     return all(
@@ -246,34 +216,41 @@ def agree(part: Part, way: str, dtype: torch.dtype) -> bool:
     )
 
 
-def measure(model: AIM, batch_size: int, dtype: torch.dtype, device: torch.device, rounds: int) -> list[dict[str, Any]]:
-    """Milliseconds of each way of each part, and the gain over the present way as a share of a step.
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of this benchmark."""
+    parser.add_argument("--model", choices=MODELS, default="base")
+    parser.add_argument("--image-size", type=int, default=224)
+    parser.add_argument("--patch-size", type=int, default=16)
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--precision", choices=["auto", "bf16", "float32"], default="auto", help="auto: bf16 on GPUs")
+    parser.add_argument("--warmup", type=int, default=2, help="rounds that are not counted")
+    parser.add_argument("--repeats", type=int, default=10, help="rounds that are")
 
-    Args:
-        model: on the device.
-        batch_size: B.
-        dtype: precision of matrix products.
-        device: where.
-        rounds: counted rounds, after two that are not.
-    """
-    step = whole_step(model, batch_size, dtype, device)
-    step_seconds = statistics.median([seconds(step, device) for _ in range(2 + rounds)][2:])
+
+def small(args: argparse.Namespace) -> None:
+    """Sizes that take seconds."""
+    args.model, args.image_size, args.patch_size, args.batch_size, args.warmup, args.repeats = "tiny", 32, 8, 2, 0, 2
+
+
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    """The results as JSON."""
+    device = choose(args.device)
+    dtype = dtype_of(args.precision, device)
+    forms, step = build(
+        MODELS[args.model], args.image_size, args.patch_size, args.batch_size, device, dtype, compiled=False
+    )
+    (whole,) = alternating({"": lambda: step.run(forms["sorted"])}, device, args.warmup, args.repeats).values()
     rows = []
-    for part in parts(model, batch_size, dtype, device):
+    for part in parts(step.model, args.batch_size, dtype, device):
         with autocast(device, dtype):
-            ways = [way for way in part.ways if agree(part, way, dtype)]
-            runs = [{way: seconds(partial(part.run, way), device) for way in ways} for _ in range(2 + rounds)][2:]
-        medians = {way: statistics.median(each[way] for each in runs) for way in ways}
+            actions = {way: partial(part.run, way) for way in part.ways if agree(part, way, dtype)}
+            seconds = alternating(actions, device, args.warmup, args.repeats)
         for way in part.ways:
-            saved = part.calls * (medians[PRESENT] - medians[way]) if way in medians else None
-            rows.append(
-                {
-                    "part": part.name,
-                    "way": way,
-                    "calls_per_step": part.calls,
-                    "milliseconds": 1e3 * medians[way] if way in medians else None,
-                    "gain_of_a_step": None if saved is None else saved / step_seconds,
-                    "step_milliseconds": 1e3 * step_seconds,
-                }
-            )
-    return rows
+            row: dict[str, Any] = {"part": part.name, "way": way, "calls": part.calls}
+            if way in seconds:  # else it computes something else
+                saved = part.calls * (median(seconds[PRESENT]) - median(seconds[way]))
+                row |= {"milliseconds": 1e3 * median(seconds[way]), "gain_of_step": saved / median(whole),
+                        "times_as_fast": ratio(seconds[PRESENT], seconds[way])}  # fmt: skip
+            rows.append(row)
+    settings = {"model": args.model, "batch_size": args.batch_size, "precision": str(dtype).removeprefix("torch.")}
+    return {"settings": settings, "step_milliseconds": 1e3 * median(whole), "parts": rows}

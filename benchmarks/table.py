@@ -161,15 +161,18 @@ def data(results: Results) -> str:
     """Speed of the data path."""
     rows = []
     for result in chosen(results, "data"):
-        core = result["per_core"]
+        first = where(result)
+        for path, core in result["per_core"].items():
+            rows += [
+                (first, f"{path}, one core, plain form", f"{core['plain_images_per_second']:.0f}", ""),
+                ("", f"{path}, one core, semaim", f"{core['semaim_images_per_second']:.0f}",
+                 spread(core["times_as_fast_as_plain"])),
+            ]  # fmt: skip
+            first = ""
         rows += [
-            (where(result), "one core, plain form", f"{core['plain_images_per_second']:.0f}", ""),
-            ("", "one core, semaim", f"{core['semaim_images_per_second']:.0f}", spread(core["times_as_fast_as_plain"])),
-            *(
-                ("", f"semaim, data.num_workers={each['workers']}", f"{each['images_per_second']:.0f}", "")
-                for each in result["workers"]
-            ),
-        ]  # fmt: skip
+            ("", f"semaim, data.num_workers={each['workers']}", f"{each['images_per_second']:.0f}", "")
+            for each in result["workers"]
+        ]
     return markdown(("measurement", "", "images/s", "x plain"), rows)
 
 
@@ -184,6 +187,25 @@ def knn(results: Results) -> str:
         for each in chosen(results, "knn")
     ]  # fmt: skip
     return markdown(("measurement", "queries x bank x width", "semaim, s", "plain, s", "x plain", "same class"), rows)
+
+
+def parts(results: Results) -> str:
+    """Other ways to compute parts of a step; a gain is a share of the whole step."""
+    rows = []
+    for result in chosen(results, "parts"):
+        settings = result["settings"]
+        first = f"{where(result)}: {VIT[settings['model']]}, {settings['batch_size']} images, {settings['precision']}"
+        for each in result["parts"]:
+            present = each["way"] == "present"
+            measured = "milliseconds" in each
+            rows.append((
+                first, each["part"] if present else "", each["way"],
+                f"{each['milliseconds']:.2f}" if measured else "computes something else",
+                spread(each["times_as_fast"]) if measured and not present else "",
+                f"{each['gain_of_step']:+.1%}" if measured and not present else "",
+            ))  # fmt: skip
+            first = ""
+    return markdown(("measurement", "part", "way", "ms a call", "x present", "gain of a step"), rows)
 
 
 def startup(results: Results) -> str:
@@ -284,6 +306,7 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "step-phases": phases,
     "data": data,
     "knn": knn,
+    "parts": parts,
     "startup": startup,
     "scaling": scaling,
     "paper": paper,

@@ -130,9 +130,11 @@ def test_the_campaign_for_a_gpu_machine_works_in_miniature(tmp_path: Path) -> No
     logs = "\n".join(file.read_text() for file in tmp_path.glob("*.log"))
     assert done.returncode == 0, done.stdout + done.stderr + logs
     results = {file.stem: json.loads(file.read_text()) for file in tmp_path.glob("*.json")}
-    assert set(results) == {"step", "data", "knn", "startup", "scaling"}
+    assert set(results) == {"step", "data", "parts", "knn", "startup", "scaling"}
 
-    assert results["data"]["per_core"]["times_as_fast_as_plain"]["median"] > 0
+    paths = results["data"]["per_core"]
+    assert set(paths) == {"pretraining", "evaluation", "RandAugment"}
+    assert all(path["times_as_fast_as_plain"]["median"] > 0 for path in paths.values())
     assert [each["workers"] for each in results["data"]["workers"]] == [1]
     assert results["knn"]["same_class"] == 1
     stages = results["startup"]["seconds"]["this"]

@@ -13,10 +13,14 @@ import torch
 from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, PLANAR_CONFIGURATION, SAMPLEFORMAT
 from torch import Tensor
-from torchvision.io import ImageReadMode, decode_jpeg
 
 from semaim.data.pixels import Picture
 from semaim.errors import UserError
+
+try:
+    from torchvision.io import ImageReadMode, decode_jpeg
+except ImportError:  # torchvision has announced that it will leave decoding to others: Pillow then reads JPEG, too
+    decode_jpeg = None
 
 log = logging.getLogger(__name__)
 BACKGROUND = "white"  # pictures with transparency are mostly made for pages, which are white
@@ -81,6 +85,8 @@ def jpeg_pixels(data: bytes, exif: bool) -> Tensor | None:
 
     None if Pillow has to read it, or to say what is wrong with it: whatever Pillow refuses, torchvision refuses too.
     """
+    if decode_jpeg is None:
+        return None
     try:
         header = Image.open(io.BytesIO(data), formats=["JPEG"])  # nothing is decoded here
         if header.mode not in ("L", "RGB"):

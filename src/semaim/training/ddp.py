@@ -27,7 +27,8 @@ def wrap(model: nn.Module, processes: Processes) -> Callable[..., Tensor]:
     if processes.world_size == 1:
         return model
     ids = [processes.device.index] if processes.device.type == "cuda" else None
-    return DeterministicDDP(model, device_ids=ids, gradient_as_bucket_view=True)
+    # Buffers are constant, or statistics that `evaluate` shares when they are needed: no broadcast at every step.
+    return DeterministicDDP(model, device_ids=ids, gradient_as_bucket_view=True, broadcast_buffers=False)
 
 
 class DeterministicDDP(DistributedDataParallel):
