@@ -165,9 +165,10 @@ def test_data_are_built_or_report_what_is_missing(
     root = [f"data.root={photographs}"] if choice in NEEDS_ROOT else []
     data: ImageData = instantiate(composed(f"data={choice}", *root).data)
     assert data.splits.val is not None
-    image, label, index, _, unreadable = data.evaluation(data.splits.val, [0])[0]
-    assert image.shape == (3, *data.image_size)
-    assert (label, index, unreadable) == (data.splits.val.label(0), 0, [])
+    sample = data.evaluation(data.splits.val, [0])[0]
+    assert sample.image is not None
+    assert sample.image.shape == (3, *data.image_size)
+    assert (sample.label, sample.index, sample.unreadable) == (data.splits.val.label(0), 0, [])
     assert (len(data.splits.train), len(data.splits.val)) == ((6, 6) if root else NEED_NOTHING[choice])
 
 
