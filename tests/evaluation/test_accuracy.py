@@ -13,6 +13,7 @@ from sklearn.metrics import accuracy_score, confusion_matrix, log_loss, top_k_ac
 
 from semaim.core.distributed import Processes
 from semaim.data.image_sets import Splits
+from semaim.data.samples import read_images
 from semaim.evaluation.accuracy import Predictions, named, predict_classes
 from semaim.runs.journal import Journal
 from support.commands import journal
@@ -64,8 +65,8 @@ def test_top_five_and_loss_against_scikit_learn(run):
         return predict_classes(["linear", "equal"], logits, read, images, 8, mine)
 
     found = measured(ALONE)
-    pixels_MCHW = torch.stack([read.evaluation(images, list(range(35)))[i][0] for i in range(35)])
-    scores_MC = logits(pixels_MCHW)[0].double().softmax(1).numpy()
+    _, images_MCHW = read_images(images, range(35), read.eval_transform)
+    scores_MC = logits(images_MCHW)[0].double().softmax(1).numpy()
     labels_M = [images.label(i) for i in range(35)]
     assert found["linear"].metrics() == {
         "accuracy": pytest.approx(100 * top_k_accuracy_score(labels_M, scores_MC, k=1, labels=range(12)), abs=1e-9),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import fcntl
 import gc
 import json
 import os
@@ -46,6 +47,7 @@ class ForkedProcess:
     def __init__(self, command: Sequence[str], status: socket.socket, stdout: int) -> None:
         self.args = list(command)
         self.stdout = open(stdout, encoding="utf-8", errors="replace")  # noqa: SIM115
+        fcntl.fcntl(stdout, fcntl.F_SETPIPE_SZ, 1 << 20)  # a run must not wait until a test reads its status lines
         self.returncode: int | None = None
         self._status = status
         started = status.recv(64)
