@@ -29,7 +29,8 @@ from torchvision.transforms import InterpolationMode, v2
 from semaim.core.seeding import seeded
 from semaim.data.image_sets import FileImages
 from semaim.data.loading import EvaluationImages, batches_of
-from semaim.data.transforms import IMAGENET_MEAN, IMAGENET_STD, PixelTransform, evaluation, finetuning, pretraining
+from semaim.data.pixels import PixelTransform
+from semaim.data.transforms import IMAGENET_MEAN, IMAGENET_STD, evaluation, finetuning, pretraining
 
 SIZE = 224
 NORMALISED = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(IMAGENET_MEAN, IMAGENET_STD)]

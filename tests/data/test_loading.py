@@ -7,6 +7,7 @@ import random
 import signal
 import subprocess
 import time
+from dataclasses import replace
 
 import numpy as np
 import psutil
@@ -121,16 +122,17 @@ def global_states():
 
 def test_augmentation_depends_on_seed_epoch_and_image_alone():
     dataset, item = training(), Item(index=5, epoch=2, row=9)
-    tensor, label, index, row, unreadable = dataset[item]
-    assert (label, index, row, unreadable) == (5, 5, 9, [])
+    sample = dataset[item]
+    tensor = sample.image
+    assert (sample.label, sample.index, sample.row, sample.unreadable) == (5, 5, 9, [])
     for seed in (0, 1):
         torch.manual_seed(seed), random.seed(seed), np.random.seed(seed)
         dataset[Item(index=seed, epoch=seed, row=0)]  # another image in between
         before = global_states()
-        assert torch.equal(dataset[item][0], tensor)
+        assert torch.equal(dataset[item].image, tensor)
         assert global_states() == before
-    assert torch.equal(dataset[Item(5, 2, 0)][0], tensor)  # the position in the batch does not matter
-    others = [dataset[Item(5, epoch, 9)][0] for epoch in (0, 1, 3)] + [training(seed=4)[item][0]]
+    assert torch.equal(dataset[Item(5, 2, 0)].image, tensor)  # the position in the batch does not matter
+    others = [dataset[Item(5, epoch, 9)].image for epoch in (0, 1, 3)] + [training(seed=4)[item].image]
     for number, other in enumerate(others):
         assert not any(torch.equal(other, one) for one in [tensor, *others[:number]])
 
@@ -138,7 +140,7 @@ def test_augmentation_depends_on_seed_epoch_and_image_alone():
 def test_images_of_one_epoch_are_cropped_each_in_its_own_way():
     """All images are identical, so only the augmentation differs."""
     same = ArrayImages(np.tile(noise_images(1).images_NHWC, (20, 1, 1, 1)), [0] * 20, "same")
-    crops = [TrainingImages(same, pretraining(8), 0)[Item(i, 0, 0)][0].sum().item() for i in range(20)]
+    crops = [TrainingImages(same, pretraining(8), 0)[Item(i, 0, 0)].image.sum().item() for i in range(20)]
     assert len(set(crops)) == 20
 
 
@@ -184,7 +186,7 @@ class WorkerReport(TrainingImages):
     def __getitem__(self, item):
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, set())
         report = [("blocked", " ".join(sorted(number.name for number in blocked)))]
-        return *super().__getitem__(item)[:4], [*report, ("threads", str(torch.get_num_threads()))]
+        return replace(super().__getitem__(item), unreadable=[*report, ("threads", str(torch.get_num_threads()))])
 
 
 def test_workers_block_signals_and_use_one_thread():
@@ -244,7 +246,7 @@ def test_evaluation_is_in_order_with_a_last_partial_batch(workers):
     assert [batch.index_B.tolist() for batch in batches] == [[5, 0, 39], [2, 8, 8], [1]]
     assert [batch.labels_B.tolist() for batch in batches] == [[5, 0, 39 % 7], [2, 1, 1], [1]]
     assert [batch.first_row for batch in batches] == [0, 3, 6]
-    together = torch.cat([batch.images_BCHW for batch in batches])
+    together = torch.cat([batch.to(torch.device("cpu")).images_BCHW for batch in batches])
     expected = torch.stack([evaluation(8)(Image.fromarray(images.images_NHWC[i])) for i in asked])
     assert torch.equal(together, expected)
 

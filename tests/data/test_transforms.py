@@ -33,6 +33,14 @@ def pixels(tensor):
     return (tensor * 255).round().byte().permute(1, 2, 0).numpy()
 
 
+def assert_near(found, expected):
+    """torch rounds otherwise than Pillow: 1 % of many values by one level, one in a million by two."""
+    difference = np.abs(found.astype(int) - expected.astype(int))
+    assert difference.max() <= 2
+    assert (difference > 1).mean() <= 1e-5
+    assert (difference > 0).mean() <= max(0.02, 5 / difference.size)
+
+
 def draws(transform, image, count, seed=0):
     with seeded(seed):
         return [transform(image) for _ in range(count)]
@@ -107,13 +115,17 @@ def test_linear_probe_crops_the_resized_image_anywhere(source, size, resized):
     whole = np.asarray(image.resize(resized, Image.Resampling.BICUBIC))
     height, width = (size, size) if isinstance(size, int) else size
     windows = {
-        whole[top : top + height, left : left + width].tobytes(): (top, left)
+        (top, left): whole[top : top + height, left : left + width].astype(int)
         for top in range(resized[1] - height + 1)
         for left in range(resized[0] - width + 1)
     }
-    found = [windows.get(pixels(tensor).tobytes()) for tensor in draws(linear_probe(size, 0.0, **PLAIN), image, 1200)]
-    assert None not in found  # each draw is a window of the resized image
-    assert set(found) == set(windows.values())  # and every window occurs, including those at the edges
+    found = {pixels(tensor).tobytes(): tensor for tensor in draws(linear_probe(size, 0.0, **PLAIN), image, 1200)}
+    near = [
+        [where for where, window in windows.items() if np.abs(window - pixels(tensor)).max() <= 1]
+        for tensor in found.values()
+    ]
+    assert all(len(places) == 1 for places in near)  # each draw is a window of the resized image
+    assert {place for places in near for place in places} == set(windows)  # and every window occurs, also at the edges
 
 
 # Fine-tuning
@@ -128,7 +140,7 @@ def test_finetuning_without_extras_is_a_random_resized_crop():
         with seeded(seed):
             top, left, height, width = RandomResizedCropAndInterpolation.get_params(image, (0.3, 0.6), (3 / 4, 4 / 3))
         box = (left, top, left + width, top + height)
-        assert (pixels(found) == np.asarray(image.crop(box).resize((24, 16), Image.Resampling.BICUBIC))).all()
+        assert_near(pixels(found), np.asarray(image.crop(box).resize((24, 16), Image.Resampling.BICUBIC)))
         areas.append(height * width / 1200)
     assert 0.28 < min(areas) < 0.33
     assert 0.55 < max(areas) < 0.63  # whole pixels deviate slightly from the requested area
@@ -241,9 +253,10 @@ def test_evaluation_is_resize_and_centre_crop(source, resized, box):
     array = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
     tensor = transforms.evaluation(224, crop_ratio=0.875)(Image.fromarray(array))
     by_hand = np.asarray(Image.fromarray(array).resize(resized, Image.Resampling.BICUBIC).crop(box))
-    expected = (by_hand / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
+    levels_HWC = 255 * (tensor.permute(1, 2, 0).numpy() * [0.229, 0.224, 0.225] + [0.485, 0.456, 0.406])
     assert tensor.shape == (3, 224, 224)
-    assert (tensor - torch.from_numpy(expected).permute(2, 0, 1)).abs().max() <= 1e-5
+    assert np.abs(levels_HWC - levels_HWC.round()).max() <= 1e-3
+    assert_near(levels_HWC.round(), by_hand)
 
 
 def test_the_whole_image_is_seen_at_crop_ratio_1():
@@ -252,7 +265,7 @@ def test_the_whole_image_is_seen_at_crop_ratio_1():
         assert (pixels(transform(image)) == np.asarray(image)).all()
     twice = picture(128, 64).resize((128, 64))
     halved = np.asarray(twice.resize((64, 32), Image.Resampling.BICUBIC))
-    assert (pixels(transforms.evaluation((32, 64), 1.0, **PLAIN)(twice)) == halved).all()
+    assert_near(pixels(transforms.evaluation((32, 64), 1.0, **PLAIN)(twice)), halved)
 
 
 @pytest.mark.parametrize("ratio", [1.0, 0.95, 0.9, 0.875, 0.5])
@@ -262,7 +275,7 @@ def test_evaluation_crops_like_timm(size, ratio):
     ours = transforms.evaluation(size, ratio, **PLAIN)
     for source in ((70, 50), (50, 70), (64, 32), (33, 65), (200, 90), (5, 7), (1, 1)):
         image = picture(*source)
-        assert (pixels(ours(image)) == pixels(theirs(image))).all()
+        assert_near(pixels(ours(image)), pixels(theirs(image)))
 
 
 @pytest.mark.parametrize("source", [(3000, 2), (2, 3001), (4100, 40)])
@@ -271,8 +284,9 @@ def test_only_the_crop_of_a_long_image_is_computed(source, monkeypatch):
     image, makers = picture(*source), (transforms.evaluation, linear_probe)
     mask_HW = np.random.default_rng(1).integers(0, 256, source[::-1], dtype=np.uint8)
     sizes = []
-    resize = Image.Image.resize
-    monkeypatch.setattr(Image.Image, "resize", lambda *args, **more: [sizes.append(args[1]), resize(*args, **more)][1])
+    for owner in (Image.Image, transforms.F):  # of parts, and of whole images
+        resize = owner.resize
+        monkeypatch.setattr(owner, "resize", lambda *args, resize=resize: [sizes.append(args[1]), resize(*args)][1])
 
     def all_of_them():
         sizes.clear()

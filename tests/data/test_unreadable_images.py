@@ -53,7 +53,7 @@ def test_training_replaces_unreadable_images(broken, caplog, workers):
         planned = [item.index for item in plan.micro_batches(step)[0]]
         seen = [replaced.get(index, index) for index in planned]
         assert batch.index_B.tolist() == batch.labels_B.tolist() == seen
-        assert (batch.images_BCHW[:, 0, 0, 0] * 255).round().tolist() == seen  # no row of a batch is missing
+        assert batch.images_BCHW[:, 0, 0, 0].tolist() == seen  # no row of a batch is missing
         unreadable.record(batch)
     assert set(unreadable.reasons) == {broken.name(i) for i in (2, 3, 6)}
     messages = [record.getMessage() for record in caplog.records]
@@ -84,7 +84,7 @@ def test_evaluation_omits_unreadable_images(broken, workers):
     batches = list(evaluation_batches(dataset, 2, *loading(workers)))
     assert [batch.index_B.tolist() for batch in batches] == [[7], [5], [1]]
     assert [batch.labels_B.tolist() for batch in batches] == [[7], [5], [1]]
-    assert [(batch.images_BCHW[:, 1, 2, 3] * 255).round().tolist() for batch in batches] == [[7], [5], [1]]
+    assert [batch.images_BCHW[:, 1, 2, 3].tolist() for batch in batches] == [[7], [5], [1]]
     assert [[name for name, _ in batch.unreadable] for batch in batches] == [
         [broken.name(6)],
         [broken.name(3)],
@@ -100,9 +100,9 @@ def test_an_image_that_pillow_refuses_for_its_size_is_unreadable(broken, monkeyp
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 11)  # ours have 24, more than twice that
     transform = evaluation(4)
     if kind is EvaluationImages:
-        tensor, *_, unreadable = EvaluationImages(broken, transform, [0])[0]
-        assert tensor is None
-        assert unreadable[0][0] == broken.name(0)
+        sample = EvaluationImages(broken, transform, [0])[0]
+        assert sample.image is None
+        assert sample.unreadable[0][0] == broken.name(0)
     else:
         with pytest.raises(UserError, match="images in a row cannot be read"):
             TrainingImages(broken, transform, 0)[Item(0, 0, 0)]
@@ -119,8 +119,8 @@ FAULTS = [RuntimeError("cannot decode"), struct.error("4 bytes\nerror: forged"),
 def test_any_exception_of_reading_means_unreadable(broken, monkeypatch, fault):
     expected = f"{type(fault).__name__}: {fault}".replace("\n", " ").strip()
     monkeypatch.setattr("semaim.data.image_sets.read_rgb", mock.Mock(side_effect=fault))
-    tensor, *_, unreadable = EvaluationImages(broken, evaluation(4), [0])[0]
-    assert (tensor, unreadable) == (None, [(broken.name(0), expected)])
+    sample = EvaluationImages(broken, evaluation(4), [0])[0]
+    assert (sample.image, sample.unreadable) == (None, [(broken.name(0), expected)])
     with pytest.raises(UserError, match="8 images in a row cannot be read") as raised:  # each is counted once
         TrainingImages(broken, pretraining(4), 0)[Item(0, 0, 0)]
     assert f"{broken.name(2)!r} ({expected})" in str(raised.value)
@@ -136,9 +136,9 @@ def test_a_damaged_avif_is_unreadable(tmp_path):
     (tmp_path / "a.avif").write_bytes(header + b"mdat" + bytes(len(data)))
     with pytest.raises(RuntimeError), Image.open(tmp_path / "a.avif") as image:  # not one of Pillow's usual errors
         image.load()
-    tensor, *_, unreadable = EvaluationImages(FileImages(tmp_path, ["a.avif"], None), evaluation(4), [0])[0]
-    assert tensor is None
-    assert unreadable[0][1].startswith("RuntimeError: ")
+    sample = EvaluationImages(FileImages(tmp_path, ["a.avif"], None), evaluation(4), [0])[0]
+    assert sample.image is None
+    assert sample.unreadable[0][1].startswith("RuntimeError: ")
 
 
 def test_an_error_of_the_transform_ends_the_run_and_blames_no_image(broken):

@@ -8,9 +8,8 @@ from collections.abc import Callable
 from semaim.core.image_size import pair
 from semaim.data.image_sets import ImageSet, Splits
 from semaim.data.loading import EvaluationImages, TrainingData
-from semaim.data.pixels import on_device
+from semaim.data.pixels import Transform, on_device
 from semaim.data.subsets import hold_out
-from semaim.data.transforms import Transform
 from semaim.data.workers import Loading
 from semaim.errors import NeedsOptions, UserError
 

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache, partial
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,9 +25,9 @@ from semaim.core.formatting import plural
 from semaim.core.seeding import derive_seed, seeded
 from semaim.core.signals import StopRequest
 from semaim.data.image_sets import ImageSet, read_image
-from semaim.data.pixels import Normalise, on_device
+from semaim.data.pixels import Normalise, Transform, on_device
 from semaim.data.reading import Unreadable, log_unreadable
-from semaim.data.transforms import EVALUATION, TRAINING, Transform, transformed
+from semaim.data.transforms import EVALUATION, TRAINING, transformed
 from semaim.data.workers import Loading, WorkerBatches, fitting, load
 from semaim.errors import BatchTooLarge, UserError
 
@@ -77,7 +77,8 @@ class Batch:
         return self
 
 
-class Sample(NamedTuple):
+@dataclass(frozen=True)
+class Sample:
     """One image of a batch, and what belongs to it; see `Batch`. An image that cannot be read is None."""
 
     image: Tensor | None

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from semaim.data.image_sets import ImageSet
 from semaim.data.masks import BACKGROUND, VOID
-from semaim.data.pixels import size_of
-from semaim.data.transforms import Transform, on_mask
+from semaim.data.pixels import Transform, size_of
+from semaim.data.transforms import on_mask
 
 
 def object_share(mask_HW: np.ndarray[Any, Any], transform: Transform, patch_size: int) -> Tensor:

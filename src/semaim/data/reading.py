@@ -13,7 +13,6 @@ import torch
 from PIL import ExifTags, Image, ImageFile, ImageOps
 from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, PLANAR_CONFIGURATION, SAMPLEFORMAT
 from torch import Tensor
-from torchvision.io import ImageReadMode, decode_jpeg
 
 from semaim.data.pixels import Picture
 from semaim.errors import UserError
@@ -77,6 +76,8 @@ def jpeg_pixels(data: bytes, exif: bool) -> Tensor | None:
     None if Pillow has to read it, or to say what is wrong with it: whatever Pillow refuses, torchvision refuses too.
     """
     try:
+        from torchvision.io import ImageReadMode, decode_jpeg  # deprecated in 0.29: Pillow reads where it is missing
+
         header = Image.open(io.BytesIO(data), formats=["JPEG"])  # nothing is decoded here
         if header.mode not in ("L", "RGB"):
             return None

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from semaim.data.image_sets import ImageSet, read_image
-from semaim.data.pixels import on_device
+from semaim.data.pixels import Transform, on_device
 from semaim.data.reading import Unreadable, log_unreadable
-from semaim.data.transforms import EVALUATION, Transform, transformed
+from semaim.data.transforms import EVALUATION, transformed
 from semaim.errors import UserError
 
 

@@ -47,8 +47,8 @@ class RandomResizedCrop:
     """
 
     def __init__(self, size: tuple[int, int], scale: Sequence[float]) -> None:
-        self.size = size
-        self.random = v2.RandomResizedCrop(size, scale=tuple(scale))
+        self.size, self.scale = size, tuple(scale)
+        self.random = v2.RandomResizedCrop(size, scale=self.scale)
 
     def __call__(self, pixels: Tensor) -> Tensor:
         return resized_crop(pixels, **self.random.make_params([pixels]), size=self.size)
@@ -68,11 +68,12 @@ class RandomHorizontalFlip:
         return pixels.flip(-1) if torch.rand(1).item() < self.probability else pixels
 
 
-class TimmRandomResizedCrop(RandomResizedCropAndInterpolation):
-    """timm's, which draws other boxes than torchvision's, for pixels only."""
+class TimmRandomResizedCrop(RandomResizedCrop):
+    """The same with timm's boxes, which are drawn by Python's generator."""
 
-    def __call__(self, img: Tensor) -> Tensor:
-        return resized_crop(img, *self.get_params(img, self.scale, self.ratio), size=self.size)
+    def __call__(self, pixels: Tensor) -> Tensor:
+        top, left, height, width = RandomResizedCropAndInterpolation.get_params(pixels, self.scale, (3 / 4, 4 / 3))
+        return resized_crop(pixels, top, left, height, width, self.size)
 
 
 class CoveringCrop(torch.nn.Module):
@@ -156,7 +157,7 @@ def pretraining(
     flip: float = 0.5,
     mean: Sequence[float] = IMAGENET_MEAN,
     std: Sequence[float] = IMAGENET_STD,
-) -> Transform:
+) -> PixelTransform:
     """Random resized crop (bicubic) and horizontal flip: the augmentation of MAE and SemAIM's pretraining.
 
     Args:
@@ -174,7 +175,7 @@ def linear_probe(
     flip: float = 0.5,
     mean: Sequence[float] = IMAGENET_MEAN,
     std: Sequence[float] = IMAGENET_STD,
-) -> Transform:
+) -> PixelTransform:
     """Resize (bicubic), random crop and horizontal flip: the augmentation of SemAIM's linear probe.
 
     Args:
@@ -195,7 +196,7 @@ def finetuning(
     erase: float = 0.25,
     mean: Sequence[float] = IMAGENET_MEAN,
     std: Sequence[float] = IMAGENET_STD,
-) -> Transform:
+) -> PixelTransform:
     """Random resized crop, flip, RandAugment and random erasing, by timm: the augmentation of fine-tuning.
 
     Args:
@@ -207,7 +208,7 @@ def finetuning(
         mean, std: colour normalisation.
     """
     size = pair(image_size)
-    steps: list[Callable[[Any], Any]] = [TimmRandomResizedCrop(size, scale=tuple(scale)), RandomHorizontalFlip(flip)]
+    steps: list[Callable[[Any], Any]] = [TimmRandomResizedCrop(size, scale), RandomHorizontalFlip(flip)]
     if rand_augment is not None:
         how = {"auto_augment": rand_augment, "color_jitter": None, "interpolation": "bicubic", "mean": tuple(mean)}
         _, augment, _ = create_transform((3, *size), is_training=True, separate=True, **how)
@@ -220,7 +221,7 @@ def evaluation(
     crop_ratio: float = 0.875,
     mean: Sequence[float] = IMAGENET_MEAN,
     std: Sequence[float] = IMAGENET_STD,
-) -> Transform:
+) -> PixelTransform:
     """Resize (bicubic) and centre crop: 256 then 224 at the default ratio.
 
     Args:

@@ -25,8 +25,9 @@ from semaim.checkpoints.foreign import is_vision_transformer
 from semaim.checkpoints.two_stream import read_checkpoint, start_from
 from semaim.data.image_data import ImageData
 from semaim.data.image_sets import ImageSet, read_image
+from semaim.data.pixels import Transform
 from semaim.data.reading import Unreadable
-from semaim.data.transforms import EVALUATION, Transform, transformed
+from semaim.data.transforms import EVALUATION, transformed
 from semaim.errors import UserError
 from semaim.models.aim import AIM
 from semaim.models.vit import Pool

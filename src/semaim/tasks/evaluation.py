@@ -20,7 +20,7 @@ from semaim.core.image_size import pair
 from semaim.core.locks import one_at_a_time
 from semaim.data.image_data import ImageData
 from semaim.data.image_sets import ImageSet
-from semaim.data.transforms import Transform
+from semaim.data.pixels import Transform
 from semaim.errors import NeedsOptions, UserError
 from semaim.evaluation.evaluator import evaluation_is_due
 from semaim.evaluation.feature_cache import cached_features

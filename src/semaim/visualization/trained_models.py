@@ -14,7 +14,8 @@ from semaim.checkpoints.stored_encoder import StoredEncoder
 from semaim.checkpoints.stored_parts import stored_part
 from semaim.checkpoints.two_stream import model_of, read_checkpoint
 from semaim.config.compose import composition
-from semaim.data.transforms import IMAGENET_MEAN, IMAGENET_STD, Transform, evaluation
+from semaim.data.pixels import Transform
+from semaim.data.transforms import IMAGENET_MEAN, IMAGENET_STD, evaluation
 from semaim.errors import UserError
 from semaim.models.aim import AIM
 from semaim.permutations import Permutation
