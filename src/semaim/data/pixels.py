@@ -28,12 +28,15 @@ SEEDS = 2**63  # number of the seeds that `derive_seed` chooses from
 
 def to_pixels(image: Any) -> Tensor:
     """Pixels, uint8 (3, H, W), of a picture; masks stay as they are."""
-    return image if isinstance(image, Tensor) else F.pil_to_tensor(image)
+    if isinstance(image, Tensor):
+        return image
+    return F.pil_to_tensor(image if image.mode == "RGB" else image.convert("RGB"))
 
 
 def to_pil(image: Any) -> Any:
-    """A picture as PIL image; masks stay as they are."""
-    if not isinstance(image, Tensor) or isinstance(image, tv_tensors.Mask):
+    """Pixels as PIL image; masks, and what image sets of one's own read besides, stay as they are."""
+    pixels = isinstance(image, Tensor) and image.dtype == torch.uint8 and image.ndim == 3
+    if not pixels or isinstance(image, tv_tensors.Mask):
         return image
     return Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
 
