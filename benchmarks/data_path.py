@@ -3,19 +3,16 @@
 The former form, which stays here as the reference: Pillow decodes, torchvision's and timm's transforms work on PIL
 images, and a worker normalises in float32. semaim decodes by torchvision, crops pixels, and normalises on the device.
 
-    python benchmarks/data_path.py
-
 Both forms take turns on the same files, with the same crops. The time is that of the processor, which other programs
 disturb less than the time of the clock; files are in the cache of the operating system.
 """
 
 from __future__ import annotations
 
-import argparse
-import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -26,6 +23,7 @@ from timm.data import create_transform
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 
+from benchmarks.timing import ratio
 from semaim.core.seeding import seeded
 from semaim.data.image_sets import FileImages
 from semaim.data.loading import EvaluationImages, batches_of
@@ -85,7 +83,7 @@ def batch(images: FileImages, name: str) -> Tensor:
     return result
 
 
-def measure(images: int = 32, rounds: int = 9, width: int = 500, height: int = 375) -> list[dict[str, Any]]:
+def measure(images: int = 32, rounds: int = 9, width: int = 500, height: int = 375) -> dict[str, dict[str, Any]]:
     """Measure both forms in turns, in this process with one thread.
 
     Args:
@@ -94,8 +92,8 @@ def measure(images: int = 32, rounds: int = 9, width: int = 500, height: int = 3
         width, height: of the files, JPEG of quality 90.
 
     Returns:
-        for each path (pretraining, evaluation, RandAugment): its name as `path`, images per second and core as `former`
-        and `now`, and `ratio`, the median over rounds.
+        for each path (pretraining, evaluation, RandAugment): images per second and core of semaim and of the former
+        form ("plain"), and how many times as fast semaim is.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -105,37 +103,24 @@ def measure(images: int = 32, rounds: int = 9, width: int = 500, height: int = 3
             for index, name in enumerate(names):
                 photo(width, height, index).save(Path(folder, name), quality=90)
             files = FileImages(Path(folder), names, None)
-            return [_measure(files, name, rounds) for name in NOW]
+            return {name: _measure(files, name, rounds) for name in NOW}
     finally:
         torch.set_num_threads(threads)
 
 
 def _measure(files: FileImages, name: str, rounds: int) -> dict[str, Any]:
-    former, now = [], []
+    plain, semaim = [], []
     for _ in range(rounds):
-        former.append(len(files) / _seconds(lambda: former_batch(files, name)))
-        now.append(len(files) / _seconds(lambda: batch(files, name)))
-    ratio = statistics.median(b / a for a, b in zip(former, now, strict=True))
-    rates = {"former": round(statistics.median(former)), "now": round(statistics.median(now))}
-    return {"path": name, **rates, "ratio": round(ratio, 2)}
+        plain.append(_seconds(lambda: former_batch(files, name)))
+        semaim.append(_seconds(lambda: batch(files, name)))
+    return {
+        "plain_images_per_second": len(files) / median(plain),
+        "semaim_images_per_second": len(files) / median(semaim),
+        "times_as_fast_as_plain": ratio(plain, semaim),
+    }
 
 
 def _seconds(work: Callable[[], Any]) -> float:
     started = time.process_time()
     work()
     return time.process_time() - started
-
-
-def main() -> None:
-    """Print a table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=32, help="files of each round (32)")
-    parser.add_argument("--rounds", type=int, default=9, help="rounds, of which the medians are taken (9)")
-    options = parser.parse_args()
-    print(f"{'images/s and core':<18} {'former':>7} {'now':>7} {'ratio':>6}")
-    for row in measure(options.images, options.rounds):
-        print(f"{row['path']:<18} {row['former']:>7} {row['now']:>7} {row['ratio']:>6}")
-
-
-if __name__ == "__main__":
-    main()

@@ -83,6 +83,15 @@ def report(arguments: Namespace) -> None:
     write_report(arguments)
 
 
+def shard(arguments: Namespace) -> None:
+    """Write shards, or verify them."""
+    from semaim.core.terminal import show_logs
+    from semaim.data.shard_command import shard as write
+
+    show_logs(to_screen=True)
+    print(write(arguments.words, arguments.config_dir, arguments.verify))
+
+
 def export(arguments: Namespace) -> None:
     """Write the folder."""
     import torch

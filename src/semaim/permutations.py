@@ -165,7 +165,7 @@ class Center2Out(Permutation):
 
     def priority(self, grid: Grid, noise_BK: Tensor, semantic_map_BL: Tensor | None) -> Tensor:
         # The centre is (side - 1) / 2 as an index of patches. Rings around it are symmetric on every grid.
-        row, column = (torch.tensor([[side - 1]], device=noise_BK.device) for side in grid)
+        row, column = (torch.full((1, 1), side - 1, device=noise_BK.device) for side in grid)
         return square_rings(grid, row, column)
 
 

@@ -131,7 +131,7 @@ class Pixels(PatchTarget):
         if not self.blur_kernel_size:
             return images_BCHW
         radius = self.blur_kernel_size // 2
-        offsets = torch.arange(-radius, radius + 1, dtype=torch.float64)
+        offsets = torch.arange(-radius, radius + 1, dtype=torch.float64, device=images_BCHW.device)
         kernel = (-(offsets**2) / (2 * self.blur_sigma**2)).exp()
         kernel = (kernel / kernel.sum()).to(images_BCHW)
         channels = images_BCHW.shape[1]

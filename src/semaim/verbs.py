@@ -169,6 +169,19 @@ task=features` and takes the same options: checkpoint=... (a run folder or file,
 data=... (if not those of that run), task.format=npz or safetensors.""", features, (  # for --help only
         argument("overrides", nargs="*", metavar="option=value", help="as for semaim run, such as data=folder"),
     ), by_hydra=True),
+    "shard": Verb("write a folder of images to tar files, for slow storage", """\
+Writes the images of a folder, as they are, to uncompressed tar files ("shards") with an index. Runs read them in place
+of the folder (data.root=<shards>) with the same results, and few files are opened. WebDataset reads them, too. The same
+command continues what was interrupted, and writes missing shards again.
+
+  semaim shard data=imagenet data.root=/data/imagenet out=/scratch/imagenet_shards
+  semaim run data=imagenet data.root=/scratch/imagenet_shards
+
+out=<folder> is a new or empty folder; shard_size=500MB is the size of a shard (default: 1GB).""", actions.shard, (
+        argument("words", nargs="+", metavar="option=value", help="out=, shard_size=, and the data, as for semaim run"),
+        argument("--verify", action="store_true", help="compare the checksums of all shards in out=; writes nothing"),
+        argument("-cd", "--config-dir", type=Path, help="a configuration folder besides semaim's own"),
+    )),
     "export": Verb("write an encoder for timm or transformers", """\
 Writes a folder that timm or transformers loads by itself: model.safetensors, config.json and a model card. A fine-tuned
 classifier keeps its head. The folder is also a checkpoint for semaim.""", actions.export, (  # as export.Options

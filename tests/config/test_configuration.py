@@ -30,6 +30,7 @@ from semaim.config.messages import explain
 from semaim.config.naming import flatten
 from semaim.config.run_spec import compose_run_spec
 from semaim.data.image_data import ImageData
+from semaim.data.shard_command import shard
 from semaim.errors import UserError
 from semaim.evaluation.evaluator import Evaluator
 
@@ -38,7 +39,7 @@ NOT_CHOSEN = ("hydra", "experiment")
 CHOICES = sorted((path.parent.name, path.stem) for path in CONF.glob("*/*.yaml") if path.parent.name not in NOT_CHOSEN)
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 BUILT_APART = ("data", "model", "recipe", "task", "evaluators")  # in tests of their own
-NEEDS_ROOT = ("folder", "imagenet")
+NEEDS_ROOT = ("folder", "imagenet", "shards")
 DOWNLOADED = ("cifar10", "stl10")
 NEED_NOTHING = {"digits": (1437, 360), "shapes": (1600, 400)}  # numbers of training and held-out images
 # Passed at run time to a `_partial_` target, not by the configuration.
@@ -47,6 +48,7 @@ AT_RUNTIME = {
     "semaim.data.sources.cifar10": {"root"},
     "semaim.data.sources.stl10": {"root"},
     "semaim.data.sources.image_folders": {"root"},
+    "semaim.data.shards.shards": {"root"},
     "torch.optim.AdamW": {"params"},
     "torch.optim.SGD": {"params"},
     "semaim.training.optimizers.parameter_groups": {"model", "weight_decay"},
@@ -147,7 +149,9 @@ def test_evaluator_is_built(choice: str) -> None:
 
 
 @pytest.mark.parametrize("choice", [choice for group, choice in CHOICES if group == "data"])
-def test_data_are_built_or_report_what_is_missing(choice: str, photographs: Path) -> None:
+def test_data_are_built_or_report_what_is_missing(
+    choice: str, photographs: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     if choice in DOWNLOADED:
         config = chosen("data", choice, f"data.root={photographs}", "data.source.download=false")
         with pytest.raises(InstantiationException) as caught:
@@ -155,12 +159,16 @@ def test_data_are_built_or_report_what_is_missing(choice: str, photographs: Path
         assert f"data.root={photographs}" in str(explain(caught.value))
         assert any(isinstance(e, UserError) for e in (caught.value.__cause__, caught.value.__context__))
         return
+    if choice == "shards":
+        folder, photographs = photographs, tmp_path_factory.mktemp("shards")
+        shard([f"data.root={folder}", f"out={photographs}"])
     root = [f"data.root={photographs}"] if choice in NEEDS_ROOT else []
     data: ImageData = instantiate(composed(f"data={choice}", *root).data)
     assert data.splits.val is not None
-    image, label, index, _, unreadable = data.evaluation(data.splits.val, [0])[0]
-    assert image.shape == (3, *data.image_size)
-    assert (label, index, unreadable) == (data.splits.val.label(0), 0, [])
+    sample = data.evaluation(data.splits.val, [0])[0]
+    assert sample.image is not None
+    assert sample.image.shape == (3, *data.image_size)
+    assert (sample.label, sample.index, sample.unreadable) == (data.splits.val.label(0), 0, [])
     assert (len(data.splits.train), len(data.splits.val)) == ((6, 6) if root else NEED_NOTHING[choice])
 
 

@@ -40,6 +40,7 @@ COMMANDS = {
     "teacher": ["target=dino", "target.pretrained=false", "target.model=vit_tiny_patch16_224", *SHAPES],
     "none": ["tracking=none", "permutation=raster", "data=cifar10", "data.source.download=false"],
     "folder": ["data=folder", "data.root=nowhere"],
+    "shards": ["data=shards", "data.root=nowhere"],
     **{
         task: [f"task={task}", "checkpoint=random", *SHAPES]
         for task in ("knn", "linprobe", "finetune", "fewshot", "features")
@@ -47,7 +48,7 @@ COMMANDS = {
     "visualize": ["task=visualize", "checkpoint=runs/x"],
     "digits": [],
 }
-NOT_BUILT = ("none", "folder", "visualize")  # need files
+NOT_BUILT = ("none", "folder", "shards", "visualize")  # need files
 
 
 def leaves(config: DictConfig) -> list[str]:

@@ -123,18 +123,17 @@ def global_states():
 def test_augmentation_depends_on_seed_epoch_and_image_alone():
     dataset, item = training(), Item(index=5, epoch=2, row=9)
     sample = dataset[item]
-    tensor = sample.image
     assert (sample.label, sample.index, sample.row, sample.unreadable) == (5, 5, 9, [])
     for seed in (0, 1):
         torch.manual_seed(seed), random.seed(seed), np.random.seed(seed)
         dataset[Item(index=seed, epoch=seed, row=0)]  # another image in between
         before = global_states()
-        assert torch.equal(dataset[item].image, tensor)
+        assert torch.equal(dataset[item].image, sample.image)
         assert global_states() == before
-    assert torch.equal(dataset[Item(5, 2, 0)].image, tensor)  # the position in the batch does not matter
+    assert torch.equal(dataset[Item(5, 2, 0)].image, sample.image)  # the position in the batch does not matter
     others = [dataset[Item(5, epoch, 9)].image for epoch in (0, 1, 3)] + [training(seed=4)[item].image]
     for number, other in enumerate(others):
-        assert not any(torch.equal(other, one) for one in [tensor, *others[:number]])
+        assert not any(torch.equal(other, one) for one in [sample.image, *others[:number]])
 
 
 def test_images_of_one_epoch_are_cropped_each_in_its_own_way():
@@ -246,6 +245,7 @@ def test_evaluation_is_in_order_with_a_last_partial_batch(workers):
     assert [batch.index_B.tolist() for batch in batches] == [[5, 0, 39], [2, 8, 8], [1]]
     assert [batch.labels_B.tolist() for batch in batches] == [[5, 0, 39 % 7], [2, 1, 1], [1]]
     assert [batch.first_row for batch in batches] == [0, 3, 6]
+    assert {batch.images_BCHW.dtype for batch in batches} == {torch.uint8}
     together = torch.cat([batch.to(torch.device("cpu")).images_BCHW for batch in batches])
     expected = torch.stack([evaluation(8)(Image.fromarray(images.images_NHWC[i])) for i in asked])
     assert torch.equal(together, expected)

@@ -57,7 +57,8 @@ def test_a_pretraining_continues(home: Path) -> None:
     assert "continuing after step 2" in said
     found = losses(home / "runs" / "pretraining")
     assert list(found) == [1, 2, 3, 4]
-    assert [found[3], found[4]] == pytest.approx(PRETRAINING_LOSSES, rel=1e-6)
+    # Since 0.2.0 torch resizes the pixels, of which few are a level away from those of Pillow.
+    assert [found[3], found[4]] == pytest.approx(PRETRAINING_LOSSES, rel=1e-5)
     result = status(home / "runs" / "pretraining")["result"]
     assert result["online/knn_10_mean_before"] == pytest.approx(46.94444444444444)  # measured with 0.1.0
     assert result["online/knn_10_mean_after"] == pytest.approx(47.22222222222222, abs=0.6)  # one image of 360 is 0.28

@@ -33,7 +33,7 @@ def test_the_help_page_lists_every_verb(tmp_path: Path) -> None:
     said = succeed(tmp_path, "--help", launcher=PROGRAM)
     listed = re.findall(r"^  (\w+) +\S", said, re.MULTILINE)
     assert listed == list(VERBS)
-    assert set(listed) == {"run", "again", "ls", "rm", "completion", *GONE}
+    assert set(listed) == {"run", "again", "shard", "ls", "rm", "completion", *GONE}
     assert shell("semaim", tmp_path).stdout == said  # the console script, without a verb
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from semaim.core.distributed import Processes
 from semaim.evaluation.knn import nearest_neighbours
@@ -16,6 +17,8 @@ from semaim.permutations import AttentionCenter
 from semaim.semantics import SemanticMap
 from semaim.targets import Pixels
 from semaim.training.settings import TrainerSettings
+from semaim.training.strategies import FullySharded, Strategy, total_norm
+from semaim.training.update import update_weights
 from support.oracle import masked_predict
 
 pytestmark = [
@@ -59,7 +62,9 @@ def test_bf16_with_flash_attention_is_near_the_masked_float32_form(tiny_model, i
 
 
 def test_automatic_precision_is_bf16_where_the_device_has_it() -> None:
-    settings = TrainerSettings(1, 0, 1, 1, None, "auto", False, False, (0.9, 0.9), 0, None, 1, 1, None, 1, None)
+    settings = TrainerSettings(
+        1, 0, 1, 1, None, "auto", "ddp", False, False, False, (0.9, 0.9), 0, None, 1, 1, None, 1, None, None
+    )
     expected = torch.bfloat16 if torch.cuda.get_device_capability()[0] >= 8 else torch.float32
     assert settings.dtype(torch.device("cuda")) == expected
 
@@ -75,3 +80,33 @@ def test_nearest_neighbours_are_those_of_the_cpu() -> None:
     )
     for k, predicted in on_cpu.items():
         assert torch.equal(predicted, on_gpu[k])
+
+
+def test_fsdp_in_bf16_computes_the_step_of_autocast(tiny_model, images, noise: torch.Tensor) -> None:
+    """On one GPU, which is a process group of its own; the weights stay float32."""
+    device = torch.device("cuda", torch.cuda.current_device())
+    batch, order = images(4).to(device), noise[:, :64].argsort(1).to(device)
+    dist.init_process_group("nccl", store=dist.HashStore(), rank=0, world_size=1, device_id=device)
+    try:
+        found = []
+        for strategy in (Strategy(), FullySharded(Processes(0, 1, device), torch.bfloat16)):
+            model = tiny_model().to(device).train()
+            model.set_grad_checkpointing(True)
+            forward = strategy.distribute(model, None)
+            optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, fused=True)
+            losses = []
+            for _ in range(3):
+                with torch.autocast("cuda", torch.bfloat16):
+                    loss = forward(batch, order).float().square().mean()
+                loss.backward()
+                total_norm(list(model.parameters()))
+                update_weights(optimizer, skip=torch.zeros((), dtype=torch.bool, device=device))
+                optimizer.zero_grad(set_to_none=True)
+                losses.append(loss.item())
+            found.append(losses)
+            assert all(p.dtype == torch.float32 for p in model.parameters())
+            assert next(strategy.whole(model).parameters()).device == device
+        assert found[0][0] > found[0][-1]
+        assert found[1] == pytest.approx(found[0], rel=1e-3)
+    finally:
+        dist.destroy_process_group()

@@ -119,7 +119,8 @@ def test_first_patch_is_predicted_from_the_class_token_alone(tiny_model, images)
 def test_activation_checkpointing_changes_nothing(tiny_model, images):
     results = []
     for activation_checkpointing in (False, True):
-        model = tiny_model(activation_checkpointing=activation_checkpointing, drop_path=0.5).train()
+        model = tiny_model(drop_path=0.5).train()
+        model.set_grad_checkpointing(activation_checkpointing)
         order_BL = draw(Stochastic, model.grid, 2)
         torch.manual_seed(0)  # the recomputation must drop the same paths
         loss = model.predict(images(), order_BL).square().mean()
@@ -132,8 +133,8 @@ def test_activation_checkpointing_changes_nothing(tiny_model, images):
 @torch.no_grad()
 def test_drop_path(tiny_model, images):
     model, order_BL = tiny_model(drop_path=0.6), draw(Raster, (8, 8), 2)
-    assert [block.drop_path for block in model.blocks] == pytest.approx([0.0, 0.2, 0.4, 0.6])
-    assert [block.drop_path for block in model.query_blocks] == pytest.approx([0.2, 0.6])
+    assert [block.drop_path.rate for block in model.blocks] == pytest.approx([0.0, 0.2, 0.4, 0.6])
+    assert [block.drop_path.rate for block in model.query_blocks] == pytest.approx([0.2, 0.6])
     expected = tiny_model().eval().predict(images(), order_BL)
     torch.manual_seed(0)
     model.train()

@@ -91,6 +91,7 @@ def test_seeds_are_pooled(written: tuple[Path, str]) -> None:
         "method": "attention_center pixels", "model": "aim_tiny", "permutation": "attention_center",
         "target": "pixels", "pretrained_on": "digits", "epochs": "10", "images_seen": "14370.0", "device": "cpu",
         "evaluated_on": "digits", "evaluation": "knn_10_mean", "runs": "3", "published": "false", "source": "",
+        "images_per_second_per_device": "", "mfu": "", "peak_memory_gib": "",
     }  # fmt: skip
     constant = lines["attention_center pixels", "10", "knn_20_mean"]
     assert (constant["mean"], constant["deviation"], constant["runs"]) == ("92.0", "0.0", "3")

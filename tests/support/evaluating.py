@@ -19,7 +19,8 @@ from semaim.core.distributed import Processes
 from semaim.core.signals import SIGNALS, StopRequest
 from semaim.data.image_data import ImageData
 from semaim.data.image_sets import ArrayImages, Splits
-from semaim.data.transforms import Transform, evaluation, pretraining
+from semaim.data.pixels import Transform
+from semaim.data.transforms import evaluation, pretraining
 from semaim.runs.context import Run
 from semaim.runs.folder import RunFolder
 from support.waiting import PATIENCE

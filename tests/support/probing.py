@@ -32,7 +32,8 @@ def probe(pretrained: Path, *overrides: str) -> LinearProbe:
 
 def measured(folder: Path) -> dict[tuple[int, str], float]:
     """All metrics of the journal except timings."""
-    timed = {"train/images_per_second", "data/wait", "train/device_hours"}
+    speed = {"images_per_second", "device_hours", "device_hours_projected", "mfu", "tflops", "peak_memory_gib"}
+    timed = {"data/wait"} | {f"train/{name}" for name in speed}
     return {
         (line["step"], key): value
         for line in journal(folder)

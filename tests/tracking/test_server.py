@@ -77,7 +77,7 @@ def test_run_without_its_server_finishes_and_is_sent_later(
     assert "Traceback" not in err + out
 
     server.start()
-    for points in (2 * 8, 0):  # two entries of eight metrics, then none
+    for points in (2 * 12, 0):  # two entries of twelve metrics, then none
         done = run(tmp_path, "runs/late", "--uri", server.uri, launcher=SYNC)
         assert done.returncode == 0, done.stdout
         assert f"runs/late: {points} metric points sent" in done.stdout
@@ -118,7 +118,7 @@ def test_server_unavailable_during_a_run(
             server.start()
             wait_for(lambda: log_contains("is reachable again"), "the run to deliver again")
             assert delivery_state(run_folder)["sent"] > sent
-        set_pace(pace, 0)
+        set_pace(pace, 0.05 / 16)  # which a server on a busy machine keeps up with
         wait_for(lambda: steps in losses(run_folder), "the last step")
         said = process.communicate(timeout=PATIENCE)[0]
     assert process.returncode == 0, said

@@ -77,7 +77,7 @@ def test_micro_batches_give_the_losses_of_the_whole_batch(tmp_path: Path, plain_
 
 
 def test_checkpointed_activations_change_no_bit(tmp_path: Path, plain_run: Path) -> None:
-    folder = run(tmp_path, "trainer.max_steps=10", "trainer.warmup_epochs=0", "model.activation_checkpointing=true")
+    folder = run(tmp_path, "trainer.max_steps=10", "trainer.warmup_epochs=0", "trainer.activation_checkpointing=true")
     assert losses(folder) == losses(plain_run)
 
 

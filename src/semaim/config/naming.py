@@ -28,9 +28,11 @@ MAY_DIFFER = (
     "trainer.log_every_steps",
     "trainer.max_steps",
     "trainer.milestone_every_epochs",
+    "trainer.profile_steps",
     "trainer.save_every_epochs",
     "trainer.save_every_steps",
-    "model.activation_checkpointing",
+    "trainer.strategy",
+    "model.activation_checkpointing",  # before 0.2.0; trainer.activation_checkpointing now
     "data.num_workers",
     "data.timeout_seconds",
     "data.max_unreadable",

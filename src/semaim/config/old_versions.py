@@ -24,6 +24,7 @@ NEW_NAMES = {
 }
 
 FORMER_OPTIONS = {
+    "model.activation_checkpointing": "trainer.activation_checkpointing",
     "task.online_knn": "task.evaluators.knn",
     "task.pictures": "task.evaluators.pictures",
     "task.knn_every_epochs": "task.evaluators.knn.every_epochs",
@@ -47,6 +48,9 @@ def upgraded(config: Any) -> dict[str, Any]:
     if task.get("_target_") == "semaim.tasks.knn.KNN":
         task.setdefault("mean_before_norm", False)
     config.setdefault("extend", None)
+    checkpointing = _without_checkpointing(config)
+    if config.get("trainer"):
+        config["trainer"] = {"strategy": "ddp", "activation_checkpointing": checkpointing} | config["trainer"]
     if "recipe" not in config:  # 0.1.0: data=digits and data=shapes alone had a short one
         embedded = source.get("_target_") in ("semaim.data.sources.digits", "semaim.data.shapes.shapes")
         config["recipe"] = "short" if embedded else "published"
@@ -61,6 +65,15 @@ def upgraded_state(task_state: dict[str, Any]) -> dict[str, Any]:
         return task_state
     linear = task_state.pop("online_linear", None)  # 0.1.0
     return {"evaluators": {} if linear is None else {"linear": linear}} | task_state
+
+
+def _without_checkpointing(config: Any) -> bool:
+    """Remove activation checkpointing from the models of a configuration, where 0.1.0 had it; whether it was set."""
+    if not isinstance(config, dict):
+        return False
+    is_model = config.get("_target_") == "semaim.models.aim.AIM"
+    own = is_model and config.pop("activation_checkpointing", False)
+    return any([own, *map(_without_checkpointing, config.values())])
 
 
 def _with_current_names(config: Any) -> Any:

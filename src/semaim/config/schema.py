@@ -96,6 +96,8 @@ COMPONENTS: dict[str, dict[str, Kind]] = {
         "accumulate": whole(1),
         "clip_grad": POSITIVE | NULL,
         "precision": one_of("auto", "bf16", "fp16", "float32"),
+        "strategy": one_of("ddp", "fsdp"),
+        "activation_checkpointing": TRUTH,
         "compile": TRUTH,
         "ema": TRUTH,
         "ema_decay": list_of(SHARE, "two numbers from 0 to 1, as a list", 2),
@@ -106,6 +108,7 @@ COMPONENTS: dict[str, dict[str, Kind]] = {
         "save_every_steps": whole(1) | NULL,
         "keep_checkpoints": whole(1),
         "milestone_every_epochs": whole(1) | NULL,
+        "profile_steps": whole(1) | NULL,
     },
     "semaim.training.optimizers.Optimization": {
         "base_lr": POSITIVE,
@@ -127,7 +130,6 @@ COMPONENTS: dict[str, dict[str, Kind]] = {
         "mlp_ratio": number("a number above 0 and up to 1000", gt=0, le=1000),
         "head": one_of("mlp", "linear"),
         "drop_path": RATE,
-        "activation_checkpointing": TRUTH,
     },
     "semaim.data.image_data.ImageData": {
         "root": PATH | NULL,
@@ -148,6 +150,7 @@ COMPONENTS: dict[str, dict[str, Kind]] = {
         "masks": PATH | NULL,
         "exif": TRUTH,
     },
+    "semaim.data.shards.shards": {"exif": TRUTH | NULL},
     "semaim.data.shapes.shapes": {
         "side": whole(1, 4096),
         "train": whole(1, 10**7),

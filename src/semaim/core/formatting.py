@@ -33,6 +33,11 @@ def count(value: float, unit: str = "") -> str:
     return f"{value:.3g} {unit}".strip()
 
 
+def spent_of(spent: float, in_all: float) -> str:
+    """Format what is spent of a sum: 0.0121 of 0.2, 1234 of 1800."""
+    return " of ".join(f"{value:.3g}" if value < 1000 else f"{value:.0f}" for value in (spent, in_all))
+
+
 def plural(quantity: int, noun: str, ending: str = "s") -> str:
     """Format a quantity of a noun: 1 run, 2 runs."""
     return f"{quantity} {noun}{'' if quantity == 1 else ending}"

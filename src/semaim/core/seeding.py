@@ -75,10 +75,12 @@ class StepNoise:
     def rows(self, first: int, count: int, columns: int, device: torch.device) -> torch.Tensor:
         """Noise of `count` images of the whole batch, starting at image `first`: (count, columns) in [0, 1).
 
-        Drawn on the CPU, so that every device gets the same values. The first call fixes the number of columns.
+        Drawn on the CPU, so that every device gets the same values. The first call fixes the number of columns. A GPU
+        copies from pinned memory, for which the host does not wait.
         """
         if self._batch_noise is None:
-            self._batch_noise = torch.rand(self.batch_size, columns, generator=self.generator)
+            pinned = device.type == "cuda"
+            self._batch_noise = torch.rand(self.batch_size, columns, generator=self.generator, pin_memory=pinned)
         return self._batch_noise[first : first + count].to(device, non_blocking=True)
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from semaim.core.formatting import plural, quoted
+from semaim.data.listing_cache import Content, ListingCache, stamp
 from semaim.errors import UserError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
@@ -48,6 +50,7 @@ class Listing:
     Args:
         option: the option that gave the folder, for messages.
         accepts: whether a file is listed, by its name.
+        cache: listings of earlier starts.
 
     Attributes:
         left_out: quantity of each kind of entry that is not listed.
@@ -55,9 +58,12 @@ class Listing:
         again: each path of a folder that was listed before, and the path by which it was.
     """
 
-    def __init__(self, option: str, accepts: Callable[[str], bool] = is_image) -> None:
+    def __init__(
+        self, option: str, accepts: Callable[[str], bool] = is_image, cache: ListingCache | None = None
+    ) -> None:
         self.option = option
         self.accepts = accepts
+        self.cache = cache or ListingCache()
         self.left_out: Counter[str] = Counter()
         self.listed: dict[str, Path] = {}
         self.again: list[tuple[Path, Path]] = []
@@ -68,27 +74,40 @@ class Listing:
         Raises:
             UserError: if it cannot be listed.
         """
-        first = self.listed.setdefault(os.path.realpath(path), path)
+        real = os.path.realpath(path)
+        first = self.listed.setdefault(real, path)
         if first is not path:
             self.again.append((path, first))
             self.left_out["repeated folder"] += 1
             return None
-        images, folders = [], []
         try:
-            with os.scandir(path) as entries:
-                for entry in entries:
-                    if (kind := self._kind(entry)) == "image":
-                        images.append(entry.name)
-                    elif kind == "folder":
-                        folders.append(entry.name)
-                    else:
-                        self.left_out[kind] += 1
+            content = self.cache.find(real) or self._list(real)
         except OSError as error:
             raise UserError(
                 f"{self.option}: the folder {quoted(path)} cannot be listed ({error.strerror}): make it readable, "
                 f"or remove it"
             ) from error
-        return Folder(path, images, sorted(folders))
+        self.left_out += content.left_out
+        return Folder(path, content.images, content.folders)
+
+    def _list(self, path: str) -> Content:
+        """List a folder by its real path."""
+        started, before = time.perf_counter(), stamp(path)
+        images, folders, left_out, lasting = list[str](), list[str](), Counter[str](), True
+        with os.scandir(path) as entries:
+            for entry in entries:
+                kind = self._kind(entry)
+                if kind == "image":
+                    images.append(entry.name)
+                    continue
+                if kind == "folder":
+                    folders.append(entry.name)
+                else:
+                    left_out[kind] += 1
+                lasting &= not entry.is_symlink()  # a broken link, or one to a folder
+        content = Content(images, sorted(folders), left_out, lasting)
+        self.cache.add(path, before, content, time.perf_counter() - started)
+        return content
 
     def _kind(self, entry: os.DirEntry[str]) -> str:
         """Kind of an entry. Only links cost a stat: one of each file would take hours on a network file system."""

@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from semaim.data.masks import mask_names, read_mask
+from semaim.data.names import Names
 from semaim.data.pixels import Picture, size_of
 from semaim.data.reading import Unreadable, read_rgb, reason
 
@@ -147,8 +148,7 @@ class FileImages:
         self.root = root
         self.prefix = "" if root == Path() else os.path.join(root, "")  # of names; joining paths takes longer
         self.exif = exif
-        # One memory block, which forked workers share; reference counts of a list would copy its pages.
-        self.files = np.asarray(files)
+        self.files = Names.of(files)
         self.labels = None if labels is None else np.asarray(labels, dtype=np.int64)
         self.masks = masks
         self.has_mask = np.zeros(len(files), bool)
@@ -162,6 +162,11 @@ class FileImages:
     def read(self, index: int) -> Picture:
         return read_rgb(self.name(index), self.exif)
 
+    def encoded(self, index: int) -> bytes:
+        """The file of an image; raises OSError if it cannot be read."""
+        with open(self.name(index), "rb") as file:
+            return file.read()
+
     def label(self, index: int) -> int:
         return UNLABELLED if self.labels is None else int(self.labels[index])
 
@@ -169,9 +174,7 @@ class FileImages:
         return f"{self.prefix}{self.files[index]}"
 
     def fingerprint(self) -> str:
-        labels = b"" if self.labels is None else self.labels.tobytes()
-        paths = "\0".join([*self.files.tolist(), *["exif"] * self.exif])
-        return hashlib.sha256(os.fsencode(paths) + labels).hexdigest()
+        return fingerprint(self.files, self.labels, self.exif)
 
     def place(self) -> str:
         return os.path.realpath(self.root)
@@ -183,6 +186,14 @@ class FileImages:
         if self.masks is None or not self.has_mask[index]:
             return None
         return read_mask(self.masks / mask_name(self.files[index]), size_of(self.read(index)))
+
+
+def fingerprint(names: Names, labels: np.ndarray[Any, np.dtype[np.int64]] | None, exif: bool) -> str:
+    """Hash of images by their relative paths, their classes and whether they are turned."""
+    digest = hashlib.sha256(names.joined.data)
+    digest.update(b"\0exif" * exif)
+    digest.update(b"" if labels is None else labels.data)
+    return digest.hexdigest()
 
 
 def mask_name(file: str) -> str:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache, partial
 from itertools import islice
 from typing import Any
@@ -68,13 +68,11 @@ class Batch:
         return self
 
     def to(self, device: torch.device) -> Batch:
-        """Copy the batch to a device and normalise its images there."""
-        self.images_BCHW = self.images_BCHW.to(device, non_blocking=True)
+        """The batch on a device, with normalised images; the indices stay, since only the host reads them."""
+        images_BCHW, labels_B = (each.to(device, non_blocking=True) for each in (self.images_BCHW, self.labels_B))
         if self.on_device is not None:
-            self.images_BCHW = self.on_device(self.images_BCHW, self.seeds)
-            self.on_device = None
-        self.labels_B = self.labels_B.to(device, non_blocking=True)
-        return self
+            images_BCHW = self.on_device(images_BCHW, self.seeds)
+        return replace(self, images_BCHW=images_BCHW, labels_B=labels_B, on_device=None)
 
 
 @dataclass(frozen=True)

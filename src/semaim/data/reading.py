@@ -10,12 +10,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageFile, ImageOps
+from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, PLANAR_CONFIGURATION, SAMPLEFORMAT
 from torch import Tensor
 
 from semaim.data.pixels import Picture
 from semaim.errors import UserError
+
+try:
+    from torchvision.io import ImageReadMode, decode_jpeg
+except ImportError:  # torchvision has announced that it will leave decoding to others: Pillow then reads JPEG, too
+    decode_jpeg = None
 
 log = logging.getLogger(__name__)
 BACKGROUND = "white"  # pictures with transparency are mostly made for pages, which are white
@@ -51,11 +56,11 @@ def reason(error: Exception) -> str:
     return " ".join(text.split())
 
 
-def read_rgb(file: str | Path, exif: bool) -> Picture:
+def read_rgb(file: str | Path | bytes, exif: bool) -> Picture:
     """Read a picture in RGB; of an animation or a file of several pages, the first that is no thumbnail.
 
     Args:
-        file: path of the picture.
+        file: path of the picture, or its bytes.
         exif: turn it as its EXIF orientation says.
 
     Returns:
@@ -64,10 +69,15 @@ def read_rgb(file: str | Path, exif: bool) -> Picture:
     Raises:
         UserError: as `to_rgb`, or for a damaged EXIF orientation. Pillow raises any exception for damaged files.
     """
-    with open(file, "rb") as stream:
-        data = stream.read() if stream.peek(2)[:2] == START_OF_JPEG else None
+    if isinstance(file, bytes):
+        data = file if file.startswith(START_OF_JPEG) else None
+    else:
+        with open(file, "rb") as stream:
+            data = stream.read() if stream.peek(2)[:2] == START_OF_JPEG else None
     pixels = None if data is None else jpeg_pixels(data, exif)
-    return by_pillow(file, exif) if pixels is None else pixels
+    if pixels is not None:
+        return pixels
+    return by_pillow(io.BytesIO(file) if isinstance(file, bytes) else file, exif)
 
 
 def jpeg_pixels(data: bytes, exif: bool) -> Tensor | None:
@@ -75,9 +85,9 @@ def jpeg_pixels(data: bytes, exif: bool) -> Tensor | None:
 
     None if Pillow has to read it, or to say what is wrong with it: whatever Pillow refuses, torchvision refuses too.
     """
+    if decode_jpeg is None:
+        return None
     try:
-        from torchvision.io import ImageReadMode, decode_jpeg  # deprecated in 0.29: Pillow reads where it is missing
-
         header = Image.open(io.BytesIO(data), formats=["JPEG"])  # nothing is decoded here
         if header.mode not in ("L", "RGB"):
             return None
@@ -90,7 +100,13 @@ def jpeg_pixels(data: bytes, exif: bool) -> Tensor | None:
 
 def by_pillow(file: str | Path | io.BytesIO, exif: bool) -> Image.Image:
     """As `read_rgb`, for any format."""
-    with Image.open(file) as image:
+    try:
+        opened = Image.open(file)
+    except UnidentifiedImageError as error:
+        if isinstance(file, io.BytesIO):  # whose address the error would tell
+            raise UnidentifiedImageError("cannot identify the kind of picture") from error
+        raise
+    with opened as image:
         if image.format == "TIFF":
             _to_full_page(image)
         _scale_transparent_colour(image)

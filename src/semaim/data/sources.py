@@ -21,6 +21,8 @@ from semaim.core.locks import one_at_a_time
 from semaim.data.folders import EXTENSIONS, Listing
 from semaim.data.image_sets import ArrayImages, FileImages, Splits, mask_name
 from semaim.data.layouts import Layout, Part, parts
+from semaim.data.listing_cache import listing_cache
+from semaim.data.shards import is_sharded, shards
 from semaim.errors import CannotWrite, UserError
 
 log = logging.getLogger(__name__)
@@ -114,7 +116,7 @@ def image_folders(root: str, layout: Layout = "auto", masks: str | None = None, 
     """Folders of image files; docs/data.md states what counts as an image and how the layout is found.
 
     Args:
-        root: the folder.
+        root: the folder; or one of shards, which hold the same images.
         layout: "splits": root/train/<class>/*.jpg and root/val/<class>/*.jpg, or root/train/*.jpg without labels;
             "classes": root/<class>/*.jpg; "flat": all images at any depth, without labels; "auto": the one that the
             names of the folders tell.
@@ -129,13 +131,16 @@ def image_folders(root: str, layout: Layout = "auto", masks: str | None = None, 
     folder = Path(root).expanduser()
     if not root or not os.path.isdir(folder):
         raise UserError(f"data.root={quoted(root)} is not a folder: set data.root to the folder that holds the images")
+    if is_sharded(folder):
+        return _in_place_of(root, layout, masks, exif)
     mask_folder = None if masks is None else Path(masks).expanduser()
     if mask_folder is not None and (not masks or not os.path.isdir(mask_folder)):
         raise UserError(
             f"data.source.masks={masks} is not a folder: set it to the folder that holds the masks, or null"
         )
-    listing = Listing("data.root")
-    found, train, val = parts(folder, layout, listing)
+    with listing_cache(folder) as cache:
+        listing = Listing("data.root", cache=cache)
+        found, train, val = parts(folder, layout, listing)
     if mask_folder is not None and os.path.realpath(mask_folder) in listing.listed:
         raise UserError(
             f"data.source.masks={masks} is inside data.root={root}, so masks would be taken for images: move it, or "
@@ -149,13 +154,14 @@ def image_folders(root: str, layout: Layout = "auto", masks: str | None = None, 
     train_set, val_set = file_images(train), None if val is None else file_images(val)
     classes = [quoted(name) for name in train.classes]
     log.info(
-        "data.root=%s: layout %s, %s%s%s%s",
+        "data.root=%s: layout %s, %s%s%s%s%s",
         quoted(root),
         found,
         plural(len(train_set), "image"),
         f" of {plural(len(classes), 'class', 'es')}" if classes else "",
         f", {len(val_set)} held out" if val_set is not None else "",
         listing.omissions(),
+        cache,
     )
     if masks is not None and not any(len(part.masked()) for part in (train_set, val_set) if part is not None):
         name = train_set.name(0)
@@ -165,6 +171,19 @@ def image_folders(root: str, layout: Layout = "auto", masks: str | None = None, 
             f"{quoted(expected)}"
         )
     return Splits(train_set, None if train.labels is None else train_set, val_set, classes)
+
+
+def _in_place_of(root: str, layout: Layout, masks: str | None, exif: bool) -> Splits:
+    """Shards, read as the folder of images that they were written from; raises UserError if an option does not fit."""
+    if masks is not None:
+        raise UserError(f"data.source.masks={masks}: shards (data.root={quoted(root)}) hold no masks; give the folder "
+                        f"of the images, or leave the masks out")  # fmt: skip
+    splits = shards(root, exif)
+    found = "flat" if splits.labelled is None else "classes" if splits.val is None else "splits"
+    if layout not in ("auto", "splits", found):
+        raise UserError(f"data.source.layout={layout}, but the shards in data.root={quoted(root)} were written from a "
+                        f"folder of layout {found}: leave it out")  # fmt: skip
+    return splits
 
 
 def image_files(paths: Sequence[str]) -> FileImages:

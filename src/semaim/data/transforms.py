@@ -47,8 +47,8 @@ class RandomResizedCrop:
     """
 
     def __init__(self, size: tuple[int, int], scale: Sequence[float]) -> None:
-        self.size, self.scale = size, tuple(scale)
-        self.random = v2.RandomResizedCrop(size, scale=self.scale)
+        self.size = size
+        self.random = v2.RandomResizedCrop(size, scale=tuple(scale))
 
     def __call__(self, pixels: Tensor) -> Tensor:
         return resized_crop(pixels, **self.random.make_params([pixels]), size=self.size)
@@ -68,12 +68,12 @@ class RandomHorizontalFlip:
         return pixels.flip(-1) if torch.rand(1).item() < self.probability else pixels
 
 
-class TimmRandomResizedCrop(RandomResizedCrop):
-    """The same with timm's boxes, which are drawn by Python's generator."""
+class TimmRandomResizedCrop(RandomResizedCropAndInterpolation):  # type: ignore[misc]
+    """timm's, which draws other boxes than torchvision's, for pixels only."""
 
-    def __call__(self, pixels: Tensor) -> Tensor:
-        top, left, height, width = RandomResizedCropAndInterpolation.get_params(pixels, self.scale, (3 / 4, 4 / 3))
-        return resized_crop(pixels, top, left, height, width, self.size)
+    def __call__(self, img: Tensor) -> Tensor:
+        top, left, height, width = self.get_params(img, self.scale, self.ratio)
+        return resized_crop(img, top, left, height, width, self.size)
 
 
 class CoveringCrop(torch.nn.Module):
@@ -208,7 +208,7 @@ def finetuning(
         mean, std: colour normalisation.
     """
     size = pair(image_size)
-    steps: list[Callable[[Any], Any]] = [TimmRandomResizedCrop(size, scale), RandomHorizontalFlip(flip)]
+    steps: list[Callable[[Any], Any]] = [TimmRandomResizedCrop(size, scale=tuple(scale)), RandomHorizontalFlip(flip)]
     if rand_augment is not None:
         how = {"auto_augment": rand_augment, "color_jitter": None, "interpolation": "bicubic", "mean": tuple(mean)}
         _, augment, _ = create_transform((3, *size), is_training=True, separate=True, **how)

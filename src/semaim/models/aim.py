@@ -37,7 +37,6 @@ class AIM(nn.Module):
         mlp_ratio: hidden width of the MLPs over D.
         head: "mlp" (hidden width mlp_ratio * D, GELU) or "linear".
         drop_path: stochastic depth rate of the last block, growing linearly from 0 at the first.
-        activation_checkpointing: recompute activations in the backward pass: less memory, about a third more time.
 
     Raises:
         UserError: if the sizes do not fit each other.
@@ -55,12 +54,11 @@ class AIM(nn.Module):
         mlp_ratio: float = 4.0,
         head: Literal["mlp", "linear"] = "mlp",
         drop_path: float = 0.0,
-        activation_checkpointing: bool = False,
     ) -> None:
         super().__init__()
         self.image_size = pair(image_size)
         self.patch_size = patch_size
-        self.activation_checkpointing = activation_checkpointing
+        self.grad_checkpointing = False
         _check_sizes(self.image_size, patch_size, embed_dim, depth, num_heads, query_depth, head)
         # Determines shapes and meaning of the weights; stored in checkpoints.
         self.architecture = {
@@ -133,8 +131,12 @@ class AIM(nn.Module):
         predictions_BLP = self.prediction_head(self.norm(query_BLD))
         return gather_rows(predictions_BLP, order_BL.argsort(1))
 
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Let the backward pass compute activations inside of blocks again: less memory, about a third more time."""
+        self.grad_checkpointing = enable
+
     def _run(self, block: nn.Module, *args: Tensor | bool) -> Tensor:
-        if self.activation_checkpointing and self.training:
+        if self.grad_checkpointing and self.training:
             return checkpoint(block, *args, use_reentrant=False)
         return block(*args)
 

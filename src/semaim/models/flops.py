@@ -8,7 +8,6 @@ checkpointing is not counted.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
@@ -24,23 +23,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from semaim.models.aim import AIM
 
 Network = TypeVar("Network", bound=nn.Module)
-
-
-def matrix_product_speed(device: torch.device, dtype: torch.dtype) -> float:
-    """Floating-point operations per second of large matrix products on a device, an upper bound for training."""
-    size, seconds = (8192, 0.2) if device.type == "cuda" else (512, 0.05)
-    square = torch.ones(size, size, device=device, dtype=dtype)
-
-    def elapsed(repeats: int) -> float:
-        started = time.perf_counter()
-        for _ in range(repeats):
-            product = square @ square
-        product[0, 0].item()  # synchronises with the device
-        return time.perf_counter() - started
-
-    once = elapsed(2) / 2
-    repeats = max(2, round(seconds / once))
-    return 2 * size**3 * repeats / elapsed(repeats)
 
 
 @dataclass(frozen=True)

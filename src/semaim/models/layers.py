@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from timm.layers import Mlp, drop_path
+from timm.layers import Mlp
 from torch import Tensor, nn
 
 LAYER_NORM_EPS = 1e-6
@@ -27,6 +27,43 @@ def attend(q_BHLK: Tensor, k_BHNK: Tensor, v_BHNK: Tensor, causal: bool) -> Tens
     """
     out_BHLK = F.scaled_dot_product_attention(q_BHLK, k_BHNK, v_BHNK, is_causal=causal)
     return out_BHLK.transpose(1, 2).flatten(2)
+
+
+class DropPath(nn.Module):
+    """Stochastic depth (arXiv 1603.09382): drop the branch of an image with a probability, scale the others.
+
+    The numbers are those of timm's. A compiled graph reads the rate from a tensor, so that blocks with different rates
+    share one graph: with a number, each block has its own, and torch compiles eight at most.
+
+    Args:
+        rate: probability of dropping.
+    """
+
+    keep: Tensor
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+        self.drops = rate > 0
+        self.register_buffer("keep", torch.tensor(1 - rate), persistent=False)
+
+    def forward(self, x_BND: Tensor, stochastic: bool) -> Tensor:
+        """Drop branches if `stochastic`."""
+        if not self.drops or not stochastic:
+            return x_BND
+        shape = (len(x_BND), 1, 1)
+        if torch.compiler.is_compiling():
+            kept_B11 = (torch.rand(shape, device=x_BND.device) < self.keep) / self.keep
+            return x_BND * kept_B11.to(x_BND.dtype)
+        return x_BND * x_BND.new_empty(shape).bernoulli_(1 - self.rate).div_(1 - self.rate)
+
+
+class TimmDropPath(DropPath):
+    """The same where timm's blocks have theirs."""
+
+    def forward(self, x_BND: Tensor) -> Tensor:  # type: ignore[override]
+        """Drop branches in training."""
+        return super().forward(x_BND, self.training)
 
 
 def first_row_of_attention(q_BHNK: Tensor, k_BHNK: Tensor) -> Tensor:
@@ -77,7 +114,7 @@ class Block(nn.Module):
 
     def __init__(self, dim: int, num_heads: int, mlp_ratio: float, drop_path: float) -> None:
         super().__init__()
-        self.drop_path = drop_path
+        self.drop_path = DropPath(drop_path)
         self.norm1 = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
         self.attn = SelfAttention(dim, num_heads)
         self.norm2 = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
@@ -85,8 +122,8 @@ class Block(nn.Module):
 
     def forward(self, x_BND: Tensor, causal: bool, stochastic: bool) -> Tensor:
         """Apply the block; `stochastic` enables drop path (never in the semantic pass)."""
-        x_BND = x_BND + drop_path(self.attn(self.norm1(x_BND), causal), self.drop_path, stochastic)
-        return x_BND + drop_path(self.mlp(self.norm2(x_BND)), self.drop_path, stochastic)
+        x_BND = x_BND + self.drop_path(self.attn(self.norm1(x_BND), causal), stochastic)
+        return x_BND + self.drop_path(self.mlp(self.norm2(x_BND)), stochastic)
 
     def forward_with_attention(self, x_BND: Tensor) -> tuple[Tensor, Tensor]:
         """Apply the block without mask, and return its attention from the first token, averaged over heads.
@@ -107,7 +144,7 @@ class QueryBlock(nn.Module):
 
     def __init__(self, dim: int, num_heads: int, mlp_ratio: float, drop_path: float) -> None:
         super().__init__()
-        self.drop_path = drop_path
+        self.drop_path = DropPath(drop_path)
         self.norm1 = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
         self.attn = CrossAttention(dim, num_heads)
         self.norm2 = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
@@ -115,8 +152,8 @@ class QueryBlock(nn.Module):
 
     def forward(self, query_BLD: Tensor, context_BLD: Tensor, stochastic: bool) -> Tensor:
         read_BLD = self.attn(self.norm1(query_BLD), self.norm1(context_BLD), causal=True)
-        query_BLD = query_BLD + drop_path(read_BLD, self.drop_path, stochastic)
-        return query_BLD + drop_path(self.mlp(self.norm2(query_BLD)), self.drop_path, stochastic)
+        query_BLD = query_BLD + self.drop_path(read_BLD, stochastic)
+        return query_BLD + self.drop_path(self.mlp(self.norm2(query_BLD)), stochastic)
 
 
 def xavier_init(module: nn.Module) -> None:

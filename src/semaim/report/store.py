@@ -21,6 +21,7 @@ from semaim.config.naming import other_overrides
 from semaim.core.formatting import command
 from semaim.core.store_address import SQLITE, absolute_address
 from semaim.errors import UserError
+from semaim.report.speed import speed, with_speed_of_encoders
 from semaim.tracking.store import client_uri, mlflow_errors
 
 if TYPE_CHECKING:
@@ -130,6 +131,7 @@ def read(experiments: Collection[str]) -> DataFrame:
         UserError: if there is no such experiment.
     """
     runs = _search(experiments, "tags.task != 'pretrain' AND tags.`pretrained.run` != ''")
+    runs = with_speed_of_encoders(runs, _search(experiments, "tags.task = 'pretrain'"))
     return _with_accuracies(runs, "metrics.eval/")
 
 
@@ -144,7 +146,7 @@ def read_pretrainings(experiments: Collection[str]) -> DataFrame:
     runs = runs.assign(**{new: runs[old] for old, new in known.items()})
     if "tags.command" in runs:
         runs["tags.pretrained.options"] = [_options(command) for command in runs["tags.command"]]
-    return _with_accuracies(runs, "metrics.online/")
+    return _with_accuracies(runs.join(speed(runs)), "metrics.online/")
 
 
 def _options(command: Any) -> str:

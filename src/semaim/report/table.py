@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from semaim.core.comparison import Comparison, Group, Score, compare, named_metric
 from semaim.core.formatting import plural
 from semaim.core.headline import headlines
+from semaim.report.speed import NOTE, SPEED, cost_table
 from semaim.report.store import ENCODER, METHOD, evaluation
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ PARTS = {"permutation": "permutation", "target": "target", "weights": "weights"}
 OTHERS = {"model": "model", "pretrained_on": "pretrained on", "epochs": "epochs"}
 CSV_COLUMNS = [
     "method", "model", "permutation", "target", "pretrained_on", "epochs", "images_seen", "device_hours", "device",
-    "evaluated_on", "evaluation", "mean", "deviation", "runs", "published", "source",
+    *SPEED, "evaluated_on", "evaluation", "mean", "deviation", "runs", "published", "source",
 ]  # fmt: skip
 ROW_ORDER = ["evaluated_on", "model", "method", "pretrained_on", "epochs"]  # unknown models come last
 PUBLISHED_ON = "imagenet"  # name of the data of the published results
@@ -54,10 +55,11 @@ def pool(runs: DataFrame) -> DataFrame:
 
 
 def cost(runs: DataFrame) -> DataFrame:
-    """Pretraining cost of each method, a mean over its encoders; device-hours only if they had the same device."""
+    """Pretraining cost of each method, a mean over its encoders; hours and speed only if they had the same device."""
     encoders = runs.drop_duplicates([*METHOD, *ENCODER], keep="last").groupby(METHOD, dropna=False)
-    found = encoders[["images_seen", "device_hours"]].mean()
-    found["device_hours"] = found["device_hours"].where(encoders["device"].nunique(dropna=False) == 1)
+    found = encoders[["images_seen", "device_hours", *SPEED]].mean()
+    of_a_device = ["device_hours", *SPEED]
+    found[of_a_device] = found[of_a_device].where(encoders["device"].nunique(dropna=False) == 1)
     found["device"] = encoders["device"].agg(lambda devices: " and ".join(sorted(devices.dropna().unique())))
     return found.reset_index()
 
@@ -159,6 +161,8 @@ def markdown(accuracies: DataFrame, selection: str, by: str | None = None) -> st
     for data, table in ours.groupby("evaluated_on", sort=False):
         beside = accuracies[accuracies["published"]] if data == PUBLISHED_ON else accuracies.head(0)
         parts.append(section(str(data), table, beside, wanted))
+    if spent := cost_table(ours):
+        parts.append(f"## Cost of pretraining\n\n{spent}")
     if accuracies["published"].any() and PUBLISHED_ON not in set(ours["evaluated_on"]):
         published = accuracies[accuracies["published"]]
         parts.append(f"## Published\n\n{Comparison(groups(published), None).markdown('ImageNet-1k')}")
@@ -186,6 +190,8 @@ def notes(accuracies: DataFrame) -> list[str]:
         "A row pools the runs that differ in the seed alone. Of repeated evaluations the newest counts.",
         "report.csv has more: other numbers of neighbours, both features, top-5, images seen, device-hours.",
     ]
+    if accuracies[SPEED].notna().any(axis=None):
+        found.append(NOTE)
     if (accuracies["shots"] > 0).any():
         found.append("The deviation of a single few-shot run is over its choices of labelled images.")
     if accuracies["published"].any():

@@ -17,7 +17,7 @@ from typing_extensions import TypedDict
 
 from semaim.core import locks, slurm_job
 from semaim.core.files import if_possible, read_json, writable
-from semaim.core.formatting import duration
+from semaim.core.formatting import duration, spent_of
 from semaim.core.headline import headlines_text, measured
 from semaim.core.slurm_job import NOT_LISTED, JobState
 from semaim.errors import DamagedFile, NotReadable
@@ -275,17 +275,20 @@ def _tail(path: Path) -> str:
 
 
 def progress(folder: RunFolder) -> str:
-    """Step, images per second and remaining time of a running run, from its journal."""
-    status, step, rate = folder.status(), 0, 0.0
+    """Step, speed, remaining time and device hours of a running run, from its journal."""
+    status, step, found = folder.status(), 0, dict[str, float]()
     for line in journal_tail(folder):
         if "train/images_per_second" in line.get("metrics", ()):
-            step, rate = line["step"], line["metrics"]["train/images_per_second"]
+            step, found = line["step"], line["metrics"]
     step, last = max(step, status.get("step", 0)), status.get("last_step")
     if last is None:
         return "under way"
-    seconds = (last - step) * status.get("batch_size", 0) / rate if rate else 0
-    left = f", {rate:.3g} images/s, ETA {duration(seconds)}" if seconds else ""
-    return f"step {step}/{last}{left}"
+    parts, rate = [f"step {step}/{last}"], found.get("train/images_per_second")
+    if rate and (seconds := (last - step) * status.get("batch_size", 0) / rate):
+        parts += [f"{rate:.3g} images/s", f"ETA {duration(seconds)}"]
+    if "train/device_hours_projected" in found:
+        parts.append(f"{spent_of(found['train/device_hours'], found['train/device_hours_projected'])} device-hours")
+    return ", ".join(parts)
 
 
 def journal_tail(folder: RunFolder) -> Sequence[Line]:

@@ -20,7 +20,7 @@ from semaim.core.seeding import StepNoise, seeded
 from semaim.data.loading import Batch
 from semaim.errors import UserError
 from semaim.evaluation.accuracy import Predictions, named, predict_classes
-from semaim.models.flops import encoder_cost
+from semaim.models.flops import encoder_cost, on_meta
 from semaim.models.vit import Pool
 from semaim.runs.context import Run
 from semaim.tasks.evaluation import TrainedEvaluation, check_image_size, encoding_cost
@@ -92,6 +92,10 @@ class FineTuning(TrainedEvaluation):
         spent = encoder_cost(self.model)
         return training_cost(self, self.trainer, spent, spent.training_step, processes, on_gpu)
 
+    def step_flops(self) -> int | None:
+        """Forward and backward of encoder and head, per image."""
+        return encoder_cost(on_meta(self.model).eval()).training_step
+
     def run(self, run: Run) -> dict[str, float]:
         """Fine-tune and evaluate, or only evaluate; returns accuracies in percent and the loss."""
         origin = self.begin(run)
@@ -125,10 +129,11 @@ class FineTuning(TrainedEvaluation):
         """Metrics on the held-out images, if due; the best model so far is saved in `best/`."""
         if not self.is_due(epoch, last):
             return {}
-        predictions = self._predictions(self.model, run)
+        model, average = state.whole()
+        predictions = self._predictions(model, run)
         metrics = {f"val/{name}": value for name, value in predictions.metrics().items()}
-        if state.ema is not None:
-            averaged = self._predictions(state.ema.module, run).metrics()
+        if average is not None:
+            averaged = self._predictions(average, run).metrics()
             metrics |= {f"val/{name}_ema": value for name, value in averaged.items()}
         if last:
             predictions.write(run)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from semaim.checkpoints.encoder_source import fingerprint
 from semaim.core.distributed import Processes
@@ -22,7 +22,7 @@ from semaim.data.loading import Batch
 from semaim.data.subsets import hold_out
 from semaim.errors import NonFiniteError, UserError
 from semaim.evaluation.accuracy import Predictions, named, predict_classes
-from semaim.models.flops import encoder_cost
+from semaim.models.flops import encoder_cost, on_meta
 from semaim.models.heads import LinearHeads
 from semaim.models.vit import encode
 from semaim.runs.context import Run
@@ -67,6 +67,9 @@ class LinearProbe(TrainedEvaluation):
             raise UserError("trainer.clip_grad would couple the heads' gradients: leave it null")
         if self.trainer.ema:
             raise UserError("trainer.ema=true: no moving average of linear heads is measured; leave it false")
+        if self.trainer.strategy != "ddp" or self.trainer.activation_checkpointing:
+            raise UserError("a linear probe trains heads on a frozen encoder, which needs little memory: leave "
+                            "trainer.strategy=ddp and trainer.activation_checkpointing=false")  # fmt: skip
         self.metric = f"linprobe_{kinds[0]}"
         self.vit = self.source.encoder().requires_grad_(False)
         check_image_size(self.vit, self.data, self.source.checkpoint)
@@ -82,6 +85,11 @@ class LinearProbe(TrainedEvaluation):
         self.model = LinearHeads(self.vit.embed_dim, len(self.classes), len(kinds), scales)
         if len(self.lrs) > 1 and any("lr_scale" not in group for group in optimizer.groups(self.model, 0.0)):
             raise UserError("task.base_lrs needs an optimizer with a group for each head, as in optimizer=sgd_linprobe")
+
+    @property
+    def main_network(self) -> nn.Module:
+        """The frozen encoder."""
+        return self.vit
 
     @property
     def head_names(self) -> list[str]:
@@ -100,6 +108,10 @@ class LinearProbe(TrainedEvaluation):
         """The heads are negligible beside a forward pass of the frozen encoder per image."""
         spent = encoder_cost(self.vit)
         return training_cost(self, self.trainer, spent, spent.encode, processes, on_gpu)
+
+    def step_flops(self) -> int | None:
+        """A forward pass of the frozen encoder per image: the heads are negligible."""
+        return encoder_cost(on_meta(self.vit).eval()).encode
 
     def loss(self, batch: Batch, state: TrainingState, noise: StepNoise) -> Tensor:
         """Cross-entropy of each image, (B,), summed over the heads, whose gradients stay independent.

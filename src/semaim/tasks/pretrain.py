@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from semaim.checkpoints.two_stream import read_checkpoint, start_from
@@ -27,7 +28,7 @@ from semaim.data.loading import Batch
 from semaim.errors import UserError
 from semaim.evaluation.evaluator import Evaluator, Learner
 from semaim.models.aim import AIM
-from semaim.models.flops import Cost, cost, matrix_product_speed
+from semaim.models.flops import Cost, cost
 from semaim.models.token_cache import Encoder, TokenCache
 from semaim.models.vit import pooled
 from semaim.permutations import Permutation, noise_columns
@@ -39,6 +40,8 @@ from semaim.teachers import Teacher
 from semaim.tracking.datasets import Context
 from semaim.training import loop
 from semaim.training.optimizers import Optimization, scaled_lr
+from semaim.training.peak import peak
+from semaim.training.profiling import region
 from semaim.training.progress import steps_done
 from semaim.training.settings import TrainerSettings
 from semaim.training.state import TrainingState
@@ -109,6 +112,7 @@ class Pretraining(Task, TrainingTask):
             "train/loss, train/grad_norm": "whether training goes well",
             "data/wait": "share of a step spent waiting for images; if it is more than a few percent, raise "
             "`data.num_workers`",
+            "train/mfu": "share of the device's peak of matrix products, which the tag `peak` states",
         }
 
     @property
@@ -129,6 +133,12 @@ class Pretraining(Task, TrainingTask):
     def check(self, seed: int, processes: Processes) -> None:
         """Raise UserError if the settings do not fit these processes, before anything is written."""
         loop.step_plan(self, self.trainer, seed, processes)
+        rounded = self.trainer.strategy == "fsdp" and self.trainer.dtype(processes.device) != torch.float32
+        own_map = self.map_network in ("online", "ema") and self.semantic_map.full_precision
+        if rounded and own_map and processes.world_size > 1:
+            raise UserError("semantic_map.full_precision=true needs weights in float32, but with trainer.strategy=fsdp "
+                            "they are rounded when they are gathered: choose trainer.strategy=ddp or "
+                            "trainer.precision=float32")  # fmt: skip
         for evaluator in self.evaluators.values():
             evaluator.check(self.data)
         if self.teacher is not None:
@@ -154,6 +164,10 @@ class Pretraining(Task, TrainingTask):
         spent, teacher = self.spent(), 0 if self.teacher is None else self.teacher.parameters
         return training_cost(self, self.trainer, spent, spent.training_step, processes, on_gpu, teacher)
 
+    def step_flops(self) -> int:
+        """Forward and backward of both streams, and the passes without gradient, per image."""
+        return self.spent().training_step
+
     def run(self, run: Run) -> dict[str, float]:
         """Pretrain to the end; returns the last loss and the online accuracies before and after training."""
         self._log_plan(run)
@@ -175,7 +189,16 @@ class Pretraining(Task, TrainingTask):
 
     def next_commands(self, folder: Path, spec: RunSpec) -> dict[str, str]:
         """Commands that the user may run next."""
-        excluded = ("model", "sweep", "run_name", "run_dir", "checkpoint", "extend", "trainer.max_steps")
+        excluded = (
+            "model",
+            "sweep",
+            "run_name",
+            "run_dir",
+            "checkpoint",
+            "extend",
+            "trainer.max_steps",
+            "trainer.profile_steps",
+        )
         kept = [
             o for o in spec.overrides if not o.startswith(tuple(f"{name}{end}" for name in excluded for end in "=."))
         ]
@@ -196,20 +219,21 @@ class Pretraining(Task, TrainingTask):
     def loss(self, batch: Batch, state: TrainingState, noise: StepNoise) -> Tensor:
         """Loss of each image, (B,): the mean over its patches."""
         images_BCHW = batch.images_BCHW
-        cache = TokenCache(self._encoders(state), images_BCHW)
-        map_BL = None if self.map_network is None else self.semantic_map(cache, self.map_network)
+        cache = TokenCache(self._encoders(state.model, state.ema and state.ema.module), images_BCHW)
+        with region("semantic pass"):
+            map_BL = None if self.map_network is None else self.semantic_map(cache, self.map_network)
         if self.learners:
             self._learned.append((pooled(cache.tokens("online")), batch.labels_B))
-        target_BLP = self.target(images_BCHW, cache)  # before activations for the backward pass take memory
+        with region("target"):  # before activations for the backward pass take memory
+            target_BLP = self.target(images_BCHW, cache)
         noise_BK = noise.rows(batch.first_row, len(images_BCHW), noise_columns(self.model.grid), images_BCHW.device)
         order_BL = self.permutation.order(self.model.grid, noise_BK, map_BL)
         prediction_BLP = state.forward(images_BCHW, order_BL)
         return self.target.loss(prediction_BLP, target_BLP).mean(1)
 
-    def _encoders(self, state: TrainingState) -> dict[str, Encoder]:
+    def _encoders(self, model: Any, average: Any) -> dict[str, Encoder]:
         """Networks that may make a pass over a batch, by name."""
-        ema: Any = state.ema and state.ema.module
-        encoders: dict[str, Encoder | None] = {"online": self.model, "ema": ema, "teacher": self.teacher}
+        encoders: dict[str, Encoder | None] = {"online": model, "ema": average, "teacher": self.teacher}
         return {name: encoder for name, encoder in encoders.items() if encoder is not None}
 
     def after_update(self) -> None:
@@ -235,10 +259,12 @@ class Pretraining(Task, TrainingTask):
 
     def evaluate(self, state: TrainingState, epoch: int, last: bool, run: Run) -> dict[str, float]:
         """Metrics of the evaluators that are due."""
-        self.model.eval()
-        encoders, order, maps, target = self._encoders(state), self.permutation, self.semantic_map, self.target
-        learner = Learner(self.model, encoders, self.map_network, order, maps, target, self.data, state.step, epoch)
         due = [each for each in self.evaluators.values() if each.is_due(epoch, last)]
+        if not due:
+            return {}
+        model, average = state.whole()
+        encoders, order, maps, target = self._encoders(model, average), self.permutation, self.semantic_map, self.target
+        learner = Learner(model.eval(), encoders, self.map_network, order, maps, target, self.data, state.step, epoch)
         return {name: value for each in due for name, value in each.evaluate(learner, run).items()}
 
     def _log_plan(self, run: Run) -> None:
@@ -264,13 +290,16 @@ class Pretraining(Task, TrainingTask):
             f"{plural(trainer.batch_size, 'image')}{parts if trainer.batch_size > plan.micro_batch_size else ''}, "
             f"{device}, {str(dtype).removeprefix('torch.')}"
         )
-        peak = scaled_lr(self.optimizer.base_lr, trainer.batch_size)
-        log.info(f"learning rate: {peak:.3g} at its peak (optimizer.base_lr={self.optimizer.base_lr:g} per 256 images)")
-        speed = matrix_product_speed(device, dtype)
+        lr = scaled_lr(self.optimizer.base_lr, trainer.batch_size)
+        log.info(f"learning rate: {lr:.3g} at its peak (optimizer.base_lr={self.optimizer.base_lr:g} per 256 images)")
+        if not run.processes.is_main:
+            return
         left = max(0, steps - steps_done(run))
         total = spent.training_step * left * trainer.batch_size
-        shortest = duration(total / speed / plan.world_size)
+        with trainer.matrix_products(device):
+            fastest = peak(device, dtype).flops
         log.info(
-            f"{count(total, 'FLOP')} {'in all' if left == steps else 'left'}, at least {shortest} at the "
-            f"{count(speed, 'FLOP/s')} that this device reaches in matrix products"
+            f"{count(total, 'FLOP')} {'in all' if left == steps else 'left'}, at least "
+            f"{duration(total / fastest / plan.world_size)} at the {count(fastest, 'FLOP/s')} that this device reaches "
+            f"in matrix products"
         )

@@ -145,7 +145,16 @@ def training_cost(
     plan = loop.step_plan(task, trainer, 0, Processes(0, processes, torch.device("cpu")))
     steps, moment_count = trainer.last_step(plan.steps_per_epoch), moments(task.optimizer, task.model)
     itemsize = PRECISIONS.get(trainer.precision, torch.bfloat16 if on_gpu else torch.float32).itemsize
-    memory = training_memory(task.model, plan.micro_batch_size, itemsize, moment_count, trainer.ema)
+    memory = training_memory(
+        task.model,
+        plan.micro_batch_size,
+        itemsize,
+        moment_count,
+        trainer.ema,
+        processes if trainer.strategy == "fsdp" else 1,
+        trainer.accumulate > 1,
+        trainer.activation_checkpointing,
+    )
     if memory is not None:
         memory += FLOAT32 * frozen
     files = trainer.keep_checkpoints + 1  # the new one is written before the oldest is deleted

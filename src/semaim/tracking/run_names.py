@@ -77,9 +77,9 @@ def affects_model(option: str) -> bool:
 
 
 def data_name(choice: str, config: Mapping[str, Any]) -> str:
-    """Name of the data: the folder of data=folder, else the choice."""
+    """Name of the data: the folder of data=folder and data=shards, else the choice."""
     root = config.get("root")
-    return PurePath(root).name or choice if choice == "folder" and root else choice
+    return PurePath(root).name or choice if choice in ("folder", "shards") and root else choice
 
 
 def _joined(parts: Iterable[str]) -> str:

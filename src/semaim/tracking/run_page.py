@@ -22,7 +22,9 @@ def tags(spec: RunSpec, start: Mapping[str, Any]) -> dict[str, str]:
         spec: its configuration and choices.
         start: its last start (`RunFolder.last_start`).
     """
-    values = {name: start[name] for name in ("commit", "dirty", "host", "device")} | {"command": spec.command}
+    values = {name: start[name] for name in ("commit", "dirty", "host", "device", "processes")} | {
+        "command": spec.command
+    }
     if (origin := origin_of(spec.config)) is not None:
         values |= origin.tags
     values |= spec.parts | {f"slurm.{name}": value for name, value in start.get("slurm", {}).items()}

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 
 import torch
-from timm.models import vision_transformer as timm_vit
+from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from semaim.core.cache_folder import cache_folder
 from semaim.core.distributed import Processes
-from semaim.models.layers import Block, QueryBlock
+from semaim.models.layers import TimmDropPath
+
+BLOCKS = ("blocks", "query_blocks")  # names of lists, as timm and AIM have them
+
+
+def transformer_blocks(network: nn.Module) -> list[nn.Module]:
+    """The transformer blocks of a network; empty if it has none."""
+    return [block for name in BLOCKS for block in getattr(network, name, ())]
 
 
 def wrap(model: nn.Module, processes: Processes) -> Callable[..., Tensor]:
@@ -18,7 +27,8 @@ def wrap(model: nn.Module, processes: Processes) -> Callable[..., Tensor]:
     if processes.world_size == 1:
         return model
     ids = [processes.device.index] if processes.device.type == "cuda" else None
-    return DeterministicDDP(model, device_ids=ids, gradient_as_bucket_view=True)
+    # Buffers are constant, or statistics that `evaluate` shares when they are needed: no broadcast at every step.
+    return DeterministicDDP(model, device_ids=ids, gradient_as_bucket_view=True, broadcast_buffers=False)
 
 
 class DeterministicDDP(DistributedDataParallel):
@@ -50,11 +60,16 @@ class DeterministicDDP(DistributedDataParallel):
         self.module.zero_grad(set_to_none=True)
 
 
-def compile_blocks(model: nn.Module) -> None:
-    """Compile each transformer block in place, for both streams, the semantic pass and fine-tuning.
+def compile_blocks(network: nn.Module) -> None:
+    """Compile each transformer block in place.
 
-    Blocks share one compiled graph, so the start takes seconds instead of the minutes for the whole model.
+    Blocks share compiled graphs, so the start takes seconds instead of the minutes for the whole network. Compiled
+    kernels are kept in the user's cache folder, which nodes of a cluster share, unless TORCHINDUCTOR_CACHE_DIR is set.
     """
-    for module in model.modules():
-        if isinstance(module, Block | QueryBlock | timm_vit.Block):
-            module.compile()
+    if (kept := cache_folder("torchinductor")) is not None:
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(kept))
+    for block in transformer_blocks(network):
+        for name, child in block.named_children():
+            if isinstance(child, DropPath):
+                setattr(block, name, TimmDropPath(child.drop_prob))
+        block.compile()

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from timm.utils.model_ema import ModelEmaV3
-from torch import Tensor
+from torch import Tensor, nn
 
 from semaim.checkpoints import store
 from semaim.core.distributed import Processes
@@ -19,14 +19,18 @@ from semaim.core.files import write_json
 from semaim.core.finite import listed, non_finite
 from semaim.core.formatting import plural
 from semaim.data.loading import StepPlan, TrainingData, TrainingImages, UnreadableImages, training_batches
+from semaim.data.on_device import OnDevice
 from semaim.errors import Interrupted, NonFiniteError, UserError
 from semaim.runs.context import Run
 from semaim.runs.folder import RunFolder
-from semaim.training.ddp import compile_blocks, wrap
+from semaim.training.ddp import compile_blocks
+from semaim.training.look import Unseen, last_good, look, look_is_due, steps_between_looks
+from semaim.training.profiling import Profile
 from semaim.training.progress import ProgressReporter, report_restored, report_unused
 from semaim.training.settings import TrainerSettings
 from semaim.training.state import TrainingState
-from semaim.training.step import TrainingTask, last_good, train_step
+from semaim.training.step import TrainingTask, train_step
+from semaim.training.strategies import strategy_of
 
 log = logging.getLogger(__name__)
 
@@ -39,38 +43,51 @@ def fit(task: TrainingTask, trainer: TrainerSettings, run: Run) -> TrainingState
         NonFiniteError: before an update with a non-finite loss or gradient, and before saving a non-finite state.
         UserError: for settings that do not fit, damaged checkpoints, a full disk or too many unreadable images.
     """
+    with Profile(trainer.profile_steps, run) as profile:
+        return _train(task, trainer, run, profile)
+
+
+def _train(task: TrainingTask, trainer: TrainerSettings, run: Run, profile: Profile) -> TrainingState:
     processes = run.processes
     plan = step_plan(task, trainer, run.seed, processes)
     per_epoch, total = plan.steps_per_epoch, trainer.epochs * plan.steps_per_epoch
     last = trainer.last_step(per_epoch)
     report_unused(plan)
+    flops = task.step_flops() if processes.is_main else None  # of the model as it is, not yet wrapped or compiled
     state = prepare(task, trainer, run)
     run.stop.at_once = lambda: lost_at_once(run, state.step)
     unreadable = UnreadableImages(task.training.max_unreadable, task.training.unreadable)
     images = TrainingImages(task.training.images, task.training.transform, run.seed)
     batches = training_batches(images, plan, range(state.step, last), task.training.loading, processes, run.stop)
+    batches = OnDevice(batches, processes.device)
     evaluate(task, state, run, per_epoch, last)
     write_progress(run, state.step, last, plan)
-    progress = ProgressReporter(trainer, plan, run, state.step, last)
+    progress = ProgressReporter(task.training, flops, trainer, plan, run, state.step, last)
+    failed = torch.zeros((), dtype=torch.bool, device=processes.device)
+    unseen = Unseen(failed, steps_between_looks(trainer, processes.device))
+    profile.begin(state.step, last)
     task.model.train()
     while state.step < last:
         lr = task.optimizer.lr(state.step, trainer.batch_size, round(trainer.warmup_epochs * per_epoch), total)
+        ema_decay = trainer.ema_decay_at(state.step / per_epoch)
         try:
-            step = train_step(task, trainer, state, batches, unreadable, run, lr)
+            with trainer.matrix_products(processes.device):
+                train_step(task, trainer, state, batches, unreadable, run, lr, ema_decay, unseen)
         except Interrupted as error:  # no images came, and the other processes wait for this one
             if processes.world_size == 1:
+                take_results(task, state, unseen, unreadable, progress, run)
                 save_checkpoint(task, state, trainer, run, plan)
             raise Interrupted(f"{error}; {lost_at_once(run, state.step)}") from error
-        if state.ema is not None:
-            state.ema.decay = trainer.ema_decay_at(state.step / per_epoch)
-            state.ema.update(task.model)
-        state.step, state.loss = state.step + 1, step.loss
-        state.device_seconds += step.seconds * processes.world_size
-        progress.step(state.step, step, state.device_seconds)
-        if step.stop or state.step == last or checkpoint_is_due(state.step, per_epoch, trainer):
+        state.step += 1
+        profile.step()
+        at_end, save = state.step == last, checkpoint_is_due(state.step, per_epoch, trainer)
+        if not (at_end or save or state.step % per_epoch == 0 or look_is_due(unseen, state.step, trainer)):
+            continue
+        stop = take_results(task, state, unseen, unreadable, progress, run)
+        if stop or at_end or save:
             save_checkpoint(task, state, trainer, run, plan)
             write_progress(run, state.step, last, plan)
-        if step.stop and state.step < last:
+        if stop and not at_end:
             raise Interrupted(f"stopped by {run.stop.agree(processes)} after step {state.step}, which is saved")
         try:
             evaluate(task, state, run, per_epoch, last)
@@ -78,6 +95,24 @@ def fit(task: TrainingTask, trainer: TrainerSettings, run: Run) -> TrainingState
             save_checkpoint(task, state, trainer, run, plan)
             raise
     return state
+
+
+def take_results(
+    task: TrainingTask,
+    state: TrainingState,
+    unseen: Unseen,
+    unreadable: UnreadableImages,
+    progress: ProgressReporter,
+    run: Run,
+) -> bool:
+    """Look at the unseen steps and report them; collective. Returns whether a process received a stop signal."""
+    results = look(unseen, unreadable, task.training.images, run) if unseen.steps else []
+    first = state.step - len(results) + 1
+    for done, result in enumerate(results, start=first):
+        state.loss = result.loss
+        state.device_seconds += result.seconds * run.processes.world_size
+        progress.step(done, result, state.device_seconds)
+    return any(result.stop for result in results)
 
 
 def step_plan(task: TrainingTask, trainer: TrainerSettings, seed: int, processes: Processes) -> StepPlan:
@@ -92,11 +127,18 @@ def prepare(task: TrainingTask, trainer: TrainerSettings, run: Run) -> TrainingS
     if len(set(run.processes.gather(tuple(task.training.fingerprints.values())))) > 1:
         raise UserError("the processes have different images: give all nodes the same data (data.root)")
     task.model.to(device)
+    if trainer.uses_tf32(device):
+        log.info("float32: training computes matrix products in TensorFloat-32 (10 of 23 bits of the fraction), "
+                 "evaluations in full precision")  # fmt: skip
     ema = ModelEmaV3(task.model, decay=trainer.ema_decay[0]) if trainer.ema else None
+    if trainer.activation_checkpointing:
+        checkpoint_activations(task.model)
     if trainer.compile:
-        compile_blocks(task.model)
+        compile_blocks(task.main_network)
+    strategy = strategy_of(trainer.strategy, run.processes, trainer.dtype(device))
+    forward = strategy.distribute(task.model, None if ema is None else ema.module)
     scaler = torch.amp.GradScaler(device.type, enabled=trainer.dtype(device) == torch.float16)
-    state = TrainingState(task.model, wrap(task.model, run.processes), ema, task.optimizer.build(task.model), scaler)
+    state = TrainingState(task.model, forward, ema, task.optimizer.build(task.model), scaler, strategy=strategy)
     saved, folder = restored(run)
     if saved is not None:
         store.check_parts(saved, f"the newest checkpoint in {folder.checkpoints}")
@@ -110,6 +152,14 @@ def prepare(task: TrainingTask, trainer: TrainerSettings, run: Run) -> TrainingS
         task.load_state_dict(saved["task"])
         report_restored(trainer, task.optimizer, step_plan(task, trainer, run.seed, run.processes), state, run, folder)
     return state
+
+
+def checkpoint_activations(model: nn.Module) -> None:
+    """Let a model's backward pass compute the activations inside of its blocks again, so that they are not stored."""
+    if not hasattr(model, "set_grad_checkpointing"):
+        raise UserError(f"trainer.activation_checkpointing=true: {type(model).__name__} has no blocks to checkpoint "
+                        f"(a method set_grad_checkpointing, as timm's models have): leave it false")  # fmt: skip
+    model.set_grad_checkpointing(True)  # type: ignore[operator]
 
 
 def restored(run: Run) -> tuple[store.Checkpoint | None, RunFolder]:

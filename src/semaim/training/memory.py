@@ -1,7 +1,9 @@
-"""Memory of training on a process, computed from the sizes of a model."""
+"""Memory of training on a process: computed from the sizes of a model, and measured."""
 
 from __future__ import annotations
 
+import resource
+import sys
 from dataclasses import replace
 from typing import Any
 
@@ -33,7 +35,16 @@ def moments(optimization: Optimization, model: nn.Module) -> int:
     )
 
 
-def training_memory(model: nn.Module, images: int, itemsize: int, moments: int, ema: bool) -> int | None:
+def training_memory(
+    model: nn.Module,
+    images: int,
+    itemsize: int,
+    moments: int,
+    ema: bool,
+    shards: int = 1,
+    accumulates: bool = False,
+    checkpointing: bool = False,
+) -> int | None:
     """Upper bound of the bytes that training takes on a process, without those of CUDA and NCCL (1 to 2 GB).
 
     None for a model without the transformer blocks whose activations are known.
@@ -44,7 +55,8 @@ def training_memory(model: nn.Module, images: int, itemsize: int, moments: int, 
         + 4 P (moving average, if there is one) + 2 P (weights in bf16 or fp16, if matrix products use it)
         + images x `activations` of an image.
 
-    All gradients and activations are counted as allocated at the same time, which is nearly so with micro-batches.
+    All gradients and activations are counted as allocated at the same time, which is nearly so with micro-batches. With
+    FSDP a process has its part of these P, but for the activations, and in place of 2 P what is `gathered`.
 
     Args:
         model: two-stream model, an encoder with a head, or another.
@@ -52,15 +64,38 @@ def training_memory(model: nn.Module, images: int, itemsize: int, moments: int, 
         itemsize: bytes per value in matrix products: 4, or 2 for bf16 and fp16.
         moments: m, 2 for Adam.
         ema: whether there is a moving average.
+        shards: processes that share each weight: all with FSDP, else 1.
+        accumulates: whether a step has several micro-batches.
+        checkpointing: whether activations inside of blocks are computed again.
     """
     if not isinstance(getattr(model, "blocks", [None])[0], Block | ViTBlock):
         return None
-    parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    bytes_per_parameter = FLOAT32 * (2 + moments + ema) + (itemsize if itemsize < FLOAT32 else 0)
-    return parameters * bytes_per_parameter + images * activations(model, itemsize)
+    parameters = size_of(model)
+    kept = parameters * FLOAT32 * (2 + moments + ema) // shards
+    if shards > 1:
+        kept += gathered(model, itemsize) + (parameters * FLOAT32 if accumulates else 0)
+    elif itemsize < FLOAT32:
+        kept += parameters * itemsize
+    return kept + images * activations(model, itemsize, checkpointing)
 
 
-def activations(model: Any, itemsize: int) -> int:
+def size_of(module: nn.Module) -> int:
+    """Number of trained parameters."""
+    return sum(p.numel() for p in module.parameters() if p.requires_grad)
+
+
+def gathered(model: Any, itemsize: int) -> int:
+    """Bytes of whole weights and gradients on a process with FSDP, besides those that wait for later micro-batches.
+
+    These are all weights outside of blocks, the weights of a block and of the next one, and the gradients of two
+    blocks, which are averaged in float32.
+    """
+    blocks = [size_of(block) for block in (*model.blocks, *getattr(model, "query_blocks", ()))]
+    outside = size_of(model) - sum(blocks)
+    return (outside + 2 * max(blocks)) * itemsize + 2 * max(blocks) * (itemsize + FLOAT32)
+
+
+def activations(model: Any, itemsize: int, checkpointing: bool = False) -> int:
     """Bytes that the forward pass of an image saves for the backward pass; within 3 % of what autograd saves.
 
     For each token, a block of width D and hidden width M saves the inputs of its two norms in float32 (8 D bytes), and
@@ -77,12 +112,21 @@ def activations(model: Any, itemsize: int) -> int:
 
     if not isinstance(model, AIM):
         tokens = model.patch_embed.num_patches + model.num_prefix_tokens
-        return len(model.blocks) * kept(tokens) + tokens * width * FLOAT32
+        state, depth = tokens * width * FLOAT32, len(model.blocks)
+        return (depth + 1) * state + kept(tokens) if checkpointing else depth * kept(tokens) + state
     patches = model.grid[0] * model.grid[1]
     state, depth, queries = patches * width * FLOAT32, len(model.blocks), len(model.query_blocks)
     sizes: dict[str, Any] = model.architecture
     mlp = 2 * hidden if sizes["head"] == "mlp" else 0
     head = state + patches * (itemsize * (width + mlp) + 2 * FLOAT32 * sizes["out_channels"])
-    if model.activation_checkpointing:
+    if checkpointing:
         return (depth + queries + 2) * state + kept(patches) + head
     return (depth + queries) * kept(patches) + (queries + 1) * state + head
+
+
+def peak_memory(device: torch.device) -> int:
+    """The most bytes that this process has used: on a GPU those of tensors since the start of training, else all."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -3,29 +3,37 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, field
+
+import torch
 
 from semaim.checkpoints.store import list_steps
-from semaim.core.formatting import duration, plural, relative_to_cwd
+from semaim.core.formatting import count, duration, plural, relative_to_cwd, spent_of
 from semaim.core.terminal import StatusLine
-from semaim.data.loading import StepPlan
+from semaim.data.loading import StepPlan, TrainingData
 from semaim.runs.context import Run
 from semaim.runs.folder import RunFolder
+from semaim.training.look import StepResult
+from semaim.training.memory import peak_memory
 from semaim.training.optimizers import Optimization, last_lr
+from semaim.training.pace import Pace, WaitAdvice
+from semaim.training.peak import peak
 from semaim.training.settings import TrainerSettings
 from semaim.training.state import TrainingState
-from semaim.training.step import StepResult
 
 log = logging.getLogger(__name__)
 WORTH_SAYING = 0.1  # share of the images of an epoch that are not used
 SLOW_STEP_SECONDS = 10.0  # after a step as slow as this, one is enough for an estimate
 
 
-@dataclass
 class ProgressReporter:
     """Writes training metrics to the journal and a status line to the terminal.
 
+    The speed is that of the steps since the last journal entry, without evaluations and checkpoints, and without the
+    first step of this start, which has one-time costs.
+
     Args:
+        training: the images.
+        flops: floating-point operations of a step per image; None if they are unknown.
         trainer: settings of the loop.
         plan: assignment of images to steps.
         run: context of the run.
@@ -33,53 +41,112 @@ class ProgressReporter:
         last: step at which training ends.
     """
 
-    trainer: TrainerSettings
-    plan: StepPlan
-    run: Run
-    first: int
-    last: int
-    mean_seconds: float = field(default=0.0, init=False)
-
-    def __post_init__(self) -> None:
-        self.line = StatusLine(self.run.processes.is_main, every=self.trainer.log_every_steps)
+    def __init__(
+        self,
+        training: TrainingData,
+        flops: int | None,
+        trainer: TrainerSettings,
+        plan: StepPlan,
+        run: Run,
+        first: int,
+        last: int,
+    ) -> None:
+        self.trainer, self.plan, self.run, self.first, self.last = trainer, plan, run, first, last
+        self.line = StatusLine(run.processes.is_main, every=trainer.log_every_steps)
+        self.now = Pace()  # since the last journal entry
+        self.entry = Pace()  # of that entry
+        self.wait = WaitAdvice(training, run.processes)
+        self.device = run.processes.device
+        self.hours = "GPU-hours" if self.device.type == "cuda" else "device-hours"
+        self.done, self.calls = first, 0
+        self.flops = flops if first < last else None
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+        if self.flops is not None:
+            with trainer.matrix_products(self.device):
+                self.peak = peak(self.device, trainer.dtype(self.device))
+            log.info("MFU is the share of the peak of matrix products: %s (%s)", self.peak, self.peak.kept)
+            run.tag({"peak": str(self.peak)})
 
     def step(self, done: int, step: StepResult, device_seconds: float) -> None:
-        """Report a step.
+        """Report the steps since the last call.
 
         Args:
             done: completed steps.
-            step: result of the step.
+            step: result of the last step; its durations are those of all steps since the last call.
             device_seconds: time of all steps, summed over processes.
         """
-        steps_here = done - self.first
-        # The first step is slower because of one-time costs; after it, a moving average.
-        keep = 0.0 if steps_here <= 2 else 0.95
-        self.mean_seconds = keep * self.mean_seconds + (1 - keep) * step.seconds
-        eta = (self.last - done) * self.mean_seconds
-        rate = self.trainer.batch_size / self.mean_seconds
-        wait_share = step.data_wait / step.seconds
-        if steps_here == (1 if step.seconds > SLOW_STEP_SECONDS else 10) and eta > 0:
-            left = plural(self.last - done, "step")
-            log.info("about %s left, at the speed of the first %s: %s", duration(eta), plural(steps_here, "step"), left)
+        self.calls += 1
+        if self.calls == 2:
+            self.now = Pace()  # without the first step, unless it has an entry of its own
+        self.now += Pace(done - self.done, step.seconds, step.data_wait)
+        self.done = done
+        logged = done % self.trainer.log_every_steps == 0 or done == self.last
+        pace = self.now if logged or not self.entry.steps else self.entry
+        if done == self.last:  # a few steps after the last entry would be a poor measure
+            pace = self.now + self.entry
+        self._say_time_left(done - self.first, step.seconds, pace)
+        cost = self._cost(pace, device_seconds)
         epoch = done / self.plan.steps_per_epoch
-        text = (
-            f"epoch {epoch:.2f}/{self.trainer.epochs}  step {done}/{self.last}  loss {step.loss:.4f}  "
-            f"lr {step.lr:.2e}  grad norm {step.grad_norm:.2f}  "
-            f"{rate:.3g} images/s  data wait {wait_share:.0%}  ETA {duration(eta)}"
-        )
-        self.line.update(text, last=done == self.last or step.stop)
-        if done % self.trainer.log_every_steps == 0 or done == self.last:
-            metrics = {
-                "train/loss": step.loss,
-                "train/lr": step.lr,
-                "train/grad_norm": step.grad_norm,
-                "train/epoch": epoch,
-                "train/images_per_second": rate,
-                "data/wait": wait_share,
-                "data/unreadable_images": step.unreadable,
-                "train/device_hours": device_seconds / 3600,
-            }
-            self.run.log(done, metrics)
+        self.line.update(self._text(epoch, step, pace, cost), last=done == self.last or step.stop)
+        if not logged:
+            return
+        metrics = {
+            "train/loss": step.loss,
+            "train/lr": step.lr,
+            "train/grad_norm": step.grad_norm,
+            "train/epoch": epoch,
+            "train/images_per_second": self.trainer.batch_size / pace.per_step,
+            "data/wait": pace.wait_share,
+            "data/unreadable_images": step.unreadable,
+            **cost,
+        }
+        self.run.log(done, metrics)
+        if self.entry.steps:  # the first entry contains the start of the loading processes
+            self.wait.add(self.now, done == self.last)
+        self.entry, self.now = self.now, Pace()
+
+    def _cost(self, pace: Pace, device_seconds: float) -> dict[str, float]:
+        """Metrics of what the steps cost: of a device, but for the hours, which are of all."""
+        devices = self.run.processes.world_size
+        left = (self.last - self.done) * pace.per_step * devices
+        found = {
+            "train/device_hours": device_seconds / 3600,
+            "train/device_hours_projected": (device_seconds + left) / 3600,
+            "train/peak_memory_gib": peak_memory(self.device) / 2**30,
+        }
+        if self.flops is not None:
+            speed = self.flops * self.trainer.batch_size / pace.per_step / devices
+            found |= {"train/mfu": speed / self.peak.flops, "train/tflops": speed / 1e12}
+        return found
+
+    def _text(self, epoch: float, step: StepResult, pace: Pace, cost: dict[str, float]) -> str:
+        """The status line."""
+        rate, left = self.trainer.batch_size / pace.per_step, (self.last - self.done) * pace.per_step
+        parts = [
+            f"epoch {epoch:.2f}/{self.trainer.epochs}",
+            f"step {self.done}/{self.last}",
+            f"loss {step.loss:.4f}",
+            f"lr {step.lr:.2e}",
+            f"grad norm {step.grad_norm:.2f}",
+            f"{rate:.3g} images/s",
+            f"data wait {pace.wait_share:.0%}",
+            f"ETA {duration(left)}",
+            f"{cost['train/peak_memory_gib']:.3g} GiB",
+            f"{spent_of(cost['train/device_hours'], cost['train/device_hours_projected'])} {self.hours}",
+        ]
+        if self.flops is not None:
+            parts[8:8] = [f"MFU {cost['train/mfu']:.0%}", count(cost["train/tflops"] * 1e12, "FLOP/s")]
+        return "  ".join(parts)
+
+    def _say_time_left(self, steps: int, seconds: float, pace: Pace) -> None:
+        """Say once, after some steps of this start, how long the rest takes."""
+        left = self.last - self.done
+        if steps == (1 if seconds > SLOW_STEP_SECONDS else 10) and left:
+            log.info(
+                "about %s left, at the speed of the first %s: %s",
+                duration(left * pace.per_step), plural(steps, "step"), plural(left, "step"),
+            )  # fmt: skip
 
 
 def report_unused(plan: StepPlan) -> None:
