@@ -130,7 +130,8 @@ ABLATION = {"trainer.epochs": 200, "then": ["knn", "linprobe"]}
 # Options that do not change what a run computes, beside rounding, and objects without a choice.
 NO_SETTING = re.compile(
     r".*\._partial_|(data|model|optimizer|semantic_map|trainer)\._target_"
-    r"|data\.(source|root|num_workers|max_unreadable|val_|accept_|timeout_).*|optimizer\.optimizer\.fused|trainer\.(precision|strategy|activation_checkpointing|compile|(log|save|keep|milestone)_.*)"
+    r"|data\.(source|root|num_workers|max_unreadable|val_|accept_|timeout_).*|optimizer\.optimizer\.fused"
+    r"|trainer\.(precision|strategy|activation_checkpointing|compile|(log|save|keep|milestone|profile)_.*)"
     r"|data\.eval_transform\._target_|data\.train_transform\._target_|task\.(source\..*|data|optimizer|trainer|recipe|seed|batch_size)"
 )
 LENGTH, DECAY = ("trainer.epochs", "trainer.warmup_epochs"), "optimizer.groups.layer_decay"
