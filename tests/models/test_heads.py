@@ -110,6 +110,7 @@ class ProbeOfRows(LinearProbe):
         return rows_BKD.transpose(0, 1)
 
     evaluate, state_dict = TrainingTask.evaluate, TrainingTask.state_dict  # without an encoder
+    step_flops = TrainingTask.step_flops
 
 
 def fit(heads: LinearHeads, features_MKD: Tensor, labels_M: Tensor, folder: Path, *overrides: str) -> None:
