@@ -14,6 +14,7 @@ from torch import Tensor
 from semaim.core.distributed import Processes
 from semaim.core.signals import StopRequest
 from semaim.data.image_data import ImageData
+from semaim.data.samples import read_images
 from semaim.evaluation.evaluator import Learner
 from semaim.evaluation.online_linear import OnlineLinear
 from semaim.runs.context import Run
@@ -61,10 +62,11 @@ def started(data: ImageData, width: int, run: Run) -> OnlineLinear:
 
 def test_it_learns_the_classes(digits: ImageData, surroundings: Run) -> None:
     linear = started(digits, 64, surroundings)
-    source, images = digits.splits.train, digits.evaluation(digits.splits.train, list(range(len(digits.splits.train))))
+    source = digits.splits.train
+    _, images_BCHW = read_images(source, range(len(source)), digits.eval_transform)
     learner = Shades(None, {}, None, None, None, None, digits, 0, 1)  # type: ignore[arg-type]
-    features = learner.features(torch.stack([images[i][0] for i in range(len(images))]))
-    labels = torch.tensor([source.label(i) for i in range(len(images))])
+    features = learner.features(images_BCHW)
+    labels = torch.tensor([source.label(i) for i in range(len(source))])
     before = linear.evaluate(learner, surroundings)
     for _ in range(10):
         for rows in torch.arange(len(labels)).split(128):

@@ -54,7 +54,7 @@ def test_timm_prepares_images_the_same_way(square: Path, tmp_path: Path) -> None
     ours = evaluation(32, crop_ratio=1.0, mean=[0.3] * 3, std=[0.36] * 3)(photograph())
     levels = (
         ((theirs - ours) * 255 * 0.36).round().abs()
-    )  # Pillow and torch round resized values differently
+    )  # Pillow's arithmetic of resizing and torch's round differently
     assert torch.allclose(theirs, ours + (theirs - ours).sign() * levels / (255 * 0.36), rtol=0, atol=1e-5)
     assert levels.max() <= 1
     assert (levels > 0).double().mean() < 0.02

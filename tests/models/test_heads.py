@@ -109,8 +109,8 @@ class ProbeOfRows(LinearProbe):
     def _read(self, rows_BKD: Tensor) -> Tensor:
         return rows_BKD.transpose(0, 1)
 
-    evaluate, state_dict = TrainingTask.evaluate, TrainingTask.state_dict  # without an encoder
-    step_flops = TrainingTask.step_flops
+    # Without an encoder.
+    evaluate, state_dict, step_flops = TrainingTask.evaluate, TrainingTask.state_dict, TrainingTask.step_flops
 
 
 def fit(heads: LinearHeads, features_MKD: Tensor, labels_M: Tensor, folder: Path, *overrides: str) -> None:
