@@ -52,9 +52,7 @@ def test_timm_prepares_images_the_same_way(square: Path, tmp_path: Path) -> None
     }
     theirs = timm.data.create_transform(**settings)(photograph())
     ours = evaluation(32, crop_ratio=1.0, mean=[0.3] * 3, std=[0.36] * 3)(photograph())
-    levels = (
-        ((theirs - ours) * 255 * 0.36).round().abs()
-    )  # Pillow's arithmetic of resizing and torch's round differently
+    levels = ((theirs - ours) * 255 * 0.36).round().abs()  # torch rounds otherwise than Pillow
     assert torch.allclose(theirs, ours + (theirs - ours).sign() * levels / (255 * 0.36), rtol=0, atol=1e-5)
     assert levels.max() <= 1
     assert (levels > 0).double().mean() < 0.02

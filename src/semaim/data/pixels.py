@@ -34,9 +34,10 @@ def to_pixels(image: Any) -> Tensor:
 
 
 def to_pil(image: Any) -> Any:
-    """Pixels as PIL image; masks, and what image sets of one's own read besides, stay as they are."""
-    pixels = isinstance(image, Tensor) and image.dtype == torch.uint8 and image.ndim == 3
-    if not pixels or isinstance(image, tv_tensors.Mask):
+    """A picture as PIL image; masks, and what an image set of the user's own reads, stay as they are."""
+    if not isinstance(image, Tensor) or isinstance(image, tv_tensors.Mask):
+        return image
+    if image.dtype != torch.uint8 or image.ndim != 3:
         return image
     return Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
 

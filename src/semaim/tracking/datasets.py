@@ -7,12 +7,13 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 from semaim.config.run_spec import RunSpec
-from semaim.data.image_sets import ImageSet
 from semaim.runs.journal import DataUse, Journal
 from semaim.tracking.run_names import data_name
 
 if TYPE_CHECKING:
     from mlflow.entities import DatasetInput
+
+    from semaim.data.image_sets import ImageSet  # which imports torch; a job must listen to signals before that
 
 Context = Literal["training", "evaluation"]
 DIGEST_CHARACTERS = 8  # as MLflow's own
