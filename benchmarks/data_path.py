@@ -67,7 +67,7 @@ def former_batch(images: FileImages, name: str) -> Tensor:
     for index in range(len(images)):
         with Image.open(images.name(index)) as image:
             picture = image.convert("RGB")
-        with seeded(index, restore=False):
+        with seeded(index):  # which restored the generators in workers, too
             tensors.append(FORMER[name](picture))
     return torch.stack(tensors)
 

@@ -28,7 +28,9 @@ SEEDS = 2**63  # number of the seeds that `derive_seed` chooses from
 
 def to_pixels(image: Any) -> Tensor:
     """Pixels, uint8 (3, H, W), of a picture; masks stay as they are."""
-    return image if isinstance(image, Tensor) else F.pil_to_tensor(image)
+    if isinstance(image, Tensor):
+        return image
+    return F.pil_to_tensor(image if image.mode == "RGB" else image.convert("RGB"))
 
 
 def to_pil(image: Any) -> Any:
