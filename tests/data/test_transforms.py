@@ -59,6 +59,15 @@ def test_output(make, size, shape):
         assert tensor.isfinite().all()
 
 
+@pytest.mark.parametrize("size", [(1, 1), (1, 9), (9, 1)])
+def test_a_crop_has_at_least_one_pixel(size):
+    """A quarter of timm's boxes of an image of one pixel have a side of zero."""
+    image = Image.new("RGB", size, (255, 51, 0))
+    found = torch.stack(draws(finetuning((4, 6), **STILL, **PLAIN), image, 100))
+    assert found.shape == (100, 3, 4, 6)
+    assert torch.allclose(found, torch.tensor([1, 0.2, 0]).view(1, 3, 1, 1).expand_as(found), atol=1e-6)
+
+
 @pytest.mark.parametrize(("make", "still"), [(linear_probe, {}), (finetuning, STILL)])
 def test_normalisation(make, still):
     image = Image.new("RGB", (70, 50), (255, 51, 0))

@@ -73,6 +73,8 @@ class TimmRandomResizedCrop(RandomResizedCropAndInterpolation):  # type: ignore[
 
     def __call__(self, img: Tensor) -> Tensor:
         top, left, height, width = self.get_params(img, self.scale, self.ratio)
+        height, width = max(height, 1), max(width, 1)  # timm rounds a side of an image of one pixel to zero
+        top, left = min(top, img.shape[1] - height), min(left, img.shape[2] - width)
         return resized_crop(img, top, left, height, width, self.size)
 
 
