@@ -13,6 +13,7 @@ P target channels.
 
 from __future__ import annotations
 
+import argparse
 import copy
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -58,6 +59,17 @@ MODELS = {
 
 def unmarked(phase: str) -> None:
     """The end of a phase that is not recorded."""
+
+
+def add_step_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of benchmarks that time a step or parts of it."""
+    parser.add_argument("--model", choices=MODELS, default="base")
+    parser.add_argument("--image-size", type=int, default=224)
+    parser.add_argument("--patch-size", type=int, default=16)
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--precision", choices=["auto", "bf16", "float32"], default="auto", help="auto: bf16 on GPUs")
+    parser.add_argument("--warmup", type=int, default=2, help="rounds that are not counted")
+    parser.add_argument("--repeats", type=int, default=10, help="rounds that are")
 
 
 @dataclass(frozen=True)

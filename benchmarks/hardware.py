@@ -8,27 +8,16 @@ import shlex
 import sys
 import time
 from importlib.metadata import distributions
-from pathlib import Path
 from typing import Any
 
 import torch
 
 import semaim
 from semaim.runs.provenance import code_version
+from semaim.training.peak import processor
 
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow")
 IDLE = 0.3  # processes that run or wait on an idle machine, on average over a minute, per core
-
-
-def processor() -> str:
-    """The name of the CPU."""
-    info = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    names = (
-        " ".join(line.split(":")[1].replace("(R)", "").split())
-        for line in info.splitlines()
-        if line.startswith("model name")
-    )
-    return next(names, platform.processor() or "unknown")
 
 
 def environment(device: torch.device) -> dict[str, Any]:
@@ -41,7 +30,7 @@ def environment(device: torch.device) -> dict[str, Any]:
         "hardware": {
             "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
             "gpus": torch.cuda.device_count() if device.type == "cuda" else 0,
-            "cpu": processor(),
+            "cpu": " ".join(processor().replace("(R)", "").split()),
             "cpu_cores": cores,
             "torch_threads": torch.get_num_threads(),
         },

@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim import AdamW
 
-from benchmarks.forms import MODELS, autocast, build
+from benchmarks.forms import MODELS, add_step_arguments, autocast, build
 from benchmarks.hardware import choose, dtype_of
 from benchmarks.timing import alternating, ratio
 from semaim.models.aim import AIM
@@ -218,13 +218,7 @@ def agree(part: Part, way: str, dtype: torch.dtype) -> bool:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of this benchmark."""
-    parser.add_argument("--model", choices=MODELS, default="base")
-    parser.add_argument("--image-size", type=int, default=224)
-    parser.add_argument("--patch-size", type=int, default=16)
-    parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--precision", choices=["auto", "bf16", "float32"], default="auto", help="auto: bf16 on GPUs")
-    parser.add_argument("--warmup", type=int, default=2, help="rounds that are not counted")
-    parser.add_argument("--repeats", type=int, default=10, help="rounds that are")
+    add_step_arguments(parser)
 
 
 def small(args: argparse.Namespace) -> None:

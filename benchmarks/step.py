@@ -21,11 +21,12 @@ from typing import Any
 import torch
 
 from benchmarks import ROOT, data
-from benchmarks.forms import MODELS, Form, Step, build
+from benchmarks.forms import MODELS, Form, Step, add_step_arguments, build
 from benchmarks.hardware import choose, dtype_of
-from benchmarks.timing import Marks, alternating, busy_seconds, matmul_peak, ratio, seconds_of
+from benchmarks.timing import Marks, alternating, busy_seconds, ratio, seconds_of
 from semaim.core.distributed import usable_cpus
 from semaim.models.flops import cost
+from semaim.training.peak import measure as matrix_product_speed
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}  # of the loss, relative
 REFERENCES = ("masked", "authors'")  # forms that the others are compared with
@@ -38,17 +39,11 @@ class FormsDisagree(Exception):
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of this benchmark."""
-    parser.add_argument("--model", choices=MODELS, default="base")
-    parser.add_argument("--image-size", type=int, default=224)
-    parser.add_argument("--patch-size", type=int, default=16)
-    parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--precision", choices=["auto", "bf16", "float32"], default="auto", help="auto: bf16 on GPUs")
+    add_step_arguments(parser)
     parser.add_argument("--forms", nargs="*", metavar="FORM", help="only these; default: all")
     parser.add_argument("--no-compile", dest="compile", action="store_false", help="without the compiled form")
     parser.add_argument("--images", type=int, default=512, help="JPEG files for the breakdown; 0: no breakdown")
     parser.add_argument("--workers", type=int, help="loading processes for the breakdown; default: CPUs less one")
-    parser.add_argument("--warmup", type=int, default=2, help="rounds that are not counted")
-    parser.add_argument("--repeats", type=int, default=10, help="rounds that are")
     parser.add_argument("--peak-of", metavar="FORM", help="only print the peak memory of a step of this form")
 
 
@@ -74,7 +69,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     if args.peak_of is not None:
         return {"peak_memory_bytes": growth_of_peak(partial(step.run, all_forms[args.peak_of]))}
     losses = agreeing_losses(forms, step)
-    peak, model_cost = matmul_peak(device, dtype, args.small), cost(step.model, 1)
+    peak, model_cost = matrix_product_speed(device, dtype), cost(step.model, 1)
     seconds, of_phases, out_of_memory = rounds(forms, step, args)
     memory = {name: peak_memory(name, forms[name], step, args) for name in seconds}
     speed = {name: args.batch_size / median(each) for name, each in seconds.items()}

@@ -1,4 +1,4 @@
-"""Durations on a CPU or a GPU, and the speed of matrix products to compare with."""
+"""Durations on a CPU or a GPU."""
 
 from __future__ import annotations
 
@@ -80,10 +80,3 @@ def busy_seconds(action: Callable[[], Any], device: torch.device) -> float:
         synchronise(device)
     kernels = [e for e in profile.events() or [] if e.device_type == DeviceType.CUDA and not e.is_user_annotation]
     return sum(e.time_range.elapsed_us() for e in kernels) / 1e6
-
-
-def matmul_peak(device: torch.device, dtype: torch.dtype, small: bool) -> float:
-    """Operations per second of a large square matrix product, best of ten."""
-    n = 256 if small else 8192 if device.type == "cuda" else 2048
-    a, b = torch.randn(2, n, n, device=device).to(dtype)
-    return 2 * n**3 / min(seconds_of(lambda: a @ b, device) for _ in range(10))

@@ -47,7 +47,7 @@ class Steps:
 
     def __init__(self, run: Run, last: int, monkeypatch: pytest.MonkeyPatch, workers: int = 1) -> None:
         found = Peak(1e12, "a device", "float32", "2026-11-28", Path("/x/peaks.json"))
-        monkeypatch.setattr(progress, "peak", lambda *_: found)
+        monkeypatch.setattr(progress, "training_peak", lambda *_: found)
         monkeypatch.setattr(progress, "peak_memory", lambda _: 3 * 2**30)
         run.folder.path.mkdir()
         run.journal = Journal(run.folder.path / "metrics.jsonl")

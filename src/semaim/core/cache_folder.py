@@ -6,12 +6,13 @@ import os
 from pathlib import Path
 
 
-def cache_folder(name: str) -> Path | None:
-    """A subfolder of $XDG_CACHE_HOME/semaim (~/.cache/semaim), made if missing; None if it cannot be written."""
+def cache_folder(name: str = "") -> Path | None:
+    """A subfolder of $XDG_CACHE_HOME/semaim (~/.cache/semaim), made if missing; None if that is not possible."""
     try:
-        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        given = Path(os.environ.get("XDG_CACHE_HOME", ""))
+        home = given if given.is_absolute() else Path.home() / ".cache"  # a relative one does not count
         folder = home / "semaim" / name
         folder.mkdir(parents=True, exist_ok=True)
-    except (OSError, RuntimeError):  # no home folder, or not writable
+    except (OSError, RuntimeError):  # read-only, or there is no home folder
         return None
-    return folder if os.access(folder, os.W_OK) else None
+    return folder

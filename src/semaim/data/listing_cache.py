@@ -21,6 +21,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from semaim.core.cache_folder import cache_folder
 from semaim.core.files import adapter, atomic
 from semaim.core.formatting import duration, quoted
 from semaim.core.locks import one_at_a_time
@@ -142,13 +143,8 @@ def listing_cache(root: Path) -> Iterator[ListingCache]:
 
 def _file(root: Path) -> Path | None:
     """The file of a root; None if there is no place for it."""
-    try:
-        caches = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-        folder = caches / "semaim" / "listings"
-        folder.mkdir(parents=True, exist_ok=True)
-    except (OSError, RuntimeError):  # read-only, or there is no home folder
-        return None
-    return folder / f"{hashlib.sha256(os.fsencode(os.path.realpath(root))).hexdigest()[:16]}.json"
+    folder = cache_folder("listings")
+    return folder and folder / f"{hashlib.sha256(os.fsencode(os.path.realpath(root))).hexdigest()[:16]}.json"
 
 
 def _read(file: Path) -> Stored:

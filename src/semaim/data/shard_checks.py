@@ -10,7 +10,7 @@ from pathlib import Path
 from semaim.core.files import sha256
 from semaim.core.formatting import count, duration, plural, quoted
 from semaim.core.terminal import StatusLine
-from semaim.data.shards import Index, Manifest, PartName, command_of, missing, read_manifest
+from semaim.data.shards import Index, Manifest, PartName, command_of, missing, read_manifest, shards_of
 from semaim.errors import UserError
 
 
@@ -26,9 +26,7 @@ class Summary:
 
 def summary_of(manifest: Manifest, new: bool) -> Summary:
     """The summary of a manifest; `new`: whether this command wrote any shard."""
-    parts = manifest["parts"]
-    shards = [shard for part in parts.values() for shard in part["shards"]]
-    images = {name: part["images"] for name, part in parts.items()}
+    shards, images = shards_of(manifest), {name: part["images"] for name, part in manifest["parts"].items()}
     return Summary(images, len(shards), sum(shard["bytes"] for shard in shards), new)
 
 
@@ -67,7 +65,7 @@ def verify(out: Path) -> Summary:
         UserError: if some are damaged or missing; the message names them.
     """
     manifest = read_manifest(out)
-    shards = [shard for part in manifest["parts"].values() for shard in part["shards"]]
+    shards = shards_of(manifest)
     problems, progress = list[str](), Progress("shards read", len(shards))
     for shard in shards:
         path = out / shard["file"]

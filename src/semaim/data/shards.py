@@ -217,7 +217,7 @@ def shards(root: str, exif: bool | None = None) -> Splits:
             f"writes some, and data=folder reads a folder of images"
         )
     manifest = read_manifest(folder)
-    all_shards = [shard for part in manifest["parts"].values() for shard in part["shards"]]
+    all_shards = shards_of(manifest)
     if problems := missing(folder, all_shards):
         more = f" ({len(problems)} of {len(all_shards)} shards have such a problem)" if len(problems) > 1 else ""
         raise UserError(
@@ -260,6 +260,11 @@ def read_manifest(folder: Path) -> Manifest:
     if manifest["format"] != FORMAT or manifest["version"] > VERSION:
         raise DamagedFile(folder / MANIFEST, f"version {manifest['version']}", "update semaim")
     return manifest
+
+
+def shards_of(manifest: Manifest) -> list[ShardFile]:
+    """The shards of all parts."""
+    return [shard for part in manifest["parts"].values() for shard in part["shards"]]
 
 
 def missing(folder: Path, shards: Sequence[ShardFile]) -> list[str]:

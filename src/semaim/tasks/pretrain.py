@@ -22,9 +22,9 @@ from semaim.config.source_run import value_text
 from semaim.core.distributed import Processes
 from semaim.core.formatting import count, duration, plural, program
 from semaim.core.seeding import StepNoise
+from semaim.data.batches import Batch
 from semaim.data.image_data import ImageData
 from semaim.data.image_sets import ImageSet
-from semaim.data.loading import Batch
 from semaim.errors import UserError
 from semaim.evaluation.evaluator import Evaluator, Learner
 from semaim.models.aim import AIM
@@ -40,7 +40,7 @@ from semaim.teachers import Teacher
 from semaim.tracking.datasets import Context
 from semaim.training import loop
 from semaim.training.optimizers import Optimization, scaled_lr
-from semaim.training.peak import peak
+from semaim.training.peak import training_peak
 from semaim.training.profiling import region
 from semaim.training.progress import steps_done
 from semaim.training.settings import TrainerSettings
@@ -189,16 +189,8 @@ class Pretraining(Task, TrainingTask):
 
     def next_commands(self, folder: Path, spec: RunSpec) -> dict[str, str]:
         """Commands that the user may run next."""
-        excluded = (
-            "model",
-            "sweep",
-            "run_name",
-            "run_dir",
-            "checkpoint",
-            "extend",
-            "trainer.max_steps",
-            "trainer.profile_steps",
-        )
+        excluded = ["model", "sweep", "run_name", "run_dir", "checkpoint", "extend"]
+        excluded += ["trainer.max_steps", "trainer.profile_steps"]
         kept = [
             o for o in spec.overrides if not o.startswith(tuple(f"{name}{end}" for name in excluded for end in "=."))
         ]
@@ -296,8 +288,7 @@ class Pretraining(Task, TrainingTask):
             return
         left = max(0, steps - steps_done(run))
         total = spent.training_step * left * trainer.batch_size
-        with trainer.matrix_products(device):
-            fastest = peak(device, dtype).flops
+        fastest = training_peak(trainer, device).flops
         log.info(
             f"{count(total, 'FLOP')} {'in all' if left == steps else 'left'}, at least "
             f"{duration(total / fastest / plan.world_size)} at the {count(fastest, 'FLOP/s')} that this device reaches "

@@ -66,7 +66,7 @@ def compile_blocks(network: nn.Module) -> None:
     Blocks share compiled graphs, so the start takes seconds instead of the minutes for the whole network. Compiled
     kernels are kept in the user's cache folder, which nodes of a cluster share, unless TORCHINDUCTOR_CACHE_DIR is set.
     """
-    if (kept := cache_folder("torchinductor")) is not None:
+    if (kept := cache_folder("torchinductor")) is not None and os.access(kept, os.W_OK):
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(kept))
     for block in transformer_blocks(network):
         for name, child in block.named_children():

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from semaim.models.aim import AIM
 from semaim.models.layers import Block
+from semaim.training.ddp import transformer_blocks
 from semaim.training.optimizers import Optimization
 
 FLOAT32 = 4  # bytes
@@ -90,7 +91,7 @@ def gathered(model: Any, itemsize: int) -> int:
     These are all weights outside of blocks, the weights of a block and of the next one, and the gradients of two
     blocks, which are averaged in float32.
     """
-    blocks = [size_of(block) for block in (*model.blocks, *getattr(model, "query_blocks", ()))]
+    blocks = [size_of(block) for block in transformer_blocks(model)]
     outside = size_of(model) - sum(blocks)
     return (outside + 2 * max(blocks)) * itemsize + 2 * max(blocks) * (itemsize + FLOAT32)
 

@@ -16,10 +16,11 @@ from pathlib import Path
 import torch
 from typing_extensions import TypedDict  # pydantic requires it before Python 3.12
 
+from semaim.core.cache_folder import cache_folder
 from semaim.core.files import read_json, write_json
 from semaim.core.formatting import count, plural
 from semaim.errors import UserError
-from semaim.training.settings import PRECISIONS
+from semaim.training.settings import PRECISIONS, TrainerSettings
 
 SMALLEST, LARGEST = 256, 8192  # sides of the square matrices
 LONG_ENOUGH = 0.02  # seconds of a round: the clock, and the launch of kernels, no longer matter
@@ -80,7 +81,7 @@ def peak(device: torch.device, dtype: torch.dtype) -> Peak:
 
 @functools.cache
 def _peak(device: torch.device, precision: str, threads: int) -> Peak:
-    name = f"{_cpu()} with {plural(threads, 'thread')}" if threads else torch.cuda.get_device_name(device)
+    name = f"{processor()} with {plural(threads, 'thread')}" if threads else torch.cuda.get_device_name(device)
     key, file = f"{name}, {precision}, torch {torch.__version__}", cache_file()
     stored = _read(file).get(key)
     if stored is None or not (math.isfinite(stored["flops"]) and stored["flops"] > 0):
@@ -91,13 +92,16 @@ def _peak(device: torch.device, precision: str, threads: int) -> Peak:
     return Peak(stored["flops"], name, precision, stored["measured"], file)
 
 
+def training_peak(trainer: TrainerSettings, device: torch.device) -> Peak:
+    """The peak of a device for the matrix products of training."""
+    with trainer.matrix_products(device):
+        return peak(device, trainer.dtype(device))
+
+
 def cache_file() -> Path | None:
-    """The file of all peaks, in the user's cache folder; None for a user without a home."""
-    if os.path.isabs(folder := os.environ.get("XDG_CACHE_HOME", "")):  # a relative one does not count
-        return Path(folder) / "semaim" / FILE
-    with suppress(RuntimeError):
-        return Path.home() / ".cache" / "semaim" / FILE
-    return None
+    """The file of all peaks, in the user's cache folder; None if there is none."""
+    folder = cache_folder()
+    return folder and folder / FILE
 
 
 def _read(file: Path | None) -> dict[str, _Stored]:
@@ -114,13 +118,12 @@ def _keep(file: Path | None, key: str, stored: _Stored) -> Path | None:
     """
     with suppress(OSError, UserError):
         if file is not None:
-            file.parent.mkdir(parents=True, exist_ok=True)
             write_json(file, _read(file) | {key: stored})
             return file
     return None
 
 
-def _cpu() -> str:
+def processor() -> str:
     """The model of the processor."""
     with suppress(OSError):
         if found := re.search(r"^model name\s*: *(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE):

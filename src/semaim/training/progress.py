@@ -16,7 +16,7 @@ from semaim.training.look import StepResult
 from semaim.training.memory import peak_memory
 from semaim.training.optimizers import Optimization, last_lr
 from semaim.training.pace import Pace, WaitAdvice
-from semaim.training.peak import peak
+from semaim.training.peak import training_peak
 from semaim.training.settings import TrainerSettings
 from semaim.training.state import TrainingState
 
@@ -63,8 +63,7 @@ class ProgressReporter:
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
         if self.flops is not None:
-            with trainer.matrix_products(self.device):
-                self.peak = peak(self.device, trainer.dtype(self.device))
+            self.peak = training_peak(trainer, self.device)
             log.info("MFU is the share of the peak of matrix products: %s (%s)", self.peak, self.peak.kept)
             run.tag({"peak": str(self.peak)})
 

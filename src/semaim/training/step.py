@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from semaim.core.seeding import StepNoise
-from semaim.data.loading import Batch, TrainingData, UnreadableImages
+from semaim.data.batches import Batch
+from semaim.data.loading import TrainingData, UnreadableImages
 from semaim.runs.context import Run
 from semaim.training.look import Step, Unseen
 from semaim.training.optimizers import Optimization, set_lr
