@@ -20,7 +20,8 @@ from torch import Tensor
 
 from semaim.config.messages import explain
 from semaim.data import workers
-from semaim.data.loading import Batch, EvaluationImages, StepPlan, TrainingImages, evaluation_batches, training_batches
+from semaim.data.batches import Batch
+from semaim.data.loading import EvaluationImages, StepPlan, TrainingImages, evaluation_batches, training_batches
 from semaim.data.transforms import evaluation
 from semaim.errors import Interrupted, UserError
 from support.commands import ENVIRONMENT, RUN, SMALL

@@ -19,13 +19,9 @@ from support.commands import ENVIRONMENT, SMALL, losses, run, succeed, sweep_fol
 from support.evaluating import assert_same_bits
 from support.one_sided import FAILING, ONE_SIDED
 from support.paced import import_path
+from support.six_steps import SIX_STEPS, assert_close, checkpoint
 
 TWO = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "semaim.run")
-SIX_STEPS = (*SMALL, "trainer.max_steps=6", "trainer.save_every_steps=3", "run_name=six")
-
-
-def model(folder: Path) -> dict[str, torch.Tensor]:
-    return torch.load(folder / "runs" / "six" / "checkpoints" / "step_00000006.pt", weights_only=True)["model"]
 
 
 @pytest.fixture(scope="module")
@@ -34,16 +30,6 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("alone")
     succeed(folder, *SIX_STEPS)
     return folder
-
-
-def assert_close(folder: Path, alone: Path) -> None:
-    expected, found = losses(alone / "runs" / "six"), losses(folder / "runs" / "six")
-    assert sorted(found) == [1, 2, 3, 4, 5, 6]
-    for step, loss in expected.items():
-        assert found[step] == pytest.approx(loss, rel=1e-6), step
-    one, other = model(alone), model(folder)
-    for name, value in one.items():
-        torch.testing.assert_close(other[name], value, rtol=0, atol=2e-5, msg=name)
 
 
 def test_two_processes_give_the_losses_of_one(tmp_path: Path, alone: Path) -> None:
@@ -75,7 +61,9 @@ def test_a_run_of_four_processes_that_was_interrupted_equals_an_undisturbed_one_
         for last in steps:
             together(tmp_path / home, *options, f"trainer.max_steps={last}", processes=4)
     assert losses(tmp_path / "interrupted" / "runs" / "six") == losses(tmp_path / "undisturbed" / "runs" / "six")
-    assert_same_bits(model(tmp_path / "interrupted"), model(tmp_path / "undisturbed"), "weights")
+    assert_same_bits(
+        checkpoint(tmp_path / "interrupted")["model"], checkpoint(tmp_path / "undisturbed")["model"], "weights"
+    )
 
 
 def test_two_processes_extract_the_features_of_one(tmp_path: Path, alone: Path) -> None:

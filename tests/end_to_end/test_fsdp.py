@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +12,15 @@ import torch
 from torch import Tensor
 
 import semaim
+from support import six_steps
 from support.commands import SMALL, journal, losses, run, succeed, together
 from support.evaluating import assert_same_bits
+from support.six_steps import checkpoint
 
 FSDP = "trainer.strategy=fsdp"
-SIX_STEPS = (*SMALL, "trainer.max_steps=6", "trainer.save_every_steps=3", "trainer.ema=true", "run_name=six")
+SIX_STEPS = (*six_steps.SIX_STEPS, "trainer.ema=true")
+assert_close = partial(six_steps.assert_close, parts=("model", "ema"))
 HALF = (*SIX_STEPS, "trainer.max_steps=3")
-
-
-def checkpoint(home: Path, step: int = 6) -> dict[str, Any]:
-    return torch.load(home / "runs" / "six" / "checkpoints" / f"step_{step:08d}.pt", weights_only=True)
 
 
 def tensors(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
@@ -38,17 +38,6 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("alone")
     succeed(home, *SIX_STEPS)
     return home
-
-
-def assert_close(home: Path, alone: Path) -> None:
-    expected, found = losses(alone / "runs" / "six"), losses(home / "runs" / "six")
-    assert sorted(found) == [1, 2, 3, 4, 5, 6]
-    for step, loss in expected.items():
-        assert found[step] == pytest.approx(loss, rel=1e-6), step
-    for part in ("model", "ema"):
-        ours, theirs = checkpoint(home)[part], checkpoint(alone)[part]
-        for name, value in theirs.items():
-            torch.testing.assert_close(ours[name], value, rtol=0, atol=2e-5, msg=name)
 
 
 def test_a_checkpoint_of_shared_weights_is_that_of_one_process(tmp_path: Path, alone: Path) -> None:

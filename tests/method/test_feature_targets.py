@@ -21,9 +21,9 @@ from torch import Tensor
 
 import semaim
 from semaim.core.seeding import StepNoise
+from semaim.data.batches import Batch
 from semaim.data.image_data import ImageData
 from semaim.data.image_sets import Splits
-from semaim.data.loading import Batch
 from semaim.data.transforms import evaluation, pretraining
 from semaim.models.aim import AIM
 from semaim.models.flops import cost

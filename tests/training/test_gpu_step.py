@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import torch
 
-from semaim.data.loading import Batch
+from semaim.data.batches import Batch
 from semaim.data.on_device import OnDevice
 from semaim.tasks.pretrain import Pretraining
 from semaim.training import look, loop

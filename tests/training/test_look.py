@@ -22,7 +22,8 @@ from timm.utils.model_ema import ModelEmaV3
 
 from semaim.core.distributed import Processes
 from semaim.core.seeding import StepNoise
-from semaim.data.loading import Batch, UnreadableImages
+from semaim.data.batches import Batch
+from semaim.data.loading import UnreadableImages
 from semaim.errors import NonFiniteError
 from semaim.tasks.pretrain import Pretraining
 from semaim.training import look, loop

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from semaim.core.seeding import StepNoise
-from semaim.data.loading import Batch
+from semaim.data.batches import Batch
 from semaim.training import loop
 from support.in_process import run
 from support.no_host_reads import NoHostReads, pretended

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import torch
 
-from semaim.data.loading import Batch
+from semaim.data.batches import Batch
 
 
 class OnDevice(Iterator[Batch]):

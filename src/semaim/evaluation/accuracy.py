@@ -16,9 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from semaim.core.files import write_text
+from semaim.data.batches import Batch
 from semaim.data.image_data import ImageData
 from semaim.data.image_sets import ImageSet
-from semaim.data.loading import Batch
 from semaim.errors import NonFiniteError
 from semaim.evaluation.features import Extraction, extract, network_of
 from semaim.runs.context import Run

@@ -16,9 +16,10 @@ from torch import Tensor
 
 from semaim.core.formatting import duration
 from semaim.core.terminal import StatusLine
+from semaim.data.batches import Batch
 from semaim.data.image_data import ImageData
 from semaim.data.image_sets import ImageSet
-from semaim.data.loading import Batch, UnreadableImages, evaluation_batches
+from semaim.data.loading import UnreadableImages, evaluation_batches
 from semaim.errors import Interrupted, NonFiniteError, UserError
 from semaim.runs.context import Run
 

@@ -17,7 +17,7 @@ from semaim.checkpoints.encoder_source import fingerprint
 from semaim.core.distributed import Processes
 from semaim.core.formatting import plural
 from semaim.core.seeding import StepNoise, seeded
-from semaim.data.loading import Batch
+from semaim.data.batches import Batch
 from semaim.errors import UserError
 from semaim.evaluation.accuracy import Predictions, named, predict_classes
 from semaim.models.flops import encoder_cost, on_meta

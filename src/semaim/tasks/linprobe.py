@@ -17,8 +17,8 @@ from semaim.checkpoints.encoder_source import fingerprint
 from semaim.core.distributed import Processes
 from semaim.core.formatting import plural
 from semaim.core.seeding import StepNoise
+from semaim.data.batches import Batch
 from semaim.data.image_sets import ImageSet
-from semaim.data.loading import Batch
 from semaim.data.subsets import hold_out
 from semaim.errors import NonFiniteError, UserError
 from semaim.evaluation.accuracy import Predictions, named, predict_classes
