@@ -75,7 +75,8 @@ def _has_partial_save(run: JobRun) -> bool:
 def _assert_continues_at_interrupted_step(run: JobRun, number: int) -> None:
     """At most the step whose checkpoint was incomplete is repeated."""
     assert len(run.continuations()) >= number - 1
-    newest = torch.load(sorted((run.folder / "checkpoints").glob("step_*.pt"))[-1], weights_only=True)["step"]
+    complete = sorted((run.folder / "checkpoints").glob("step_*.pt"))
+    newest = torch.load(complete[-1], weights_only=True)["step"] if complete else 0
     assert newest in (run.step() - 1, run.step())
 
 

@@ -27,8 +27,11 @@ def wrap(model: nn.Module, processes: Processes) -> Callable[..., Tensor]:
     if processes.world_size == 1:
         return model
     ids = [processes.device.index] if processes.device.type == "cuda" else None
+    wrapped = DeterministicDDP(model, device_ids=ids, gradient_as_bucket_view=True)
     # Buffers are constant, or statistics that `evaluate` shares when they are needed: no broadcast at every step.
-    return DeterministicDDP(model, device_ids=ids, gradient_as_bucket_view=True, broadcast_buffers=False)
+    # An attribute, because the argument has another name in newer versions of torch.
+    wrapped.broadcast_buffers = False
+    return wrapped
 
 
 class DeterministicDDP(DistributedDataParallel):
