@@ -17,6 +17,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import torch
+
 from benchmarks import ROOT
 from benchmarks.communication import FAST, SLOW, efficiency
 from benchmarks.forms import MODELS
@@ -256,12 +258,13 @@ def scaling(results: Results) -> str:
 def paper(_: Results) -> str:
     """Efficiency on many GPUs by the model on paper."""
     from semaim.models.aim import AIM
-    from semaim.models.flops import cost, on_meta
+    from semaim.models.flops import cost
 
     rows = []
     for name in ("base", "large", "huge"):
         patch = 14 if name == "huge" else 16
-        model = on_meta(AIM(3 * patch**2, 224, patch, *MODELS[name]))
+        with torch.device("meta"):  # shapes without values
+            model = AIM(3 * patch**2, 224, patch, *MODELS[name])
         spent = cost(model, 1)
         seconds = IMAGES_PER_GPU * spent.training_step / SUSTAINED
         backward = seconds * 2 * spent.predict / spent.training_step
