@@ -12,7 +12,9 @@ from support import slurm
 from support.commands import ENVIRONMENT
 
 pytestmark = pytest.mark.slow
-SHORT = ("--minutes", "0.5", "--seed", "7", "--points", "2")
+SLOW = ("usr2_at_start", "node_down", "slurmd_stopped", "slurmd_killed", "slurmctld_restarted", "retry", "retry_twice",
+        "cancel")  # fmt: skip  # kinds of events that can take minutes
+SHORT = ("--minutes", "0.4", "--seed", "7", "--points", "2", "--without", *SLOW)
 
 
 @pytest.mark.skipif(slurm.missing() is not None, reason=str(slurm.missing()))

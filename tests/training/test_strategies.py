@@ -161,14 +161,17 @@ def test_memory_of_a_sharded_model() -> None:
         model = AIM(768, 224, 16, embed_dim=1280, depth=32, num_heads=16, query_depth=16)
     parameters = sum(p.numel() for p in model.parameters())
     block = max(sum(p.numel() for p in each.parameters()) for each in (*model.blocks, *model.query_blocks))
-    whole, shared = (training_memory(model, 0, 2, 2, True, shards) for shards in (1, 8))
-    assert whole == parameters * (4 * 5 + 2)
+    whole, shared = (training_memory(model, 32, 2, 2, True, shards) for shards in (1, 8))
     assert whole is not None
     assert shared is not None
+    passing = 32 * activations(model, 2)
+    assert whole - passing == parameters * (4 * 5 + 2)
     outside = parameters - sum(p.numel() for each in (model.blocks, model.query_blocks) for p in each.parameters())
-    assert shared == parameters * 4 * 5 // 8 + (outside + 2 * block) * 2 + 2 * block * 6
-    assert shared < whole / 6
-    assert training_memory(model, 0, 2, 2, True, 8, accumulates=True) == shared + 4 * parameters
+    assert shared - passing == parameters * 4 * 5 // 8 + (outside + 2 * block) * 2 + 2 * block * 6
+    assert shared - passing < (whole - passing) / 6
+    assert training_memory(model, 32, 2, 2, True, 8, accumulates=True) == shared + 4 * parameters
+    # With few images, evaluations need the most: the weights and their average, whole.
+    assert training_memory(model, 1, 2, 2, True, 8) == parameters * 4 * 5 // 8 + 2 * 4 * parameters
 
 
 def test_the_check_knows_strategy_and_activation_checkpointing() -> None:
@@ -182,6 +185,6 @@ def test_the_check_knows_strategy_and_activation_checkpointing() -> None:
     assert plain - memory("trainer.activation_checkpointing=true") == 8 * (
         activations(model, 4) - activations(model, 4, checkpointing=True)
     )
-    assert plain - memory("trainer.strategy=fsdp") == training_memory(model, 0, 4, 2, False) - training_memory(
-        model, 0, 4, 2, False, shards=4
+    assert plain - memory("trainer.strategy=fsdp") == training_memory(model, 8, 4, 2, False) - training_memory(
+        model, 8, 4, 2, False, shards=4
     )

@@ -57,7 +57,8 @@ def training_memory(
         + images x `activations` of an image.
 
     All gradients and activations are counted as allocated at the same time, which is nearly so with micro-batches. With
-    FSDP a process has its part of these P, but for the activations, and in place of 2 P what is `gathered`.
+    FSDP a process has its part of these P, but for the activations, and in place of 2 P what is `gathered`. Between
+    steps, evaluations have whole copies of the weights and of their moving average, but no activations to keep.
 
     Args:
         model: two-stream model, an encoder with a head, or another.
@@ -73,11 +74,11 @@ def training_memory(
         return None
     parameters = size_of(model)
     kept = parameters * FLOAT32 * (2 + moments + ema) // shards
+    step = images * activations(model, itemsize, checkpointing)
     if shards > 1:
-        kept += gathered(model, itemsize) + (parameters * FLOAT32 if accumulates else 0)
-    elif itemsize < FLOAT32:
-        kept += parameters * itemsize
-    return kept + images * activations(model, itemsize, checkpointing)
+        step += gathered(model, itemsize) + (parameters * FLOAT32 if accumulates else 0)
+        return kept + max(step, parameters * FLOAT32 * (1 + ema))
+    return kept + step + (parameters * itemsize if itemsize < FLOAT32 else 0)
 
 
 def size_of(module: nn.Module) -> int:
