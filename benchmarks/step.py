@@ -69,7 +69,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     if args.peak_of is not None:
         return {"peak_memory_bytes": growth_of_peak(partial(step.run, all_forms[args.peak_of]))}
     losses = agreeing_losses(forms, step)
-    peak, model_cost = matrix_product_speed(device, dtype), cost(step.model, 1)
+    peak, model_cost = matrix_product_speed(device, dtype).flops, cost(step.model, 1)
     seconds, of_phases, out_of_memory = rounds(forms, step, args)
     memory = {name: peak_memory(name, forms[name], step, args) for name in seconds}
     speed = {name: args.batch_size / median(each) for name, each in seconds.items()}

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
 from semaim.training import peak as measuring
-from semaim.training.peak import Peak, measure, peak
+from semaim.training.peak import Peak, Speed, forget, measure, peak
 
 CPU = torch.device("cpu")
 
@@ -27,9 +31,9 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[torch.dtype]:
     """What was measured; the results are 1 TFLOP/s, 2 TFLOP/s, ..."""
     made: list[torch.dtype] = []
 
-    def count(_: torch.device, dtype: torch.dtype) -> float:
+    def count(_: torch.device, dtype: torch.dtype) -> Speed:
         made.append(dtype)
-        return len(made) * 1e12
+        return Speed(len(made) * 1e12, 1.0)
 
     monkeypatch.setattr(measuring, "measure", count)
     return made
@@ -42,7 +46,9 @@ def at_next_start(dtype: torch.dtype = torch.float32) -> Peak:
 
 def test_a_measurement_is_plausible_and_changes_no_random_numbers() -> None:
     before = torch.get_rng_state()
-    assert 1e8 < measure(CPU, torch.float32) < 1e14
+    speed = measure(CPU, torch.float32)
+    assert 1e8 < speed.flops < 1e14
+    assert 0 < speed.undisturbed < 1.1
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -77,6 +83,47 @@ def test_a_damaged_file_is_measured_again(cache: Path, content: str, caplog: pyt
         assert at_next_start().flops == 2e12
     assert json.loads(cache.read_text())[key]["flops"] == 2e12
     assert caplog.text == ""
+
+
+def test_a_disturbed_measurement_is_not_kept(
+    cache: Path, measured: list[torch.dtype], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as disturbed:
+        disturbed.setattr(measuring, "measure", lambda *_: Speed(5e9, 0.6))
+        found = at_next_start()
+    assert (found.flops, found.kept) == (5e9, "not kept, since other programs used the same processor cores")
+    assert not cache.exists()
+    assert at_next_start().flops == 1e12
+    assert at_next_start().flops == 1e12
+    assert measured == [torch.float32]
+
+
+def test_a_process_that_shares_its_core_is_disturbed() -> None:
+    """Four processes, bound to one core, that do nothing but count."""
+    core, own = min(os.sched_getaffinity(0)), os.sched_getaffinity(0)
+    count = f"import os\nos.sched_setaffinity(0, [{core}])\nwhile True: pass"
+    counting = [subprocess.Popen([sys.executable, "-c", count]) for _ in range(4)]
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        os.sched_setaffinity(0, {core})
+        time.sleep(1)  # until they count
+        assert measure(CPU, torch.float32).undisturbed < measuring.UNDISTURBED
+    finally:
+        os.sched_setaffinity(0, own)
+        torch.set_num_threads(threads)
+        for each in counting:
+            each.kill()
+            each.wait()
+
+
+@pytest.mark.usefixtures("measured")
+def test_a_peak_that_was_too_low_is_forgotten(cache: Path) -> None:
+    first, other = at_next_start(), at_next_start(torch.bfloat16)
+    forget(first)
+    assert [each["flops"] for each in json.loads(cache.read_text()).values()] == [other.flops]
+    assert at_next_start().flops == 3e12
+    forget(Peak(1e12, "a device", "float32", "2026-11-28", None))
 
 
 def test_without_a_writable_cache_every_start_measures(

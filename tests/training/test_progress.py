@@ -117,6 +117,30 @@ def test_the_status_line_and_the_peak(
     assert tags == [{"peak": "1 TFLOP/s on a device in float32, measured 2026-11-28"}]
 
 
+def test_a_peak_below_the_speed_of_training_is_dropped(
+    run: Run, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    forgotten: list[Peak] = []
+    monkeypatch.setattr(progress, "forget", forgotten.append)
+    steps = Steps(run, 30, monkeypatch)
+    steps.go(10, 0.03)  # 1.07 TFLOP/s
+    assert steps.entries()[10]["train/mfu"] == pytest.approx(32e9 / 0.03 / 1e12)
+    assert advice(caplog) == []
+    steps.go(20, 0.02)
+    assert [("train/mfu" in entry, entry["train/tflops"]) for entry in list(steps.entries().values())[1:]] == [
+        (False, pytest.approx(1.6)),
+        (False, pytest.approx(1.6)),
+    ]
+    assert len(forgotten) == 1
+    assert advice(caplog) == [
+        "training reaches 1.6 TFLOP/s, more than the peak of matrix products (1 TFLOP/s on a device in float32, "
+        "measured 2026-11-28), whose measurement must have been disturbed: this run goes on without MFU, and the next "
+        "start measures the peak again"
+    ]
+    tags = [line["tags"]["peak"] for line in journal(run.folder.path) if "tags" in line]
+    assert tags[-1] == "unknown; more than 1 TFLOP/s on a device in float32, measured 2026-11-28"
+
+
 def advice(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
 

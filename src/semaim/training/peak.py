@@ -12,6 +12,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from typing_extensions import TypedDict  # pydantic requires it before Python 3.12
@@ -25,6 +26,7 @@ from semaim.training.settings import PRECISIONS, TrainerSettings
 SMALLEST, LARGEST = 256, 8192  # sides of the square matrices
 LONG_ENOUGH = 0.02  # seconds of a round: the clock, and the launch of kernels, no longer matter
 ROUNDS = 7
+UNDISTURBED = 0.9  # share of the time of its processor cores that a measurement to keep has had
 FILE = "peaks.json"
 
 
@@ -38,6 +40,7 @@ class Peak:
         precision: of the factors: bf16, fp16, float32, or tf32 where a GPU may round float32 (torch's setting).
         measured: the day, as 2026-11-28.
         file: where it is kept; None if that was not possible.
+        disturbed: whether other programs used the same processor cores, so that it may be too low and is not kept.
     """
 
     flops: float
@@ -45,6 +48,7 @@ class Peak:
     precision: str
     measured: str
     file: Path | None
+    disturbed: bool = False
 
     def __str__(self) -> str:
         return f"{count(self.flops, 'FLOP/s')} on {self.device} in {self.precision}, measured {self.measured}"
@@ -52,10 +56,24 @@ class Peak:
     @property
     def kept(self) -> str:
         """Where it is kept, for messages."""
+        if self.disturbed:
+            return "not kept, since other programs used the same processor cores"
         if self.file is None:
             return "not kept, since there is no cache folder"
         home = os.path.expanduser("~")
         return f"kept in {re.sub(f'^{re.escape(home)}(?=/)', '~', str(self.file))}"
+
+
+class Speed(NamedTuple):
+    """A measured speed.
+
+    Attributes:
+        flops: floating-point operations per second.
+        undisturbed: share of the time of its processor cores that the measurement has had; 1 on a GPU.
+    """
+
+    flops: float
+    undisturbed: float
 
 
 class _Stored(TypedDict):
@@ -84,12 +102,22 @@ def _peak(device: torch.device, precision: str, threads: int) -> Peak:
     name = f"{processor()} with {plural(threads, 'thread')}" if threads else torch.cuda.get_device_name(device)
     key, file = f"{name}, {precision}, torch {torch.__version__}", cache_file()
     stored = _read(file).get(key)
-    if stored is None or not (math.isfinite(stored["flops"]) and stored["flops"] > 0):
-        stored = _Stored(
-            flops=measure(device, PRECISIONS.get(precision, torch.float32)), measured=time.strftime("%Y-%m-%d")
-        )
-        file = _keep(file, key, stored)
-    return Peak(stored["flops"], name, precision, stored["measured"], file)
+    if stored is not None and math.isfinite(stored["flops"]) and stored["flops"] > 0:
+        return Peak(stored["flops"], name, precision, stored["measured"], file)
+    speed, today = measure(device, PRECISIONS.get(precision, torch.float32)), time.strftime("%Y-%m-%d")
+    if speed.undisturbed < UNDISTURBED:
+        return Peak(speed.flops, name, precision, today, None, disturbed=True)
+    return Peak(speed.flops, name, precision, today, _keep(file, key, _Stored(flops=speed.flops, measured=today)))
+
+
+def forget(found: Peak) -> None:
+    """Have a peak measured again at the next start, since it turned out to be too low."""
+    _peak.cache_clear()
+    kept = _read(found.file)
+    wrong = [key for key, each in kept.items() if each == {"flops": found.flops, "measured": found.measured}]
+    with suppress(OSError, UserError):
+        if found.file is not None and wrong:
+            write_json(found.file, {key: each for key, each in kept.items() if key not in wrong})
 
 
 def training_peak(trainer: TrainerSettings, device: torch.device) -> Peak:
@@ -131,8 +159,8 @@ def processor() -> str:
     return platform.processor() or platform.machine() or "CPU"
 
 
-def measure(device: torch.device, dtype: torch.dtype) -> float:
-    """Floating-point operations per second of a square matrix product, in the fastest of some rounds after a warm-up.
+def measure(device: torch.device, dtype: torch.dtype) -> Speed:
+    """Speed of a square matrix product, in the fastest of some rounds after a warm-up.
 
     Not the mean or the median, since other work of the machine slows rounds down, and the result is kept for long.
     The matrices are the largest, up to LARGEST, whose product takes no more than about four times LONG_ENOUGH.
@@ -142,11 +170,13 @@ def measure(device: torch.device, dtype: torch.dtype) -> float:
         size *= 2
         product = _product(size, device, dtype)
     repeats = max(1, round(LONG_ENOUGH / seconds))
+    began, used = time.perf_counter(), time.process_time()
     shortest = min(_elapsed(product, repeats, device) for _ in range(ROUNDS)) / repeats
+    had = (time.process_time() - used) / (time.perf_counter() - began) / torch.get_num_threads()
     if device.type == "cuda":
         del product
         torch.cuda.empty_cache()  # training has all of the memory
-    return 2 * size**3 / shortest
+    return Speed(2 * size**3 / shortest, 1.0 if device.type == "cuda" else had)
 
 
 def _product(size: int, device: torch.device, dtype: torch.dtype) -> Callable[[], object]:

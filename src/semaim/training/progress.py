@@ -16,12 +16,13 @@ from semaim.training.look import StepResult
 from semaim.training.memory import peak_memory
 from semaim.training.optimizers import Optimization, last_lr
 from semaim.training.pace import Pace, WaitAdvice
-from semaim.training.peak import training_peak
+from semaim.training.peak import Peak, forget, training_peak
 from semaim.training.settings import TrainerSettings
 from semaim.training.state import TrainingState
 
 log = logging.getLogger(__name__)
 WORTH_SAYING = 0.1  # share of the images of an epoch that are not used
+TOO_FAST = 1.1  # a speed by which training shows that the measured peak was too low, as a share of it
 SLOW_STEP_SECONDS = 10.0  # after a step as slow as this, one is enough for an estimate
 
 
@@ -62,6 +63,7 @@ class ProgressReporter:
         self.flops = flops if first < last else None
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
+        self.peak: Peak | None = None
         if self.flops is not None:
             self.peak = training_peak(trainer, self.device)
             log.info("MFU is the share of the peak of matrix products: %s (%s)", self.peak, self.peak.kept)
@@ -116,8 +118,24 @@ class ProgressReporter:
         }
         if self.flops is not None:
             speed = self.flops * self.trainer.batch_size / pace.per_step / devices
-            found |= {"train/mfu": speed / self.peak.flops, "train/tflops": speed / 1e12}
+            found["train/tflops"] = speed / 1e12
+            if self.peak is not None and speed > TOO_FAST * self.peak.flops:
+                self._drop_peak(self.peak, speed)
+            if self.peak is not None:
+                found["train/mfu"] = speed / self.peak.flops
         return found
+
+    def _drop_peak(self, peak: Peak, speed: float) -> None:
+        """Go on without a peak that training has exceeded."""
+        self.peak = None
+        log.warning(
+            "training reaches %s, more than the peak of matrix products (%s), whose measurement must have been "
+            "disturbed: this run goes on without MFU, and the next start measures the peak again",
+            count(speed, "FLOP/s"), peak,
+        )  # fmt: skip
+        if self.run.processes.is_main:
+            forget(peak)
+            self.run.tag({"peak": f"unknown; more than {peak}"})
 
     def _text(self, epoch: float, step: StepResult, pace: Pace, cost: dict[str, float]) -> str:
         """The status line."""
@@ -135,7 +153,9 @@ class ProgressReporter:
             f"{spent_of(cost['train/device_hours'], cost['train/device_hours_projected'])} {self.hours}",
         ]
         if self.flops is not None:
-            parts[8:8] = [f"MFU {cost['train/mfu']:.0%}", count(cost["train/tflops"] * 1e12, "FLOP/s")]
+            parts[8:8] = [count(cost["train/tflops"] * 1e12, "FLOP/s")]
+        if "train/mfu" in cost:
+            parts[8:8] = [f"MFU {cost['train/mfu']:.0%}"]
         return "  ".join(parts)
 
     def _say_time_left(self, steps: int, seconds: float, pace: Pace) -> None:
