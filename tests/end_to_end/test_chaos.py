@@ -12,8 +12,9 @@ from support import slurm
 from support.commands import ENVIRONMENT
 
 pytestmark = pytest.mark.slow
+# Kinds of events that can take minutes.
 SLOW = ("usr2_at_start", "node_down", "slurmd_stopped", "slurmd_killed", "slurmctld_restarted", "retry", "retry_twice",
-        "cancel")  # fmt: skip  # kinds of events that can take minutes
+        "cancel")  # fmt: skip
 SHORT = ("--minutes", "0.4", "--seed", "7", "--points", "2", "--without", *SLOW)
 
 

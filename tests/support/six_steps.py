@@ -31,7 +31,7 @@ def assert_close(home: Path, alone: Path, parts: Sequence[str] = ("model",)) -> 
     assert sorted(found) == [1, 2, 3, 4, 5, 6]
     for step, loss in expected.items():
         assert found[step] == pytest.approx(loss, rel=1e-6), step
+    ours, theirs = checkpoint(home), checkpoint(alone)
     for part in parts:
-        ours, theirs = checkpoint(home)[part], checkpoint(alone)[part]
-        for name, value in theirs.items():
-            torch.testing.assert_close(ours[name], value, rtol=0, atol=2e-5, msg=name)
+        for name, value in theirs[part].items():
+            torch.testing.assert_close(ours[part][name], value, rtol=0, atol=2e-5, msg=name)

@@ -100,7 +100,7 @@ def peak(device: torch.device, dtype: torch.dtype) -> Peak:
 @functools.cache
 def _peak(device: torch.device, precision: str, threads: int) -> Peak:
     name = f"{processor()} with {plural(threads, 'thread')}" if threads else torch.cuda.get_device_name(device)
-    key, file = f"{name}, {precision}, torch {torch.__version__}", cache_file()
+    key, file = _key(name, precision), cache_file()
     stored = _read(file).get(key)
     if stored is not None and math.isfinite(stored["flops"]) and stored["flops"] > 0:
         return Peak(stored["flops"], name, precision, stored["measured"], file)
@@ -110,14 +110,19 @@ def _peak(device: torch.device, precision: str, threads: int) -> Peak:
     return Peak(speed.flops, name, precision, today, _keep(file, key, _Stored(flops=speed.flops, measured=today)))
 
 
+def _key(name: str, precision: str) -> str:
+    """What a peak is kept under: the device, the precision and the version of torch, whose kernels decide."""
+    return f"{name}, {precision}, torch {torch.__version__}"
+
+
 def forget(found: Peak) -> None:
     """Have a peak measured again at the next start, since it turned out to be too low."""
     _peak.cache_clear()
-    kept = _read(found.file)
-    wrong = [key for key, each in kept.items() if each == {"flops": found.flops, "measured": found.measured}]
+    kept, wrong = _read(found.file), _Stored(flops=found.flops, measured=found.measured)
+    if found.file is None or kept.pop(_key(found.device, found.precision), None) != wrong:
+        return  # it is not kept, or was measured again meanwhile
     with suppress(OSError, UserError):
-        if found.file is not None and wrong:
-            write_json(found.file, {key: each for key, each in kept.items() if key not in wrong})
+        write_json(found.file, kept)
 
 
 def training_peak(trainer: TrainerSettings, device: torch.device) -> Peak:

@@ -121,7 +121,7 @@ class ProgressReporter:
             found["train/tflops"] = speed / 1e12
             if self.peak is not None and speed > TOO_FAST * self.peak.flops:
                 self._drop_peak(self.peak, speed)
-            if self.peak is not None:
+            elif self.peak is not None:
                 found["train/mfu"] = speed / self.peak.flops
         return found
 
@@ -133,13 +133,16 @@ class ProgressReporter:
             "disturbed: this run goes on without MFU, and the next start measures the peak again",
             count(speed, "FLOP/s"), peak,
         )  # fmt: skip
+        self.run.tag({"peak": f"unknown; more than {peak}"})
         if self.run.processes.is_main:
             forget(peak)
-            self.run.tag({"peak": f"unknown; more than {peak}"})
 
     def _text(self, epoch: float, step: StepResult, pace: Pace, cost: dict[str, float]) -> str:
         """The status line."""
         rate, left = self.trainer.batch_size / pace.per_step, (self.last - self.done) * pace.per_step
+        speed = [f"MFU {cost['train/mfu']:.0%}"] if "train/mfu" in cost else []
+        if "train/tflops" in cost:
+            speed.append(count(cost["train/tflops"] * 1e12, "FLOP/s"))
         parts = [
             f"epoch {epoch:.2f}/{self.trainer.epochs}",
             f"step {self.done}/{self.last}",
@@ -149,13 +152,10 @@ class ProgressReporter:
             f"{rate:.3g} images/s",
             f"data wait {pace.wait_share:.0%}",
             f"ETA {duration(left)}",
+            *speed,
             f"{cost['train/peak_memory_gib']:.3g} GiB",
             f"{spent_of(cost['train/device_hours'], cost['train/device_hours_projected'])} {self.hours}",
         ]
-        if self.flops is not None:
-            parts[8:8] = [count(cost["train/tflops"] * 1e12, "FLOP/s")]
-        if "train/mfu" in cost:
-            parts[8:8] = [f"MFU {cost['train/mfu']:.0%}"]
         return "  ".join(parts)
 
     def _say_time_left(self, steps: int, seconds: float, pace: Pace) -> None:
