@@ -1,6 +1,6 @@
 """Images with a read delay, so that a test can observe a run in progress.
 
-Jobs also import `squares`, as their data source. It needs no scikit-learn, whose import takes a second.
+Jobs import `squares`, as their data source.
 """
 
 from __future__ import annotations
