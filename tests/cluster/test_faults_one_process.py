@@ -42,7 +42,7 @@ def _two_time_limits(cluster: Cluster, home: Path, undisturbed: Path) -> None:
     run.finish()  # on a busy machine it may reach its limit once more
     assert run.starts() >= 2
     assert run.printed().count("Job has timed out.") == len(run.stops()) == run.starts()
-    assert run.stops() == run.continuations(), "no step was done twice"
+    run.assert_every_step_once()
     assert_nothing_lost(run.folder, undisturbed)
 
 
@@ -65,7 +65,7 @@ def _too_many_timeouts(cluster: Cluster, home: Path, undisturbed: Path) -> None:
     run.signal(signal.SIGUSR2)
     run.continue_now(1)
     run.finish()
-    assert run.stops() == run.continuations()
+    run.assert_every_step_once()
     assert run.stops()[:1] == stopped
     assert_nothing_lost(run.folder, undisturbed)
     assert assert_shown_once(run.folder, home, "FINISHED") == run_id
@@ -96,7 +96,7 @@ def _requeues_and_preemption(cluster: Cluster, home: Path, undisturbed: Path) ->
     run.finish()
     assert run.starts() == 6
     assert len(run.stops()) >= 4
-    assert run.stops() == run.continuations(), "no step was done twice"
+    run.assert_every_step_once()
     assert_nothing_lost(run.folder, undisturbed)
     _assert_result_repeated(cluster, run)
 

@@ -35,7 +35,7 @@ def _five_time_limit_signals(cluster: Cluster, home: Path) -> JobRun:
     run.finish()
     assert run.starts() == 5
     assert len(run.stops()) == 5
-    assert run.stops() == run.continuations(), "no step was done twice"
+    run.assert_every_step_once()
     return run
 
 

@@ -194,21 +194,19 @@ class JobRun:
         raise AssertionError(f"no process {rank} of job {self.job}")
 
     def stops(self) -> list[int]:
-        """Steps after which it stopped cleanly; a start that is stopped before its first batch comes adds none."""
-        end = r"the run ends as \w+: stopped by \w+ (?:after step (\d+)|.*(; no step is lost))"
-        stops, last = [], 0
-        for stopped, none_lost, continued in re.findall(rf"{end}|continuing after step (\d+)", self._log()):
-            last = int(stopped or continued or last)
-            if stopped or none_lost:
-                stops.append(last)
-        return stops
+        """Steps after which it stopped cleanly."""
+        return self._steps_printed(r"the run ends as \w+: stopped by \w+ after step (\d+)")
 
     def continuations(self) -> list[int]:
         """Steps after which it continued."""
-        return [int(found) for found in re.findall(r"continuing after step (\d+)", self._log())]
+        return self._steps_printed(r"continuing after step (\d+)")
 
-    def _log(self) -> str:
-        return (self.folder / "run.log").read_text()
+    def assert_every_step_once(self) -> None:
+        """All starts together did each step once; the journal cannot tell, since it records a step only once."""
+        assert self._steps_printed(r" epoch \S+  step (\d+)/") == list(range(1, self.step() + 1)), self
+
+    def _steps_printed(self, pattern: str) -> list[int]:
+        return [int(found) for found in re.findall(pattern, (self.folder / "run.log").read_text())]
 
     def __str__(self) -> str:
         """Diagnostic information for a failure."""
