@@ -14,8 +14,9 @@ from semaim.evaluation import feature_cache
 from semaim.evaluation.feature_cache import cached_features
 from semaim.evaluation.features import extract
 from semaim.models.vit import vit_of
-from support.caching import FILES, Encoder, contents, same, wanted
+from support.caching import FILES, Encoder, same, wanted
 from support.evaluating import noise, together
+from support.folders import contents
 
 # Faults
 

@@ -14,11 +14,8 @@ import pytest
 from semaim.models.aim import AIM
 from semaim.models.flops import cost
 from support.checking import one
+from support.folders import contents
 from support.in_process import go
-
-
-def contents(path: Path) -> dict[Path, bytes]:
-    return {file: file.read_bytes() for file in path.rglob("*") if file.is_file()}
 
 
 @pytest.fixture(scope="module")

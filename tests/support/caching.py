@@ -34,11 +34,6 @@ def wanted(encoder, images, indices=ASKED, batch_size=2, title="test", **how):
     )
 
 
-def contents(folder):
-    """Content of every file below a folder, by path."""
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
 def same(one, other):
     assert one.by_kind.keys() == other.by_kind.keys()
     for kind, rows in other.by_kind.items():

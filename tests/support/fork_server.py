@@ -27,7 +27,7 @@ from typing import Any
 
 LIBRARIES = (
     "hydra.main", "mlflow", "mlflow.models", "mlflow.pytorch", "mlflow.tracking._model_registry.fluent", "numpy",
-    "psutil", "PIL.Image", "sklearn.datasets", "sklearn.linear_model", "sklearn.model_selection", "sqlalchemy",
+    "psutil", "PIL.Image", "sklearn.linear_model", "sklearn.pipeline", "sklearn.preprocessing", "sqlalchemy",
     "submitit", "timm", "torch", "torch.distributed.run", "torchvision.transforms.v2",
 )  # fmt: skip
 # Variables that Python or a library reads only once, during its import.

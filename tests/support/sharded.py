@@ -37,8 +37,3 @@ def part(splits: Splits, name: str = "train") -> ShardImages:
     images = getattr(splits, name)
     assert isinstance(images, ShardImages)
     return images
-
-
-def shards_of(folder: Path) -> dict[str, bytes]:
-    """The content of the shards of a folder that may be incomplete."""
-    return {path.name: path.read_bytes() for path in folder.iterdir() if ".tar" in path.name}

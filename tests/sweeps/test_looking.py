@@ -18,6 +18,7 @@ from semaim.sweeps import commands
 from semaim.sweeps.sweep import Point, Sweep
 from semaim.sweeps.table import redrawn
 from support.commands import ENVIRONMENT
+from support.folders import contents
 from support.small_disk import small_disk
 
 SIZE = os.terminal_size((20, 6))
@@ -113,10 +114,6 @@ def of_another_user() -> Iterator[Path]:
             yield folder
         finally:
             os.seteuid(0)
-
-
-def contents(folder: Path) -> dict[Path, bytes]:
-    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def test_another_user_sees_what_may_be_read(

@@ -19,6 +19,7 @@ from semaim.sweeps.states import states
 from semaim.sweeps.sweep import Executor, Point, Sweep
 from semaim.sweeps.waiting import wait
 from support.fake_slurm import FakeSlurm
+from support.folders import contents
 from support.holding import holding
 
 RESULT = {"state": "finished", "metric": "loss", "result": {"loss": 0.5}}
@@ -249,9 +250,9 @@ def test_a_run_may_end_before_the_script_that_started_it(tmp_path: Path, slurm: 
 NOTHING = {"code": 1, "error": "slurm_load_jobs error: Unable to contact slurm controller (connect failure)\n"}
 
 
-def contents(folder: Path) -> dict[Path, bytes]:
+def stored(folder: Path) -> dict[str, bytes]:
     ignored = (".asked", ".lock")
-    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.suffix not in ignored}
+    return {name: content for name, content in contents(folder).items() if Path(name).suffix not in ignored}
 
 
 @pytest.mark.parametrize("failing", ["squeue", "sacct"])
@@ -263,7 +264,7 @@ def test_nothing_is_written_while_slurm_does_not_answer(
     sweep = sweep_of(tmp_path, "slurm", point, done)
     Journal(sweep.folder.journal).status("FAILED")
     slurm.answers(failing, **NOTHING)  # type: ignore[arg-type]
-    before = contents(tmp_path)
+    before = stored(tmp_path)
     assert main(["status", str(sweep.path)]) == 0
     said = capsys.readouterr().out
     assert "unknown   SLURM" in said
@@ -271,7 +272,7 @@ def test_nothing_is_written_while_slurm_does_not_answer(
     assert "finished  train/loss 0.5" in said
     assert main(["retry", "--failed", str(sweep.path)]) == 0
     assert "submitted 0 jobs" in capsys.readouterr().out
-    assert contents(tmp_path) == before
+    assert stored(tmp_path) == before
 
 
 def test_cancel_says_that_it_does_not_know(

@@ -10,6 +10,7 @@ import pytest
 from semaim.cli import main
 from semaim.core.store_address import SQLITE, absolute_address, check_experiment
 from semaim.errors import UserError
+from support.folders import contents
 from support.in_process import run_here
 from support.tracked import TINY
 
@@ -165,9 +166,9 @@ def test_no_command_shows_or_stores_a_password(
         (tmp_path / "run" / "mlflow.json").write_text(
             f'{{"uid": "x", "uri": "{uri}", "run_id": "x", "sent": 0, "experiment": "x"}}'
         )
-    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    before = contents(tmp_path)
     assert main([word.replace("{uri}", uri) for word in words]) == 2
     out, err = capfd.readouterr()
     assert SECRET not in out + err
     assert "MLFLOW_TRACKING_USERNAME" in out + err
-    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    assert contents(tmp_path) == before

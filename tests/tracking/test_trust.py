@@ -19,6 +19,7 @@ from semaim.sweeps.sweep import Point, Sweep
 from semaim.tasks.evaluation import log_to_pretraining
 from semaim.tracking import store
 from semaim.tracking.store import sync_command
+from support.folders import contents
 from support.tracked import delivery_state
 
 
@@ -56,14 +57,14 @@ def test_commands_ask_for_the_store(
     command: list[str], foreign: tuple[Path, str], capfd: pytest.CaptureFixture[str]
 ) -> None:
     folder, other = foreign
-    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    before = contents(folder)
     assert main([*command, str(folder)]) == 2
     out, err = capfd.readouterr()
     (line,) = [line for line in err.splitlines() if "error: " in line]
     assert f"names the MLflow store {other}, which is not the configured one ({SQLITE}{Path.cwd()}/mlflow.db)" in line
     assert f"give --uri {other}, or set tracking.uri in site.yaml" in line
     assert "Traceback" not in out + err
-    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    assert contents(folder) == before
     assert {path.name for path in folder.parent.iterdir()} == {"foreign"}
 
 
