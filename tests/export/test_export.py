@@ -16,6 +16,7 @@ from semaim.export import export
 from support import foreign_files
 from support.commands import PROGRAM, finished
 from support.exporting import SMALL, exported, photograph, stored
+from support.folders import contents
 from support.in_process import go
 
 
@@ -86,11 +87,11 @@ def test_the_model_card_shows_no_password(square: Path, tmp_path: Path) -> None:
 
 def test_nothing_is_replaced_by_default(square: Path, pretrained: Path, tmp_path: Path, capsys) -> None:
     folder = exported(tmp_path, square)
-    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+    before = contents(folder)
     words = [str(pretrained), "--output", str(folder)]
     assert main(["export", *words]) == 2
     assert f"--output {folder} exists: choose another folder, or replace it with --overwrite" in capsys.readouterr().err
-    assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
+    assert contents(folder) == before
     (folder / "thesis.txt").write_text("five years")
     assert main(["export", *words, "--overwrite"]) == 2
     assert "holds thesis.txt, which no export wrote, so it is not replaced" in capsys.readouterr().err
@@ -109,12 +110,12 @@ def test_a_folder_is_written_completely_or_not_at_all(square: Path, tmp_path: Pa
         raise OSError(28, "No space left on device")
 
     folder = exported(tmp_path, square)
-    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+    before = contents(folder)
     monkeypatch.setattr(export, "write_text", full)
     assert main(["export", str(square), "--output", str(folder), "--overwrite"]) == 2
     assert "cannot be written: [Errno 28] No space left on device" in capsys.readouterr().err
     assert main(["export", str(square), "--output", str(tmp_path / "new")]) == 2
-    assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
+    assert contents(folder) == before
     assert [file.name for file in tmp_path.iterdir()] == ["exported"]
 
 
