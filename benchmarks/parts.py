@@ -141,13 +141,13 @@ def norm_part(model: AIM, tokens_BLD: Tensor) -> Part:
 
 def attention_part(model: AIM, tokens_BLD: Tensor, dtype: torch.dtype) -> Part:
     """Causal attention: the kernel that torch chooses, and each of the others that this device has."""
-    heads = int(model.architecture["num_heads"])  # type: ignore[call-overload]
+    heads = int(model.architecture["num_heads"])
     shape = (len(tokens_BLD), heads, tokens_BLD.shape[1], tokens_BLD.shape[2] // heads)
     inputs = tuple(torch.randn(shape, device=tokens_BLD.device, dtype=dtype, requires_grad=True) for _ in range(3))
 
     def with_kernel(kernel: SDPBackend | None, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor]:
         with sdpa_kernel([kernel]) if kernel is not None else nullcontext():
-            return (attend(q, k, v, causal=True),)
+            return (attend(q, k, v, True),)
 
     kernels = {"flash": SDPBackend.FLASH_ATTENTION, "cuDNN": SDPBackend.CUDNN_ATTENTION,
                "memory-efficient": SDPBackend.EFFICIENT_ATTENTION, "plain": SDPBackend.MATH}  # fmt: skip

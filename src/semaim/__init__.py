@@ -29,13 +29,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from semaim import permutations, semantics, targets
-    from semaim.checkpoints.two_stream import load_model
+    from semaim.checkpoints.pretrained import load_model
     from semaim.launching import launch
 
 __version__ = "0.2.0"
 __all__ = ["launch", "load_model", "permutations", "semantics", "targets"]
 
-_FUNCTIONS = {"launch": "semaim.launching", "load_model": "semaim.checkpoints.two_stream"}
+_FUNCTIONS = {"launch": "semaim.launching", "load_model": "semaim.checkpoints.pretrained"}
 
 
 def __getattr__(name: str) -> Any:

@@ -28,7 +28,7 @@ from semaim.runs.journal import read
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-    from semaim.models.aim import AIM
+    from semaim.models.predictor import Predictor
 
 log = logging.getLogger("semaim")
 _one_at_a_time = threading.Lock()  # a run sets what a process has once: signal handlers, random generators, logging
@@ -49,7 +49,7 @@ class RunResult:
     follow_ups: dict[str, RunResult] = field(default_factory=dict)
 
     @cached_property
-    def model(self) -> AIM:
+    def model(self) -> Predictor:
         """The pretrained two-stream model, loaded when it is asked for: `semaim.load_model(result.folder)`.
 
         Of an evaluation that trains nothing, such as task=knn, it is the model that was evaluated.
@@ -57,7 +57,7 @@ class RunResult:
         Raises:
             UserError: if there is no two-stream model, such as after task=finetune.
         """
-        from semaim.checkpoints.two_stream import load_model
+        from semaim.checkpoints.pretrained import load_model
 
         run = RunFolder(self.folder)
         return load_model(run.path if run.checkpoints.is_dir() else str(run.config()["checkpoint"]))

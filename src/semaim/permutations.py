@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from semaim.errors import UserError
+from semaim.models.segments import segment_sizes
 
 Grid = tuple[int, int]
 
@@ -184,6 +185,60 @@ class StochasticCenter(Permutation):
         # In float32, noise just below 1 times the number of patches can round up to that number.
         patch_B = (noise_BK[:, patches] * patches).long().clamp(max=patches - 1)
         return _rings_around(grid, patch_B)
+
+
+class RandomSquares(Permutation):
+    """Square by square in random order, random inside of a square (RandSAC's square segments).
+
+    With as many segments as squares, `model.segments`, each square is predicted at once.
+
+    Args:
+        side: patches per side of a square; divides the sides of the grid.
+    """
+
+    def __init__(self, side: int) -> None:
+        self.side = side
+
+    def priority(self, grid: Grid, noise_BK: Tensor, semantic_map_BL: Tensor | None) -> Tensor:
+        if grid[0] % self.side or grid[1] % self.side:
+            raise UserError(
+                f"permutation.side={self.side} must divide the {grid[0]}x{grid[1]} patches of an image: choose one of "
+                f"{[side for side in range(1, min(grid) + 1) if grid[0] % side == grid[1] % side == 0]}"
+            )
+        rows_L, columns_L = coordinates(grid, noise_BK.device)
+        corner_L = rows_L // self.side * self.side * grid[1] + columns_L // self.side * self.side
+        return noise_BK[:, corner_L]  # of the patch in the upper left corner: uniform and independent for each square
+
+
+class RandomBlobs(Permutation):
+    """Blob by blob, random inside of a blob (RandSAC's blob segments).
+
+    A blob is a random patch and those nearest to it that are in no blob yet. The sizes are those of `model.segments`
+    parts, so that with as many segments each blob is predicted at once. The last blobs are made of what is left.
+
+    Args:
+        blobs: their number, up to that of the patches.
+    """
+
+    def __init__(self, blobs: int) -> None:
+        self.blobs = blobs
+
+    def priority(self, grid: Grid, noise_BK: Tensor, semantic_map_BL: Tensor | None) -> Tensor:
+        patches = grid[0] * grid[1]
+        if self.blobs > patches:
+            raise UserError(f"permutation.blobs={self.blobs} must be at most the {patches} patches of an image")
+        rows_L, columns_L = coordinates(grid, noise_BK.device)
+        free_BL = torch.ones_like(noise_BK[:, :patches], dtype=torch.bool)
+        blob_BL = torch.zeros_like(free_BL, dtype=torch.long)
+        for blob, size in enumerate(segment_sizes(patches, self.blobs)):
+            centre_B1 = noise_BK[:, :patches].masked_fill(~free_BL, 2.0).argmin(1, keepdim=True)
+            distance_BL = (rows_L - centre_B1 // grid[1]) ** 2 + (columns_L - centre_B1 % grid[1]) ** 2
+            # Integers and noise below 1, so that noise decides between equal distances only.
+            near_BL = (distance_BL + noise_BK[:, :patches]).masked_fill(~free_BL, float("inf"))
+            chosen_BS = near_BL.argsort(1)[:, :size]
+            blob_BL.scatter_(1, chosen_BS, blob)
+            free_BL.scatter_(1, chosen_BS, False)
+        return blob_BL
 
 
 class Attention(Permutation):

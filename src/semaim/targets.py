@@ -19,7 +19,7 @@ from semaim.errors import UserError
 from semaim.models.token_cache import TokenCache
 
 if TYPE_CHECKING:
-    from semaim.models.aim import AIM
+    from semaim.models.predictor import Predictor
 
 
 class Target(Protocol):
@@ -35,11 +35,11 @@ class Target(Protocol):
         """Name in `TokenCache` of the network whose tokens are the target; None if it needs no network."""
         ...
 
-    def check(self, model: AIM) -> None:
+    def check(self, model: Predictor) -> None:
         """Raise UserError if the model does not fit this target."""
         ...
 
-    def fitted(self, model: AIM, mean: Sequence[float], std: Sequence[float]) -> Self:
+    def fitted(self, model: Predictor, mean: Sequence[float], std: Sequence[float]) -> Self:
         """Copy of this target for another model.
 
         Args:
@@ -63,7 +63,7 @@ class PatchTarget:
 
     patch_size: int
 
-    def check(self, model: AIM) -> None:
+    def check(self, model: Predictor) -> None:
         """Raise UserError if the model's patch size differs."""
         if self.patch_size != model.patch_size:
             raise UserError(
@@ -71,7 +71,7 @@ class PatchTarget:
                 f"data.patch_size, which both follow"
             )
 
-    def fitted(self, model: AIM, mean: Sequence[float], std: Sequence[float]) -> Self:
+    def fitted(self, model: Predictor, mean: Sequence[float], std: Sequence[float]) -> Self:
         """Copy of this target for another model; see `Target`."""
         adapted = copy(self)
         adapted.patch_size = model.patch_size
@@ -182,7 +182,7 @@ class EncoderFeatures(Features):
             raise UserError(f"target.source={source} is unknown: choose online or ema")
         super().__init__(channels, source)
 
-    def check(self, model: AIM) -> None:
+    def check(self, model: Predictor) -> None:
         """Raise UserError if the encoder's width differs."""
         if self.channels != model.embed_dim:
             raise UserError(
@@ -190,7 +190,7 @@ class EncoderFeatures(Features):
                 f"which it follows when it is left out"
             )
 
-    def fitted(self, model: AIM, mean: Sequence[float], std: Sequence[float]) -> Self:
+    def fitted(self, model: Predictor, mean: Sequence[float], std: Sequence[float]) -> Self:
         """Copy of this target for another model; see `Target`."""
         adapted = copy(self)
         adapted.channels = model.embed_dim

@@ -17,12 +17,12 @@ from torch import Tensor
 from semaim.checkpoints import timm_models
 from semaim.checkpoints.encoder_source import MLFLOW, RANDOM, TIMM
 from semaim.checkpoints.formats import Normalisation
+from semaim.checkpoints.pretrained import check_finite
 from semaim.checkpoints.teacher_network import OPTION, named_network, network_of, stored_encoder, weights_of_named
-from semaim.checkpoints.two_stream import check_finite
 from semaim.errors import UserError
-from semaim.models.aim import AIM
 from semaim.models.flops import on_meta, operations
 from semaim.models.layers import first_row_of_attention
+from semaim.models.predictor import Predictor
 from semaim.models.vit import weights_checksum
 from semaim.targets import Features, PatchTarget
 
@@ -105,7 +105,7 @@ class Teacher(PatchTarget, Features):
         self.scale_C11 = (std_C / teacher_std_C).float()[:, None, None]
         self.shift_C11 = ((mean_C - teacher_mean_C) / teacher_std_C).float()[:, None, None]
 
-    def fitted(self, model: AIM, mean: Sequence[float], std: Sequence[float]) -> Self:
+    def fitted(self, model: Predictor, mean: Sequence[float], std: Sequence[float]) -> Self:
         """Copy of this teacher for another model; see `Target`."""
         adapted = super().fitted(model, mean, std)
         adapted._set_normalization(mean, std)

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 import semaim
 from semaim.checkpoints import store
-from semaim.checkpoints.two_stream import read_checkpoint
+from semaim.checkpoints.pretrained import read_checkpoint
 from semaim.errors import UserError
 from semaim.export.export import Options, export
 from semaim.teachers import Teacher

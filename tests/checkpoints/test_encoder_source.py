@@ -12,7 +12,7 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 
 from semaim.checkpoints.encoder_source import EncoderSource, fingerprint
-from semaim.checkpoints.two_stream import load_model
+from semaim.checkpoints.pretrained import load_model
 from semaim.core.seeding import seed_all
 from semaim.errors import UserError
 from semaim.models.vit import encode

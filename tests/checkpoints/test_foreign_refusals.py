@@ -10,7 +10,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from semaim.checkpoints.two_stream import load_model
+from semaim.checkpoints.pretrained import load_model
 from semaim.errors import UserError
 from support import foreign_files
 from support.commands import run

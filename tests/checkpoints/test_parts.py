@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from semaim.checkpoints import store
+from semaim.checkpoints.pretrained import load_model
 from semaim.checkpoints.stored_encoder import StoredEncoder
-from semaim.checkpoints.two_stream import load_model
 from semaim.core.files import sha256
 from semaim.errors import UserError
 from support.encoders import newest

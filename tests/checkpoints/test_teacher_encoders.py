@@ -17,7 +17,7 @@ from timm.models import register_model
 from timm.models.vision_transformer import VisionTransformer, _create_vision_transformer
 from torch import Tensor
 
-from semaim.checkpoints.two_stream import load_model
+from semaim.checkpoints.pretrained import load_model
 from semaim.errors import UserError
 from support import foreign_files
 from support.commands import losses, status, succeed

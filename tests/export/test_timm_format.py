@@ -14,8 +14,8 @@ from timm.models.vision_transformer import VisionTransformer
 
 from semaim.checkpoints import store
 from semaim.checkpoints.encoder_source import fingerprint
+from semaim.checkpoints.pretrained import read_checkpoint
 from semaim.checkpoints.stored_encoder import StoredEncoder
-from semaim.checkpoints.two_stream import read_checkpoint
 from semaim.data.transforms import evaluation
 from semaim.export import formats
 from support import foreign_files

@@ -8,8 +8,8 @@ import torch
 import transformers
 
 from semaim.checkpoints.encoder_source import fingerprint
+from semaim.checkpoints.pretrained import read_checkpoint
 from semaim.checkpoints.stored_encoder import StoredEncoder
-from semaim.checkpoints.two_stream import read_checkpoint
 from semaim.cli import main
 from semaim.data.transforms import evaluation
 from support import foreign_files

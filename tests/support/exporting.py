@@ -11,8 +11,8 @@ from PIL import Image
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
+from semaim.checkpoints.pretrained import read_checkpoint
 from semaim.checkpoints.stored_encoder import StoredEncoder
-from semaim.checkpoints.two_stream import read_checkpoint
 from semaim.cli import main
 
 SMALL = ("tracking=none", "data.patch_size=8", "model.embed_dim=32", "model.num_heads=2", "trainer.batch_size=16")

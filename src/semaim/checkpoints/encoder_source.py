@@ -17,12 +17,12 @@ from semaim.checkpoints import timm_models
 from semaim.checkpoints.foreign import USAGE_ARGS, is_vision_transformer
 from semaim.checkpoints.formats import Normalisation
 from semaim.checkpoints.origin import Origin
+from semaim.checkpoints.pretrained import check_finite, read_checkpoint
 from semaim.checkpoints.stored_encoder import StoredEncoder
-from semaim.checkpoints.two_stream import check_finite, read_checkpoint
 from semaim.core.formatting import plural
 from semaim.core.image_size import pair
 from semaim.errors import UserError
-from semaim.models.aim import AIM
+from semaim.models.predictor import Predictor
 from semaim.models.vit import Pool, resample_positions, vit_of, weights_checksum
 from semaim.targets import Target
 
@@ -64,7 +64,7 @@ class EncoderSource:
     """
 
     checkpoint: str
-    model: Callable[..., AIM]
+    model: Callable[..., Predictor]
     target: Target
     tracking: Tracking
     ema: bool

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from semaim.checkpoints.encoder_weights import EncoderWeights
 from semaim.checkpoints.formats import ANY, Layout, Weights, layout_of, other_model_kind
-from semaim.checkpoints.two_stream import check_weights, default_num_heads
+from semaim.checkpoints.official import default_num_heads
+from semaim.checkpoints.pretrained import check_weights
 from semaim.core.formatting import plural
 from semaim.errors import UserError
 from semaim.models.vit import HEADS, Pool, build_vit, from_timm

@@ -67,21 +67,38 @@ def to_huggingface(weights: Mapping[str, Tensor], classifier: bool) -> dict[str,
 
 def from_huggingface(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Inverse of `to_huggingface`, for names without the trunk's prefix; other names are unchanged."""
-    stem, block_names = ({new: old for old, new in names.items()} for names in (STEM, BLOCK))
+    stem = {new: old for old, new in STEM.items()}
     converted: dict[str, Tensor] = {}
-    for name, value in weights.items():
-        if block := re.fullmatch(r"encoder\.layer\.(\d+)\.(.+)", name):
-            prefix, rest = f"blocks.{block[1]}.", block[2]
-            if rest.startswith(PROJECTIONS[0]):
-                parameter = rest.removeprefix(PROJECTIONS[0])
-                layer = name.removesuffix(rest)
-                converted[prefix + QKV + parameter] = torch.cat([weights[layer + p + parameter] for p in PROJECTIONS])
-            elif not rest.startswith(PROJECTIONS):
-                converted[prefix + (_renamed(rest, block_names) or rest)] = value
-        elif name.startswith(HEAD):
+    for name, value in _with_joint_attention(weights, "encoder.layer.", "blocks.").items():
+        if name.startswith(HEAD):
             converted["head." + name.removeprefix(HEAD)] = value
         else:
             converted[_renamed(name, stem) or name] = value
+    return converted
+
+
+def from_huggingface_mae(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Convert weights of `ViTMAEForPreTraining`, without the trunk's prefix, to those of MAE's code; else a copy."""
+    if "decoder.decoder_pred.weight" not in weights:
+        return dict(weights)
+    weights = {name.removeprefix("decoder."): value for name, value in from_huggingface(weights).items()}
+    return _with_joint_attention(weights, "decoder_layers.", "decoder_blocks.")
+
+
+def _with_joint_attention(weights: Mapping[str, Tensor], layers: str, blocks: str) -> dict[str, Tensor]:
+    """Convert the weights whose names start with `layers` and a number to timm's blocks; other names are unchanged."""
+    names = {new: old for old, new in BLOCK.items()}
+    converted: dict[str, Tensor] = {}
+    for name, value in weights.items():
+        if (block := re.fullmatch(rf"{re.escape(layers)}(\d+)\.(.+)", name)) is None:
+            converted[name] = value
+            continue
+        prefix, rest = f"{blocks}{block[1]}.", block[2]
+        if rest.startswith(PROJECTIONS[0]):
+            parameter, layer = rest.removeprefix(PROJECTIONS[0]), name.removesuffix(rest)
+            converted[prefix + QKV + parameter] = torch.cat([weights[layer + p + parameter] for p in PROJECTIONS])
+        elif not rest.startswith(PROJECTIONS):
+            converted[prefix + (_renamed(rest, names) or rest)] = value
     return converted
 
 

@@ -14,7 +14,7 @@ from semaim.checkpoints import foreign, store
 from semaim.checkpoints.encoder_weights import EncoderWeights
 from semaim.checkpoints.formats import IMAGENET, Normalisation, unwrapped
 from semaim.checkpoints.origin import Origin, origin_of
-from semaim.checkpoints.two_stream import check_weights, is_two_stream, model_of, select_weights
+from semaim.checkpoints.pretrained import check_weights, is_two_stream, model_of, select_weights
 from semaim.core.files import adapter, read_json
 from semaim.errors import UserError
 from semaim.models.vit import SIZES, build_vit
@@ -46,7 +46,7 @@ class StoredEncoder:
 
     Args:
         path: path of the file or folder.
-        state: its content (see `semaim.checkpoints.two_stream.read_checkpoint`).
+        state: its content (see `semaim.checkpoints.pretrained.read_checkpoint`).
         ema: use the moving average of the weights instead of the weights.
         num_heads: attention heads, if the file does not contain them and they are not the default for its width.
         architecture: timm model with the architecture of another project's file, if its weights do not determine it.

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from semaim.checkpoints import timm_models
 from semaim.checkpoints.foreign import converted
 from semaim.checkpoints.formats import PATCHES, other_model_kind
+from semaim.checkpoints.pretrained import mismatch, read_checkpoint
 from semaim.checkpoints.stored_encoder import StoredEncoder
-from semaim.checkpoints.two_stream import mismatch, read_checkpoint
 from semaim.errors import UserError
 
 OPTION = "target.weights"

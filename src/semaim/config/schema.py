@@ -44,6 +44,16 @@ RATE = number("a number from 0 to below 1", ge=0, lt=1)
 UP_TO_ONE = number("a number above 0 and up to 1", gt=0, le=1)
 CROP = ascending(list_of(number(gt=0, le=1), "two ascending numbers above 0 and up to 1, as a list", 2))
 COLOURS = {"mean": COLOUR, "std": COLOUR_SCALE}
+WIDTH, DEPTH = whole(4, 65_536), whole(1, 1000)  # of a transformer
+ENCODER = {
+    "image_size": SIZE,
+    "patch_size": SIDE,
+    "embed_dim": WIDTH,
+    "depth": DEPTH,
+    "num_heads": SIDE,
+    "mlp_ratio": number("a number above 0 and up to 1000", gt=0, le=1000),
+    "drop_path": RATE,
+}
 
 ORDERS = (
     "Raster", "Zigzag", "Stochastic", "Center2Out", "Out2Center", "StochasticCenter", "Attention", "AttentionGuided",
@@ -121,16 +131,20 @@ COMPONENTS: dict[str, dict[str, Kind]] = {
     "torch.optim.AdamW": {"betas": list_of(RATE, "two numbers from 0 to below 1, as a list", 2), "fused": TRUTH | NULL},
     "torch.optim.SGD": {"momentum": RATE},
     "semaim.models.aim.AIM": {
-        "image_size": SIZE,
-        "patch_size": SIDE,
-        "embed_dim": whole(4, 65_536),
-        "depth": whole(1, 1000),
-        "num_heads": SIDE,
-        "query_depth": whole(1, 1000),
-        "mlp_ratio": number("a number above 0 and up to 1000", gt=0, le=1000),
+        **ENCODER,
+        "query_depth": DEPTH,
         "head": one_of("mlp", "linear"),
-        "drop_path": RATE,
+        "segments": whole(1) | NULL,
+        "skip_connections": TRUTH,
     },
+    "semaim.models.mae.MAE": {
+        **ENCODER,
+        "decoder_dim": WIDTH,
+        "decoder_depth": DEPTH,
+        "decoder_num_heads": SIDE,
+        "visible": PART,
+    },
+    "semaim.models.simmim.SimMIM": {**ENCODER, "hidden": PART, "mask_unit": SIDE | NULL},
     "semaim.data.image_data.ImageData": {
         "root": PATH | NULL,
         "image_size": SIZE,
@@ -169,6 +183,8 @@ COMPONENTS: dict[str, dict[str, Kind]] = {
         **COLOURS,
     },
     **{f"semaim.permutations.{order}": {} for order in ORDERS},
+    "semaim.permutations.RandomSquares": {"side": SIDE},
+    "semaim.permutations.RandomBlobs": {"blobs": whole(1)},
     "semaim.semantics.SemanticMap": {
         "kind": one_of("cls", "gap", "self"),
         "source": one_of("auto", "online", "ema", "teacher"),

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from semaim.data.image_data import ImageData
-from semaim.models.aim import AIM
+from semaim.models.predictor import Predictor
 from semaim.models.token_cache import Encoder
 from semaim.models.vit import pooled
 from semaim.permutations import Permutation
@@ -39,7 +39,7 @@ class Learner:
         epoch: completed epochs.
     """
 
-    model: AIM
+    model: Predictor
     encoders: Mapping[str, Encoder]
     map_network: str | None
     permutation: Permutation
@@ -84,7 +84,7 @@ class Evaluator:
     def check(self, data: ImageData) -> None:
         """Raise UserError if these data cannot be evaluated, before anything is written."""
 
-    def begin(self, model: AIM, data: ImageData, run: Run) -> None:
+    def begin(self, model: Predictor, data: ImageData, run: Run) -> None:
         """Prepare, on the device of training."""
 
     def learn(self, features: Mapping[str, Tensor], labels_B: Tensor) -> None:

@@ -16,7 +16,7 @@ from semaim.data.image_sets import ImageSet
 from semaim.evaluation.evaluator import Evaluator, Learner
 from semaim.evaluation.features import Extraction, Features, extract
 from semaim.evaluation.knn import check_ks, classify
-from semaim.models.aim import AIM
+from semaim.models.predictor import Predictor
 from semaim.runs.context import Run
 
 log = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ class OnlineKNN(Evaluator):
         self.max_bank = max_bank
         self.max_queries = max_queries
 
-    def begin(self, model: AIM, data: ImageData, run: Run) -> None:
+    def begin(self, model: Predictor, data: ImageData, run: Run) -> None:
         """Say so if there is nothing to measure on."""
         if data.splits.labelled is None:
             log.info("no k-NN accuracy: these data have no labels")

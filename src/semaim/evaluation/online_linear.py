@@ -19,8 +19,8 @@ from semaim.data.image_sets import UNLABELLED
 from semaim.evaluation.accuracy import named, predict_classes
 from semaim.evaluation.evaluator import Evaluator, Learner, evaluation_is_due
 from semaim.evaluation.features import Extraction, extract
-from semaim.models.aim import AIM
 from semaim.models.heads import LinearHeads
+from semaim.models.predictor import Predictor
 from semaim.runs.context import Run
 from semaim.training.ddp import wrap
 from semaim.training.optimizers import scaled_lr, set_lr
@@ -60,7 +60,7 @@ class OnlineLinear(Evaluator):
         """Raise UserError without labelled training and held-out images."""
         data.labelled_and_held_out()
 
-    def begin(self, model: AIM, data: ImageData, run: Run) -> None:
+    def begin(self, model: Predictor, data: ImageData, run: Run) -> None:
         """Make the heads on the device of training; their gradients are averaged over processes."""
         with seeded(derive_seed(run.seed, "online linear")):  # pretraining is the same with and without them
             self.heads = LinearHeads(model.embed_dim, len(data.splits.classes), len(KINDS), [1.0])

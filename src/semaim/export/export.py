@@ -15,9 +15,9 @@ from textwrap import indent
 
 from safetensors.torch import save as safetensors_bytes
 
+from semaim.checkpoints.pretrained import read_checkpoint
 from semaim.checkpoints.store import write_checksum
 from semaim.checkpoints.stored_encoder import StoredEncoder
-from semaim.checkpoints.two_stream import read_checkpoint
 from semaim.config.source_run import run_folder_of, source_run, value_text
 from semaim.core.files import HashingWriter, atomic, fsync_folder, write_json, write_text
 from semaim.core.formatting import count, printable, program

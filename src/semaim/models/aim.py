@@ -1,10 +1,10 @@
 """Autoregressive image model: a content stream (the ViT that is kept) and a query stream that predicts patches.
 
-Shapes: B images, C channels, (h, w) grid, L = h * w patches, N = 1 + L tokens, D width, P target channels.
+Shapes: B images, C channels, (h, w) grid, L = h * w patches, D width, P target channels, N content tokens.
 `order_BL[b, t]` is the raster index of the patch predicted at step t.
 
-References: SAIM (arXiv 2212.01610), SemAIM (arXiv 2312.10457, section 3). Parameter names equal those of the
-authors' code, so that their checkpoints load without renaming.
+References: SAIM (arXiv 2212.01610), SemAIM (arXiv 2312.10457, section 3); segments: RandSAC (arXiv 2203.12054).
+Parameter names equal those of SemAIM's and SAIM's code, so that their checkpoints load without renaming.
 """
 
 from __future__ import annotations
@@ -12,17 +12,16 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from timm.layers import Mlp, PatchEmbed
+from timm.layers import Mlp
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from semaim.core.image_size import pair
 from semaim.errors import UserError
-from semaim.models.layers import LAYER_NORM_EPS, Block, QueryBlock, gather_rows, xavier_init
-from semaim.models.positions import sincos_2d
+from semaim.models.layers import Mask, QueryBlock, gather_rows, xavier_init
+from semaim.models.predictor import Prediction, Predictor, Stream
+from semaim.models.segments import content_patches, segment_masks
 
 
-class AIM(nn.Module):
+class AIM(Predictor):
     """Two-stream autoregressive image model.
 
     Args:
@@ -37,10 +36,17 @@ class AIM(nn.Module):
         mlp_ratio: hidden width of the MLPs over D.
         head: "mlp" (hidden width mlp_ratio * D, GELU) or "linear".
         drop_path: stochastic depth rate of the last block, growing linearly from 0 at the first.
+        segments: K, consecutive parts of the order whose patches are predicted in parallel; None for one per patch. Of
+            L patches, the first L modulo K segments have one more than the others.
+        skip_connections: query blocks read learned sums of the content stream after all of its blocks; at first what
+            they would read without.
 
     Raises:
         UserError: if the sizes do not fit each other.
     """
+
+    content_mask: Mask
+    query_mask: Mask
 
     def __init__(
         self,
@@ -54,13 +60,17 @@ class AIM(nn.Module):
         mlp_ratio: float = 4.0,
         head: Literal["mlp", "linear"] = "mlp",
         drop_path: float = 0.0,
+        segments: int | None = None,
+        skip_connections: bool = False,
     ) -> None:
-        super().__init__()
-        self.image_size = pair(image_size)
-        self.patch_size = patch_size
-        self.grad_checkpointing = False
-        _check_sizes(self.image_size, patch_size, embed_dim, depth, num_heads, query_depth, head)
-        # Determines shapes and meaning of the weights; stored in checkpoints.
+        if query_depth < 1 or depth % query_depth:
+            divisors = [n for n in range(1, depth + 1) if depth % n == 0]
+            raise UserError(
+                f"model.query_depth={query_depth} must divide model.depth={depth}: choose one of {divisors}"
+            )
+        if head not in ("mlp", "linear"):
+            raise UserError(f"model.head={head} is unknown: choose mlp or linear")
+        super().__init__(image_size, patch_size, embed_dim, depth, num_heads, mlp_ratio, drop_path)
         self.architecture = {
             "out_channels": out_channels,
             "image_size": self.image_size,
@@ -72,116 +82,77 @@ class AIM(nn.Module):
             "mlp_ratio": mlp_ratio,
             "head": head,
         }
-        self.grid = (self.image_size[0] // patch_size, self.image_size[1] // patch_size)
+        self.architecture |= {} if segments is None else {"segments": segments}
+        self.architecture |= {"skip_connections": True} if skip_connections else {}
         self.read_every = depth // query_depth
-
-        self.patch_embed = PatchEmbed(self.image_size, patch_size, embed_dim=embed_dim)
-        self.cls_token = nn.Parameter(torch.empty(1, 1, embed_dim))
-        positions = torch.cat([torch.zeros(1, embed_dim), sincos_2d(embed_dim, self.grid)])
-        self.pos_embed: Tensor
-        self.register_buffer("pos_embed", positions[None])
-        rates = [drop_path * i / max(1, depth - 1) for i in range(depth)]
-        self.blocks = nn.ModuleList(Block(embed_dim, num_heads, mlp_ratio, rate) for rate in rates)
+        self._set_segments(segments)
         self.query_blocks = nn.ModuleList(
-            QueryBlock(embed_dim, num_heads, mlp_ratio, rate) for rate in rates[self.read_every - 1 :: self.read_every]
+            QueryBlock(embed_dim, num_heads, mlp_ratio, rate)
+            for rate in self.drop_path_rates[self.read_every - 1 :: self.read_every]
         )
-        self.norm = nn.LayerNorm(embed_dim, eps=LAYER_NORM_EPS)
+        self.norm = self._make_norm()
         self.prediction_head = (
             Mlp(embed_dim, round(embed_dim * mlp_ratio), out_channels)
             if head == "mlp"
             else nn.Linear(embed_dim, out_channels)
         )
+        self.skip_weights = nn.ParameterList()
+        if skip_connections:
+            read = torch.eye(depth)[self.read_every - 1 :: self.read_every]
+            self.skip_weights.extend(nn.Parameter(row) for row in read.unbind())
         self.apply(xavier_init)
         nn.init.normal_(self.cls_token, std=0.02)
 
+    def _set_segments(self, segments: int | None) -> None:
+        """Set the masks of both streams; with a segment per patch they are causal, and no tensor is needed."""
+        patches = self.grid[0] * self.grid[1]
+        self.segments = patches if segments is None else segments
+        if not 1 <= self.segments <= patches:
+            raise UserError(
+                f"model.segments={segments} must be from 1 to the number of patches, which is {patches} "
+                f"({self.grid[0]}x{self.grid[1]})"
+            )
+        self.content_patches = content_patches(patches, self.segments)
+        if self.segments == patches:
+            self.content_mask, self.query_mask = True, True
+            return
+        content_mask_NN, query_mask_LN = segment_masks(patches, self.segments)
+        self.register_buffer("content_mask", content_mask_NN, persistent=False)
+        self.register_buffer("query_mask", query_mask_LN, persistent=False)
+
     @property
-    def embed_dim(self) -> int:
-        """Width D."""
-        return self.norm.weight.shape[0]
+    def streams(self) -> list[Stream]:
+        """Content stream and query stream."""
+        content = 1 + self.content_patches
+        return [Stream(self.blocks, content), Stream(self.query_blocks, self.grid[0] * self.grid[1], content)]
 
-    def _patches(self, images_BCHW: Tensor) -> Tensor:
-        """Patch embeddings with their positions, raster-indexed: (B, L, D)."""
-        return self.patch_embed(images_BCHW) + self.pos_embed[:, 1:]
+    def forward(self, images_BCHW: Tensor, order_BL: Tensor) -> Prediction:
+        """Predict every patch from the segments before its own in its image's order; all patches count.
 
-    def _with_cls(self, patches_BLD: Tensor) -> Tensor:
-        """Prepend the class token; its position embedding is zero."""
-        return torch.cat([self.cls_token.expand(len(patches_BLD), -1, -1), patches_BLD], dim=1)
-
-    def forward(self, images_BCHW: Tensor, order_BL: Tensor) -> Tensor:
-        """Predict every patch from those before it in its image's order.
-
-        The patches are gathered into prediction order once. The content mask is then the causal mask over
-        [cls, p_1, ..., p_{L-1}] (no query reads the last patch), and the query mask is the causal mask of L queries
-        over the same L keys. The first patch is predicted from the class token alone.
-
-        Args:
-            images_BCHW: normalised images.
-            order_BL: long, each row a permutation of 0..L-1.
-
-        Returns:
-            predictions (B, L, P), raster-indexed.
+        The patches are gathered into prediction order once. With a segment per patch, the content mask is then the
+        causal mask over [cls, p_1, ..., p_{L-1}] (no query reads the last patch), and the query mask is the causal mask
+        of L queries over the same L keys. The first segment is predicted from the class token alone.
         """
-        content_BLD = self._with_cls(gather_rows(self._patches(images_BCHW), order_BL[:, :-1]))
+        content_BND = self._with_cls(gather_rows(self._patches(images_BCHW), order_BL[:, : self.content_patches]))
         query_BLD = self.pos_embed[0, 1:][order_BL]
-        for depth, block in enumerate(self.blocks, start=1):
-            content_BLD = self._run(block, content_BLD, True, self.training)
-            if depth % self.read_every == 0:
-                query_block = self.query_blocks[depth // self.read_every - 1]
-                query_BLD = self._run(query_block, query_BLD, content_BLD, self.training)
+        if self.skip_weights:
+            query_BLD = self._with_skips(content_BND, query_BLD)
+        else:
+            for depth, block in enumerate(self.blocks, start=1):
+                content_BND = self._run(block, content_BND, self.content_mask, self.training)
+                if depth % self.read_every == 0:
+                    query_block = self.query_blocks[depth // self.read_every - 1]
+                    query_BLD = self._run(query_block, query_BLD, content_BND, self.query_mask, self.training)
         predictions_BLP = self.prediction_head(self.norm(query_BLD))
-        return gather_rows(predictions_BLP, order_BL.argsort(1))
+        return Prediction(gather_rows(predictions_BLP, order_BL.argsort(1)))
 
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Let the backward pass compute activations inside of blocks again: less memory, about a third more time."""
-        self.grad_checkpointing = enable
-
-    def _run(self, block: nn.Module, *args: Tensor | bool) -> Tensor:
-        if self.grad_checkpointing and self.training:
-            return checkpoint(block, *args, use_reentrant=False)
-        return block(*args)
-
-    def predict(self, images_BCHW: Tensor, order_BL: Tensor) -> Tensor:
-        """Raster-indexed predictions (B, L, P) of normalised images under the given orders; see `forward`."""
-        return self(images_BCHW, order_BL)
-
-    def encode(self, images_BCHW: Tensor) -> Tensor:
-        """Tokens (B, N, D) of the plain ViT: no mask, no drop path, final norm applied. Token 0 is cls."""
-        tokens_BND = self._with_cls(self._patches(images_BCHW))
+    def _with_skips(self, content_BND: Tensor, query_BLD: Tensor) -> Tensor:
+        """The query stream (B, L, D) if its blocks read learned sums of all states of the content stream."""
+        states = []
         for block in self.blocks:
-            tokens_BND = block(tokens_BND, False, False)
-        return self.norm(tokens_BND)
-
-    def encode_with_attention(self, images_BCHW: Tensor) -> tuple[Tensor, Tensor]:
-        """As `encode`, plus the last block's attention from cls to each patch averaged over heads, (B, L)."""
-        tokens_BND = self._with_cls(self._patches(images_BCHW))
-        for block in self.blocks[:-1]:
-            tokens_BND = block(tokens_BND, False, False)
-        last = self.blocks[-1]
-        assert isinstance(last, Block)
-        tokens_BND, attention_BL = last.forward_with_attention(tokens_BND)
-        return self.norm(tokens_BND), attention_BL
-
-
-def _check_sizes(
-    image_size: tuple[int, int],
-    patch_size: int,
-    embed_dim: int,
-    depth: int,
-    num_heads: int,
-    query_depth: int,
-    head: str,
-) -> None:
-    if patch_size < 1 or any(side < patch_size or side % patch_size for side in image_size):
-        raise UserError(
-            f"the image size {image_size[0]}x{image_size[1]} is not divisible by the patch size {patch_size}: "
-            f"change data.image_size or data.patch_size (model.patch_size)"
-        )
-    if num_heads < 1 or embed_dim % num_heads:
-        raise UserError(f"model.num_heads={num_heads} must divide model.embed_dim={embed_dim}")
-    if query_depth < 1 or depth % query_depth:
-        divisors = [n for n in range(1, depth + 1) if depth % n == 0]
-        raise UserError(f"model.query_depth={query_depth} must divide model.depth={depth}: choose one of {divisors}")
-    if head not in ("mlp", "linear"):
-        raise UserError(f"model.head={head} is unknown: choose mlp or linear")
-    if image_size == (patch_size, patch_size):
-        raise UserError("an image of a single patch leaves nothing to predict from: choose a smaller patch size")
+            content_BND = self._run(block, content_BND, self.content_mask, self.training)
+            states.append(content_BND)
+        for weights, query_block in zip(self.skip_weights, self.query_blocks, strict=True):
+            read_BND = sum(weight * state_BND for weight, state_BND in zip(weights, states, strict=True))
+            query_BLD = self._run(query_block, query_BLD, read_BND, self.query_mask, self.training)
+        return query_BLD

@@ -11,8 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from timm.models.vision_transformer import VisionTransformer
@@ -20,7 +19,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from semaim.models.aim import AIM
+from semaim.models.predictor import Predictor
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -32,7 +31,7 @@ class Cost:
     encoder_parameters: int
     parameters: int
     encode: int  # the encoder without mask: evaluation, semantic maps and feature targets
-    predict: int  # forward pass of both streams and the head
+    predict: int  # forward pass of training: all streams and the head
     training_step: int  # forward and backward, plus the passes without gradient
 
 
@@ -52,15 +51,20 @@ def on_meta(network: Network) -> Network:
     return deepcopy(network, parameters | {id(each): each.to("meta") for each in network.buffers()})
 
 
-def cost(model: AIM, encoder_passes: int, teacher: int = 0) -> Cost:
-    """Compute the cost of a two-stream model.
+def cost(model: Predictor, encoder_passes: int, teacher: int = 0) -> Cost:
+    """Compute the cost of a model that predicts patches.
 
     Args:
-        model: the two-stream model, on any device.
+        model: the model, on any device, neither wrapped nor compiled.
         encoder_passes: encoder passes without gradient per training step, for example 1 if the order needs a map.
         teacher: operations per image of a teacher's pass, if there is one.
     """
-    embed, encode, predict = _two_stream_operations(**model.architecture)
+    shape = on_meta(model).eval()
+    images_BCHW = torch.empty(1, 3, *model.image_size, device="meta")
+    order_BL = torch.empty(1, model.grid[0] * model.grid[1], dtype=torch.long, device="meta")
+    embed = operations(lambda: shape.patch_embed(images_BCHW))
+    encode = operations(lambda: shape.encode(images_BCHW))
+    predict = operations(lambda: shape.predict(images_BCHW, order_BL))
     encoder = ("patch_embed.", "cls_token", "blocks.", "norm.")
     return Cost(
         encoder_parameters=sum(p.numel() for name, p in model.named_parameters() if name.startswith(encoder)),
@@ -68,20 +72,6 @@ def cost(model: AIM, encoder_passes: int, teacher: int = 0) -> Cost:
         encode=encode,
         predict=predict,
         training_step=3 * predict - embed + encoder_passes * encode + teacher,
-    )
-
-
-@lru_cache
-def _two_stream_operations(**architecture: Any) -> tuple[int, int, int]:
-    """Operations of patch embedding, `encode` and `predict` on an image."""
-    with torch.device("meta"):
-        model = AIM(**architecture).eval()
-        images_BCHW = torch.empty(1, 3, *model.image_size)
-        order_BL = torch.empty(1, model.grid[0] * model.grid[1], dtype=torch.long)
-    return (
-        operations(lambda: model.patch_embed(images_BCHW)),
-        operations(lambda: model.encode(images_BCHW)),
-        operations(lambda: model.predict(images_BCHW, order_BL)),
     )
 
 

@@ -14,18 +14,22 @@ from timm.layers import Mlp
 from torch import Tensor, nn
 
 LAYER_NORM_EPS = 1e-6
+Mask = bool | Tensor  # what a query sees: everything (False), what is not after it (True), or bool (L, N)
 
 
-def attend(q_BHLK: Tensor, k_BHNK: Tensor, v_BHNK: Tensor, causal: bool) -> Tensor:
-    """Scaled dot-product attention; the masks of both streams are set here only.
+def attend(q_BHLK: Tensor, k_BHNK: Tensor, v_BHNK: Tensor, mask: Mask) -> Tensor:
+    """Scaled dot-product attention; masks are applied here only.
 
-    Tokens are sorted by prediction order, so the plain causal mask restricts attention to earlier patches and no mask
-    tensor is needed.
+    Tokens are sorted by prediction order, so the plain causal mask restricts attention to earlier patches, and no mask
+    tensor is needed. Those of segments are the same for all images of a batch.
 
     Returns:
         (B, L, D), heads merged.
     """
-    out_BHLK = F.scaled_dot_product_attention(q_BHLK, k_BHNK, v_BHNK, is_causal=causal)
+    if isinstance(mask, Tensor):
+        out_BHLK = F.scaled_dot_product_attention(q_BHLK, k_BHNK, v_BHNK, attn_mask=mask)
+    else:
+        out_BHLK = F.scaled_dot_product_attention(q_BHLK, k_BHNK, v_BHNK, is_causal=mask)
     return out_BHLK.transpose(1, 2).flatten(2)
 
 
@@ -86,8 +90,8 @@ class SelfAttention(nn.Module):
         q, k, v = self.qkv(x_BND).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
         return q, k, v
 
-    def forward(self, x_BND: Tensor, causal: bool) -> Tensor:
-        return self.proj(attend(*self.heads(x_BND), causal=causal))
+    def forward(self, x_BND: Tensor, mask: Mask) -> Tensor:
+        return self.proj(attend(*self.heads(x_BND), mask))
 
 
 class CrossAttention(nn.Module):
@@ -101,16 +105,16 @@ class CrossAttention(nn.Module):
         self.v = nn.Linear(dim, dim)
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, query_BLD: Tensor, context_BND: Tensor, causal: bool) -> Tensor:
+    def forward(self, query_BLD: Tensor, context_BND: Tensor, mask: Mask) -> Tensor:
         q, k, v = (
             linear(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
             for linear, x in ((self.q, query_BLD), (self.k, context_BND), (self.v, context_BND))
         )
-        return self.proj(attend(q, k, v, causal=causal))
+        return self.proj(attend(q, k, v, mask))
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block of the content stream."""
+    """Pre-norm transformer block."""
 
     def __init__(self, dim: int, num_heads: int, mlp_ratio: float, drop_path: float) -> None:
         super().__init__()
@@ -120,9 +124,9 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
         self.mlp = Mlp(dim, round(dim * mlp_ratio))
 
-    def forward(self, x_BND: Tensor, causal: bool, stochastic: bool) -> Tensor:
+    def forward(self, x_BND: Tensor, mask: Mask, stochastic: bool) -> Tensor:
         """Apply the block; `stochastic` enables drop path (never in the semantic pass)."""
-        x_BND = x_BND + self.drop_path(self.attn(self.norm1(x_BND), causal), stochastic)
+        x_BND = x_BND + self.drop_path(self.attn(self.norm1(x_BND), mask), stochastic)
         return x_BND + self.drop_path(self.mlp(self.norm2(x_BND)), stochastic)
 
     def forward_with_attention(self, x_BND: Tensor) -> tuple[Tensor, Tensor]:
@@ -135,7 +139,7 @@ class Block(nn.Module):
         """
         q, k, v = self.attn.heads(self.norm1(x_BND))
         attention_BN = first_row_of_attention(q, k)
-        x_BND = x_BND + self.attn.proj(attend(q, k, v, causal=False))
+        x_BND = x_BND + self.attn.proj(attend(q, k, v, False))
         return x_BND + self.mlp(self.norm2(x_BND)), attention_BN[:, 1:]
 
 
@@ -150,8 +154,8 @@ class QueryBlock(nn.Module):
         self.norm2 = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
         self.mlp = Mlp(dim, round(dim * mlp_ratio))
 
-    def forward(self, query_BLD: Tensor, context_BLD: Tensor, stochastic: bool) -> Tensor:
-        read_BLD = self.attn(self.norm1(query_BLD), self.norm1(context_BLD), causal=True)
+    def forward(self, query_BLD: Tensor, context_BND: Tensor, mask: Mask, stochastic: bool) -> Tensor:
+        read_BLD = self.attn(self.norm1(query_BLD), self.norm1(context_BND), mask)
         query_BLD = query_BLD + self.drop_path(read_BLD, stochastic)
         return query_BLD + self.drop_path(self.mlp(self.norm2(query_BLD)), stochastic)
 

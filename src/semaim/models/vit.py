@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from semaim.core.image_size import pair
 from semaim.errors import UserError
-from semaim.models.aim import AIM
 from semaim.models.layers import LAYER_NORM_EPS
+from semaim.models.predictor import Predictor
 
 Pool = Literal["cls", "mean"]
 SIZES = ("image_size", "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio")
@@ -35,8 +35,8 @@ def build_vit(sizes: dict[str, Any], num_classes: int, pool: Pool, drop_path: fl
     the class token is normalised and used.
 
     Args:
-        sizes: those of `AIM.architecture`, or {"timm": name, "args": {...}} for a timm model; `args` are optional and
-            override its defaults.
+        sizes: those of `Predictor.architecture`, or {"timm": name, "args": {...}} for a timm model; `args` are optional
+            and override its defaults.
         num_classes: outputs of the linear head; 0 for none.
         pool: input of the head.
         drop_path: stochastic depth rate of the last block.
@@ -64,7 +64,7 @@ def as_timm(sizes: dict[str, Any]) -> tuple[str, dict[str, Any]]:
 
 
 def from_timm(name: str, args: dict[str, Any]) -> dict[str, Any]:
-    """Inverse of `as_timm`: an encoder with semaim's architecture gets the sizes of `AIM.architecture`."""
+    """Inverse of `as_timm`: an encoder with semaim's architecture gets the sizes of `Predictor.architecture`."""
     patch_size = args.get("patch_size")
     sides = {patch_size} if isinstance(patch_size, int) else set(patch_size or ())
     if name != PLAIN or set(args) != {"img_size", *SIZES} - {"image_size"} or len(sides) != 1:
@@ -91,7 +91,7 @@ def with_weights(vit: VisionTransformer, weights: Mapping[str, Tensor], new_head
     return vit
 
 
-def vit_of(model: AIM, num_classes: int = 0, pool: Pool = "cls", drop_path: float = 0.0) -> VisionTransformer:
+def vit_of(model: Predictor, num_classes: int = 0, pool: Pool = "cls", drop_path: float = 0.0) -> VisionTransformer:
     """The encoder of a two-stream model; the head, and the norm before it if pool="mean", are newly initialised."""
     vit = build_vit({key: model.architecture[key] for key in SIZES}, num_classes, pool, drop_path)
     return with_weights(vit, model.state_dict(), new_head=True)

@@ -22,14 +22,14 @@ from torch import Tensor
 from semaim.checkpoints import store
 from semaim.checkpoints.encoder_source import TIMM, EncoderSource
 from semaim.checkpoints.foreign import is_vision_transformer
-from semaim.checkpoints.two_stream import read_checkpoint, start_from
+from semaim.checkpoints.pretrained import read_checkpoint, start_from
 from semaim.data.image_data import ImageData
 from semaim.data.image_sets import ImageSet, read_image
 from semaim.data.pixels import Transform
 from semaim.data.reading import Unreadable
 from semaim.data.transforms import EVALUATION, transformed
 from semaim.errors import UserError
-from semaim.models.aim import AIM
+from semaim.models.predictor import Predictor
 from semaim.models.vit import Pool
 from semaim.tasks.task import Task
 
@@ -169,6 +169,6 @@ def build_task(cfg: DictConfig, data: ImageData) -> Task:
     return task
 
 
-def _meta_model(build: Callable[..., AIM], *args: Any, **kwargs: Any) -> AIM:
+def _meta_model(build: Callable[..., Predictor], *args: Any, **kwargs: Any) -> Predictor:
     with torch.device("meta"):
         return build(*args, **kwargs)

@@ -1,4 +1,4 @@
-"""Autoregressive pretraining: permute the patches, predict each from those before it, compare with the target.
+"""Pretraining: order the patches, predict some from others, compare with the target.
 
 Shapes: B images, L patches, P target channels. Source: SemAIM (arXiv 2312.10457), section 3.
 """
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from semaim.checkpoints.two_stream import read_checkpoint, start_from
+from semaim.checkpoints.pretrained import read_checkpoint, start_from
 from semaim.config.follow_ups import short_recipe
 from semaim.config.run_spec import RunSpec
 from semaim.config.source_run import value_text
@@ -27,8 +27,8 @@ from semaim.data.image_data import ImageData
 from semaim.data.image_sets import ImageSet
 from semaim.errors import UserError
 from semaim.evaluation.evaluator import Evaluator, Learner
-from semaim.models.aim import AIM
 from semaim.models.flops import Cost, cost
+from semaim.models.predictor import Prediction, Predictor
 from semaim.models.token_cache import Encoder, TokenCache
 from semaim.models.vit import pooled
 from semaim.permutations import Permutation, noise_columns
@@ -48,7 +48,7 @@ from semaim.training.state import TrainingState
 from semaim.training.step import TrainingTask
 
 log = logging.getLogger(__name__)
-NEXT_LARGER = {"aim_tiny": "aim_small", "aim_small": "aim_base", "aim_base": "aim_large", "aim_large": "aim_huge"}
+NEXT_LARGER = {"tiny": "small", "small": "base", "base": "large", "large": "huge"}
 
 
 class Pretraining(Task, TrainingTask):
@@ -73,7 +73,7 @@ class Pretraining(Task, TrainingTask):
 
     def __init__(
         self,
-        model: Callable[..., AIM],
+        model: Callable[..., Predictor],
         permutation: Permutation,
         semantic_map: SemanticMap,
         target: Target,
@@ -83,7 +83,7 @@ class Pretraining(Task, TrainingTask):
         evaluators: Mapping[str, Evaluator | None],
         checkpoint: str | None,
     ) -> None:
-        self.model: AIM = model(out_channels=target.channels)
+        self.model: Predictor = model(out_channels=target.channels)
         self.permutation = permutation
         self.semantic_map = semantic_map
         self.target = target
@@ -121,8 +121,12 @@ class Pretraining(Task, TrainingTask):
         online = "online" if self.learners else None
         return {network for network in (self.map_network, self.target.network_name, online) if network is not None}
 
+    @cached_property
     def spent(self) -> Cost:
-        """Parameters of the model, and floating-point operations of the model and of a step with all passes."""
+        """Parameters of the model, and floating-point operations of the model and of a step with all passes.
+
+        Counted before training, of the model as it is built: neither wrapped nor compiled.
+        """
         return cost(self.model, len(self.networks - {"teacher"}), self._teacher_flops)
 
     @cached_property
@@ -160,13 +164,13 @@ class Pretraining(Task, TrainingTask):
         return {key: str(value) for key, value in self.model.architecture.items()}
 
     def cost(self, processes: int, on_gpu: bool) -> RunCost:
-        """Forward and backward of both streams, and the passes without gradient."""
-        spent, teacher = self.spent(), 0 if self.teacher is None else self.teacher.parameters
+        """Forward and backward, and the passes without gradient."""
+        spent, teacher = self.spent, 0 if self.teacher is None else self.teacher.parameters
         return training_cost(self, self.trainer, spent, spent.training_step, processes, on_gpu, teacher)
 
     def step_flops(self) -> int:
-        """Forward and backward of both streams, and the passes without gradient, per image."""
-        return self.spent().training_step
+        """Forward and backward, and the passes without gradient, per image."""
+        return self.spent.training_step
 
     def run(self, run: Run) -> dict[str, float]:
         """Pretrain to the end; returns the last loss and the online accuracies before and after training."""
@@ -195,8 +199,9 @@ class Pretraining(Task, TrainingTask):
             o for o in spec.overrides if not o.startswith(tuple(f"{name}{end}" for name in excluded for end in "=."))
         ]
         larger = {}
-        if (model := NEXT_LARGER.get(spec.choices["model"])) is not None:
-            larger["larger model"] = spec.command_with(f"model={model}", *kept)
+        family, _, size = spec.choices["model"].rpartition("_")
+        if size in NEXT_LARGER:
+            larger["larger model"] = spec.command_with(f"model={family}_{NEXT_LARGER[size]}", *kept)
         if self.trainer.max_steps is None:
             longer = [f"extend={value_text(str(folder))}", f"trainer.epochs={2 * self.trainer.epochs}"]
             larger = {"train longer": program("run", *longer)} | larger
@@ -209,7 +214,7 @@ class Pretraining(Task, TrainingTask):
         return {"evaluate": evaluate, "and also": f"with {', '.join(words)} or task=fewshot"} | larger
 
     def loss(self, batch: Batch, state: TrainingState, noise: StepNoise) -> Tensor:
-        """Loss of each image, (B,): the mean over its patches."""
+        """Loss of each image, (B,): the mean over its patches that count."""
         images_BCHW = batch.images_BCHW
         cache = TokenCache(self._encoders(state.model, state.ema and state.ema.module), images_BCHW)
         with region("semantic pass"):
@@ -220,8 +225,8 @@ class Pretraining(Task, TrainingTask):
             target_BLP = self.target(images_BCHW, cache)
         noise_BK = noise.rows(batch.first_row, len(images_BCHW), noise_columns(self.model.grid), images_BCHW.device)
         order_BL = self.permutation.order(self.model.grid, noise_BK, map_BL)
-        prediction_BLP = state.forward(images_BCHW, order_BL)
-        return self.target.loss(prediction_BLP, target_BLP).mean(1)
+        prediction: Prediction = state.forward(images_BCHW, order_BL)
+        return prediction.mean(self.target.loss(prediction.predictions_BLP, target_BLP))
 
     def _encoders(self, model: Any, average: Any) -> dict[str, Encoder]:
         """Networks that may make a pass over a batch, by name."""
@@ -261,7 +266,7 @@ class Pretraining(Task, TrainingTask):
 
     def _log_plan(self, run: Run) -> None:
         """Log model, data, batch, and the lower bound of the training time."""
-        spent, device = self.spent(), run.processes.device
+        spent, device = self.spent, run.processes.device
         h, w = self.model.grid
         trainer, dtype = self.trainer, self.trainer.dtype(device)
         plan = loop.step_plan(self, trainer, run.seed, run.processes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from timm.layers import DropPath
@@ -13,16 +14,17 @@ from torch.nn.parallel import DistributedDataParallel
 from semaim.core.cache_folder import cache_folder
 from semaim.core.distributed import Processes
 from semaim.models.layers import TimmDropPath
-
-BLOCKS = ("blocks", "query_blocks")  # names of lists, as timm and AIM have them
+from semaim.models.predictor import Predictor
 
 
 def transformer_blocks(network: nn.Module) -> list[nn.Module]:
     """The transformer blocks of a network; empty if it has none."""
-    return [block for name in BLOCKS for block in getattr(network, name, ())]
+    if isinstance(network, Predictor):
+        return [block for stream in network.streams for block in stream.blocks]
+    return list(getattr(network, "blocks", ()))  # timm's name
 
 
-def wrap(model: nn.Module, processes: Processes) -> Callable[..., Tensor]:
+def wrap(model: nn.Module, processes: Processes) -> Callable[..., Any]:
     """Wrap a model to synchronise gradients if there are several processes."""
     if processes.world_size == 1:
         return model
@@ -44,8 +46,8 @@ class DeterministicDDP(DistributedDataParallel):
 
     warmed_up = False
 
-    def forward(self, *inputs: Tensor) -> Tensor:
-        """The output of the module."""
+    def forward(self, *inputs: Tensor) -> Any:
+        """The output of the module: a tensor, or a tuple whose first has the gradient."""
         if not self.warmed_up and torch.is_grad_enabled():
             self._warm_up(*inputs)
         return super().forward(*inputs)
@@ -56,7 +58,8 @@ class DeterministicDDP(DistributedDataParallel):
         grad_sync, self.require_backward_grad_sync = self.require_backward_grad_sync, True
         buffers = [buffer.clone() for buffer in self.module.buffers()]
         with torch.random.fork_rng(devices=self.device_ids or []):
-            super().forward(*inputs).float().sum().backward()
+            output = super().forward(*inputs)
+            (output if isinstance(output, Tensor) else output[0]).float().sum().backward()
         self.require_backward_grad_sync = grad_sync
         for buffer, before in zip(self.module.buffers(), buffers, strict=True):
             buffer.copy_(before)

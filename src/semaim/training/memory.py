@@ -11,8 +11,8 @@ import torch
 from timm.models.vision_transformer import Block as ViTBlock
 from torch import Tensor, nn
 
-from semaim.models.aim import AIM
 from semaim.models.layers import Block
+from semaim.models.predictor import Predictor, Stream
 from semaim.training.ddp import transformer_blocks
 from semaim.training.optimizers import Optimization
 
@@ -61,7 +61,7 @@ def training_memory(
     steps, evaluations have whole copies of the weights and of their moving average, but no activations to keep.
 
     Args:
-        model: two-stream model, an encoder with a head, or another.
+        model: one that predicts patches, an encoder with a head, or another.
         images: in a micro-batch of a process.
         itemsize: bytes per value in matrix products: 4, or 2 for bf16 and fp16.
         moments: m, 2 for Adam.
@@ -106,24 +106,31 @@ def activations(model: Any, itemsize: int, checkpointing: bool = False) -> int:
     A query block also saves its context, as one value of 4 bytes or two of 2 (for k and v). With activation
     checkpointing blocks save only their inputs, and one block at a time has the rest.
     """
-    block: Any = model.blocks[0]
-    width, hidden, heads = block.norm1.weight.numel(), block.mlp.fc1.out_features, block.attn.num_heads
-
-    def kept(tokens: int) -> int:
-        return tokens * (width * (2 * FLOAT32 + 6 * itemsize) + hidden * 2 * itemsize + 4 * heads + 16)
-
-    if not isinstance(model, AIM):
+    if not isinstance(model, Predictor):
         tokens = model.patch_embed.num_patches + model.num_prefix_tokens
-        state, depth = tokens * width * FLOAT32, len(model.blocks)
-        return (depth + 1) * state + kept(tokens) if checkpointing else depth * kept(tokens) + state
+        return of_streams([Stream(model.blocks, tokens)], itemsize, checkpointing)
+    total = of_streams(model.streams, itemsize, checkpointing)
+    # Inputs of the linear layer after each stream that the next one does not read while it goes, and of the loss.
+    for stream, after in zip(model.streams, [*model.streams[1:], None], strict=True):
+        if after is None or not after.context:
+            total += stream.tokens * itemsize * stream.width
+    mlp = 2 * round(model.embed_dim * model.architecture["mlp_ratio"]) if model.architecture.get("head") == "mlp" else 0
     patches = model.grid[0] * model.grid[1]
-    state, depth, queries = patches * width * FLOAT32, len(model.blocks), len(model.query_blocks)
-    sizes: dict[str, Any] = model.architecture
-    mlp = 2 * hidden if sizes["head"] == "mlp" else 0
-    head = state + patches * (itemsize * (width + mlp) + 2 * FLOAT32 * sizes["out_channels"])
-    if checkpointing:
-        return (depth + queries + 2) * state + kept(patches) + head
-    return (depth + queries) * kept(patches) + (queries + 1) * state + head
+    return total + patches * (itemsize * mlp + 2 * FLOAT32 * int(model.architecture["out_channels"]))
+
+
+def of_streams(streams: list[Stream], itemsize: int, checkpointing: bool) -> int:
+    """Bytes that stacks of blocks save, with the inputs of a norm after each; see `activations`."""
+    total, largest = 0, 0
+    for stream in streams:
+        block: Any = stream.blocks[0]
+        hidden, heads = block.mlp.fc1.out_features, block.attn.num_heads
+        state, context = (tokens * stream.width * FLOAT32 for tokens in (stream.tokens, stream.context))
+        kept = stream.tokens * (stream.width * (2 * FLOAT32 + 6 * itemsize) + hidden * 2 * itemsize + 4 * heads + 16)
+        largest = max(largest, kept)
+        blocks = len(stream.blocks)
+        total += (blocks + 1) * state + context if checkpointing else blocks * (kept + context) + state
+    return total + largest if checkpointing else total
 
 
 def peak_memory(device: torch.device) -> int:

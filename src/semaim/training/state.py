@@ -38,7 +38,7 @@ class TrainingState:
     """
 
     model: nn.Module
-    forward: Callable[..., Tensor]
+    forward: Callable[..., Any]
     ema: ModelEmaV3 | None
     optimizer: Optimizer
     scaler: torch.amp.GradScaler

@@ -26,7 +26,7 @@ FORWARD_METHODS = ("encode", "encode_with_attention", "forward_with_attention") 
 class Strategy:
     """A model on a single process: nothing is shared. Base class of the strategies."""
 
-    def distribute(self, model: nn.Module, average: nn.Module | None) -> Callable[..., Tensor]:
+    def distribute(self, model: nn.Module, average: nn.Module | None) -> Callable[..., Any]:
         """Distribute a model, and the moving average of its weights if there is one, before its optimizer is built.
 
         All processes have built the same model on their devices. Returns the forward pass of training.
@@ -73,7 +73,7 @@ class DataParallel(Strategy):
     def __init__(self, processes: Processes, dtype: torch.dtype) -> None:
         self.processes = processes
 
-    def distribute(self, model: nn.Module, average: nn.Module | None) -> Callable[..., Tensor]:
+    def distribute(self, model: nn.Module, average: nn.Module | None) -> Callable[..., Any]:
         """See `Strategy`."""
         self.forward = wrap(model, self.processes)
         return self.forward
@@ -101,7 +101,7 @@ class FullySharded(Strategy):
         self.dtype = dtype
         self._plain: dict[nn.Module, nn.Module] = {}  # the ordinary module of each distributed one, without weights
 
-    def distribute(self, model: nn.Module, average: nn.Module | None) -> Callable[..., Tensor]:
+    def distribute(self, model: nn.Module, average: nn.Module | None) -> Callable[..., Any]:
         """See `Strategy`."""
         mesh = init_device_mesh(self.processes.device.type, (self.processes.world_size,))
         for module in filter(None, (model, average)):

@@ -10,14 +10,14 @@ from pathlib import Path
 from hydra.utils import instantiate
 
 from semaim.checkpoints.encoder_source import MLFLOW, Tracking
+from semaim.checkpoints.pretrained import model_of, read_checkpoint
 from semaim.checkpoints.stored_encoder import StoredEncoder
 from semaim.checkpoints.stored_parts import stored_part
-from semaim.checkpoints.two_stream import model_of, read_checkpoint
 from semaim.config.compose import composition
 from semaim.data.pixels import Transform
 from semaim.data.transforms import IMAGENET_MEAN, IMAGENET_STD, evaluation
 from semaim.errors import UserError
-from semaim.models.aim import AIM
+from semaim.models.predictor import Predictor
 from semaim.permutations import Permutation
 from semaim.semantics import SemanticMap
 from semaim.targets import Target
@@ -43,8 +43,8 @@ class ShownModel:
     """
 
     name: str
-    model: AIM
-    average: AIM | None
+    model: Predictor
+    average: Predictor | None
     transform: Transform
     colours: Colours
     order: str

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from semaim.models.aim import AIM
+from semaim.models.predictor import Predictor
 from semaim.models.token_cache import Encoder, TokenCache
 from semaim.permutations import Grid, Permutation, noise_columns, ranks
 from semaim.semantics import SemanticMap
@@ -105,7 +105,7 @@ class Viewer:
         target: target of the model; None if it is unknown, then nothing is predicted.
     """
 
-    model: AIM
+    model: Predictor
     encoders: Mapping[str, Encoder]
     network: str
     semantic_map: SemanticMap

@@ -1,4 +1,4 @@
-"""Two-stream models from checkpoints of semaim, and from pretraining checkpoints of SemAIM and SAIM."""
+"""Pretrained models from checkpoints of semaim, and from pretraining checkpoints of SemAIM, SAIM and MAE."""
 
 from __future__ import annotations
 
@@ -10,32 +10,44 @@ from typing import Any
 from torch import Tensor, nn
 
 from semaim.checkpoints import store
-from semaim.checkpoints.formats import unwrapped
+from semaim.checkpoints.official import read_official
 from semaim.config.source_run import run_folder_of, source_run, value_text
 from semaim.core.finite import listed, non_finite
 from semaim.core.formatting import plural, program, relative_to_cwd
 from semaim.errors import NonFiniteError, UserError
 from semaim.models.aim import AIM
+from semaim.models.mae import MAE
+from semaim.models.predictor import Predictor
+from semaim.models.simmim import SimMIM
 
 log = logging.getLogger(__name__)
-# Weights that identify a two-stream model and determine its sizes.
-REQUIRED = {"patch_embed.proj.weight", "pos_embed", "query_blocks.0.attn.q.weight", "blocks.0.mlp.fc1.weight"}
-HEAD_OUTPUT = {f"prediction_head.{layer}{kind}" for layer in ("", "fc2.") for kind in ("weight", "bias")}
-OF_TARGET_AND_SIZE = HEAD_OUTPUT | {"pos_embed"}
-HEADS = {"prediction_head.weight", "prediction_head.fc2.weight"}
-WITH_16_HEADS = (1024, 1152, 1280, 1408, 1664)  # widths of ViT-L, SoViT, ViT-H, ViT-g and ViT-bigG
+# Weights that depend on the target or on the size of the images.
+HEAD_OUTPUT = {
+    f"{layer}.{kind}"
+    for layer in ("prediction_head", "prediction_head.fc2", "decoder_pred")
+    for kind in ("weight", "bias")
+}
+POSITIONS = {"pos_embed", "decoder_pos_embed"}
+MODELS: dict[str, type[Predictor]] = {"aim": AIM, "mae": MAE, "simmim": SimMIM}  # by `model` in an architecture
 
 
-def load_model(path: str | Path, device: str = "cpu", num_heads: int | None = None, ema: bool = False) -> AIM:
-    """Load a pretrained two-stream model.
+def load_model(
+    path: str | Path,
+    device: str = "cpu",
+    num_heads: int | None = None,
+    ema: bool = False,
+    decoder_num_heads: int | None = None,
+) -> Predictor:
+    """Load a pretrained model, which predicts patches.
 
     Args:
-        path: a run folder (its newest intact checkpoint), a semaim checkpoint, or an official SemAIM or SAIM `.pth`,
-            whose sizes are inferred from its weights.
+        path: a run folder (its newest intact checkpoint), a semaim checkpoint, or a pretraining checkpoint of SemAIM,
+            SAIM or MAE (with its decoder), whose sizes are inferred from its weights.
         device: device of the model.
         num_heads: attention heads of an official checkpoint, which its weights do not determine; default: 16 for the
             widths of ViT-L and larger, else width / 64, else (width not divisible by 64) width / 16.
         ema: use the moving average of the weights, which runs with trainer.ema=true store.
+        decoder_num_heads: likewise of MAE's decoder; default: 16 for widths from 512.
 
     Returns:
         the model in eval mode.
@@ -44,7 +56,7 @@ def load_model(path: str | Path, device: str = "cpu", num_heads: int | None = No
         UserError: if the checkpoint does not exist, is of another kind, or its weights are inconsistent.
     """
     path = Path(path)
-    return model_of(read_checkpoint(path), path, num_heads, ema).to(device).eval()
+    return model_of(read_checkpoint(path), path, num_heads, ema, decoder_num_heads=decoder_num_heads).to(device).eval()
 
 
 def read_checkpoint(path: Path, option: str = "checkpoint") -> dict[str, Any]:
@@ -80,28 +92,36 @@ def select_weights(state: dict[str, Any], given: str, ema: bool) -> dict[str, Te
     return weights
 
 
-def model_of(state: dict[str, Any], path: Path, num_heads: int | None, ema: bool, option: str = "checkpoint") -> AIM:
-    """The two-stream model in a checkpoint; see `load_model` and `read_checkpoint`."""
+def model_of(
+    state: dict[str, Any],
+    path: Path,
+    num_heads: int | None,
+    ema: bool,
+    option: str = "checkpoint",
+    decoder_num_heads: int | None = None,
+) -> Predictor:
+    """The model in a checkpoint; see `load_model` and `read_checkpoint`."""
     given = f"{option}={path}"
     if "architecture" in state:
-        architecture = state["architecture"]
+        project, architecture = "of semaim", state["architecture"]
         if architecture is None or "classifier" in architecture:
-            raise UserError(f"{given} is of an evaluation, it holds no pretrained two-stream model")
-        if num_heads not in (None, architecture.get("num_heads")):
-            raise UserError(f"{given} has {architecture.get('num_heads')} attention heads, not {num_heads}")
+            raise UserError(f"{given} is of an evaluation, it holds no pretrained model that predicts patches")
+        for name, heads in (("num_heads", num_heads), ("decoder_num_heads", decoder_num_heads)):
+            if heads not in (None, architecture.get(name)):
+                raise UserError(f"{given} has {name}={architecture.get(name)}, not {heads}")
         weights = select_weights(state, given, ema)
     else:
         if ema:
             raise UserError(f"{given} is not from a run of semaim, so it holds no moving average")
-        weights = _official_weights(state, given)
-        architecture = infer_architecture(weights, num_heads, given)
+        project, architecture, weights = read_official(state, given, num_heads, decoder_num_heads)
+        project = f"of {project}"
     try:
-        model = AIM(**architecture)
+        arguments = dict(architecture)
+        model = MODELS[arguments.pop("model", "aim")](**arguments)
     except Exception as error:  # sizes of another kind raise any exception
         raise UserError(f"{given} describes a model that this version of semaim does not support: {error}") from error
     check_weights(model.state_dict(), weights, given)
     model.load_state_dict(weights)
-    project = "of semaim" if "architecture" in state else "of SemAIM's or SAIM's code"
     log.info("%s: %s, %s loaded, none missing", given, project, plural(len(weights), "weight"))
     return model
 
@@ -116,7 +136,7 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor], path: Path) -> No
     model.load_state_dict(weights)
 
 
-def start_from(model: AIM, state: dict[str, Any], path: Path) -> None:
+def start_from(model: Predictor, state: dict[str, Any], path: Path) -> None:
     """Load the weights of a pretraining checkpoint, to start another training; logs what is taken and what is new.
 
     The target and the image size may be others: then the last layer of the head is new, as the model has it, and so are
@@ -129,7 +149,7 @@ def start_from(model: AIM, state: dict[str, Any], path: Path) -> None:
     new = [
         name
         for name in weights.keys() & expected.keys()
-        if name in OF_TARGET_AND_SIZE and weights[name].shape != expected[name].shape
+        if name in HEAD_OUTPUT | POSITIONS and weights[name].shape != expected[name].shape
     ]
     try:
         load_weights(model, weights | {name: expected[name] for name in new}, path)
@@ -140,7 +160,7 @@ def start_from(model: AIM, state: dict[str, Any], path: Path) -> None:
         raise UserError(f"{error}. Add your changes to this command, which has that model:\n  {command}") from None
     taken = f"the weights of step {state['step']}" if "architecture" in state else "the weights"
     log.info("checkpoint=%s: %s are taken, the optimizer, the schedule and the step are not", path, taken)
-    for names, what in ((HEAD_OUTPUT, "target"), ({"pos_embed"}, "image size")):
+    for names, what in ((HEAD_OUTPUT, "target"), (POSITIONS, "image size")):
         if found := sorted(names & {*new}):
             log.info("new, since the %s is another one: %s", what, ", ".join(found))
 
@@ -200,49 +220,3 @@ def mismatch(expected: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> s
 def is_two_stream(weights: Mapping[str, Tensor]) -> bool:
     """Whether weights belong to a two-stream model, even if incomplete."""
     return any(name.startswith("query_blocks.") for name in weights)
-
-
-def _official_weights(state: dict[str, Any], given: str) -> dict[str, Tensor]:
-    """The weights of an official checkpoint, without the fixed blur kernel."""
-    weights = unwrapped(state)
-    if not weights.keys() >= REQUIRED or not HEADS & weights.keys():
-        raise UserError(
-            f"{given} is not a pretraining checkpoint of semaim, SemAIM or SAIM: it holds "
-            f"{sorted(weights)[:3] or sorted(state)[:3]}, ... (other projects' encoders are for evaluations: task=knn)"
-        )
-    if weights.pop("gaussian_blur.weight", None) is not None:  # semaim.targets.Pixels computes it
-        log.info("left out: the target's fixed blur kernel")
-    return weights
-
-
-def default_num_heads(dim: int) -> int:
-    """Usual number of attention heads of a vision transformer of a width."""
-    usual = 16 if dim in WITH_16_HEADS else dim // 64 if dim % 64 == 0 else max(1, dim // 16)
-    return next(heads for heads in range(usual, 0, -1) if dim % heads == 0)
-
-
-def infer_architecture(weights: dict[str, Tensor], num_heads: int | None, given: str) -> dict[str, Any]:
-    """Infer the arguments of `AIM` from the weights of an official checkpoint; the grid is assumed to be square."""
-    dim, _, patch_size, _ = weights["patch_embed.proj.weight"].shape
-    side = round((weights["pos_embed"].shape[1] - 1) ** 0.5)
-    if side * side + 1 != weights["pos_embed"].shape[1]:
-        raise UserError(f"{given} has positions for {weights['pos_embed'].shape[1] - 1} patches: not square")
-
-    def count(prefix: str) -> int:
-        return len({name.split(".")[1] for name in weights if name.startswith(prefix)})
-
-    linear = "prediction_head.weight" in weights
-    if num_heads is None:
-        num_heads = default_num_heads(dim)
-        log.info("%s: assuming %d attention heads for width %d", given, num_heads, dim)
-    return {
-        "out_channels": weights[f"prediction_head.{'' if linear else 'fc2.'}weight"].shape[0],
-        "image_size": (side * patch_size, side * patch_size),
-        "patch_size": patch_size,
-        "embed_dim": dim,
-        "depth": count("blocks."),
-        "num_heads": num_heads,
-        "query_depth": count("query_blocks."),
-        "mlp_ratio": weights["blocks.0.mlp.fc1.weight"].shape[0] / dim,
-        "head": "linear" if linear else "mlp",
-    }

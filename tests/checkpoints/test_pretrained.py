@@ -14,7 +14,7 @@ from timm.utils.model_ema import ModelEmaV3
 
 import semaim
 from semaim.checkpoints import store
-from semaim.checkpoints.two_stream import infer_architecture, load_model, load_weights
+from semaim.checkpoints.pretrained import infer_architecture, load_model, load_weights
 from semaim.core.distributed import Processes
 from semaim.errors import UserError
 from semaim.targets import Features, Pixels
