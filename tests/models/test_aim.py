@@ -6,15 +6,20 @@ The reference (tests/support/oracle.py) is the plain masked model with the same 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
+from unittest import mock
 
+import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from semaim.errors import UserError
+from semaim.models import layers
 from semaim.models.aim import AIM
 from semaim.models.flops import cost
 from semaim.models.positions import sincos_2d
@@ -24,11 +29,15 @@ from semaim.permutations import (
     AttentionGuided,
     Center2Out,
     Out2Center,
+    Permutation,
+    RandomBlobs,
+    RandomSquares,
     Raster,
     Stochastic,
     StochasticCenter,
     Zigzag,
 )
+from semaim.training.optimizers import parameter_groups
 from support.oracle import masked_predict
 
 ORDERS = (
@@ -41,14 +50,16 @@ ORDERS = (
     Attention,
     AttentionGuided,
     AttentionCenter,
+    partial(RandomSquares, 2),
+    partial(RandomBlobs, 5),
 )
 OBLONG = {"image_size": (12, 20)}  # 3 x 5 patches
 
 
-def draw(order_class: type, grid: tuple[int, int], batch: int, seed: int = 0) -> Tensor:
+def draw(order: Callable[[], Permutation], grid: tuple[int, int], batch: int, seed: int = 0) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     map_BL = torch.rand(batch, grid[0] * grid[1], generator=generator)
-    return order_class()(grid, batch, map_BL, generator)
+    return order()(grid, batch, map_BL, generator)
 
 
 def gradients(model: AIM, predictions_BLP: Tensor, weight_BLP: Tensor) -> dict[str, Tensor]:
@@ -87,13 +98,63 @@ def test_sorted_causal_form_is_the_masked_form(tiny_model, images, sizes, order_
         assert expected.numel() == 0 or expected.norm() > 0, name  # every parameter is used
 
 
-@pytest.mark.parametrize("order_class", ORDERS, ids=lambda c: c.__name__)
-def test_no_prediction_depends_on_its_own_or_later_patches(tiny_model, images, order_class):
-    """The gradient of a prediction is exactly zero at the pixels of its own and later patches, and at other images."""
-    model = tiny_model(image_size=16, depth=2)  # 4 x 4 patches
+@pytest.mark.parametrize("sizes", [{}, {**OBLONG, "query_depth": 4}, {"skip_connections": True}])
+@pytest.mark.parametrize("segments", [1, 2, 5, 11, "all"])
+def test_segments_are_the_masked_form(tiny_model, images, sizes, segments):
+    grid = (3, 5) if "image_size" in sizes else (8, 8)
+    segments = grid[0] * grid[1] if segments == "all" else segments
+    model = tiny_model(**sizes, segments=segments)
+    images_BCHW, order_BL = images(2, *model.image_size), draw(Stochastic, grid, 2)
+    ours_BLP = model.predict(images_BCHW, order_BL)
+    theirs_BLP = masked_predict(model, images_BCHW, order_BL, segments=segments)
+    assert (ours_BLP - theirs_BLP).abs().max() <= 1e-5 * theirs_BLP.abs().max()
+
+    if segments == 1:
+        return  # the class token sees itself alone: the gradients of its attention are zero, but for rounding
+    weight_BLP = torch.randn(ours_BLP.shape, generator=torch.Generator().manual_seed(1))
+    ours, theirs = gradients(model, ours_BLP, weight_BLP), gradients(model, theirs_BLP, weight_BLP)
+    for name, gradient in theirs.items():
+        expected, got = without_key_bias(name, gradient), without_key_bias(name, ours[name])
+        assert (got - expected).norm() <= 1e-4 * expected.norm(), name
+        assert expected.numel() == 0 or expected.norm() > 0, name  # every parameter is used
+
+
+def test_a_segment_per_patch_is_the_plain_model(tiny_model, images):
+    """To the last bit, and with the same kernel: no mask is passed to attention."""
+    plain, segmented = tiny_model(), tiny_model(segments=64)
+    order_BL, weight_BLP = draw(Stochastic, (8, 8), 2), torch.randn(2, 64, 48)
+    with mock.patch.object(layers.F, "scaled_dot_product_attention", wraps=F.scaled_dot_product_attention) as attention:
+        ours_BLP, theirs_BLP = (model.predict(images(), order_BL) for model in (segmented, plain))
+    assert torch.equal(ours_BLP, theirs_BLP)
+    assert [call.kwargs for call in attention.call_args_list] == 12 * [{"is_causal": True}]  # 4 + 2 blocks, twice
+    ours, theirs = gradients(segmented, ours_BLP, weight_BLP), gradients(plain, theirs_BLP, weight_BLP)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_skip_connections_begin_as_the_plain_model(images):
+    sizes = {"image_size": 32, "patch_size": 4, "embed_dim": 32, "depth": 4, "num_heads": 2, "query_depth": 2}
+    predictions = []
+    for skip_connections in (False, True):
+        torch.manual_seed(0)
+        model = AIM(48, **sizes, skip_connections=skip_connections)
+        predictions.append(model.predict(images(), draw(Stochastic, (8, 8), 2)))
+    assert torch.equal(*predictions)
+    assert [weights.tolist() for weights in model.skip_weights] == [[0, 1, 0, 0], [0, 0, 0, 1]]
+    # Weight decay would draw them to zero.
+    assert [group["weight_decay"] for group in parameter_groups(model, 0.05)] == [0.05, 0.0]
+    assert any(p is model.skip_weights[0] for p in parameter_groups(model, 0.05)[1]["params"])
+
+
+@pytest.mark.parametrize("segments", [None, 2, 5, 11, 16])
+@pytest.mark.parametrize("order_class", ORDERS, ids=lambda c: getattr(c, "func", c).__name__)
+def test_no_prediction_depends_on_its_own_or_later_segments(tiny_model, images, order_class, segments):
+    """The gradient of a prediction is exactly zero at the pixels of its own and later segments, and at other images."""
+    model = tiny_model(image_size=16, depth=2, segments=segments)  # 4 x 4 patches
+    sizes = [len(part) for part in np.array_split(np.arange(16), segments or 16)]
+    segment_L = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
     images_BCHW = images(2, 16, 16).requires_grad_()
     order_BL = draw(order_class, (4, 4), 2)
-    rank_BL = order_BL.argsort(1)
+    segment_BL = segment_L[order_BL.argsort(1)]
     predictions_BLP = model.predict(images_BCHW, order_BL)
     weight_P = torch.randn(48, generator=torch.Generator().manual_seed(2))  # a plain sum might cancel
     for i in range(16):
@@ -101,7 +162,7 @@ def test_no_prediction_depends_on_its_own_or_later_patches(tiny_model, images, o
         (gradient_BCHW,) = torch.autograd.grad(prediction, images_BCHW, retain_graph=True)
         assert torch.equal(gradient_BCHW[1], torch.zeros(3, 16, 16))
         patches_L = gradient_BCHW[0].unfold(1, 4, 4).unfold(2, 4, 4).permute(1, 2, 0, 3, 4).reshape(16, 48)
-        earlier_L = rank_BL[0] < rank_BL[0, i]
+        earlier_L = segment_BL[0] < segment_BL[0, i]
         assert torch.equal(patches_L[~earlier_L], torch.zeros(16 - int(earlier_L.sum()), 48))
         assert (patches_L[earlier_L] != 0).any(1).all()  # every earlier patch has a gradient
 

@@ -22,10 +22,18 @@ Weights = Mapping[str, Tensor]
 Attention = Literal["explicit", "sdpa"]
 
 
-def masks_from_order(order_BL: Tensor) -> tuple[Tensor, Tensor]:
-    """Content and query masks, each (B, 1, N, N), True where the row's token sees the column's token."""
+def masks_from_order(order_BL: Tensor, segments: int | None = None) -> tuple[Tensor, Tensor]:
+    """Content and query masks, each (B, 1, N, N), True where the row's token sees the column's token.
+
+    Args:
+        order_BL: the order.
+        segments: parts of the order whose patches are predicted at once; None for one per patch.
+    """
     batch, patches = order_BL.shape
-    steps_BL = torch.arange(patches, device=order_BL.device).expand(batch, -1)
+    steps_L = torch.arange(patches)
+    parts = steps_L.tensor_split(segments or patches)  # the first are longer by one, if they are not equal
+    steps_L = torch.cat([torch.full_like(part, number) for number, part in enumerate(parts)]).to(order_BL.device)
+    steps_BL = steps_L.expand(batch, -1)
     rank_BL = torch.empty_like(order_BL).scatter_(1, order_BL, steps_BL)
     masks = []
     for sees_BLL in (
@@ -39,7 +47,13 @@ def masks_from_order(order_BL: Tensor) -> tuple[Tensor, Tensor]:
     return masks[0], masks[1]
 
 
-def masked_predict(model: AIM, images_BCHW: Tensor, order_BL: Tensor, attention: Attention = "explicit") -> Tensor:
+def masked_predict(
+    model: AIM,
+    images_BCHW: Tensor,
+    order_BL: Tensor,
+    attention: Attention = "explicit",
+    segments: int | None = None,
+) -> Tensor:
     """Predictions (B, L, P), raster-indexed, from the weights of `model`, without drop path.
 
     Args:
@@ -48,9 +62,10 @@ def masked_predict(model: AIM, images_BCHW: Tensor, order_BL: Tensor, attention:
         order_BL: long, each row a permutation of 0..L-1.
         attention: "explicit" computes softmax(q k^T / sqrt(K) + mask) v; "sdpa" passes the same mask to
             `scaled_dot_product_attention`.
+        segments: parts of the order whose patches are predicted at once; None for one per patch.
     """
     weights = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    content_mask, query_mask = masks_from_order(order_BL)
+    content_mask, query_mask = masks_from_order(order_BL, segments)
     heads = int(model.blocks[0].attn.num_heads)  # type: ignore[arg-type,union-attr]
     positions_1ND = weights["pos_embed"]
 
@@ -61,16 +76,19 @@ def masked_predict(model: AIM, images_BCHW: Tensor, order_BL: Tensor, attention:
     content_BND = torch.cat([cls_B1D, patches_BDhw.flatten(2).transpose(1, 2)], dim=1) + positions_1ND
     query_BND = positions_1ND.expand(len(images_BCHW), -1, -1)
 
-    every = len(model.blocks) // len(model.query_blocks)
+    every, states = len(model.blocks) // len(model.query_blocks), []
     for j in range(len(model.blocks)):
         name = f"blocks.{j}"
         q, k, v = _linear(weights, f"{name}.attn.qkv", _norm(weights, f"{name}.norm1", content_BND)).chunk(3, dim=-1)
         content_BND = content_BND + _attend(weights, f"{name}.attn.proj", q, k, v, content_mask, heads, attention)
         content_BND = content_BND + _mlp(weights, f"{name}.mlp", _norm(weights, f"{name}.norm2", content_BND))
-        if (j + 1) % every:
-            continue
-        name = f"query_blocks.{(j + 1) // every - 1}"
-        context_BND = _norm(weights, f"{name}.norm1", content_BND)
+        states.append(content_BND)
+    for j in range(len(model.query_blocks)):
+        read_BND = states[(j + 1) * every - 1]
+        if f"skip_weights.{j}" in weights:
+            read_BND = torch.einsum("j,jbnd->bnd", weights[f"skip_weights.{j}"], torch.stack(states))
+        name = f"query_blocks.{j}"
+        context_BND = _norm(weights, f"{name}.norm1", read_BND)
         q = _linear(weights, f"{name}.attn.q", _norm(weights, f"{name}.norm1", query_BND))
         k, v = _linear(weights, f"{name}.attn.k", context_BND), _linear(weights, f"{name}.attn.v", context_BND)
         query_BND = query_BND + _attend(weights, f"{name}.attn.proj", q, k, v, query_mask, heads, attention)

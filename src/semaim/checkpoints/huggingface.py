@@ -69,7 +69,7 @@ def from_huggingface(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Inverse of `to_huggingface`, for names without the trunk's prefix; other names are unchanged."""
     stem = {new: old for old, new in STEM.items()}
     converted: dict[str, Tensor] = {}
-    for name, value in _with_joint_attention(weights, "encoder.layer.", "blocks.").items():
+    for name, value in _with_joint_attention(weights, r"encoder\.layer", "blocks").items():
         if name.startswith(HEAD):
             converted["head." + name.removeprefix(HEAD)] = value
         else:
@@ -82,18 +82,19 @@ def from_huggingface_mae(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     if "decoder.decoder_pred.weight" not in weights:
         return dict(weights)
     weights = {name.removeprefix("decoder."): value for name, value in from_huggingface(weights).items()}
-    return _with_joint_attention(weights, "decoder_layers.", "decoder_blocks.")
+    # "decoder_encoder.layer" is what transformers 5 makes of its own decoder_layers on saving.
+    return _with_joint_attention(weights, r"decoder_layers|decoder_encoder\.layer", "decoder_blocks")
 
 
 def _with_joint_attention(weights: Mapping[str, Tensor], layers: str, blocks: str) -> dict[str, Tensor]:
-    """Convert the weights whose names start with `layers` and a number to timm's blocks; other names are unchanged."""
+    """Convert the weights of layers, whose name a pattern matches, to timm's blocks; other names are unchanged."""
     names = {new: old for old, new in BLOCK.items()}
     converted: dict[str, Tensor] = {}
     for name, value in weights.items():
-        if (block := re.fullmatch(rf"{re.escape(layers)}(\d+)\.(.+)", name)) is None:
+        if (block := re.fullmatch(rf"(?:{layers})\.(\d+)\.(.+)", name)) is None:
             converted[name] = value
             continue
-        prefix, rest = f"{blocks}{block[1]}.", block[2]
+        prefix, rest = f"{blocks}.{block[1]}.", block[2]
         if rest.startswith(PROJECTIONS[0]):
             parameter, layer = rest.removeprefix(PROJECTIONS[0]), name.removesuffix(rest)
             converted[prefix + QKV + parameter] = torch.cat([weights[layer + p + parameter] for p in PROJECTIONS])

@@ -124,7 +124,8 @@ class AIM(Predictor):
     def streams(self) -> list[Stream]:
         """Content stream and query stream."""
         content = 1 + self.content_patches
-        return [Stream(self.blocks, content), Stream(self.query_blocks, self.grid[0] * self.grid[1], content)]
+        queries = Stream(self.query_blocks, self.grid[0] * self.grid[1], content, own_context=bool(self.skip_weights))
+        return [Stream(self.blocks, content), queries]
 
     def forward(self, images_BCHW: Tensor, order_BL: Tensor) -> Prediction:
         """Predict every patch from the segments before its own in its image's order; all patches count.

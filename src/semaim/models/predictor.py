@@ -47,11 +47,13 @@ class Stream(NamedTuple):
         blocks: the blocks.
         tokens: of an image.
         context: tokens of an image that each block reads besides.
+        own_context: whether these are computed for each block, and not the states of another stream.
     """
 
     blocks: nn.ModuleList
     tokens: int
     context: int = 0
+    own_context: bool = False
 
     @property
     def width(self) -> int:

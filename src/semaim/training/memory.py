@@ -130,6 +130,7 @@ def of_streams(streams: list[Stream], itemsize: int, checkpointing: bool) -> int
         largest = max(largest, kept)
         blocks = len(stream.blocks)
         total += (blocks + 1) * state + context if checkpointing else blocks * (kept + context) + state
+        total += blocks * context if stream.own_context else 0
     return total + largest if checkpointing else total
 
 
