@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from semaim.config.method import method_name
 from semaim.config.naming import other_overrides
 from semaim.core.files import adapter
 
@@ -35,6 +36,7 @@ def origin_of(state: dict[str, Any], ema: bool) -> Origin:
     options = other_overrides((*choices, "seed", "data.root"), state["overrides"])
     values = {key: choices[key] for key in ("model", "permutation", "target", "data") if key in choices}
     values |= {
+        "method": method_name(state["config"], choices) or "",
         "run": Path(state["config"]["run_dir"]).name,
         "seed": str(state["config"]["seed"]),
         "device": state["device"],

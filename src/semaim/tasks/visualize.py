@@ -39,7 +39,7 @@ from semaim.teachers import Teacher
 from semaim.visualization import figures, plotting
 from semaim.visualization.figures import ModelView, Shown
 from semaim.visualization.trained_models import ShownModel, composed_orders, load, short_names
-from semaim.visualization.views import Prediction, Viewer
+from semaim.visualization.views import PredictedImages, Viewer
 
 log = logging.getLogger(__name__)
 HIGHLIGHTS = {"artifacts, pictures": "orders and maps, predictions, and film strips"}
@@ -179,7 +179,7 @@ class Visualize(Task):
         self._save(figures.orders_figure(first, views, self.palette), f"orders{page}", run)
         return quality
 
-    def _view(self, shown: ShownModel, images_BCHW: Tensor, run: Run) -> tuple[ModelView, Prediction | None]:
+    def _view(self, shown: ShownModel, images_BCHW: Tensor, run: Run) -> tuple[ModelView, PredictedImages | None]:
         """Maps, orders and (if the target is known) predictions for some images."""
         model, colours, maps = shown.model, shown.colours, shown.semantic_map
         assert maps is not None
@@ -204,11 +204,13 @@ class Visualize(Task):
         return ModelView(shown.name, view.maps, drawn, model.grid), view.prediction
 
     def _draw_prediction(
-        self, shown: ShownModel, images_BCHW: Tensor, drawn: Shown, prediction: Prediction, suffix: str, run: Run
+        self, shown: ShownModel, images_BCHW: Tensor, drawn: Shown, prediction: PredictedImages, suffix: str, run: Run
     ) -> None:
         colours, grid, patch_size = shown.colours, shown.model.grid, shown.model.patch_size
         figure = figures.reconstruction_figure(drawn, prediction, grid, colours, self.palette)
         self._save(figure, f"reconstruction{suffix}", run)
+        if prediction.counted_BL is not None:
+            return  # a film shows each patch predicted from those before it
         first = slice(0, 4)  # film strips are long
         first_prediction = prediction.subset(first)
         strip = figures.film_figure(images_BCHW[first], first_prediction, patch_size, colours, self.palette)

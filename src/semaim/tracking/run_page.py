@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from semaim.config.method import method_name
 from semaim.config.run_spec import RunSpec
 from semaim.core.formatting import printable
 from semaim.core.tables import markdown_table
@@ -16,7 +17,7 @@ MAX_TAG_CHARACTERS = 8000  # MLflow truncates longer tags
 
 
 def tags(spec: RunSpec, start: Mapping[str, Any]) -> dict[str, str]:
-    """Tags of a run: its choices, code version, host, device, SLURM job, and the run that it came from.
+    """Tags of a run: its method, its choices, code version, host, device, SLURM job, and the run that it came from.
 
     Args:
         spec: its configuration and choices.
@@ -25,6 +26,8 @@ def tags(spec: RunSpec, start: Mapping[str, Any]) -> dict[str, str]:
     values = {name: start[name] for name in ("commit", "dirty", "host", "device", "processes")} | {
         "command": spec.command
     }
+    if spec.choices["task"] == "pretrain":
+        values["method"] = method_name(spec.config, spec.choices)
     if (origin := origin_of(spec.config)) is not None:
         values |= origin.tags
     values |= spec.parts | {f"slurm.{name}": value for name, value in start.get("slurm", {}).items()}

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from semaim.permutations import Grid, ranks
 from semaim.visualization.plotting import Panel, grid_figure
-from semaim.visualization.views import Colours, Maps, Prediction, reveal
+from semaim.visualization.views import Colours, Maps, PredictedImages, reveal, without
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -67,13 +67,17 @@ def orders_figure(shown: Shown, views: Sequence[ModelView], palette: str) -> Fig
     return _figure(columns, groups if len(views) > 1 else [], palette, shown.caption)
 
 
-def reconstruction_figure(shown: Shown, prediction: Prediction, grid: Grid, colours: Colours, palette: str) -> Figure:
-    """Each image, the blurred target, each patch predicted from those before it, the error, and the order."""
+def reconstruction_figure(
+    shown: Shown, prediction: PredictedImages, grid: Grid, colours: Colours, palette: str
+) -> Figure:
+    """Each image, the blurred target, the predicted patches, their error, and the order."""
     order = _patches("order", ranks(prediction.order_BL), grid, "order")
     return _figure([_named(shown), *_predicted(prediction, grid, colours), order], [], palette, shown.caption)
 
 
-def overview_figure(shown: Shown, view: ModelView, prediction: Prediction, colours: Colours, palette: str) -> Figure:
+def overview_figure(
+    shown: Shown, view: ModelView, prediction: PredictedImages, colours: Colours, palette: str
+) -> Figure:
     """Each image with maps, orders and predictions of one model."""
     predicted = _predicted(prediction, view.grid, colours)
     return _figure([_named(shown), *_view_columns(view), *predicted], [], palette, shown.caption)
@@ -112,16 +116,23 @@ def _view_columns(view: ModelView) -> list[Column]:
     ]
 
 
-def _predicted(prediction: Prediction, grid: Grid, colours: Colours) -> list[Column]:
-    """Target and prediction, if they are pixels, and the error."""
-    columns = []
+def _predicted(prediction: PredictedImages, grid: Grid, colours: Colours) -> list[Column]:
+    """Target, what the model sees of it unless it predicts all, and prediction, if they are pixels; the error."""
+    columns, counted_BL, error_BL = [], prediction.counted_BL, prediction.error_BL
     if prediction.target_BCHW is not None and prediction.predicted_BCHW is not None:
         columns += [_image(colours.denormalise(prediction.target_BCHW), "target")]
+        if counted_BL is not None:
+            seen_BCHW = without(prediction.target_BCHW, counted_BL, prediction.target_BCHW.shape[-1] // grid[1])
+            columns += [_image(colours.denormalise(seen_BCHW), "visible")]
         columns += [_image(colours.denormalise(prediction.predicted_BCHW), "predicted")]
-    return [*columns, _patches("error", prediction.error_BL, grid, "error")]
+    if counted_BL is not None:
+        error_BL = error_BL.masked_fill(~counted_BL, float("nan"))  # drawn as nothing
+    return [*columns, _patches("error", error_BL, grid, "error")]
 
 
-def film_figure(images_BCHW: Tensor, prediction: Prediction, patch_size: int, colours: Colours, palette: str) -> Figure:
+def film_figure(
+    images_BCHW: Tensor, prediction: PredictedImages, patch_size: int, colours: Colours, palette: str
+) -> Figure:
     """A film strip for each image: patches appear in their order, with the predicted patches below."""
     patches = prediction.order_BL.shape[1]
     counts = [round(patches * (frame + 1) / FILM_FRAMES) for frame in range(FILM_FRAMES)]
@@ -135,7 +146,7 @@ def film_figure(images_BCHW: Tensor, prediction: Prediction, patch_size: int, co
     return grid_figure(rows, [f"{count} of {patches}" for count in counts], [], palette, lines * len(images_BCHW))
 
 
-def film_frames(images_BCHW: Tensor, prediction: Prediction, patch_size: int, colours: Colours) -> list[Array]:
+def film_frames(images_BCHW: Tensor, prediction: PredictedImages, patch_size: int, colours: Colours) -> list[Array]:
     """Frames in which patches appear in their order: true patches on the left, predicted ones on the right."""
     patches = prediction.order_BL.shape[1]
     step = max(1, patches // 48)
@@ -146,7 +157,7 @@ def film_frames(images_BCHW: Tensor, prediction: Prediction, patch_size: int, co
 
 
 def partial_images(
-    images_BCHW: Tensor, prediction: Prediction, patch_size: int, colours: Colours, count: int
+    images_BCHW: Tensor, prediction: PredictedImages, patch_size: int, colours: Colours, count: int
 ) -> list[Array]:
     """Images with only their first `count` patches, (B, H, W, C): true and (for pixels) predicted patches."""
     versions = [images_BCHW] if prediction.predicted_BCHW is None else [images_BCHW, prediction.predicted_BCHW]

@@ -49,7 +49,8 @@ class OnlinePictures(Evaluator):
 
     Its metrics, order/..., describe the orders (see `semaim.evaluation.order_metrics`).
 
-    Writes a PNG and pictures/step_<step>.npz (maps, orders, and the error of every patch) to the run folder. The next
+    Writes a PNG and pictures/step_<step>.npz (maps, orders, the error of every patch, and of models that predict only
+    some which these are) to the run folder. The next
     update compares its orders with those of the file.
 
     Args:
@@ -109,6 +110,8 @@ class OnlinePictures(Evaluator):
             "order_BL": view.orders[order].cpu().numpy(),
             "error_BL": view.prediction.error_BL.cpu().numpy(),
         }
+        if view.prediction.counted_BL is not None:
+            arrays["predicted_BL"] = view.prediction.counted_BL.cpu().numpy()
         with atomic(path.with_suffix(".npz")) as file:
             np.savez(file, **arrays)  # type: ignore[arg-type]  # its stub takes the second name for an option
         self._draw(path, sample, view, order, viewer.model.grid)

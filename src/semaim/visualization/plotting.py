@@ -90,7 +90,7 @@ def grid_figure(
         hspace=0.06,
     )
     largest_error = max(
-        (float(panel.values.max()) for row in rows for panel in row if panel.kind == "error"), default=1.0
+        (float(np.nanmax(panel.values)) for row in rows for panel in row if panel.kind == "error"), default=1.0
     )
     for axes, panel in ((grid[i, j], panel) for i, row in enumerate(rows) for j, panel in enumerate(row)):
         _draw(axes, panel, palette, largest_error)

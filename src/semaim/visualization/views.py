@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from semaim.models.predictor import Predictor
+from semaim.models.predictor import Prediction, Predictor
 from semaim.models.token_cache import Encoder, TokenCache
 from semaim.permutations import Grid, Permutation, noise_columns, ranks
 from semaim.semantics import SemanticMap
@@ -50,46 +50,53 @@ class Maps:
 
 
 @dataclass(frozen=True)
-class Prediction:
-    """A model's prediction of every patch from those before it.
+class PredictedImages:
+    """A model's prediction of patches from others.
 
     Attributes:
-        order_BL: the order of prediction.
+        order_BL: the order.
         error_BL: loss of each patch.
+        counted_BL: bool, the patches that it predicts; the others are what it sees. None if it predicts all, each from
+            those before it.
         target_BCHW: the target, as normalised images; None for features.
-        predicted_BCHW: the prediction, likewise.
+        predicted_BCHW: the prediction, likewise; the target where the model sees it.
     """
 
     order_BL: Tensor
     error_BL: Tensor
+    counted_BL: Tensor | None = None
     target_BCHW: Tensor | None = None
     predicted_BCHW: Tensor | None = None
 
-    def subset(self, images: slice) -> Prediction:
+    def subset(self, images: slice) -> PredictedImages:
         """The same for some of the images."""
-        pixels = (part if part is None else part[images] for part in (self.target_BCHW, self.predicted_BCHW))
-        return Prediction(self.order_BL[images], self.error_BL[images], *pixels)
+        others = (self.counted_BL, self.target_BCHW, self.predicted_BCHW)
+        chosen = (part if part is None else part[images] for part in others)
+        return PredictedImages(self.order_BL[images], self.error_BL[images], *chosen)
 
 
 def predict(
-    predictions_BLP: Tensor, images_BCHW: Tensor, order_BL: Tensor, target: Target, cache: TokenCache, grid: Grid
-) -> Prediction:
+    prediction: Prediction, images_BCHW: Tensor, order_BL: Tensor, target: Target, cache: TokenCache, grid: Grid
+) -> PredictedImages:
     """Compare a model's predictions with the target; predicted pixels are returned as images.
 
     If pixels are normalised per patch, each predicted patch gets the mean and the variance of the true patch, which are
     not predicted, as in the figures of MAE (arXiv 2111.06377).
     """
     target_BLP = target(images_BCHW, cache)
+    predictions_BLP, counted_BL = prediction
     error_BL = target.loss(predictions_BLP, target_BLP)
     if not isinstance(target, Pixels):
-        return Prediction(order_BL, error_BL)
+        return PredictedImages(order_BL, error_BL, counted_BL)
     true_BLP = patchify(target.blur(images_BCHW.float()), target.patch_size)
     predicted_BLP = predictions_BLP.float()
     if target.norm_pix:
         scale_BL1 = (true_BLP.var(-1, keepdim=True) + 1e-6).sqrt()
         predicted_BLP = predicted_BLP * scale_BL1 + true_BLP.mean(-1, keepdim=True)
+    if counted_BL is not None:
+        predicted_BLP = torch.where(counted_BL[..., None], predicted_BLP, true_BLP)
     images = (unpatchify(each_BLP, grid) for each_BLP in (true_BLP, predicted_BLP))
-    return Prediction(order_BL, error_BL, *images)
+    return PredictedImages(order_BL, error_BL, counted_BL, *images)
 
 
 @dataclass(frozen=True)
@@ -131,8 +138,7 @@ class Viewer:
         if predict_order is None or self.target is None:
             return View(maps, orders, None)
         order_BL = orders[predict_order]
-        prediction_BLP = self.model.predict(images_BCHW, order_BL)
-        prediction = predict(prediction_BLP, images_BCHW, order_BL, self.target, cache, grid)
+        prediction = predict(self.model(images_BCHW, order_BL), images_BCHW, order_BL, self.target, cache, grid)
         return View(maps, orders, prediction)
 
 
@@ -143,12 +149,12 @@ class View:
     Attributes:
         maps: attention and semantic map.
         orders: by name, (B, L) each.
-        prediction: of every patch, or None.
+        prediction: of patches, or None.
     """
 
     maps: Maps
     orders: Mapping[str, Tensor]
-    prediction: Prediction | None
+    prediction: PredictedImages | None
 
     def subset(self, images: slice) -> View:
         """The same for some of the images."""
@@ -166,7 +172,12 @@ def unpatchify(patches_BLP: Tensor, grid: Grid) -> Tensor:
 
 def reveal(images_BCHW: Tensor, order_BL: Tensor, patch_size: int, count: int) -> Tensor:
     """Normalised images in which the first `count` patches of their order are visible and the rest is blank."""
+    return without(images_BCHW, ranks(order_BL) >= count, patch_size)
+
+
+def without(images_BCHW: Tensor, hidden_BL: Tensor, patch_size: int) -> Tensor:
+    """Normalised images in which some patches are blank."""
     grid = images_BCHW.shape[-2] // patch_size, images_BCHW.shape[-1] // patch_size
-    hidden_B1hw = (ranks(order_BL) >= count).unflatten(1, grid)[:, None]
+    hidden_B1hw = hidden_BL.unflatten(1, grid)[:, None]
     hidden_B1HW = hidden_B1hw.repeat_interleave(patch_size, 2).repeat_interleave(patch_size, 3)
     return images_BCHW.masked_fill(hidden_B1HW, 0.0)
