@@ -19,8 +19,13 @@ MAX_METRICS = 4  # columns of a table besides the options
 WIDTH = 100  # of a table on the screen
 MAX_VALUE = 60  # characters of an option's value
 DATA = ("data", "data.root")  # between these no result compares
-# Between these the loss of pretraining differs because they are harder or easier to predict.
-TO_PREDICT = ("permutation", "semantic_map", "target", "data", "experiment", "task")
+METHOD = "method"  # an option of groups that follows from their other ones
+# Between these the loss of pretraining differs because what counts in it is harder or easier to predict. A group of
+# options stands for each of them.
+TO_PREDICT = (
+    METHOD, "permutation", "semantic_map", "target", "data", "experiment", "task", "model.segments", "model.visible",
+    "model.hidden", "model.mask_unit",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -64,12 +69,13 @@ class Group:
 
     @property
     def label(self) -> str:
-        """The name, else the options in a line; of a single one, its value."""
+        """The name, else the options in a line, without the method that follows from them; of a single one, its value."""
         if self.name:
             return self.name
-        if len(self.options) == 1:
-            return _short(next(iter(self.options.values())))
-        return " ".join(f"{option}={_short(value)}" for option, value in self.options.items() if value)
+        options = {option: value for option, value in self.options.items() if option != METHOD} or self.options
+        if len(options) == 1:
+            return _short(next(iter(options.values())))
+        return " ".join(f"{option}={_short(value)}" for option, value in options.items() if value)
 
 
 def _short(value: str) -> str:
@@ -125,8 +131,8 @@ class Comparison:
     @property
     def is_fair(self) -> bool:
         """Whether the metric tells which group is better."""
-        groups = {option.split(".")[0] for option in self._options}
-        misleads = self.metric == LOSS and not groups.isdisjoint(TO_PREDICT)
+        parts = (f"{option}." for option in self._options)
+        misleads = self.metric == LOSS and any(part.startswith(f"{each}.") for part in parts for each in TO_PREDICT)
         return self.metric is not None and not self._is_on_several_data and (self.chosen or not misleads)
 
     @property
