@@ -245,7 +245,7 @@ def test_where_to_look_in_mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_the_methods_of_a_sweep_are_a_column(tmp_path: Path) -> None:
-    """As the run folders record them; of a point that has not started, that of its other seed. Losses do not compare."""
+    """As the run folders record them; of a point that has not started, that of its other seed."""
     only_loss = PRETRAINED | {"result": {"loss": 0.5}}
     points = [(f"model={model} seed={seed}", only_loss, None) for model in ("aim_tiny", "mae_tiny") for seed in (0, 1)]
     sweep = sweep_of(tmp_path, *points)
