@@ -10,8 +10,8 @@ import pytest
 from semaim.cli import main
 from semaim.report.plots import COLOURS, MARKERS, draw, online_points, points
 from semaim.report.store import choose, opened, read
-from semaim.report.table import published
-from support.evaluations import Store, accuracies, after, tags
+from semaim.report.table import markdown, published
+from support.evaluations import Store, accuracies, after, tables, tags
 
 
 def test_points_of_the_plots(store: Store) -> None:
@@ -122,10 +122,16 @@ def test_accuracy_by_compute_has_a_line_for_each_method(empty_copy: Store) -> No
     for seed in (0, 1):
         compute(empty_copy, f"mae-{seed}", "MAE", 10, 2e13, 80.0 + seed, seed)
     compute(empty_copy, "mae-long", "MAE", 40, 8e13, 88.0)
-    compute(empty_copy, "saim", "SAIM", 10, 6e13, 85.0)
+    compute(empty_copy, "saim", "SAIM", 10, 6.1234e13, 85.0)
     compute(empty_copy, "old", "SimMIM", 10, None, 70.0)
     found = points(accuracies(empty_copy), "flops").drop(columns="panel").fillna(-1).to_numpy().tolist()
-    assert found == [["MAE", 2e13, 80.5, pytest.approx(0.5**0.5)], ["MAE", 8e13, 88.0, -1], ["SAIM", 6e13, 85.0, -1]]
+    (table, _) = tables(markdown(accuracies(empty_copy), "5"))
+    assert [row["FLOPs"] for row in table] == ["8e+13", "6.12e+13", "2e+13", ""]
+    assert found == [
+        ["MAE", 2e13, 80.5, pytest.approx(0.5**0.5)],
+        ["MAE", 8e13, 88.0, -1],
+        ["SAIM", 6.1234e13, 85.0, -1],
+    ]
 
 
 @pytest.mark.parametrize(

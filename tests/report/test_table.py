@@ -91,7 +91,8 @@ def test_seeds_are_pooled(written: tuple[Path, str]) -> None:
     assert texts == {
         "method": "SemAIM", "model": "aim_tiny", "permutation": "attention_center", "target": "pixels", "options": "",
         "weights": "", "pretrained_on": "digits", "epochs": "10", "images_seen": "14370.0", "flops": "",
-        "device": "cpu", "evaluated_on": "digits", "evaluation": "knn_10_mean", "runs": "3", "published": "false", "source": "",
+        "device": "cpu", "evaluated_on": "digits", "evaluation": "knn_10_mean", "runs": "3", "published": "false",
+        "source": "",
         "images_per_second_per_device": "", "mfu": "", "peak_memory_gib": "",
     }  # fmt: skip
     constant = lines["SemAIM", "10", "knn_20_mean"]

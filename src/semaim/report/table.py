@@ -129,6 +129,7 @@ def groups(accuracies: DataFrame) -> list[Group]:
 def _columns(rows: DataFrame) -> dict[str, list[str]]:
     """Values by heading of what differs between the rows of a table."""
     texts = {key: [_text(value) for value in rows[key]] for key in (METHOD_NAME, "options", *OURS, *ALL)}
+    texts["flops"] = [_text(value, ".3g") for value in rows["flops"]]
     ours = {heading: texts[key] for key, heading in OURS.items()} | _by_option(texts["options"])
     has_order = rows["permutation"].notna()  # encoders of other projects and published ones have none
     differing = {
@@ -141,11 +142,11 @@ def _columns(rows: DataFrame) -> dict[str, list[str]]:
     return {METHOD_NAME: texts[METHOD_NAME], **differing} if len(set(texts[METHOD_NAME])) > 1 else differing
 
 
-def _text(value: Any) -> str:
-    """A value as a table shows it; nothing if it is unknown."""
+def _text(value: Any, form: str = "g") -> str:
+    """A value as a table shows it, numbers in a form; nothing if it is unknown."""
     from pandas import isna
 
-    return "" if isna(value) else f"{value:g}" if isinstance(value, float) else str(value)
+    return "" if isna(value) else f"{value:{form}}" if isinstance(value, float) else str(value)
 
 
 def _by_option(texts: Sequence[str]) -> dict[str, list[str]]:
