@@ -84,6 +84,7 @@ def test_accuracy_during_pretraining_is_drawn_by_order(empty_copy: Store, tmp_pa
     def pretrain(name: str, more: float) -> None:
         run_id = store.add({"task": "pretrain", "run_folder": f"/runs/{name}"}, {})
         points = [Metric("train/epoch", 2.0, 1, 20), Metric("train/epoch", 4.0, 2, 40)]
+        points += [Metric("train/total_flops", 1e10, 1, 20), Metric("train/total_flops", 2e10, 2, 40)]
         points += [
             Metric(key, value + more, 1, 20 * i) for key, values in knn.items() for i, value in enumerate(values)
         ]
@@ -97,7 +98,7 @@ def test_accuracy_during_pretraining_is_drawn_by_order(empty_copy: Store, tmp_pa
     with opened(store.uri):
         found = online_points(choose(read([]), []))
     panel, centre, raster = "online k-NN 10 mean, digits", "SemAIM", "ViT-iGPT"
-    knn = found[found["panel"] == panel].drop(columns="panel").fillna(-1).to_numpy().tolist()
+    knn = found[found["panel"] == panel].drop(columns=["panel", "flops"]).fillna(-1).to_numpy().tolist()
     assert knn == [
         *([centre, epoch, accuracy, pytest.approx(2**0.5)] for epoch, accuracy in ((0, 62), (2, 72), (4, 82))),
         *([raster, epoch, accuracy, -1] for epoch, accuracy in ((0, 65), (2, 75), (4, 85))),
@@ -105,7 +106,14 @@ def test_accuracy_during_pretraining_is_drawn_by_order(empty_copy: Store, tmp_pa
     assert set(found["panel"]) == {panel, "online linear cls, digits"}
     assert len(found) == 2 * 2 * 3
     assert main(["report", "--uri", store.uri, "--output", str(tmp_path), "--no-published"]) == 0
-    assert (tmp_path / "accuracy_during_pretraining.svg").stat().st_size > 1000
+    assert found["flops"].tolist() == [0.0, 1e10, 2e10] * 4
+    by_epochs, by_flops = (
+        re.findall("<!-- (.*?) -->", (tmp_path / f"accuracy_during_pretraining{cost}.svg").read_text())
+        for cost in ("", "_by_flops")
+    )
+    assert "pretraining epochs" in by_epochs
+    assert "floating-point operations of pretraining (FLOPs)" in by_flops
+    assert {"SemAIM", "ViT-iGPT"} <= {*by_epochs} & {*by_flops}
 
 
 def compute(

@@ -43,7 +43,10 @@ def points(accuracies: DataFrame, cost: str, of_a_device: bool = False) -> DataF
 
 
 def online_points(evaluations: DataFrame) -> DataFrame:
-    """Points of online accuracies from the pretraining of these evaluations' encoders, averaged over seeds."""
+    """Points of online accuracies from the pretraining of these evaluations' encoders, averaged over seeds.
+
+    In place of `x` they have the costs so far, `epochs` and `flops` (NaN if unknown).
+    """
     import mlflow
     import pandas as pd
 
@@ -56,30 +59,36 @@ def online_points(evaluations: DataFrame) -> DataFrame:
     )
     newest = {PurePath(run.data.tags.get("run_folder", "")).name: run for run in runs}
     found = [
-        (f"online {title}, {encoder.pretrained_on}", encoder.label, epoch, accuracy)
+        (f"online {title}, {encoder.pretrained_on}", encoder.label, epochs, flops, accuracy)
         for encoder in evaluations.drop_duplicates("encoder").itertuples()
         if encoder.encoder in newest
-        for title, epoch, accuracy in history(newest[encoder.encoder])
+        for title, epochs, flops, accuracy in history(newest[encoder.encoder])
     ]
-    by_epoch = pd.DataFrame(found, columns=["panel", "label", "x", "y"]).groupby(["panel", "label", "x"])["y"]
-    return by_epoch.agg(y="mean", deviation="std").reset_index()
+    by_epoch = pd.DataFrame(found, columns=["panel", "label", "epochs", "flops", "y"])
+    groups = by_epoch.groupby(["panel", "label", "epochs"])
+    return groups.agg(flops=("flops", "mean"), y=("y", "mean"), deviation=("y", "std")).reset_index()
 
 
-def history(run: Any) -> Iterator[tuple[str, float, float]]:
-    """Titles of the online metrics of a pretraining run, their epochs and values."""
+def history(run: Any) -> Iterator[tuple[str, float, float, float]]:
+    """Titles of the online metrics of a pretraining run, and of each point the epochs, the FLOPs and the value."""
     from mlflow import MlflowClient
 
     client = MlflowClient()
-    epochs_logged = [point for point in client.get_metric_history(run.info.run_id, "train/epoch") if point.step]
-    if not epochs_logged:
+
+    def per_step(metric: str) -> float:
+        logged = [point for point in client.get_metric_history(run.info.run_id, metric) if point.step]
+        return logged[-1].value / logged[-1].step if logged else math.nan
+
+    epochs, flops = per_step("train/epoch"), per_step("train/total_flops")
+    if math.isnan(epochs):
         return
-    per_step = epochs_logged[-1].value / epochs_logged[-1].step
     for metric in run.data.metrics:
         if metric.startswith(ONLINE) and not metric.endswith(("_top5", "_loss")):
             name = metric.removeprefix(ONLINE)
             known = evaluation(f"eval/{name}")
             for point in client.get_metric_history(run.info.run_id, metric):
-                yield known.title if known else name.replace("_", " "), round(point.step * per_step, 2), point.value
+                title = known.title if known else name.replace("_", " ")
+                yield title, round(point.step * epochs, 2), point.step * flops, point.value
 
 
 def _log_axis(axes: Axes, ratio: float) -> None:

@@ -51,6 +51,7 @@ def write(accuracies: DataFrame, online: DataFrame, text: str, folder: Path) -> 
         UserError: if the folder cannot be written to.
     """
     hours = points(accuracies, "device_hours", of_a_device=True)
+    compute = online.rename(columns={"flops": "x"})
     plots = {
         "accuracy_by_epochs": Plot(EPOCHS, points(accuracies, "epochs"), "says after how many epochs"),
         "accuracy_by_flops": Plot(FLOPS, points(accuracies, "flops"), "has its FLOPs", log=True),
@@ -60,7 +61,12 @@ def write(accuracies: DataFrame, online: DataFrame, text: str, folder: Path) -> 
             "has its hours on one kind of device",
             log=True,
         ),
-        "accuracy_during_pretraining": Plot(EPOCHS, online, "was measured while it was pretrained"),
+        "accuracy_during_pretraining": Plot(
+            EPOCHS, online.rename(columns={"epochs": "x"}), "was measured while it was pretrained"
+        ),
+        "accuracy_during_pretraining_by_flops": Plot(
+            FLOPS, compute[compute["x"] > 0], "was measured while it was pretrained, with its FLOPs", log=True
+        ),
     }
     labels = sorted({label for plot in plots.values() for label in plot.points["label"]})
     try:
