@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -208,6 +209,8 @@ def test_without_evaluations_pretrainings_are_compared(
     empty_copy: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """By their online accuracies, which are marked as such; those of failed ones do not count."""
+    from mlflow.entities import Metric
+
     for order, seed, accuracy, status in (
         ("raster", 0, 70.0, "FINISHED"), ("raster", 1, 71.0, "FINISHED"), ("zigzag", 0, 75.0, "FINISHED"),
         ("zigzag", 1, 99.0, "FAILED"),
@@ -221,9 +224,11 @@ def test_without_evaluations_pretrainings_are_compared(
             "command": command,
         }
         metrics = {"online/knn_10_mean": accuracy, "train/loss": 1.0, "train/epoch": 4.0, "train/total_flops": 2e13}
-        run = {"task": "pretrain", "mlflow.runName": f"{order}-{seed}", **described}
+        place = {"mlflow.runName": f"{order} · seed {seed}", "run_folder": f"/runs/{order}-{seed}"}
+        run = {"task": "pretrain", **place, **described}
         run |= {"method": "ViT-iGPT" if order == "raster" else "AIM, zigzag"}
-        empty_copy.add(run, metrics, seed=seed, status=status)
+        run_id = empty_copy.add(run, metrics, seed=seed, status=status)
+        empty_copy.client.log_batch(run_id, metrics=[Metric("train/epoch", 4.0, 1, 40)])
     assert main(["report", "--uri", empty_copy.uri, "--output", str(tmp_path)]) == 0
     said = capsys.readouterr().out
     assert "from 3 finished pretrainings.\n\nThere are no evaluations yet: these are online accuracies" in said
@@ -231,6 +236,8 @@ def test_without_evaluations_pretrainings_are_compared(
     assert [row["FLOPs"] for row in cost] == ["2e+13", "2e+13"]
     assert best == {"": "best", "method": "AIM, zigzag", "permutation": "zigzag", "online/knn_10_mean": "75.0 (1)"}
     assert other == {"": "", "method": "ViT-iGPT", "permutation": "raster", "online/knn_10_mean": "70.5 ± 0.7 (2)"}
+    drawing = (tmp_path / "accuracy_during_pretraining.svg").read_text()
+    assert {"ViT-iGPT", "AIM, zigzag"} <= {*re.findall("<!-- (.*?) -->", drawing)}
     lines = machine_lines(tmp_path)
     assert {(line["evaluation"], line["epochs"], line["pretrained_on"]) for line in lines} == {
         ("online/knn_10_mean", "4", "digits")

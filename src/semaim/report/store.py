@@ -13,7 +13,7 @@ import shlex
 import sqlite3
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import closing, contextmanager
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote
 
@@ -145,6 +145,8 @@ def read_pretrainings(experiments: Collection[str]) -> DataFrame:
     runs = _search(experiments, "tags.task = 'pretrain'")
     known = {old: new for old, new in OF_PRETRAINING.items() if old in runs}
     runs = runs.assign(**{new: runs[old] for old, new in known.items()})
+    if "tags.run_folder" in runs:  # whose name evaluations have; the run may have been given another in MLflow
+        runs["tags.pretrained.run"] = [PurePath(folder).name for folder in runs["tags.run_folder"].fillna("")]
     if "tags.command" in runs:
         runs["tags.pretrained.options"] = [_options(command) for command in runs["tags.command"]]
     return _with_accuracies(runs.join(speed(runs)), "metrics.online/")
