@@ -50,7 +50,10 @@ def upgraded(config: Any) -> dict[str, Any]:
     config.setdefault("extend", None)
     checkpointing = _without_checkpointing(config)
     if config.get("trainer"):
-        config["trainer"] = {"strategy": "ddp", "activation_checkpointing": checkpointing} | config["trainer"]
+        since = {"strategy": "ddp", "activation_checkpointing": checkpointing, "flops": None}
+        config["trainer"] = since | config["trainer"]
+    if config.get("optimizer"):
+        config["optimizer"].setdefault("schedule", {"_target_": "semaim.training.schedules.Cosine"})
     if "recipe" not in config:  # 0.1.0: data=digits and data=shapes alone had a short one
         embedded = source.get("_target_") in ("semaim.data.sources.digits", "semaim.data.shapes.shapes")
         config["recipe"] = "short" if embedded else "published"
