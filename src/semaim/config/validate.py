@@ -110,8 +110,8 @@ def check_overrides(
         raise UserError(f"there is no option {key}. {suggestion(key, overrides, folders)}")
     check_values(config, expected, overrides)
     if config.trainer.get("flops") is not None and "trainer.epochs" in map(key_of, overrides):
-        raise UserError(f"trainer.epochs={config.trainer.epochs} and trainer.flops={scientific(config.trainer.flops)} both "
-                        f"give the length of the training: leave one out (trainer.flops=null)")  # fmt: skip
+        both = f"trainer.epochs={config.trainer.epochs} and trainer.flops={scientific(config.trainer.flops)}"
+        raise UserError(f"{both} both give the length of the training: leave one out (trainer.flops=null)")
     if config.extend is not None:
         check_pretrains(config.extend, chosen["task"], config.checkpoint)
     if "uri" in config.tracking:

@@ -66,9 +66,10 @@ def check_extension(folder: RunFolder, config: dict[str, Any]) -> None:
     measure = "epochs" if before["trainer"]["flops"] is None else "flops"
     done, asked = before["trainer"][measure], config["trainer"][measure]
     if asked is None or asked <= done:
+        longer = _length({"epochs": None, "flops": None, measure: 2 * done})
         raise UserError(
-            f"{_length(config['trainer'])}: {given} has trained for {_length(before['trainer'])} already; give more, such as "
-            f"{_length({'epochs': None, 'flops': None, measure: 2 * done})}"
+            f"{_length(config['trainer'])}: {given} has trained for {_length(before['trainer'])} already; give more, "
+            f"such as {longer}"
         )
     if not store.list_steps(old.checkpoints):
         raise UserError(f"{given} has no checkpoints any more, so there is no state to go on from")

@@ -122,7 +122,7 @@ def step_plan(task: TrainingTask, trainer: TrainerSettings, seed: int, processes
 
 
 def length_of(task: TrainingTask, trainer: TrainerSettings, plan: StepPlan) -> Length:
-    """Length of a training, of a model that is neither wrapped nor compiled yet; raises UserError if it is too short."""
+    """Length of a training; raises UserError if it is too short. The model must be neither wrapped nor compiled yet."""
     return trainer.length(plan.steps_per_epoch, None if trainer.flops is None else task.step_flops())
 
 

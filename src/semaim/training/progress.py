@@ -213,8 +213,8 @@ def report_restored(
         f"random states; its device hours are counted here, too"
     )
     log.info(
-        f"the learning rate goes from {last_lr(state.optimizer):.3g} to "
-        f"{lr:.3g}: from here on it follows the schedule of {round(length.epochs, 2):g} epochs; a run of that length from the start would differ"
+        f"the learning rate goes from {last_lr(state.optimizer):.3g} to {lr:.3g}: from here on it follows the "
+        f"schedule of {round(length.epochs, 2):g} epochs; a run of that length from the start would differ"
     )
 
 

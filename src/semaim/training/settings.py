@@ -116,7 +116,7 @@ class TrainerSettings:
         )
         if length.warmup > total:
             raise UserError(
-                f"{self.flops_option} is {plural(total, 'step')} ({length.epochs:.3g} epochs), less than the warm-up of "
+                f"{self.flops_option} is {plural(total, 'step')} ({length.epochs:.3g} epochs), less than the warm-up, "
                 f"trainer.warmup_epochs={self.warmup_epochs:g}: give more, or lower trainer.warmup_epochs"
             )
         return length
