@@ -216,8 +216,9 @@ class RandomSquares(Permutation):
 class RandomBlobs(Permutation):
     """Blob by blob, each from its centre outward (RandSAC's blob segments).
 
-    A blob is a random patch, its centre, and those nearest to it that are in no blob yet. The sizes are those of `model.segments`
-    parts, so that with as many segments each blob is predicted at once. The last blobs are made of what is left.
+    A blob is a random patch, its centre, and those nearest to it that are in no blob yet. The sizes are those of
+    `model.segments` parts, so that with as many segments each blob is predicted at once. The last blobs are made of
+    what is left.
 
     Args:
         blobs: their number, up to that of the patches.
@@ -239,7 +240,7 @@ class RandomBlobs(Permutation):
             distance_BL = (rows_L - centre_B1 // grid[1]) ** 2 + (columns_L - centre_B1 % grid[1]) ** 2
             # Integers and at most a half, so that noise decides between equal distances only.
             near_BL = (distance_BL + noise_BK[:, :patches] / 2).masked_fill(~free_BL, float("inf"))
-            chosen_BS = near_BL.argsort(1, stable=True)[:, :size]
+            chosen_BS = near_BL.argsort(dim=1, stable=True)[:, :size]
             priority_BL.scatter_(1, chosen_BS, blob * farthest + distance_BL.gather(1, chosen_BS))
             free_BL.scatter_(1, chosen_BS, False)
         return priority_BL

@@ -192,7 +192,10 @@ def test_blobs_are_compact_and_follow_each_other():
 @pytest.mark.parametrize(
     ("order", "message"),
     [
-        (RandomSquares(side=3), r"^permutation\.side=3 must divide the 4x6 patches of an image: choose one of \[1, 2\]$"),
+        (
+            RandomSquares(side=3),
+            r"^permutation\.side=3 must divide the 4x6 patches of an image: choose one of \[1, 2\]$",
+        ),
         (RandomBlobs(blobs=25), r"^permutation\.blobs=25 must be at most the 24 patches of an image$"),
     ],
 )
