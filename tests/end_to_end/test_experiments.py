@@ -79,9 +79,9 @@ def small_runs(noise_images: Path) -> Path:
         text = (ROOT / "conf" / "target" / f"{teacher}.yaml").read_text()
         text = re.sub("model: vit_base_patch16[^ ]*", "model: vit_tiny_patch16_224.augreg_in21k_ft_in1k", text)
         (own / f"{teacher}.yaml").write_text(text.replace("pretrained: true", "pretrained: false"))
-    of_kind = {kind: [name for name in PRETRAININGS if kind_of_model(name) == kind] for kind in SMALL_DECODER}
-    commands = [("-m", names, "evaluators=[pictures]") for names in of_kind.values()]
-    commands += [("-m", EVALUATIONS, "checkpoint=random"), *(("then=[]", [name], "evaluators=[]") for name in SWEEPS)]
+    of_aim = [name for name in PRETRAININGS if kind_of_model(name) == "AIM"]
+    commands = [("-m", of_aim, "evaluators=[pictures]"), ("-m", EVALUATIONS, "checkpoint=random")]
+    commands += [("then=[]", [name], "evaluators=[]") for name in NAMES if name not in of_aim + EVALUATIONS]
     for first, names, last in commands:
         swept = SWEEPS.get(names[0], {"experiment": ""})
         small = f"{SMALL_MODEL} {SMALL_DECODER[kind_of_model(names[0])]}"
