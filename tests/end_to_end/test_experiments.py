@@ -111,7 +111,14 @@ def test_it_runs(name: str, small_runs: Path) -> None:
         assert len(losses) == 2
         assert all(math.isfinite(loss) for loss in losses)
         stored = OmegaConf.load(run / "config.yaml")
-        keys = {"trainer.epochs", "trainer.flops", "permutation._target_", "target._target_", "semantic_map.kind", "optimizer.base_lr"}
+        keys = {
+            "trainer.epochs",
+            "trainer.flops",
+            "permutation._target_",
+            "target._target_",
+            "semantic_map.kind",
+            "optimizer.base_lr",
+        }
         keys |= {"model._target_"} if name not in EVALUATIONS else set()
         for key in keys | {option for option in SWEEPS.get(name, ()) if "." in option}:
             assert OmegaConf.select(stored, key) == OmegaConf.select(config, key)

@@ -192,6 +192,7 @@ TRAINED = {
     "task.train_transform.std": [0.229, 0.224, 0.225],
 }
 SAIM = {"trainer.clip_grad": None}
+EQUAL_COMPUTE = {"trainer.epochs": None, "trainer.flops": 6.38e19}
 ABLATION = {"trainer.epochs": 200, "then": ["knn", "linprobe"]}
 # Options that do not change what a run computes, beside rounding, and objects without a choice.
 NO_SETTING = re.compile(
@@ -215,7 +216,12 @@ OWN = {
     "simmim_vitb_800ep": SIMMIM | BASE | RANDOM,
     "randsac_vitb_1600ep": RECIPE | BASE | BLOBS | PIXELS | SAIM | {"trainer.epochs": 1600},
     **dict.fromkeys(SWEEPS, RECIPE | BASE | SEMANTIC | PIXELS | ABLATION),
-    "methods_equal_compute": RECIPE | BASE | SEMANTIC | PIXELS | ABLATION | {"trainer.epochs": None, "trainer.flops": 6.38e19},
+    "methods_equal_compute": RECIPE
+    | BASE
+    | SEMANTIC
+    | PIXELS
+    | ABLATION
+    | {"trainer.epochs": None, "trainer.flops": 6.38e19},
     "semantic_masking": MAE | BASE | RANDOM | ABLATION,
     "finetune_vitb": FINE_TUNING
     | TRAINED
