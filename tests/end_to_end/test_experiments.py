@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from semaim.preflight.shapes import build_task, open_data
 from semaim.tasks.pretrain import Pretraining
 from support.commands import ENVIRONMENT, RUN, finished
 from support.paths import ROOT
-from support.recipes import ANY, NO_SETTING, OWN, SWEEPS
+from support.recipes import ANY, NO_SETTING, OWN, SWEEPS, points
 
 FILES = sorted((ROOT / "experiments").glob("*.yaml"))
 NAMES = [file.stem for file in FILES]
@@ -27,26 +28,31 @@ EVALUATIONS = [name for name in NAMES if name.startswith(("finetune", "linprobe"
 PRETRAININGS = [name for name in NAMES if name not in EVALUATIONS and name not in SWEEPS]
 IMAGENET, H100_FLOPS = 1_281_167, 0.4 * 989e12
 
+# Eight by eight patches, so that an image has two by two mask units of SimMIM, and a patch for each of 49 segments.
 SMALL = (
-    "model.embed_dim=32 model.depth=2 model.num_heads=2 model.query_depth=2 data.image_size=32 data.patch_size=8 "
-    "data.num_workers=0 trainer.batch_size=8 trainer.max_steps=2 trainer.log_every_steps=1 "
-    "tracking=none runs_dir=runs data.root=images"
+    "data.image_size=64 data.patch_size=8 data.num_workers=0 trainer.batch_size=8 trainer.max_steps=2 "
+    "trainer.log_every_steps=1 tracking=none runs_dir=runs data.root=images"
 )
+SMALL_MODEL = "model.embed_dim=32 model.depth=2 model.num_heads=2"
+SMALL_DECODER = {
+    "AIM": "model.query_depth=2",
+    "MAE": "model.decoder_dim=32 model.decoder_depth=1 model.decoder_num_heads=2",
+    "SimMIM": "",
+}
 
 every_experiment = pytest.mark.parametrize("name", NAMES)
 
 
-def composed(name: str) -> DictConfig:
+def composed(name: str, options: Sequence[str] = ()) -> DictConfig:
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        return compose("config", [f"+experiment={name}", "data.root=/data/imagenet"])
+        config = compose("config", [f"+experiment={name}", "data.root=/data/imagenet", *options])
+    if config.trainer.flops is not None:  # as `compose_run_spec` does
+        config.trainer.epochs = None
+    return config
 
 
-def points(name: str) -> list[DictConfig]:
-    """Configurations of the runs of an experiment: one, or those of its sweep."""
-    swept, values = SWEEPS.get(name, ("seed", "0"))
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        words = [f"+experiment={name}", "data.root=/data/imagenet"]
-        return [compose("config", [*words, f"{swept}={value}"]) for value in values.split()]
+def kind_of_model(name: str) -> str:
+    return str(composed(name).model._target_).rpartition(".")[2]
 
 
 @pytest.fixture(scope="module")
@@ -73,16 +79,19 @@ def small_runs(noise_images: Path) -> Path:
         text = (ROOT / "conf" / "target" / f"{teacher}.yaml").read_text()
         text = re.sub("model: vit_base_patch16[^ ]*", "model: vit_tiny_patch16_224.augreg_in21k_ft_in1k", text)
         (own / f"{teacher}.yaml").write_text(text.replace("pretrained: true", "pretrained: false"))
-    commands = [("-m", PRETRAININGS, "evaluators=[pictures]"), ("-m", EVALUATIONS, "checkpoint=random")]
-    commands += [("then=[]", [name], "evaluators=[]") for name in SWEEPS]
+    of_aim = [name for name in PRETRAININGS if kind_of_model(name) == "AIM"]
+    commands = [("-m", of_aim, "evaluators=[pictures]"), ("-m", EVALUATIONS, "checkpoint=random")]
+    commands += [("then=[]", [name], "evaluators=[]") for name in NAMES if name not in of_aim + EVALUATIONS]
     for first, names, last in commands:
-        option, _ = SWEEPS.get(names[0], ("experiment", ""))
-        swept = option if "." in option else f"hydra:runtime.choices.{option}"
-        words = SMALL.split()
-        if option == "model.query_depth":  # its values divide 12 blocks
-            words = [word for word in words if "depth" not in word] + ["model.depth=12"]
-        name = f"run_name=${{hydra:runtime.choices.experiment}}-${{{swept}}}"
-        command = [*RUN, first, f"+experiment={','.join(names)}", *words, name, last]
+        swept = SWEEPS.get(names[0], {"experiment": ""})
+        small = f"{SMALL_MODEL} {SMALL_DECODER[kind_of_model(names[0])]}"
+        if "model.query_depth" in swept:  # its values divide 12 blocks
+            small = "model.embed_dim=32 model.depth=12 model.num_heads=2"
+        elif "method" in swept:
+            small = "size=tiny"
+        values = [f"${{{option if '.' in option else f'hydra:runtime.choices.{option}'}}}" for option in swept]
+        name = f"run_name={'-'.join(['${hydra:runtime.choices.experiment}', *values])}"
+        command = [*RUN, first, f"+experiment={','.join(names)}", *SMALL.split(), *small.split(), name, last]
         done = finished(command, folder, ENVIRONMENT | {"SEMAIM_SITE": str(own.parent)})
         assert done.returncode == 0, done.stdout
     return folder / "runs"
@@ -91,18 +100,27 @@ def small_runs(noise_images: Path) -> Path:
 @pytest.mark.slow
 @every_experiment
 def test_it_runs(name: str, small_runs: Path) -> None:
-    swept, values = SWEEPS.get(name, ("experiment", name))
-    runs = {run.name.lower(): run for run in small_runs.glob(f"{name}-*")}
-    assert runs.keys() == {f"{name}-{value}" for value in values.split()}
-    for value, config in zip(values.split(), points(name), strict=True):
-        run = runs[f"{name}-{value}"]
+    runs = {run.name.lower().replace("none", "null"): run for run in small_runs.glob(f"{name}-*")}
+    of_options = {"-".join([name, *(each.partition("=")[2] for each in options or [f"={name}"])]): options
+                  for options in points(name)}  # fmt: skip
+    assert runs.keys() == of_options.keys()
+    for run_name, options in of_options.items():
+        run, config = runs[run_name], composed(name, options)
         lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
         losses = [line["metrics"]["train/loss"] for line in lines if "train/loss" in line.get("metrics", {})]
         assert len(losses) == 2
         assert all(math.isfinite(loss) for loss in losses)
         stored = OmegaConf.load(run / "config.yaml")
-        keys = {"trainer.epochs", "permutation._target_", "target._target_", "semantic_map.kind", "optimizer.base_lr"}
-        for key in keys | {swept} - {"experiment", "permutation", "target", "semantic_map"}:
+        keys = {
+            "trainer.epochs",
+            "trainer.flops",
+            "permutation._target_",
+            "target._target_",
+            "semantic_map.kind",
+            "optimizer.base_lr",
+        }
+        keys |= {"model._target_"} if name not in EVALUATIONS else set()
+        for key in keys | {option for option in SWEEPS.get(name, ()) if "." in option}:
             assert OmegaConf.select(stored, key) == OmegaConf.select(config, key)
 
 
@@ -141,18 +159,18 @@ def test_its_page_is_complete(name: str) -> None:
 def test_its_hours_follow_from_its_operations(name: str, noise_images: Path) -> None:
     text = (ROOT / "experiments" / f"{name}.yaml").read_text()
     flops, hours = [], 0.0
-    for config in points(name):
+    for config in [composed(name, options) for options in points(name)]:
         config.data.root = str(noise_images)
         if name in EVALUATIONS:
             config.task.source.checkpoint = "random"
         task = build_task(config, open_data(config.data, fetch=False))
         if isinstance(task, Pretraining):
-            flops.append(task.spent().training_step)
+            flops.append(task.spent.training_step)
         else:
             spent = encoder_cost(task.model if name.startswith("finetune") else task.vit)
             flops.append(spent.training_step if name.startswith("finetune") else spent.encode)
         images = IMAGENET // config.trainer.batch_size * config.trainer.batch_size
-        hours += flops[-1] * images * config.trainer.epochs / H100_FLOPS / 3600
+        hours += (config.trainer.flops or flops[-1] * images * config.trainer.epochs) / H100_FLOPS / 3600
     said_hours = re.search(r"about (\d+) GPU-hours", text)
     said_flops = re.search(r"(\d+) GFLOP per image", text)
     assert said_hours is not None

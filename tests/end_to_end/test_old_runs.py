@@ -89,6 +89,16 @@ def test_folders_of_the_old_version_were_read_as_stored() -> None:
     assert upgraded({"recipe": "short", "data": None}) == {"recipe": "short", "data": None, "extend": None}
 
 
+def test_schedule_and_length_are_those_that_were_built_in() -> None:
+    old = {"recipe": "short", "optimizer": {"base_lr": 1.0}, "trainer": {"epochs": 3}, "data": None}
+    found = upgraded(old)
+    assert found["optimizer"] == {"base_lr": 1.0, "schedule": {"_target_": "semaim.training.schedules.Cosine"}}
+    assert (found["trainer"]["epochs"], found["trainer"]["flops"]) == (3, None)
+    assert upgraded(found) == found
+    own = {"_target_": "semaim.training.schedules.MultiStep", "milestones": [0.5], "gamma": 0.1}
+    assert upgraded({"recipe": "short", "optimizer": {"schedule": own}})["optimizer"]["schedule"] == own
+
+
 def test_names_inside_lists_and_other_values_are_kept() -> None:
     stored = {
         "a": [{"_target_": "semaim.trainer.Trainer", "b": "semaim.trainer.Trainer"}],

@@ -63,7 +63,7 @@ def test_bf16_with_flash_attention_is_near_the_masked_float32_form(tiny_model, i
 
 def test_automatic_precision_is_bf16_where_the_device_has_it() -> None:
     settings = TrainerSettings(
-        1, 0, 1, 1, None, "auto", "ddp", False, False, False, (0.9, 0.9), 0, None, 1, 1, None, 1, None, None
+        1, None, 0, 1, 1, None, "auto", "ddp", False, False, False, (0.9, 0.9), 0, None, 1, 1, None, 1, None, None
     )
     expected = torch.bfloat16 if torch.cuda.get_device_capability()[0] >= 8 else torch.float32
     assert settings.dtype(torch.device("cuda")) == expected

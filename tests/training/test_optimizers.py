@@ -12,10 +12,12 @@ from hydra.utils import instantiate
 from timm.optim import param_groups_layer_decay
 from torch import nn
 
+from semaim.config.run_spec import compose_run_spec
 from semaim.errors import UserError
 from semaim.models.heads import LinearHeads, head_groups
 from semaim.models.vit import vit_of
 from semaim.training.optimizers import Optimization, layer_decay_groups, lr_at, parameter_groups, scaled_lr, set_lr
+from semaim.training.schedules import MultiStep
 from support.in_process import composed
 
 PEAK, FLOOR, WARMUP, TOTAL = 1.6e-3, 1e-5, 40, 840
@@ -106,6 +108,62 @@ def test_schedule_without_warm_up_and_with_warm_up_alone():
     assert lr_at(50, PEAK, 0.0, 0, 100) == pytest.approx(PEAK / 2, rel=1e-12)
     assert lr_at(9, PEAK, FLOOR, 10, 10) == pytest.approx(0.9 * PEAK, rel=1e-12)
     assert lr_at(10, PEAK, FLOOR, 10, 10) == PEAK  # one past the end, and no division by zero
+
+
+def test_the_cosine_has_the_bits_that_it_had_as_one_formula():
+    for step in range(WARMUP, TOTAL + 1):
+        progress = (step - WARMUP) / (TOTAL - WARMUP)
+        former = FLOOR + (PEAK - FLOOR) * 0.5 * (1 + math.cos(math.pi * progress))
+        assert lr_at(step, PEAK, FLOOR, WARMUP, TOTAL) == former
+
+
+@pytest.mark.parametrize(
+    ("step", "expected"),
+    [(0, 0.0), (20, 0.8), (40, 1.6), (419, 1.6), (420, 0.4), (734, 0.4), (735, 0.1), (839, 0.1)],
+)
+def test_a_multi_step_schedule_by_hand(step, expected):
+    """The milestones are at half of 840 steps and at seven eighths, warm-up included."""
+    schedule = MultiStep(milestones=[0.5, 0.875], gamma=0.25)
+    assert lr_at(step, 1.6, 0.0, WARMUP, TOTAL, schedule) == pytest.approx(expected, rel=1e-12)
+
+
+def test_a_multi_step_schedule_falls_towards_min_lr():
+    schedule = MultiStep(milestones=[0.5], gamma=0.25)
+    assert [lr_at(step, 1.7, 0.1, 0, 100, schedule) for step in (49, 50)] == pytest.approx([1.7, 0.5], rel=1e-12)
+
+
+def test_a_milestone_is_rounded_to_a_step():
+    """0.07 of 100 is a little more than 7 in floating-point numbers."""
+    schedule = MultiStep(milestones=[0.07], gamma=0.1)
+    assert [schedule(step, 0, 100) for step in (6, 7)] == [1.0, 0.1]
+
+
+def test_the_recipe_of_simmim_falls_at_epoch_700_of_800():
+    optimization = instantiate(composed("optimizer=adamw_simmim").optimizer, _convert_="all")
+    lrs = [optimization.lr(epoch * 625, 2048, 10 * 625, 800 * 625) for epoch in (5, 10, 699, 700, 799)]
+    assert lrs == pytest.approx([2e-4, 4e-4, 4e-4, 4e-5, 4e-5], rel=1e-12)
+    assert optimization.lr(700 * 625 - 1, 2048, 10 * 625, 800 * 625) == pytest.approx(4e-4, rel=1e-12)
+    (decay, *_) = optimization.build(nn.Linear(2, 2)).param_groups
+    assert (tuple(decay["betas"]), decay["weight_decay"]) == ((0.9, 0.999), 0.05)
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        (f"optimizer.schedule.milestones={wrong}", "optimizer.schedule.milestones must be a list of increasing numbers "
+         "above 0 and below 1, such as [0.875]")
+        for wrong in ("[0.9,0.5]", "[0.5,0.5]", "[0.0,0.5]", "[1.0]", "[]", "0.5")
+    ]
+    + [
+        (f"optimizer.schedule.gamma={wrong}", "optimizer.schedule.gamma must be a number above 0 and up to 1, such as "
+         "0.1")
+        for wrong in ("0", "-0.1", "2")
+    ],
+)  # fmt: skip
+def test_what_a_schedule_cannot_be_is_one_message(option, message):
+    with pytest.raises(UserError) as caught:
+        compose_run_spec(["optimizer=adamw_simmim", option])
+    assert str(caught.value) == f"{option}: {message}"
 
 
 def test_optimization_scales_by_the_batch():

@@ -20,6 +20,7 @@ from semaim.runs.journal import Journal
 from semaim.training import pace, progress
 from semaim.training.peak import Peak
 from semaim.training.progress import report_unused
+from semaim.training.settings import Length
 from support.commands import journal
 
 
@@ -52,11 +53,11 @@ class Steps:
         run.folder.path.mkdir()
         run.journal = Journal(run.folder.path / "metrics.jsonl")
         self.run, self.seconds, self.done = run, 0.0, 0
-        trainer: Any = SimpleNamespace(batch_size=32, epochs=2, log_every_steps=10)
+        trainer: Any = SimpleNamespace(batch_size=32, log_every_steps=10)
         trainer.dtype, trainer.matrix_products = lambda _: torch.float32, lambda _: nullcontext()
         loading = Loading(workers, 60.0, 1)
         training: Any = SimpleNamespace(loading=loading, images=FileImages(Path("/nowhere"), ["a.png"], [0]))
-        self.reporter = progress.ProgressReporter(training, 10**9, trainer, StepPlan(64, 32, 0), run, 0, last)
+        self.reporter = progress.ProgressReporter(training, 10**9, trainer, Length(2, 4, 0, last), run, 0)
 
     def go(self, count: int, seconds: float, wait: float = 0.0) -> None:
         for _ in range(count):

@@ -88,6 +88,10 @@ def without_effect(config: DictConfig, overrides: Sequence[str], is_sweep: bool 
             continue
         if override.is_hydra_override() or key.startswith(("hydra", "experiment", "evaluators")) or key == "task":
             continue
+        if key == "size" and not {"method", "experiment"} & last.keys():
+            found.append(f"{override.input_line} has no effect: it is for method=..., model=... has sizes of its own")
+            continue
+        key = "model" if key in ("method", "size") else key
         if reason := _reason(key, used, config, is_sweep, task):
             found.append(f"{override.input_line} has no effect: {reason}")
     return found

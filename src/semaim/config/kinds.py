@@ -80,6 +80,17 @@ def ascending(lists: Kind) -> Kind:
     return Kind(lists.words, Annotated[lists.type, AfterValidator(_not_descending)])
 
 
+def increasing(lists: Kind) -> Kind:
+    """Those of some lists whose values ascend, each above the one before."""
+    return Kind(lists.words, Annotated[lists.type, AfterValidator(_increasing)])
+
+
+def _increasing(values: list[float]) -> list[float]:
+    if values != sorted(set(values)):
+        raise ValueError
+    return values
+
+
 def _not_descending(values: list[float]) -> list[float]:
     if values != sorted(values):
         raise ValueError

@@ -48,9 +48,12 @@ def upgraded(config: Any) -> dict[str, Any]:
     if task.get("_target_") == "semaim.tasks.knn.KNN":
         task.setdefault("mean_before_norm", False)
     config.setdefault("extend", None)
-    checkpointing = _without_checkpointing(config)
+    checkpointing = _with_current_models(config)
     if config.get("trainer"):
-        config["trainer"] = {"strategy": "ddp", "activation_checkpointing": checkpointing} | config["trainer"]
+        since = {"strategy": "ddp", "activation_checkpointing": checkpointing, "flops": None}
+        config["trainer"] = since | config["trainer"]
+    if config.get("optimizer"):
+        config["optimizer"].setdefault("schedule", {"_target_": "semaim.training.schedules.Cosine"})
     if "recipe" not in config:  # 0.1.0: data=digits and data=shapes alone had a short one
         embedded = source.get("_target_") in ("semaim.data.sources.digits", "semaim.data.shapes.shapes")
         config["recipe"] = "short" if embedded else "published"
@@ -67,13 +70,16 @@ def upgraded_state(task_state: dict[str, Any]) -> dict[str, Any]:
     return {"evaluators": {} if linear is None else {"linear": linear}} | task_state
 
 
-def _without_checkpointing(config: Any) -> bool:
-    """Remove activation checkpointing from the models of a configuration, where 0.1.0 had it; whether it was set."""
+def _with_current_models(config: Any) -> bool:
+    """Give the models of a configuration the options that 0.1.0 lacked; whether they had activation checkpointing."""
     if not isinstance(config, dict):
         return False
-    is_model = config.get("_target_") == "semaim.models.aim.AIM"
-    own = is_model and config.pop("activation_checkpointing", False)
-    return any([own, *map(_without_checkpointing, config.values())])
+    own = False
+    if config.get("_target_") == "semaim.models.aim.AIM":
+        own = config.pop("activation_checkpointing", False)
+        for option, value in {"segments": None, "skip_connections": False}.items():
+            config.setdefault(option, value)
+    return any([own, *map(_with_current_models, config.values())])
 
 
 def _with_current_names(config: Any) -> Any:

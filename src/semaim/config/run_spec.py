@@ -181,6 +181,8 @@ def _checked(cfg: DictConfig, typed: CommandLine, choices: dict[str, str]) -> Ru
     """The run of a composed configuration, which is checked."""
     check_overrides(typed.all_overrides, cfg, choices, typed.all_folders)
     with_home_folders(cfg)
+    if cfg.trainer.get("flops") is not None:
+        cfg.trainer.epochs = None  # of a file, such as that of an experiment; typed together they are refused
     if OmegaConf.to_container(cfg)["run_name"] == OWN_NAME:  # type: ignore[index,call-overload]
         cfg.run_name = run_name(choices, cfg.named_after, typed.overrides, typed.checkpoint)
     cfg.run_name = str(cfg.run_name)

@@ -23,6 +23,7 @@ from semaim.config.kinds import (
     TRUTH,
     Kind,
     ascending,
+    increasing,
     list_of,
     number,
     one_of,
@@ -42,6 +43,7 @@ RAND_AUGMENT = text(
 PART = number("a number above 0 and below 1", gt=0, lt=1)
 RATE = number("a number from 0 to below 1", ge=0, lt=1)
 UP_TO_ONE = number("a number above 0 and up to 1", gt=0, le=1)
+MILESTONES = increasing(list_of(PART, "a list of increasing numbers above 0 and below 1"))
 CROP = ascending(list_of(number(gt=0, le=1), "two ascending numbers above 0 and up to 1, as a list", 2))
 COLOURS = {"mean": COLOUR, "std": COLOUR_SCALE}
 WIDTH, DEPTH = whole(4, 65_536), whole(1, 1000)  # of a transformer
@@ -101,6 +103,7 @@ LAUNCHERS: dict[str, Kind] = {
 COMPONENTS: dict[str, dict[str, Kind]] = {
     "semaim.training.settings.TrainerSettings": {
         "epochs": whole(1),
+        "flops": POSITIVE | NULL,
         "warmup_epochs": NOT_NEGATIVE,
         "batch_size": BATCH,
         "accumulate": whole(1),
@@ -125,6 +128,8 @@ COMPONENTS: dict[str, dict[str, Kind]] = {
         "min_lr": NOT_NEGATIVE,
         "weight_decay": NOT_NEGATIVE,
     },
+    "semaim.training.schedules.Cosine": {},
+    "semaim.training.schedules.MultiStep": {"milestones": MILESTONES, "gamma": UP_TO_ONE},
     "semaim.training.optimizers.parameter_groups": {},
     "semaim.training.optimizers.layer_decay_groups": {"layer_decay": UP_TO_ONE},
     "semaim.models.heads.head_groups": {},

@@ -15,10 +15,11 @@ from omegaconf.errors import OmegaConfBaseException
 
 from semaim.config.compose import CONF, choices, options
 from semaim.config.kinds import TARGET, TRUTH, Kind
-from semaim.config.naming import flatten
+from semaim.config.naming import flatten, key_of
 from semaim.config.old_versions import FORMER_OPTIONS
 from semaim.config.own_files import check_own_files
 from semaim.config.schema import COMPONENTS, LAUNCHERS, TOP
+from semaim.core.formatting import scientific
 from semaim.core.store_address import absolute_address, check_experiment
 from semaim.errors import UserError
 
@@ -108,6 +109,9 @@ def check_overrides(
     for key in map(str, {*config} - {*TOP, *chosen, *referred, "named_after"}):
         raise UserError(f"there is no option {key}. {suggestion(key, overrides, folders)}")
     check_values(config, expected, overrides)
+    if config.trainer.get("flops") is not None and "trainer.epochs" in map(key_of, overrides):
+        both = f"trainer.epochs={config.trainer.epochs} and trainer.flops={scientific(config.trainer.flops)}"
+        raise UserError(f"{both} both give the length of the training: leave one out (trainer.flops=null)")
     if config.extend is not None:
         check_pretrains(config.extend, chosen["task"], config.checkpoint)
     if "uri" in config.tracking:

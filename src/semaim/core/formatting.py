@@ -33,6 +33,12 @@ def count(value: float, unit: str = "") -> str:
     return f"{value:.3g} {unit}".strip()
 
 
+def scientific(value: float) -> str:
+    """Format a large number as it is typed: 1e18, 2.5e15."""
+    digits, exponent = f"{value:.6e}".split("e")
+    return f"{digits.rstrip('0').rstrip('.')}e{int(exponent)}"
+
+
 def spent_of(spent: float, in_all: float) -> str:
     """Format what is spent of a sum: 0.0121 of 0.2, 1234 of 1800."""
     return " of ".join(f"{value:.3g}" if value < 1000 else f"{value:.0f}" for value in (spent, in_all))

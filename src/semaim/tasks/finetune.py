@@ -79,6 +79,7 @@ class FineTuning(TrainedEvaluation):
         if self.eval_only:
             return
         plan = loop.step_plan(self, self.trainer, seed, processes)
+        loop.length_of(self, self.trainer, plan)
         if self.mix is not None and plan.micro_batch_size % 2:
             raise UserError(
                 f"mixup and cutmix mix images in pairs, but trainer.batch_size gives {plan.micro_batch_size} at a time "

@@ -100,6 +100,7 @@ class LinearProbe(TrainedEvaluation):
     def check(self, seed: int, processes: Processes) -> None:
         """Raise UserError if the settings do not fit these processes, before anything is written."""
         plan = loop.step_plan(self, self.trainer, seed, processes)
+        loop.length_of(self, self.trainer, plan)
         if plan.micro_batch_size < 2:
             raise UserError("the linear probe normalises over a batch, which needs two images per process: raise "
                             "trainer.batch_size or lower trainer.accumulate")  # fmt: skip

@@ -136,7 +136,7 @@ class Pretraining(Task, TrainingTask):
 
     def check(self, seed: int, processes: Processes) -> None:
         """Raise UserError if the settings do not fit these processes, before anything is written."""
-        loop.step_plan(self, self.trainer, seed, processes)
+        loop.length_of(self, self.trainer, loop.step_plan(self, self.trainer, seed, processes))
         no_noise = torch.zeros(1, noise_columns(self.model.grid))
         self.permutation.order(self.model.grid, no_noise, no_noise[:, 1:])  # an order may not fit the grid
         rounded = self.trainer.strategy == "fsdp" and self.trainer.dtype(processes.device) != torch.float32
@@ -205,7 +205,7 @@ class Pretraining(Task, TrainingTask):
         if size in NEXT_LARGER:
             larger["larger model"] = spec.command_with(f"model={family}_{NEXT_LARGER[size]}", *kept)
         if self.trainer.max_steps is None:
-            longer = [f"extend={value_text(str(folder))}", f"trainer.epochs={2 * self.trainer.epochs}"]
+            longer = [f"extend={value_text(str(folder))}", self.trainer.twice]
             larger = {"train longer": program("run", *longer)} | larger
         if self.data.splits.labelled is None:
             return larger
@@ -272,7 +272,8 @@ class Pretraining(Task, TrainingTask):
         h, w = self.model.grid
         trainer, dtype = self.trainer, self.trainer.dtype(device)
         plan = loop.step_plan(self, trainer, run.seed, run.processes)
-        steps = trainer.last_step(plan.steps_per_epoch)
+        length = loop.length_of(self, trainer, plan)
+        steps = length.last
         log.info(
             f"model: {count(spent.parameters)} parameters (encoder {count(spent.encoder_parameters)}), {h}x{w} patches "
             f"of {self.model.patch_size} pixels, {count(spent.training_step, 'FLOP')} per image and training step"
@@ -293,6 +294,8 @@ class Pretraining(Task, TrainingTask):
         log.info(f"learning rate: {lr:.3g} at its peak (optimizer.base_lr={self.optimizer.base_lr:g} per 256 images)")
         if not run.processes.is_main:
             return
+        if trainer.flops is not None:
+            log.info(f"{trainer.flops_option} pays for {plural(length.total, 'step')}, {length.epochs:.4g} epochs")
         left = max(0, steps - steps_done(run))
         total = spent.training_step * left * trainer.batch_size
         fastest = training_peak(trainer, device).flops

@@ -143,7 +143,7 @@ def training_cost(
         frozen: parameters of networks besides the trained one.
     """
     plan = loop.step_plan(task, trainer, 0, Processes(0, processes, torch.device("cpu")))
-    steps, moment_count = trainer.last_step(plan.steps_per_epoch), moments(task.optimizer, task.model)
+    steps, moment_count = loop.length_of(task, trainer, plan).last, moments(task.optimizer, task.model)
     itemsize = PRECISIONS.get(trainer.precision, torch.bfloat16 if on_gpu else torch.float32).itemsize
     memory = training_memory(
         task.model,

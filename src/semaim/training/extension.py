@@ -9,17 +9,19 @@ from semaim.checkpoints import store
 from semaim.config.naming import differences, is_part
 from semaim.config.old_versions import upgraded
 from semaim.config.validate import shown
-from semaim.core.formatting import program
+from semaim.core.formatting import program, scientific
 from semaim.errors import UserError
 from semaim.runs.folder import RunFolder
 
 # What may change, besides options that never affect the result. Other options of the optimizer are part of its state.
 CHANGEABLE = (
     "trainer.epochs",
+    "trainer.flops",
     "trainer.warmup_epochs",
     "trainer.clip_grad",
     "optimizer.base_lr",
     "optimizer.min_lr",
+    "optimizer.schedule",
     "task.evaluators",
 )
 OF_THE_START = ("extend", "checkpoint")
@@ -38,7 +40,7 @@ def check_extension(folder: RunFolder, config: dict[str, Any]) -> None:
     if config.get("extend") is None or store.list_steps(folder.checkpoints):
         return
     given, old = f"extend={shown(config['extend'])}", RunFolder(Path(config["extend"]))
-    before, status, epochs = old.config(upgraded), old.status(), config["trainer"]["epochs"]
+    before, status = old.config(upgraded), old.status()
     if status.get("state") != "finished":
         raise UserError(
             f"{given} is not finished ({old.state()}): type its own command, which continues it. "
@@ -61,10 +63,19 @@ def check_extension(folder: RunFolder, config: dict[str, Any]) -> None:
             + f"\nOnly {', '.join(CHANGEABLE)} can, and options that do not affect the result. To start another "
             f"training from its weights, type checkpoint={shown(config['extend'])} in place of {given}"
         )
-    if epochs <= before["trainer"]["epochs"]:
+    measure = "epochs" if before["trainer"]["flops"] is None else "flops"
+    done, asked = before["trainer"][measure], config["trainer"][measure]
+    if asked is None or asked <= done:
+        longer = _length({"epochs": None, "flops": None, measure: 2 * done})
         raise UserError(
-            f"trainer.epochs={epochs}: {given} has trained for {before['trainer']['epochs']} already; give more, such "
-            f"as trainer.epochs={2 * before['trainer']['epochs']}"
+            f"{_length(config['trainer'])}: {given} has trained for {_length(before['trainer'])} already; give more, "
+            f"such as {longer}"
         )
     if not store.list_steps(old.checkpoints):
         raise UserError(f"{given} has no checkpoints any more, so there is no state to go on from")
+
+
+def _length(trainer: dict[str, Any]) -> str:
+    """The option that gives the length of a training."""
+    flops = trainer["flops"]
+    return f"trainer.epochs={trainer['epochs']}" if flops is None else f"trainer.flops={scientific(flops)}"

@@ -27,7 +27,7 @@ from semaim.training.ddp import compile_blocks
 from semaim.training.look import Unseen, last_good, look, look_is_due, steps_between_looks
 from semaim.training.profiling import Profile
 from semaim.training.progress import ProgressReporter, report_restored, report_unused
-from semaim.training.settings import TrainerSettings
+from semaim.training.settings import Length, TrainerSettings
 from semaim.training.state import TrainingState
 from semaim.training.step import TrainingTask, train_step
 from semaim.training.strategies import strategy_of
@@ -50,11 +50,11 @@ def fit(task: TrainingTask, trainer: TrainerSettings, run: Run) -> TrainingState
 def _train(task: TrainingTask, trainer: TrainerSettings, run: Run, profile: Profile) -> TrainingState:
     processes = run.processes
     plan = step_plan(task, trainer, run.seed, processes)
-    per_epoch, total = plan.steps_per_epoch, trainer.epochs * plan.steps_per_epoch
-    last = trainer.last_step(per_epoch)
+    length = length_of(task, trainer, plan)
+    per_epoch, last = plan.steps_per_epoch, length.last
     report_unused(plan)
     flops = task.step_flops() if processes.is_main else None  # of the model as it is, not yet wrapped or compiled
-    state = prepare(task, trainer, run)
+    state = prepare(task, trainer, run, length)
     run.stop.at_once = lambda: lost_at_once(run, state.step)
     unreadable = UnreadableImages(task.training.max_unreadable, task.training.unreadable)
     images = TrainingImages(task.training.images, task.training.transform, run.seed)
@@ -62,13 +62,13 @@ def _train(task: TrainingTask, trainer: TrainerSettings, run: Run, profile: Prof
     batches = OnDevice(batches, processes.device)
     evaluate(task, state, run, per_epoch, last)
     write_progress(run, state.step, last, plan)
-    progress = ProgressReporter(task.training, flops, trainer, plan, run, state.step, last)
+    progress = ProgressReporter(task.training, flops, trainer, length, run, state.step)
     failed = torch.zeros((), dtype=torch.bool, device=processes.device)
     unseen = Unseen(failed, steps_between_looks(trainer, processes.device))
     profile.begin(state.step, last)
     task.model.train()
     while state.step < last:
-        lr = task.optimizer.lr(state.step, trainer.batch_size, round(trainer.warmup_epochs * per_epoch), total)
+        lr = task.optimizer.lr(state.step, trainer.batch_size, length.warmup, length.total)
         ema_decay = trainer.ema_decay_at(state.step / per_epoch)
         try:
             with trainer.matrix_products(processes.device):
@@ -123,7 +123,12 @@ def step_plan(task: TrainingTask, trainer: TrainerSettings, seed: int, processes
     return StepPlan(size, trainer.batch_size, seed, rank, world_size, trainer.accumulate)
 
 
-def prepare(task: TrainingTask, trainer: TrainerSettings, run: Run) -> TrainingState:
+def length_of(task: TrainingTask, trainer: TrainerSettings, plan: StepPlan) -> Length:
+    """Length of a training; raises UserError if it is too short. The model must be neither wrapped nor compiled yet."""
+    return trainer.length(plan.steps_per_epoch, None if trainer.flops is None else task.step_flops())
+
+
+def prepare(task: TrainingTask, trainer: TrainerSettings, run: Run, length: Length) -> TrainingState:
     """Prepare networks and optimizer on their device; restore the newest checkpoint if there is one."""
     device = run.processes.device
     if len(set(run.processes.gather(tuple(task.training.fingerprints.values())))) > 1:
@@ -152,7 +157,7 @@ def prepare(task: TrainingTask, trainer: TrainerSettings, run: Run) -> TrainingS
         check_same_images(task.training, saved["data_position"], folder)
         state.load_state_dict(saved, run.processes)
         task.load_state_dict(saved["task"])
-        report_restored(trainer, task.optimizer, step_plan(task, trainer, run.seed, run.processes), state, run, folder)
+        report_restored(trainer, task.optimizer, length, state, run, folder)
     return state
 
 

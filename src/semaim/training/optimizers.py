@@ -1,11 +1,10 @@
-"""Parameter groups, learning-rate scaling and the schedule.
+"""Parameter groups, and the learning rate of a step.
 
 Source of the rules: MAE (arXiv 2111.06377), appendix A.1, which SemAIM follows.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +13,9 @@ from torch import nn
 from torch.optim import Optimizer
 
 from semaim.errors import UserError
+from semaim.training.schedules import Cosine, Schedule
 
+COSINE = Cosine()
 LARGEST_LR = 3e38  # torch takes no larger number; weights are no longer finite long before
 
 
@@ -74,12 +75,13 @@ def scaled_lr(base_lr: float, batch_size: int) -> float:
     return base_lr * batch_size / 256
 
 
-def lr_at(step: int, peak: float, floor: float, warmup_steps: int, total_steps: int) -> float:
-    """Learning rate of a step (from 0): linear from 0 to the peak over the warm-up, then half a cosine to the floor."""
+def lr_at(
+    step: int, peak: float, floor: float, warmup_steps: int, total_steps: int, schedule: Schedule = COSINE
+) -> float:
+    """Learning rate of a step (from 0): linear from 0 to the peak over the warm-up, then as scheduled to the floor."""
     if step < warmup_steps:
         return peak * step / warmup_steps
-    progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
-    return floor + (peak - floor) * 0.5 * (1 + math.cos(math.pi * progress))
+    return floor + (peak - floor) * schedule(step, warmup_steps, total_steps)
 
 
 @dataclass(frozen=True)
@@ -90,8 +92,9 @@ class Optimization:
         optimizer: builds the optimizer from parameter groups.
         groups: builds the groups from a model and the weight decay; a group's `lr_scale` multiplies its learning rate.
         base_lr: peak learning rate for 256 images per step.
-        min_lr: learning rate at the end.
+        min_lr: what the schedule falls to.
         weight_decay: weight decay of parameters with more than one dimension.
+        schedule: how the learning rate falls after the warm-up.
     """
 
     optimizer: Callable[[Iterable[dict[str, Any]]], Optimizer]
@@ -99,6 +102,7 @@ class Optimization:
     base_lr: float
     min_lr: float
     weight_decay: float
+    schedule: Schedule = COSINE
 
     def build(self, model: nn.Module) -> Optimizer:
         """Build the optimizer of a model."""
@@ -110,7 +114,8 @@ class Optimization:
 
     def lr(self, step: int, batch_size: int, warmup_steps: int, total_steps: int) -> float:
         """Learning rate of a step (from 0)."""
-        return lr_at(step, scaled_lr(self.base_lr, batch_size), self.min_lr, warmup_steps, total_steps)
+        peak = scaled_lr(self.base_lr, batch_size)
+        return lr_at(step, peak, self.min_lr, warmup_steps, total_steps, self.schedule)
 
 
 def set_lr(optimizer: Optimizer, lr: float) -> None:

@@ -17,7 +17,7 @@ from semaim.training.memory import peak_memory
 from semaim.training.optimizers import Optimization, last_lr
 from semaim.training.pace import Pace, WaitAdvice
 from semaim.training.peak import Peak, forget, training_peak
-from semaim.training.settings import TrainerSettings
+from semaim.training.settings import Length, TrainerSettings
 from semaim.training.state import TrainingState
 
 log = logging.getLogger(__name__)
@@ -36,10 +36,9 @@ class ProgressReporter:
         training: the images.
         flops: floating-point operations of a step per image; None if they are unknown.
         trainer: settings of the loop.
-        plan: assignment of images to steps.
+        length: of the training.
         run: context of the run.
         first: step at which this start began.
-        last: step at which training ends.
     """
 
     def __init__(
@@ -47,12 +46,11 @@ class ProgressReporter:
         training: TrainingData,
         flops: int | None,
         trainer: TrainerSettings,
-        plan: StepPlan,
+        length: Length,
         run: Run,
         first: int,
-        last: int,
     ) -> None:
-        self.trainer, self.plan, self.run, self.first, self.last = trainer, plan, run, first, last
+        self.trainer, self.length, self.run, self.first, self.last = trainer, length, run, first, length.last
         self.line = StatusLine(run.processes.is_main, every=trainer.log_every_steps)
         self.now = Pace()  # since the last journal entry
         self.entry = Pace()  # of that entry
@@ -60,7 +58,7 @@ class ProgressReporter:
         self.device = run.processes.device
         self.hours = "GPU-hours" if self.device.type == "cuda" else "device-hours"
         self.done, self.calls = first, 0
-        self.flops = flops if first < last else None
+        self.flops = flops if first < self.last else None
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
         self.peak: Peak | None = None
@@ -89,7 +87,7 @@ class ProgressReporter:
             pace = self.now + self.entry
         self._say_time_left(done - self.first, step.seconds, pace)
         cost = self._cost(pace, device_seconds)
-        epoch = done / self.plan.steps_per_epoch
+        epoch = done / self.length.steps_per_epoch
         self.line.update(self._text(epoch, step, pace, cost), last=done == self.last or step.stop)
         if not logged:
             return
@@ -147,7 +145,7 @@ class ProgressReporter:
         if "train/tflops" in cost:
             speed.append(count(cost["train/tflops"] * 1e12, "FLOP/s"))
         parts = [
-            f"epoch {epoch:.2f}/{self.trainer.epochs}",
+            f"epoch {epoch:.2f}/{round(self.length.epochs, 2):g}",
             f"step {self.done}/{self.last}",
             f"loss {step.loss:.4f}",
             f"lr {step.lr:.2e}",
@@ -189,7 +187,7 @@ def report_unused(plan: StepPlan) -> None:
 def report_restored(
     trainer: TrainerSettings,
     optimization: Optimization,
-    plan: StepPlan,
+    length: Length,
     state: TrainingState,
     run: Run,
     folder: RunFolder,
@@ -197,12 +195,12 @@ def report_restored(
     """Log where training goes on, what is left, and what was spent before.
 
     Args:
-        trainer, optimization, plan: of the run.
+        trainer, optimization, length: of the run.
         state: as it was restored.
         run: the run.
         folder: of the run that saved the state: this one, or the one that it extends.
     """
-    total, last = trainer.epochs * plan.steps_per_epoch, trainer.last_step(plan.steps_per_epoch)
+    last = length.last
     left, spent = last - state.step, state.device_seconds
     seconds = spent / max(1, state.step) * left / run.processes.world_size
     log.info(
@@ -212,15 +210,14 @@ def report_restored(
     )
     if folder is run.folder:
         return
-    warmup_steps = round(trainer.warmup_epochs * plan.steps_per_epoch)
+    lr = optimization.lr(state.step, trainer.batch_size, length.warmup, length.total)
     log.info(
         f"extends {relative_to_cwd(folder.path)}, which stays as it is: its weights, moving average, optimizer and "
         f"random states; its device hours are counted here, too"
     )
     log.info(
-        f"the learning rate goes from {last_lr(state.optimizer):.3g} to "
-        f"{optimization.lr(state.step, trainer.batch_size, warmup_steps, total):.3g}: from here on it follows the "
-        f"schedule of {plural(trainer.epochs, 'epoch')}; a run of that length from the start would differ"
+        f"the learning rate goes from {last_lr(state.optimizer):.3g} to {lr:.3g}: from here on it follows the "
+        f"schedule of {round(length.epochs, 2):g} epochs; a run of that length from the start would differ"
     )
 
 

@@ -9,9 +9,32 @@ from typing import Literal
 
 import torch
 
+from semaim.core.formatting import count, plural, scientific
 from semaim.errors import UserError
 
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16, "float32": torch.float32}
+
+
+@dataclass(frozen=True)
+class Length:
+    """Length of a training.
+
+    Attributes:
+        steps_per_epoch: optimizer steps.
+        total: steps of the whole schedule.
+        warmup: the first of these, in which the learning rate rises.
+        last: the step after which training ends; below `total` with `trainer.max_steps`.
+    """
+
+    steps_per_epoch: int
+    total: int
+    warmup: int
+    last: int
+
+    @property
+    def epochs(self) -> float:
+        """Epochs of the whole schedule; not a whole number if operations determine the length."""
+        return self.total / self.steps_per_epoch
 
 
 @dataclass(frozen=True)
@@ -19,7 +42,8 @@ class TrainerSettings:
     """Settings of the training loop.
 
     Args:
-        epochs: passes over the training images; also the length of the schedule.
+        epochs: passes over the training images; also the length of the schedule. None with `flops`.
+        flops: floating-point operations to train for, passes of a teacher or for a map included; null for `epochs`.
         warmup_epochs: epochs of linear warm-up.
         batch_size: images per optimizer step, over all processes and micro-batches.
         accumulate: micro-batches per step; more micro-batches need less memory.
@@ -46,7 +70,8 @@ class TrainerSettings:
         UserError: for invalid values.
     """
 
-    epochs: int
+    epochs: int | None
+    flops: float | None
     warmup_epochs: float
     batch_size: int
     accumulate: int
@@ -67,16 +92,61 @@ class TrainerSettings:
     profile_steps: int | None
 
     def __post_init__(self) -> None:
-        if self.epochs < 1 or not 0 <= self.warmup_epochs <= self.epochs:
+        if (self.epochs is None) == (self.flops is None):
+            raise UserError("the length of a training is trainer.epochs or trainer.flops: give one of them")
+        if self.epochs is not None and (self.epochs < 1 or not 0 <= self.warmup_epochs <= self.epochs):
             raise UserError(
                 f"trainer.epochs={self.epochs} must be positive and trainer.warmup_epochs={self.warmup_epochs} between "
                 f"0 and that"
             )
 
-    def last_step(self, steps_per_epoch: int) -> int:
-        """The step after which training ends."""
-        total = self.epochs * steps_per_epoch
-        return min(total, self.max_steps or total)
+    def length(self, steps_per_epoch: int, image_flops: int | None) -> Length:
+        """The length of a training.
+
+        Args:
+            steps_per_epoch: optimizer steps.
+            image_flops: floating-point operations per image and step; None if they are unknown.
+
+        Raises:
+            UserError: if `flops` is less than a step costs, or than the warm-up.
+        """
+        total = self._steps_of_flops(image_flops) if self.epochs is None else self.epochs * steps_per_epoch
+        length = Length(
+            steps_per_epoch, total, round(self.warmup_epochs * steps_per_epoch), min(total, self.max_steps or total)
+        )
+        if length.warmup > total:
+            raise UserError(
+                f"{self.flops_option} is {plural(total, 'step')} ({length.epochs:.3g} epochs), less than the warm-up, "
+                f"trainer.warmup_epochs={self.warmup_epochs:g}: give more, or lower trainer.warmup_epochs"
+            )
+        return length
+
+    def _steps_of_flops(self, image_flops: int | None) -> int:
+        """The steps that `flops` pays for, rounded down."""
+        assert self.flops is not None
+        if image_flops is None:
+            raise UserError(f"{self.flops_option}: this task does not count its operations (step_flops), so give "
+                            f"trainer.epochs and trainer.flops=null")  # fmt: skip
+        step = image_flops * self.batch_size
+        if self.flops < step:
+            raise UserError(
+                f"{self.flops_option} is less than the {count(step, 'FLOP')} of one step ({count(image_flops, 'FLOP')} "
+                f"per image, trainer.batch_size={self.batch_size}): give at least trainer.flops={step}"
+            )
+        return int(self.flops) // step
+
+    @property
+    def twice(self) -> str:
+        """The option of a training of twice this length."""
+        if self.epochs is None:
+            return f"trainer.flops={scientific(2 * (self.flops or 0.0))}"
+        return f"trainer.epochs={2 * self.epochs}"
+
+    @property
+    def flops_option(self) -> str:
+        """The option `flops`, as it is typed."""
+        assert self.flops is not None
+        return f"trainer.flops={scientific(self.flops)}"
 
     def dtype(self, device: torch.device) -> torch.dtype:
         """The precision of matrix products on a device."""
