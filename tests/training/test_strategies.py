@@ -14,6 +14,7 @@ from torch.distributed.tensor import DTensor
 
 from semaim.core.distributed import Processes
 from semaim.models.aim import AIM
+from semaim.models.predictor import Prediction
 from semaim.training.ddp import compile_blocks
 from semaim.training.memory import activations, training_memory
 from semaim.training.strategies import STRATEGIES, DataParallel, FullySharded, Strategy, strategy_of, total_norm
@@ -41,9 +42,10 @@ def gradients(model: nn.Module) -> dict[str, Tensor]:
     return {name: each.full_tensor() if isinstance(each, DTensor) else each.clone() for name, each in found.items()}
 
 
-def loss_of(forward: Callable[..., Tensor], batch: tuple[Tensor, Tensor], dtype: torch.dtype) -> Tensor:
+def loss_of(forward: Callable[..., Prediction], batch: tuple[Tensor, Tensor], dtype: torch.dtype) -> Tensor:
     with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
-        return forward(*batch).float().square().mean()
+        prediction = forward(*batch)
+        return prediction.mean(prediction.predictions_BLP.float().square().mean(2)).mean()
 
 
 def test_a_process_alone_has_nothing_to_share() -> None:
