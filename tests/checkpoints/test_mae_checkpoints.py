@@ -14,6 +14,7 @@ import semaim
 from semaim.errors import UserError
 from semaim.models.mae import MAE
 from semaim.targets import Pixels
+from semaim.visualization.trained_models import load
 from support import mae_files
 from support.commands import SMALL
 from support.encoders import source, weights
@@ -134,8 +135,6 @@ def test_pictures_are_of_its_own_order_and_target(file: Path, tmp_path: Path, im
     """Random orders, and pixels without blur: those of a semaim run are known, here they are MAE's."""
     folder = go(tmp_path, "task=visualize", "tracking=none", f"checkpoint={file}", "task.formats=[svg]", "run_name=x")
     assert {each.name for each in (folder / "pictures").iterdir()} == {"images.csv", "orders.svg", "reconstruction.svg"}
-    from semaim.visualization.trained_models import load
-
     shown = load(str(file), "mae", tracking=None)  # type: ignore[arg-type]  # not asked
     assert shown.order == "stochastic"
     assert torch.equal(shown.target(images()), Pixels(4, blur_kernel_size=0)(images()))
