@@ -30,6 +30,6 @@ def segment_masks(patches: int, segments: int) -> tuple[Tensor, Tensor]:
     a query of segment s sees ranks up to s. With a segment per patch both masks are causal.
     """
     sizes = torch.tensor(segment_sizes(patches, segments))
-    rank_L = torch.arange(1, 1 + segments).repeat_interleave(sizes)
+    rank_L = torch.arange(1, 1 + segments).repeat_interleave(sizes, output_size=patches)
     rank_N = torch.cat([torch.zeros(1, dtype=torch.long), rank_L[: content_patches(patches, segments)]])
     return rank_N[None] <= rank_N[:, None], rank_N[None] < rank_L[:, None]
