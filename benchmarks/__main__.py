@@ -14,10 +14,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from benchmarks import campaign, data, hardware, knn, parts, scaling, startup, step, table
+from benchmarks import campaign, data, hardware, knn, methods, parts, scaling, startup, step, table
 
 BENCHMARKS: dict[str, ModuleType] = {
-    "step": step, "data": data, "knn": knn, "startup": startup, "scaling": scaling, "parts": parts
+    "step": step, "data": data, "knn": knn, "startup": startup, "scaling": scaling, "parts": parts,
+    "methods": methods,
 }  # fmt: skip
 
 

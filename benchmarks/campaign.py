@@ -27,6 +27,7 @@ ON_GPU: Plan = [
     ("knn", "knn --repeats 1", 60),
     ("startup", "startup --repeats 2 --options tracking=none data=shapes evaluators=[]", 60),
     ("scaling", "scaling", 60),
+    ("methods_base_64", "methods --model base --batch-size 64", 60),
     ("step_large_64", "step --model large --batch-size 64 --images 0 --repeats 6", 80),
     ("step_base_128", "step --model base --batch-size 128 --images 0 --repeats 6", 60),
 ]
@@ -38,8 +39,11 @@ ON_CPU: Plan = [
     ("knn", "knn", 120),
     ("startup", "startup", 180),
     ("scaling", "scaling --model tiny --image-size 32 --patch-size 4", 120),
+    ("methods_tiny_64", "methods --model tiny --image-size 32 --patch-size 4", 120),
 ]
-SMALL: Plan = [(name, f"{name} --small", 200) for name in ("step", "data", "parts", "knn", "startup", "scaling")]
+SMALL: Plan = [
+    (name, f"{name} --small", 200) for name in ("step", "data", "parts", "knn", "startup", "scaling", "methods")
+]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -147,7 +147,7 @@ def build(
     plain = AdamW(groups(), lr=0.0, betas=(0.9, 0.95))
     tokens = partial(_tokens, model, dtype)
     forms = {
-        "sorted": Form(tokens, model, fused),
+        "sorted": Form(tokens, model.predict, fused),
         "masked": Form(tokens, partial(_masked, model), fused),
         "authors'": Form(partial(authors_tokens, model), partial(authors_predict, model), plain),
     }
@@ -155,7 +155,7 @@ def build(
         # Another module with the same parameters: weights, gradients and optimizer states exist once.
         other = copy.deepcopy(model, {id(p): p for p in model.parameters()})
         compile_blocks(other)
-        forms["sorted, compiled"] = Form(partial(_tokens, other, dtype), other, fused)
+        forms["sorted, compiled"] = Form(partial(_tokens, other, dtype), other.predict, fused)
     images_BCHW = torch.randn(batch_size, 3, *model.image_size, device=device)
     noise_BK = torch.rand(batch_size, noise_columns(model.grid), device=device)
     return forms, Step(model, images_BCHW, noise_BK, target, dtype)

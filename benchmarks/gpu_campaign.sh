@@ -105,7 +105,7 @@ for each in $PARTS; do
     tests) gpu_tests ;;
     step) benchmarks step 170 $([ -n "$DRY" ] && echo step || echo step_base_256 step_base_64) ;;
     train) trainings ;;
-    more) benchmarks more 400 $([ -n "$DRY" ] && echo data parts knn startup scaling || echo step_large_128 data parts knn startup scaling step_large_64 step_base_128) ;;
+    more) benchmarks more 400 $([ -n "$DRY" ] && echo data parts knn startup scaling methods || echo step_large_128 data parts knn startup scaling methods step_large_64 step_base_128) ;;
     *) say "PARTS: $each is unknown" && failed=1 ;;
     esac
 done

@@ -26,6 +26,7 @@ from benchmarks.hardware import choose, dtype_of
 from benchmarks.timing import Marks, seconds_of
 from semaim.core.distributed import usable_cpus
 from semaim.models.aim import AIM
+from semaim.models.predictor import Prediction
 from semaim.targets import Pixels
 from semaim.training.ddp import DeterministicDDP
 from semaim.training.optimizers import parameter_groups
@@ -92,11 +93,11 @@ def _measured(count: int, args: argparse.Namespace, device: torch.device) -> dic
     order_BL = torch.rand(args.batch_size, model.grid[0] * model.grid[1], device=device).argsort(1)
     marks: list[Marks] = []  # of the steps without communication
 
-    def step(forward: Callable[..., torch.Tensor]) -> Marks:
+    def step(forward: Callable[..., Prediction]) -> Marks:
         mark = Marks(device)
         optimizer.zero_grad(set_to_none=True)
         with autocast(device, dtype_of(args.precision, device)):
-            loss = target.loss(forward(images_BCHW, order_BL), target(images_BCHW)).mean()
+            loss = target.loss(forward(images_BCHW, order_BL).predictions_BLP, target(images_BCHW)).mean()
         mark("forward")
         loss.backward()
         mark("backward")

@@ -255,6 +255,22 @@ def scaling(results: Results) -> str:
     return markdown(header, rows)
 
 
+def methods(results: Results) -> str:
+    """Steps of the methods."""
+    rows = []
+    for result in chosen(results, "methods"):
+        settings = result["settings"]
+        first = f"{where(result)}: {VIT[settings['model']]}, {settings['batch_size']} images, {settings['dtype']}"
+        for name, each in result["methods"].items():
+            rows.append((
+                first, name, f"{each['flops_per_image'] / 1e9:.3g}", f"{each['images_per_second']:.4g}",
+                f"{each['flops_per_second'] / 1e12:.3g}",
+                "" if name == "SemAIM" else spread(each["times_as_fast_as_SemAIM"]),
+            ))  # fmt: skip
+            first = ""
+    return markdown(("measurement", "method", "GFLOP/image", "images/s", "TFLOP/s", "x SemAIM"), rows)
+
+
 def paper(_: Results) -> str:
     """Efficiency on many GPUs by the model on paper."""
     from semaim.models.aim import AIM
@@ -312,6 +328,7 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "parts": parts,
     "startup": startup,
     "scaling": scaling,
+    "methods": methods,
     "paper": paper,
     "training": training,
     "targets": of_targets,

@@ -205,16 +205,20 @@ class RandomSquares(Permutation):
                 f"permutation.side={self.side} must divide the {grid[0]}x{grid[1]} patches of an image: choose one of "
                 f"{[side for side in range(1, min(grid) + 1) if grid[0] % side == grid[1] % side == 0]}"
             )
+        # The largest noise in a square says nothing about which of its patches has it, so both orders are uniform.
+        patches = noise_BK[:, : grid[0] * grid[1]].unflatten(1, grid)
+        largest_BS = patches.unfold(1, self.side, self.side).unfold(2, self.side, self.side).amax((-1, -2)).flatten(1)
         rows_L, columns_L = coordinates(grid, noise_BK.device)
-        corner_L = rows_L // self.side * self.side * grid[1] + columns_L // self.side * self.side
-        return noise_BK[:, corner_L]  # of the patch in the upper left corner: uniform and independent for each square
+        square_L = rows_L // self.side * (grid[1] // self.side) + columns_L // self.side
+        return largest_BS.argsort(1).argsort(1)[:, square_L]
 
 
 class RandomBlobs(Permutation):
-    """Blob by blob, random inside of a blob (RandSAC's blob segments).
+    """Blob by blob, each from its centre outward (RandSAC's blob segments).
 
-    A blob is a random patch and those nearest to it that are in no blob yet. The sizes are those of `model.segments`
-    parts, so that with as many segments each blob is predicted at once. The last blobs are made of what is left.
+    A blob is a random patch, its centre, and those nearest to it that are in no blob yet. The sizes are those of
+    `model.segments` parts, so that with as many segments each blob is predicted at once. The last blobs are made of
+    what is left.
 
     Args:
         blobs: their number, up to that of the patches.
@@ -229,16 +233,17 @@ class RandomBlobs(Permutation):
             raise UserError(f"permutation.blobs={self.blobs} must be at most the {patches} patches of an image")
         rows_L, columns_L = coordinates(grid, noise_BK.device)
         free_BL = torch.ones_like(noise_BK[:, :patches], dtype=torch.bool)
-        blob_BL = torch.zeros_like(free_BL, dtype=torch.long)
+        priority_BL = torch.zeros_like(free_BL, dtype=torch.long)
+        farthest = grid[0] ** 2 + grid[1] ** 2
         for blob, size in enumerate(segment_sizes(patches, self.blobs)):
             centre_B1 = noise_BK[:, :patches].masked_fill(~free_BL, 2.0).argmin(1, keepdim=True)
             distance_BL = (rows_L - centre_B1 // grid[1]) ** 2 + (columns_L - centre_B1 % grid[1]) ** 2
-            # Integers and noise below 1, so that noise decides between equal distances only.
-            near_BL = (distance_BL + noise_BK[:, :patches]).masked_fill(~free_BL, float("inf"))
-            chosen_BS = near_BL.argsort(1)[:, :size]
-            blob_BL.scatter_(1, chosen_BS, blob)
+            # Integers and at most a half, so that noise decides between equal distances only.
+            near_BL = (distance_BL + noise_BK[:, :patches] / 2).masked_fill(~free_BL, float("inf"))
+            chosen_BS = near_BL.argsort(dim=1, stable=True)[:, :size]
+            priority_BL.scatter_(1, chosen_BS, blob * farthest + distance_BL.gather(1, chosen_BS))
             free_BL.scatter_(1, chosen_BS, False)
-        return blob_BL
+        return priority_BL
 
 
 class Attention(Permutation):
@@ -249,6 +254,13 @@ class Attention(Permutation):
     def priority(self, grid: Grid, noise_BK: Tensor, semantic_map_BL: Tensor | None) -> Tensor:
         assert semantic_map_BL is not None
         return -semantic_map_BL
+
+
+class AttentionReversed(Attention):
+    """By the semantic map itself, lowest first: the least semantic patches are seen before the others."""
+
+    def priority(self, grid: Grid, noise_BK: Tensor, semantic_map_BL: Tensor | None) -> Tensor:
+        return -super().priority(grid, noise_BK, semantic_map_BL)
 
 
 class AttentionGuided(Permutation):

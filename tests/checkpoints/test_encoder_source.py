@@ -43,6 +43,21 @@ def test_the_moving_average(pretrained: Path) -> None:
     assert not torch.equal(averaged["blocks.0.mlp.fc1.weight"], weights(pretrained)["blocks.0.mlp.fc1.weight"])
 
 
+def test_a_model_of_ones_own_is_an_encoder(pretrained: Path, tmp_path: Path) -> None:
+    state = torch.load(newest(pretrained), weights_only=True)
+    state["model"] = {name: value for name, value in state["model"].items() if not name.startswith("query_blocks.")}
+    state["architecture"]["model"] = "mine"
+    torch.save(state, tmp_path / "mine.pt")
+    assert_weights(source(tmp_path / "mine.pt").encoder(), weights(pretrained))
+    with pytest.raises(UserError, match=r"a model that this version of semaim does not support: 'mine'$"):
+        load_model(tmp_path / "mine.pt")
+
+    del state["architecture"]["depth"]
+    torch.save(state, tmp_path / "mine.pt")
+    with pytest.raises(UserError, match=r"mine\.pt is of a model of your own whose architecture lacks depth$"):
+        source(tmp_path / "mine.pt").encoder()
+
+
 def test_a_fine_tuned_run_and_its_best(tuned: Path) -> None:
     for given in (tuned, tuned / "best", newest(tuned)):
         found = source(given).encoder()

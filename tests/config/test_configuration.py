@@ -45,6 +45,8 @@ NEED_NOTHING = {"digits": (1437, 360), "shapes": (1600, 400)}  # numbers of trai
 # Passed at run time to a `_partial_` target, not by the configuration.
 AT_RUNTIME = {
     "semaim.models.aim.AIM": {"out_channels"},
+    "semaim.models.mae.MAE": {"out_channels"},
+    "semaim.models.simmim.SimMIM": {"out_channels"},
     "semaim.data.sources.cifar10": {"root"},
     "semaim.data.sources.stl10": {"root"},
     "semaim.data.sources.image_folders": {"root"},
@@ -55,14 +57,17 @@ AT_RUNTIME = {
     "semaim.training.optimizers.layer_decay_groups": {"model", "weight_decay"},
     "semaim.models.heads.head_groups": {"model", "weight_decay"},
 }
-# embed_dim, depth, num_heads, query_depth
+# embed_dim, depth, num_heads
 SIZES = {
-    "aim_tiny": (96, 4, 3, 2),
-    "aim_small": (384, 12, 6, 12),
-    "aim_base": (768, 12, 12, 12),
-    "aim_large": (1024, 24, 16, 12),
-    "aim_huge": (1280, 32, 16, 16),
+    "tiny": (96, 4, 3),
+    "small": (384, 12, 6),
+    "base": (768, 12, 12),
+    "large": (1024, 24, 16),
+    "huge": (1280, 32, 16),
 }
+QUERY_DEPTHS = {"tiny": 2, "small": 12, "base": 12, "large": 12, "huge": 16}
+# decoder_dim, decoder_depth, decoder_num_heads
+DECODERS = {"tiny": (48, 2, 3), "small": (192, 8, 6)} | dict.fromkeys(("base", "large", "huge"), (512, 8, 16))
 
 
 @cache
@@ -116,7 +121,9 @@ def test_every_group_has_choices() -> None:
     groups = {group for group, _ in CHOICES}
     assert groups == {path.name for path in CONF.iterdir() if path.is_dir()} - set(NOT_CHOSEN)
     assert len(CHOICES) >= 30
-    assert {choice for group, choice in CHOICES if group == "model"} == set(SIZES)
+    assert {choice for group, choice in CHOICES if group == "model"} == {
+        f"{family}_{size}" for family in ("aim", "mae", "simmim") for size in SIZES
+    }
 
 
 def test_links_of_the_configuration_resolve() -> None:
@@ -175,19 +182,32 @@ def test_data_are_built_or_report_what_is_missing(
 @pytest.mark.parametrize("choice", [choice for group, choice in CHOICES if group == "model"])
 def test_model_has_the_sizes_of_its_file(choice: str) -> None:
     node = composed(f"model={choice}", "data.image_size=64", "data.patch_size=16").model
-    width, depth, heads, query_depth = SIZES[choice]
+    family, _, size = choice.partition("_")
+    width, depth, heads = SIZES[size]
     with torch.device("meta"):
         model = instantiate(node)(out_channels=48)
-    assert (node.embed_dim, node.depth, node.num_heads, node.query_depth) == SIZES[choice]
+    assert (node.embed_dim, node.depth, node.num_heads) == SIZES[size]
     assert model.embed_dim == width
-    assert (len(model.blocks), len(model.query_blocks)) == (depth, query_depth)
-    assert {block.attn.num_heads for block in [*model.blocks, *model.query_blocks]} == {heads}
+    assert len(model.blocks) == depth
+    assert {block.attn.num_heads for block in model.blocks} == {heads}
     assert model.patch_embed.proj.weight.shape == (width, 3, 16, 16)
     assert model.blocks[0].mlp.fc1.weight.shape == (4 * width, width)
-    assert model.prediction_head.fc2.weight.shape == (48, 4 * width)
     assert model.pos_embed.shape == (1, 1 + 16, width)
     encoder = sum(p.numel() for name, p in model.named_parameters() if name.startswith("blocks."))
     assert encoder == depth * (12 * width**2 + 13 * width)  # qkv, projection, two of four times the width; two norms
+    if family == "aim":
+        assert len(model.query_blocks) == node.query_depth == QUERY_DEPTHS[size]
+        assert {block.attn.num_heads for block in model.query_blocks} == {heads}
+        assert model.prediction_head.fc2.weight.shape == (48, 4 * width)
+    elif family == "mae":
+        decoder_width, decoder_depth, decoder_heads = DECODERS[size]
+        assert len(model.decoder_blocks) == decoder_depth
+        assert {block.attn.num_heads for block in model.decoder_blocks} == {decoder_heads}
+        assert model.decoder_pred.weight.shape == (48, decoder_width)
+        assert model.visible == 4  # of 16 patches
+    else:
+        assert model.prediction_head.weight.shape == (48, width)
+        assert model.hidden_units == 10  # of 16 patches
 
 
 @pytest.mark.parametrize("task", [choice for group, choice in CHOICES if group == "task"])

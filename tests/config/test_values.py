@@ -123,6 +123,11 @@ def test_every_option_has_a_kind(name: str) -> None:
     compare({key: plain[key] for key in plain if key not in ("named_after", "recipe")}, TOP, "")
 
 
+MODELS = ", ".join(
+    f"{family}_{size}" for family in ("aim", "mae", "simmim") for size in ("base", "huge", "large", "small", "tiny")
+)
+
+
 def test_every_kind_is_of_an_option() -> None:
     used: set[str] = set()
     for group in CONF.rglob("*.yaml"):
@@ -174,11 +179,10 @@ def test_every_kind_is_of_an_option() -> None:
          "'SEMAIM_NOT_SET' not found\""),
         ("trainer._target_=3", "trainer._target_=3: trainer._target_ must be the Python path of a class or function, "
                                "such as semaim.training.settings.TrainerSettings"),
-        ("model=null", "model=null: model must be one of aim_base, aim_huge, aim_large, aim_small, aim_tiny"),
-        ("model=[aim_tiny,aim_base]", "model=[aim_tiny,aim_base]: model must be one of aim_base, aim_huge, aim_large, "
-                                      "aim_small, aim_tiny"),
+        ("model=null", f"model=null: model must be one of {MODELS}"),
+        ("model=[aim_tiny,aim_base]", f"model=[aim_tiny,aim_base]: model must be one of {MODELS}"),
         ("model=aim_tinny", "there is no aim_tinny in model (model=aim_tinny): did you mean aim_tiny? choose from "
-                            "aim_base, aim_huge, aim_large, aim_small, aim_tiny"),
+                            f"{MODELS}"),
         ("data.train_transform={flop:1}", "there is no option data.train_transform.flop. did you mean "
                                           "data.train_transform.flip or data.train_transform.scale or "
                                           "data.train_transform.std?; data.train_transform has: flip, "

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from benchmarks import campaign, communication, forms, table
+from benchmarks import campaign, communication, forms, methods, table
 from benchmarks.__main__ import main
 from benchmarks.targets import targets
 from hydra import compose, initialize_config_dir
@@ -116,6 +116,15 @@ def test_sizes_match_the_configured_models() -> None:
                 assert configured[key] == defaults[key], (name, key)
 
 
+def test_decoders_match_the_configured_models() -> None:
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        for name, decoder in methods.DECODERS.items():
+            configured = compose("config", [f"model=mae_{name}"]).model
+            assert (configured.decoder_dim, configured.decoder_depth, configured.decoder_num_heads) == decoder, name
+            sizes = forms.MODELS[name]
+            assert (configured.embed_dim, configured.depth, configured.num_heads) == sizes[:3], name
+
+
 @pytest.mark.slow
 def test_the_campaign_for_a_gpu_machine_works_in_miniature(tmp_path: Path) -> None:
     done = subprocess.run(
@@ -130,7 +139,7 @@ def test_the_campaign_for_a_gpu_machine_works_in_miniature(tmp_path: Path) -> No
     logs = "\n".join(file.read_text() for file in tmp_path.glob("*.log"))
     assert done.returncode == 0, done.stdout + done.stderr + logs
     results = {file.stem: json.loads(file.read_text()) for file in tmp_path.glob("*.json")}
-    assert set(results) == {"step", "data", "parts", "knn", "startup", "scaling"}
+    assert set(results) == {"step", "data", "parts", "knn", "startup", "scaling", "methods"}
 
     paths = results["data"]["per_core"]
     assert set(paths) == {"pretraining", "evaluation", "RandAugment"}
@@ -145,6 +154,11 @@ def test_the_campaign_for_a_gpu_machine_works_in_miniature(tmp_path: Path) -> No
     (two,) = results["scaling"]["processes"]
     assert two["processes"] == 2
     assert two["predicted_seconds"] > two["seconds"]["without communication"]
+
+    of_methods = results["methods"]["methods"]
+    assert list(of_methods) == ["SemAIM", "SAIM", "RandSAC-11", "MAE", "SimMIM"]
+    assert of_methods["MAE"]["flops_per_image"] < of_methods["SimMIM"]["flops_per_image"]
+    assert all(each["images_per_second"] > 0 for each in of_methods.values())
 
     trained = table.of_training((tmp_path / "training_base_compiled.jsonl").read_text().splitlines())
     assert trained["batch_size"] == 8

@@ -228,9 +228,9 @@ def test_costs_match_the_passes(files: dict[str, Any]) -> None:
         task = task_of(*files[target], "semantic_map.source=online", "permutation=attention")
         teacher = 0 if task.teacher is None else task.teacher.flops(64)
         encoder_passes = 2 if source == "ema" else 1
-        assert task.spent() == cost(task.model, encoder_passes, teacher)
+        assert task.spent == cost(task.model, encoder_passes, teacher)
         alone = cost(task.model, 0)
-        assert task.spent().training_step == alone.training_step + encoder_passes * alone.encode + teacher
+        assert task.spent.training_step == alone.training_step + encoder_passes * alone.encode + teacher
         assert (teacher > 0) == (source == "teacher")
 
 

@@ -1,4 +1,4 @@
-"""The nine orders: always strict permutations, reproducible, equal to results by hand, and uniform where random."""
+"""The orders: always strict permutations, reproducible, equal to results by hand, and uniform where random."""
 
 from __future__ import annotations
 
@@ -15,9 +15,12 @@ from semaim.permutations import (
     Attention,
     AttentionCenter,
     AttentionGuided,
+    AttentionReversed,
     Center2Out,
     Out2Center,
     Permutation,
+    RandomBlobs,
+    RandomSquares,
     Raster,
     Stochastic,
     StochasticCenter,
@@ -26,13 +29,16 @@ from semaim.permutations import (
     square_rings,
 )
 
-FIXED = (Raster, Zigzag)
-RANDOM = (Stochastic, Center2Out, Out2Center, StochasticCenter, AttentionGuided, AttentionCenter)
-MAPPED = (Attention, AttentionGuided, AttentionCenter)
-ALL = (*FIXED, *RANDOM, Attention)
+FIXED = (Raster(), Zigzag())
+MAPPED = (Attention(), AttentionReversed(), AttentionGuided(), AttentionCenter())
+RANDOM = (
+    *(Stochastic(), Center2Out(), Out2Center(), StochasticCenter(), RandomSquares(side=1), RandomBlobs(blobs=3)),
+    *MAPPED[2:],
+)
+ALL = (*FIXED, *RANDOM, *MAPPED[:2])
 GRIDS = ((14, 14), (8, 8), (1, 5), (3, 7), (5, 2))
 
-every_order = pytest.mark.parametrize("order_class", ALL, ids=lambda c: c.__name__)
+every_order = pytest.mark.parametrize("order", ALL, ids=lambda order: type(order).__name__)
 
 
 def seeded(seed: int) -> torch.Generator:
@@ -44,9 +50,9 @@ def random_map(grid: tuple[int, int], batch: int, seed: int = 0) -> Tensor:
     return torch.randn(batch, grid[0] * grid[1], generator=seeded(seed)).softmax(1)
 
 
-def draw(order_class: type[Permutation], grid: tuple[int, int], batch: int, seed: int) -> Tensor:
-    map_BL = random_map(grid, batch) if order_class.needs_map else None
-    return order_class()(grid=grid, batch_size=batch, semantic_map_BL=map_BL, generator=seeded(seed))
+def draw(order: Permutation, grid: tuple[int, int], batch: int, seed: int) -> Tensor:
+    map_BL = random_map(grid, batch) if order.needs_map else None
+    return order(grid=grid, batch_size=batch, semantic_map_BL=map_BL, generator=seeded(seed))
 
 
 def peaked_map(grid: tuple[int, int], *peaks: tuple[int, int]) -> Tensor:
@@ -67,20 +73,20 @@ def chi_square_limit(cells: int) -> float:
     return (cells - 1) + 4 * (2 * (cells - 1)) ** 0.5
 
 
-def test_there_are_exactly_nine_orders():
+def test_every_order_is_tested():
     defined = {
         value
         for value in vars(permutations).values()
         if isinstance(value, type) and issubclass(value, Permutation) and value is not Permutation
     }
-    assert defined == set(ALL)
-    assert {order_class for order_class in ALL if order_class.needs_map} == set(MAPPED)
+    assert defined == {type(order) for order in ALL}
+    assert {order for order in ALL if order.needs_map} == set(MAPPED)
 
 
 @every_order
 @pytest.mark.parametrize("grid", GRIDS)
-def test_a_true_permutation(order_class, grid):
-    order_BL = draw(order_class, grid, batch=6, seed=0)
+def test_a_true_permutation(order, grid):
+    order_BL = draw(order, grid, batch=6, seed=0)
     patches = grid[0] * grid[1]
     assert order_BL.shape == (6, patches)
     assert order_BL.dtype == torch.long
@@ -88,32 +94,32 @@ def test_a_true_permutation(order_class, grid):
 
 
 @every_order
-def test_the_seed_determines_the_order(order_class):
-    first, again, other = (draw(order_class, (8, 8), batch=3, seed=seed) for seed in (5, 5, 6))
+def test_the_seed_determines_the_order(order):
+    first, again, other = (draw(order, (8, 8), batch=3, seed=seed) for seed in (5, 5, 6))
     assert torch.equal(first, again)
-    assert torch.equal(first, other) == (order_class not in RANDOM)
+    assert torch.equal(first, other) == (order not in RANDOM)
     images_differ = not torch.equal(first[0], first[1])
-    assert images_differ == (order_class not in FIXED)
+    assert images_differ == (order not in FIXED)
 
 
 @every_order
-def test_the_global_generator_is_the_default(order_class):
+def test_the_global_generator_is_the_default(order):
     map_BL = random_map((4, 4), 2)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
-        order_BL = order_class()((4, 4), 2, map_BL)
-    assert torch.equal(order_BL, order_class()((4, 4), 2, map_BL, seeded(3)))
+        order_BL = order((4, 4), 2, map_BL)
+    assert torch.equal(order_BL, order((4, 4), 2, map_BL, seeded(3)))
 
 
 @every_order
-def test_a_pure_function_of_noise_and_map_image_by_image(order_class):
+def test_a_pure_function_of_noise_and_map_image_by_image(order):
     grid = (5, 6)
     noise_BK = torch.rand(8, noise_columns(grid), generator=seeded(1))
-    map_BL = random_map(grid, 8) if order_class.needs_map else None
-    whole = order_class().order(grid, noise_BK, map_BL)
-    assert torch.equal(whole, order_class().order(grid, noise_BK, map_BL))
+    map_BL = random_map(grid, 8) if order.needs_map else None
+    whole = order.order(grid, noise_BK, map_BL)
+    assert torch.equal(whole, order.order(grid, noise_BK, map_BL))
     maps = (None, None) if map_BL is None else map_BL.split(4)
-    halves = [order_class().order(grid, noise, half) for noise, half in zip(noise_BK.split(4), maps, strict=True)]
+    halves = [order.order(grid, noise, half) for noise, half in zip(noise_BK.split(4), maps, strict=True)]
     assert torch.equal(torch.cat(halves), whole)
 
     # Changing all other images does not affect image 0.
@@ -121,13 +127,13 @@ def test_a_pure_function_of_noise_and_map_image_by_image(order_class):
     other_noise[0] = noise_BK[0]
     if map_BL is not None:
         other_map[0] = map_BL[0]
-    changed = order_class().order(grid, other_noise, other_map if map_BL is not None else None)
+    changed = order.order(grid, other_noise, other_map if map_BL is not None else None)
     assert torch.equal(changed[0], whole[0])
 
     # The call equals that function of one draw of uniform noise.
     drawn = torch.rand(8, noise_columns(grid), generator=seeded(9))
-    called = order_class()(grid, 8, map_BL, seeded(9))
-    assert torch.equal(called, order_class().order(grid, drawn, map_BL))
+    called = order(grid, 8, map_BL, seeded(9))
+    assert torch.equal(called, order.order(grid, drawn, map_BL))
 
 
 def test_raster_and_zigzag_by_hand():
@@ -144,6 +150,58 @@ def test_attention_descends():
     map_BL = random_map((14, 14), 16)
     order_BL = Attention()((14, 14), 16, map_BL)
     assert (map_BL.gather(1, order_BL).diff(dim=1) <= 0).all()
+
+
+def test_attention_reversed_by_hand():
+    map_BL = torch.tensor([[0.1, 0.4, 0.2, 0.05, 0.22, 0.03], [0.3, 0.1, 0.0, 0.25, 0.15, 0.2]])
+    assert AttentionReversed()((2, 3), 2, map_BL).tolist() == [[5, 3, 0, 2, 4, 1], [2, 1, 4, 5, 3, 0]]
+
+
+def test_squares_follow_each_other():
+    # Squares of 2x2 patches on a grid of 4x6: their patches are consecutive, whatever the order of the squares.
+    square_L = torch.tensor([0, 0, 1, 1, 2, 2] * 2 + [3, 3, 4, 4, 5, 5] * 2)
+    order_BL = RandomSquares(side=2)((4, 6), 6000, None, seeded(0))
+    square_BL = square_L[order_BL]
+    assert torch.equal(square_BL, square_BL[:, ::4].repeat_interleave(4, 1))
+    counts = Counter(tuple(row) for row in square_BL[:, ::4].tolist())
+    assert len(counts) == 720  # every order of the 6 squares
+    assert chi_square(list(counts.values())) < chi_square_limit(720)
+    inside = Counter(tuple(row) for row in order_BL[square_BL[:, 0] == 0][:, :4].tolist())
+    assert set(inside) == set(itertools.permutations((0, 1, 6, 7)))
+    assert chi_square(list(inside.values())) < chi_square_limit(24)
+
+
+def test_blobs_are_compact_and_follow_each_other():
+    # 10 patches in a row, 4 blobs: of 3, 3, 2 and 2 patches. The first is a random patch and its nearest neighbours.
+    order_BL = RandomBlobs(blobs=4)((1, 10), 2000, None, seeded(0))
+    first_B3 = order_BL[:, :3].sort(1).values
+    assert torch.equal(first_B3.diff(dim=1), torch.ones(2000, 2, dtype=torch.long))
+    # The middle of a blob is its centre, but at the border the centre can be the outer patch, too.
+    counts = torch.bincount(first_B3[:, 0], minlength=8).tolist()
+    expected = torch.tensor([2, 1, 1, 1, 1, 1, 1, 2]) * 200
+    assert ((torch.tensor(counts) - expected).abs() < 4 * expected.sqrt()).all()
+    # A plane: the first blob of 5 patches around an inner patch is the patch with its four neighbours.
+    first_B5 = RandomBlobs(blobs=5)((5, 5), 500, None, seeded(1))[:, :5].sort(1).values
+    centres_B = RandomBlobs(blobs=5)((5, 5), 500, None, seeded(1))[:, 0]
+    assert torch.bincount(centres_B, minlength=25).min() > 0
+    crosses = {(c - 5, c - 1, c, c + 1, c + 5) for c in (6, 7, 8, 11, 12, 13, 16, 17, 18)}
+    found = {tuple(row) for row in first_B5.tolist()}
+    assert crosses <= found
+
+
+@pytest.mark.parametrize(
+    ("order", "message"),
+    [
+        (
+            RandomSquares(side=3),
+            r"^permutation\.side=3 must divide the 4x6 patches of an image: choose one of \[1, 2\]$",
+        ),
+        (RandomBlobs(blobs=25), r"^permutation\.blobs=25 must be at most the 24 patches of an image$"),
+    ],
+)
+def test_segments_that_do_not_fit_the_grid_are_refused(order, message):
+    with pytest.raises(UserError, match=message):
+        order((4, 6), 1)
 
 
 def test_attention_center_by_hand():
@@ -245,17 +303,17 @@ def test_stochastic_center_accepts_noise_that_rounds_up_to_one():
     assert StochasticCenter().order((7, 7), noise_BK)[0, 0] == 48
 
 
-@pytest.mark.parametrize("order_class", MAPPED)
-def test_a_missing_map_is_named(order_class):
-    with pytest.raises(UserError, match=rf"{order_class.__name__}.*semantic_map_BL"):
-        order_class()((4, 4), 2)
+@pytest.mark.parametrize("order", MAPPED, ids=lambda order: type(order).__name__)
+def test_a_missing_map_is_named(order):
+    with pytest.raises(UserError, match=rf"{type(order).__name__}.*semantic_map_BL"):
+        order((4, 4), 2)
 
 
-@pytest.mark.parametrize("order_class", MAPPED)
+@pytest.mark.parametrize("order", MAPPED, ids=lambda order: type(order).__name__)
 @pytest.mark.parametrize("shape", [(2, 15), (3, 16), (2, 4, 4)])
-def test_a_map_of_another_shape_is_refused(order_class, shape):
+def test_a_map_of_another_shape_is_refused(order, shape):
     with pytest.raises(UserError, match=r"semantic map has shape .*expected \(2, 16\)"):
-        order_class()((4, 4), 2, torch.rand(shape))
+        order((4, 4), 2, torch.rand(shape))
 
 
 @pytest.mark.parametrize("shape", [(3,), (2, 15), (3, 16), (2, 4, 4)])
@@ -271,10 +329,10 @@ def test_an_order_of_ones_own_with_priorities_of_another_shape_is_refused(shape)
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @every_order
-def test_cpu_and_gpu_agree(order_class):
+def test_cpu_and_gpu_agree(order):
     noise_BK = torch.rand(64, noise_columns((14, 14)), generator=seeded(0))
     map_BL = random_map((14, 14), 64)
-    on_gpu = order_class().order((14, 14), noise_BK.cuda(), map_BL.cuda())
+    on_gpu = order.order((14, 14), noise_BK.cuda(), map_BL.cuda())
     assert on_gpu.is_cuda
-    assert torch.equal(on_gpu.cpu(), order_class().order((14, 14), noise_BK, map_BL))
-    assert order_class()((14, 14), 64, map_BL.cuda()).is_cuda
+    assert torch.equal(on_gpu.cpu(), order.order((14, 14), noise_BK, map_BL))
+    assert order((14, 14), 64, map_BL.cuda()).is_cuda

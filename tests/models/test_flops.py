@@ -96,7 +96,9 @@ def test_activations_are_what_autograd_saves(
     assert activations(model, dtype.itemsize) == pytest.approx((saved(6) - saved(2)) / 4, rel=0.05)
     copies = (3 * saved(2) - saved(6)) / 2  # independent of the batch: weights in bf16
     expected = 2 * sum(p.numel() for p in model.parameters()) * (dtype != torch.float32)
-    if name == "segments":  # attention adds masks as numbers: (L, N) = (64, 44) of the query blocks, (N, N) of the others
+    if (
+        name == "segments"
+    ):  # attention adds masks as numbers: (L, N) = (64, 44) of the query blocks, (N, N) of the others
         expected += (2 * 64 * 44 + 4 * 44 * 44) * dtype.itemsize
     assert copies == pytest.approx(expected, rel=0.1)
 

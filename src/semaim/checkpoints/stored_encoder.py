@@ -14,7 +14,7 @@ from semaim.checkpoints import foreign, store
 from semaim.checkpoints.encoder_weights import EncoderWeights
 from semaim.checkpoints.formats import IMAGENET, Normalisation, unwrapped
 from semaim.checkpoints.origin import Origin, origin_of
-from semaim.checkpoints.pretrained import check_weights, is_two_stream, model_of, select_weights
+from semaim.checkpoints.pretrained import MODELS, check_weights, is_two_stream, model_of, select_weights
 from semaim.core.files import adapter, read_json
 from semaim.errors import UserError
 from semaim.models.vit import SIZES, build_vit
@@ -94,6 +94,8 @@ class StoredEncoder:
                 expected = build_vit(sizes, classes, pool, 0.0).state_dict()
             check_weights(expected, weights, self.given)
             return EncoderWeights(sizes, pool, classes, weights)
+        if self.is_semaim and self.state["architecture"].get("model", "aim") not in MODELS:
+            return self._of_own_model(self.state["architecture"])
         if not self.is_foreign:
             model = model_of(self.state, self.path, self.num_heads, self.ema, self.option)
             sizes = {key: model.architecture[key] for key in SIZES}
@@ -106,6 +108,17 @@ class StoredEncoder:
             return foreign.from_timm_config(config, self.weights, self.given)
         heads = self.num_heads or config.get("num_attention_heads")
         return foreign.recognise(self.weights, self.given, heads, self.architecture, self.projection)
+
+    def _of_own_model(self, architecture: dict[str, Any]) -> EncoderWeights:
+        """The encoder of a model that is a class of the user's, which need not be there any more."""
+        if missing := [key for key in SIZES if key not in architecture]:
+            raise UserError(f"{self.given} is of a model of your own whose architecture lacks {', '.join(missing)}")
+        sizes = {key: architecture[key] for key in SIZES}
+        weights = select_weights(self.state, self.given, self.ema)
+        with torch.device("meta"):
+            expected = build_vit(sizes, 0, "cls", 0.0).state_dict()
+        check_weights(expected, {name: value for name, value in weights.items() if name in expected}, self.given)
+        return EncoderWeights(sizes, "cls", 0, weights)
 
     def _json_file(self, name: str) -> dict[str, Any]:
         """Content of a JSON file next to the weights in a folder of timm or transformers; else empty."""

@@ -56,8 +56,8 @@ ENCODER = {
 }
 
 ORDERS = (
-    "Raster", "Zigzag", "Stochastic", "Center2Out", "Out2Center", "StochasticCenter", "Attention", "AttentionGuided",
-    "AttentionCenter",
+    "Raster", "Zigzag", "Stochastic", "Center2Out", "Out2Center", "StochasticCenter", "Attention", "AttentionReversed",
+    "AttentionGuided", "AttentionCenter",
 )  # fmt: skip
 
 # Options at the top of the configuration.

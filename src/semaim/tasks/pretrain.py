@@ -139,6 +139,8 @@ class Pretraining(Task, TrainingTask):
     def check(self, seed: int, processes: Processes) -> None:
         """Raise UserError if the settings do not fit these processes, before anything is written."""
         loop.step_plan(self, self.trainer, seed, processes)
+        no_noise = torch.zeros(1, noise_columns(self.model.grid))
+        self.permutation.order(self.model.grid, no_noise, no_noise[:, 1:])  # an order may not fit the grid
         rounded = self.trainer.strategy == "fsdp" and self.trainer.dtype(processes.device) != torch.float32
         own_map = self.map_network in ("online", "ema") and self.semantic_map.full_precision
         if rounded and own_map and processes.world_size > 1:
