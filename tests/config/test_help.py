@@ -132,7 +132,7 @@ def test_choices_of_ones_own_are_explained(tmp_path: Path, set_site: Callable[[s
             "# One of mine.\ndefaults: [aim_tiny, _self_]\n# how wide\nembed_dim: 48\ncolour: red   # as it is\n"
         )
     words = ["--config-dir", str(tmp_path / "conf")]
-    assert re.search(r"aim_tiny,.* of_conf,\s.*of_site\n", help_page(["--help", *words]))
+    assert re.search(r"mae_tiny,\s+of_conf, of_site, simmim_base,", help_page(["--help", *words]))
     assert f"  of_site             One of mine. ({tmp_path}/site/model/of_site.yaml)" in re.sub(
         r"\n {22}", " ", help_page(["--help", "model"])
     )
