@@ -209,7 +209,11 @@ def test_a_sweep_has_a_view_that_groups_by_what_is_swept(tmp_path: Path, capsys:
     assert [chart["metricKey"] for chart in state["compareRunCharts"]] == ["eval/knn_10_mean"]
     assert len(json.dumps(view)) < 5000  # of older servers
 
-    names = {run.info.run_name for run in client.search_runs([experiment.experiment_id])}
+    runs = client.search_runs([experiment.experiment_id])
+    for task, tag in (("pretrain", "method"), ("knn", "pretrained.method")):
+        methods = {run.data.tags["run_folder"]: run.data.tags[tag] for run in runs if run.data.tags.get("task") == task}
+        assert sorted(methods.values()) == ["AIM, zigzag", "AIM, zigzag", "ViT-iGPT", "ViT-iGPT"]
+    names = {run.info.run_name for run in runs}
     assert names == {view["name"]} | {
         f"{task}{order} · seed {seed}" for task in ("", "knn · ") for order in ("raster", "zigzag") for seed in (0, 1)
     }
