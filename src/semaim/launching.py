@@ -50,12 +50,12 @@ class RunResult:
 
     @cached_property
     def model(self) -> Predictor:
-        """The pretrained two-stream model, loaded when it is asked for: `semaim.load_model(result.folder)`.
+        """The pretrained model, loaded when it is asked for: `semaim.load_model(result.folder)`.
 
         Of an evaluation that trains nothing, such as task=knn, it is the model that was evaluated.
 
         Raises:
-            UserError: if there is no two-stream model, such as after task=finetune.
+            UserError: if there is no pretrained model, such as after task=finetune.
         """
         from semaim.checkpoints.pretrained import load_model
 

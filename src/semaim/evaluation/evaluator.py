@@ -28,7 +28,7 @@ class Learner:
     """A model in training, in eval mode, and what it is trained with.
 
     Attributes:
-        model: the two-stream model, without wrappers.
+        model: the model in training, without wrappers.
         encoders: networks that encode images, by name: "online" (the model), "ema" and "teacher" if there are any.
         map_network: the name of the one that semantic maps are computed from; None if the order needs no map.
         permutation: order of the patches in training.

@@ -1,1 +1,1 @@
-"""The two-stream model, its layers, position embeddings and computational cost."""
+"""Models that predict patches: their layers, position embeddings and computational cost; the encoder alone."""

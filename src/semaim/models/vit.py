@@ -92,7 +92,7 @@ def with_weights(vit: VisionTransformer, weights: Mapping[str, Tensor], new_head
 
 
 def vit_of(model: Predictor, num_classes: int = 0, pool: Pool = "cls", drop_path: float = 0.0) -> VisionTransformer:
-    """The encoder of a two-stream model; the head, and the norm before it if pool="mean", are newly initialised."""
+    """The encoder of a model; the head, and the norm before it if pool="mean", are newly initialised."""
     vit = build_vit({key: model.architecture[key] for key in SIZES}, num_classes, pool, drop_path)
     return with_weights(vit, model.state_dict(), new_head=True)
 
