@@ -166,7 +166,10 @@ def test_an_extension_is_longer_by_the_same_measure(undisturbed: Path, step_cost
         extend()
     with pytest.raises(UserError, match=r"^trainer\.epochs=9 and trainer\.flops=.* both give the length"):
         extend("trainer.epochs=9")
-    with pytest.raises(UserError, match=r"^trainer\.epochs=9: extend=.* has trained for trainer\.flops="):
+    with pytest.raises(
+        UserError,
+        match=r"^trainer\.epochs=9: extend=.* has trained for 1\.\d+e10 already; give more, such as trainer\.flops=",
+    ):
         extend("trainer.epochs=9", "trainer.flops=null")
     longer = go(tmp_path, f"extend={undisturbed}", f"trainer.flops={18 * step_cost}", "run_name=longer")
     assert list(losses(longer)) == [16, 17, 18]
