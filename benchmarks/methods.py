@@ -89,7 +89,7 @@ class Method:
 
 def methods(sizes: Sizes, decoder: tuple[int, int, int], image_size: int, patch_size: int) -> dict[str, Any]:
     """A function that builds the model of each method, and its order, by name."""
-    shape = {"out_channels": 3 * patch_size**2, "image_size": image_size, "patch_size": patch_size}
+    shape: dict[str, Any] = {"out_channels": 3 * patch_size**2, "image_size": image_size, "patch_size": patch_size}
     shape |= {key: getattr(sizes, key) for key in ("embed_dim", "depth", "num_heads")}
     aim = partial(AIM, **shape, query_depth=sizes.query_depth)
     return {

@@ -16,6 +16,7 @@ from hydra.utils import instantiate
 from semaim.checkpoints.store import fingerprint
 from semaim.config.compose import folder_path
 from semaim.config.messages import explain
+from semaim.config.method import method_name
 from semaim.config.run_spec import RunSpec
 from semaim.core import distributed, terminal
 from semaim.core.distributed import Processes
@@ -289,6 +290,8 @@ def _record_start(folder: RunFolder, spec: RunSpec, processes: Processes) -> Non
         log.warning("the code has changed since this run began: %s", changes)
     config_dirs = [str(folder_path(each)) for each in spec.all_folders]
     now |= {"choices": spec.parts, "title": name_of(spec), "config_dirs": config_dirs}
+    if spec.choices["task"] == "pretrain" and (method := method_name(spec.config, spec.choices)) is not None:
+        now["method"] = method
     write_json(folder.path / "environment.json", {"starts": [*starts, now]})
 
 

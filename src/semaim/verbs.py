@@ -149,9 +149,9 @@ sent there if --uri names it.""", actions.sync, (
     )),
     "report": Verb("write all evaluations of an MLflow store as tables and plots", """\
 Reads the finished evaluations of an MLflow store, averages over seeds, and compares the methods, the best first.
-Without evaluations it compares the online accuracies of pretrainings. On ImageNet, published results are listed below.
-Prints a Markdown table, and writes it to a folder with a CSV file and plots. The store is not
-changed.""", actions.report, (
+Without evaluations it compares the online accuracies of pretrainings. On ImageNet, published results stand beside ours.
+Prints a Markdown table, and writes it to a folder with a CSV file, and plots of accuracy against epochs, FLOPs and
+device-hours of pretraining. The store is not changed.""", actions.report, (
         argument("--by", metavar="METRIC", help="metric to compare by, such as eval/linprobe_mean (default: of the "
                  "most demanding evaluation that all have)"),
         argument("--uri", help="MLflow store (default: the configured one, tracking.uri)"),

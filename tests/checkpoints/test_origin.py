@@ -12,10 +12,12 @@ import torch
 
 from semaim.checkpoints import store
 from semaim.checkpoints.encoder_source import Origin, fingerprint
+from semaim.checkpoints.pretrained import load_model
+from semaim.models.flops import cost
 from semaim.tasks.evaluation import split_differs
-from support.commands import journal, status
-from support.encoders import KNN, TINY, newest, source, timm_folder, weights
-from support.in_process import go
+from support.commands import SMALL, journal, status
+from support.encoders import KNN, SMALLER, TINY, newest, source, timm_folder, weights
+from support.in_process import go, run
 
 
 def test_origin_of_a_pretraining_run(pretrained: Path) -> None:
@@ -26,6 +28,7 @@ def test_origin_of_a_pretraining_run(pretrained: Path) -> None:
         "pretrained.device": "cpu",
         "pretrained.model": "aim_tiny",
         "pretrained.permutation": "attention_center",
+        "pretrained.method": "SemAIM",
         "pretrained.target": "pixels",
         "pretrained.data": "digits",
         "pretrained.options": "data.patch_size=8 model.embed_dim=32 model.num_heads=2 "
@@ -36,6 +39,7 @@ def test_origin_of_a_pretraining_run(pretrained: Path) -> None:
         "pretrained/epochs": pytest.approx(2 / 89),  # steps of 16 images
         "pretrained/images_seen": 32.0,
         "pretrained/device_hours": pytest.approx(seconds / 3600),
+        "pretrained/flops": 32.0 * step_flops(pretrained),
     }
     assert 0 < seconds < 60
     assert found.step == 2
@@ -45,6 +49,46 @@ def test_origin_of_a_pretraining_run(pretrained: Path) -> None:
     averaged = source(pretrained, "task.source.ema=true").origin(0, {})
     assert averaged.tags == found.tags | {"pretrained.weights": "moving average"}
     assert averaged.metrics == found.metrics
+
+
+def step_flops(folder: Path) -> int:
+    """Operations of a training step per image: forward and backward, and a pass for the semantic map."""
+    return cost(load_model(folder), encoder_passes=1).training_step
+
+
+def test_flops_of_a_run_in_several_starts(pretrained: Path, tmp_path: Path) -> None:
+    """A continued run counts all of its steps; one that starts from weights counts its own."""
+    shorter = run(tmp_path, *SMALLER, "trainer.max_steps=1")
+    assert source(shorter).origin(0, {}).metrics["pretrained/flops"] == 16.0 * step_flops(shorter)
+    continued = run(tmp_path, *SMALLER, "trainer.max_steps=3")
+    assert source(continued).origin(0, {}).metrics["pretrained/flops"] == 48.0 * step_flops(shorter)
+    logged = [each["metrics"].get("train/total_flops") for each in journal(continued) if "metrics" in each]
+    assert [value for value in logged if value] == [count * step_flops(shorter) for count in (16.0, 32.0, 48.0)]
+    started = go(tmp_path, *SMALL, *SMALLER, "run_name=started", f"checkpoint={pretrained}")
+    assert source(started).origin(0, {}).metrics["pretrained/flops"] == 32.0 * step_flops(started)
+
+
+def test_a_checkpoint_without_flops_has_no_such_metric(pretrained: Path, tmp_path: Path) -> None:
+    """As of earlier versions: neither its origin has them, nor a run that continues from it."""
+    folder = Path(shutil.copytree(pretrained, tmp_path / "run"))
+    (file,) = (folder / "checkpoints").glob("*.pt")
+    state = torch.load(file, weights_only=True)
+    del state["flops"]
+    store.save(folder / "checkpoints", state.pop("step"), {k: v for k, v in state.items() if k != "format"})
+    known = {"pretrained/epochs", "pretrained/images_seen", "pretrained/device_hours"}
+    assert set(source(folder).origin(0, {}).metrics) == known
+    averaged = ("trainer.ema=true", "trainer.ema_decay=[0.5,0.5]", "trainer.warmup_epochs=0")
+    continued = run(tmp_path, *SMALLER, *averaged, "seed=5", "trainer.max_steps=3")
+    found = source(continued).origin(0, {})
+    assert (found.step, set(found.metrics)) == (3, known)
+    assert "train/total_flops" not in {key for each in journal(continued)[-8:] for key in each.get("metrics", {})}
+
+
+def test_flops_of_a_long_run_are_stored_exactly(tmp_path: Path) -> None:
+    """More than 64 bits: 800 epochs of ImageNet with ViT-B are about 1e20."""
+    store.save(tmp_path, 1, {"flops": 2**70 + 1})
+    (file,) = tmp_path.glob("*.pt")
+    assert torch.load(file, weights_only=True)["flops"] == 2**70 + 1
 
 
 def test_origin_of_a_fine_tuned_run_is_its_pretraining(pretrained: Path, tuned: Path) -> None:
@@ -69,7 +113,7 @@ def test_a_run_reports_the_origin_of_its_encoder(pretrained: Path, tuned: Path, 
     for name, given in (("before", pretrained), ("after", tuned)):
         folder = go(tmp_path, *KNN, f"run_name={name}", f"checkpoint={given}")
         tags = [tag for line in journal(folder) for tag in line.get("tags", {}).items() if "pretrained" in tag[0]]
-        assert len(tags) == 8
+        assert len(tags) == 9
         assert dict(tags) == origin.tags
         logged = [(line["step"], line["metrics"]) for line in journal(folder) if "metrics" in line]
         result = status(folder)["result"]

@@ -14,7 +14,8 @@ from timm.utils.model_ema import ModelEmaV3
 
 import semaim
 from semaim.checkpoints import store
-from semaim.checkpoints.pretrained import infer_architecture, load_model, load_weights
+from semaim.checkpoints.official import encoder_sizes, two_stream_sizes
+from semaim.checkpoints.pretrained import load_model, load_weights
 from semaim.core.distributed import Processes
 from semaim.errors import UserError
 from semaim.targets import Features, Pixels
@@ -103,14 +104,14 @@ def weights_of_width(dim, depth=2, query_depth=1, head="mlp", side=4, patch=2, c
     [(1024, 16), (1280, 16), (768, 12), (384, 6), (192, 3), (64, 1), (96, 6), (48, 3), (8, 1)],
 )
 def test_rule_for_the_number_of_heads(dim, heads):
-    assert infer_architecture(weights_of_width(dim), None, "checkpoint=x")["num_heads"] == heads
-    assert infer_architecture(weights_of_width(dim), 2, "checkpoint=x")["num_heads"] == 2  # unless given
+    assert encoder_sizes(weights_of_width(dim), None, "checkpoint=x")["num_heads"] == heads
+    assert encoder_sizes(weights_of_width(dim), 2, "checkpoint=x")["num_heads"] == 2  # unless given
 
 
 @pytest.mark.parametrize("head", ["mlp", "linear"])
 def test_sizes_are_inferred(head):
     weights = weights_of_width(48, depth=12, query_depth=3, head=head, side=6, patch=8, channels=192)
-    assert infer_architecture(weights, None, "checkpoint=x") == {
+    assert encoder_sizes(weights, None, "checkpoint=x") | two_stream_sizes(weights, None) == {
         "out_channels": 192,
         "image_size": (48, 48),
         "patch_size": 8,
@@ -126,7 +127,7 @@ def test_sizes_are_inferred(head):
 def test_an_official_checkpoint_of_a_grid_that_is_not_square():
     weights = weights_of_width(48) | {"pos_embed": torch.empty(1, 1 + 4 * 5, 48, device="meta")}
     with pytest.raises(UserError, match=r"checkpoint=x has positions for 20 patches: not square"):
-        infer_architecture(weights, None, "checkpoint=x")
+        encoder_sizes(weights, None, "checkpoint=x")
 
 
 def test_number_of_heads_changes_the_predictions(tmp_path, tiny_model, images):
@@ -234,7 +235,7 @@ def test_checkpoints_of_other_methods_are_refused(tmp_path, tiny_model):
     weights |= {"module.mask_token": torch.zeros(1, 1, 32), "module.decoder_pred.weight": torch.zeros(48, 32)}
     torch.save({"model": weights, "epoch": 1}, tmp_path / "mae.pth")
     with pytest.raises(
-        UserError, match=r"mae\.pth is not a pretraining checkpoint of semaim, SemAIM or SAIM: .*blocks"
+        UserError, match=r"mae\.pth is not a pretraining checkpoint of semaim, SemAIM, SAIM or MAE: .*blocks"
     ):
         load_model(tmp_path / "mae.pth")
     torch.save({"epoch": 1, "lr": 0.1}, tmp_path / "numbers.pth")
@@ -274,7 +275,10 @@ def test_paths_without_a_checkpoint(tmp_path):
             "describes a model that this version of semaim does not support",
         ),
         ({"architecture": {}, "optimizer": {}}, "holds no model"),
-        ({"architecture": None, "model": {}}, "is of an evaluation, it holds no pretrained two-stream model"),
+        (
+            {"architecture": None, "model": {}},
+            "is of an evaluation, it holds no pretrained model that predicts patches",
+        ),
         ({"architecture": {"classifier": {}}, "model": {}}, "is of an evaluation"),
     ],
 )

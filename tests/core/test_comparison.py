@@ -138,3 +138,35 @@ def test_a_single_few_shot_run_states_its_own_deviation() -> None:
     (group,) = pooled([({}, {"eval/linprobe_mean_5shot": 70.0, "eval/linprobe_mean_5shot_std": 1.25})])
     assert group.scores["eval/linprobe_mean_5shot"] == Score(70.0, 1.25, 1)
     assert Comparison([group], None).metrics == ["eval/linprobe_mean_5shot"]
+
+
+@pytest.mark.parametrize(
+    ("option", "compares"),
+    [
+        ("method", False),
+        ("model.segments", False),
+        ("model.visible", False),
+        ("model.hidden", False),
+        ("model.mask_unit", False),
+        ("permutation.kind", False),
+        ("model", True),
+        ("model.depth", True),
+        ("trainer.epochs", True),
+    ],
+)
+def test_losses_of_other_methods_do_not_compare(option: str, compares: bool) -> None:
+    """MAE's loss counts hidden patches only, and segments see less; the size of a model makes nothing harder."""
+    found = compare(orders(LOSS, option, one=[0.9], other=[0.4]))
+    assert (found.best is not None) == compares
+    assert found.verdict.startswith("best by train/loss: other" if compares else "no winner: losses do not compare")
+    assert compare(orders(option=option, one=[90.0], other=[40.0])).best is not None  # by an accuracy
+
+
+def test_a_method_that_follows_from_options_is_a_column_and_no_name() -> None:
+    runs = [({"model": f"{name}_tiny", "method": name.upper()}, {LOSS: 0.5, KNN: 90.0 + len(name)})
+            for name in ("mae", "simmim")]  # fmt: skip
+    found = compare(pooled(runs))
+    assert found.verdict.startswith(f"best by {KNN}: simmim_tiny, 3.0 ahead of mae_tiny")
+    assert found.rows([KNN])[:2] == [["", "model", "method", KNN], ["best", "simmim_tiny", "SIMMIM", "96.0 (1)"]]
+    only_loss = compare(pooled((options, {LOSS: metrics[LOSS]}) for options, metrics in runs))
+    assert only_loss.verdict.startswith("no winner: losses do not compare")

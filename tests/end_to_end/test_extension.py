@@ -88,11 +88,12 @@ def test_it_equals_the_state_of_the_old_run_under_the_new_schedule(home: Path) -
     assert rates == [lr_at(step, peak, base["min_lr"], 3, 12) for step in range(6, 12)]
 
 
-def test_it_has_the_options_and_the_device_hours_of_the_old_run(home: Path) -> None:
+def test_it_has_the_options_and_the_cost_of_the_old_run(home: Path) -> None:
     two, four = checkpoint(home / "runs" / "two", 6), checkpoint(home / "runs" / "four")
     assert four["config"]["trainer"] == two["config"]["trainer"] | {"epochs": 4}
     assert four["config"]["model"] == two["config"]["model"]
     assert four["device_seconds"] > two["device_seconds"]
+    assert four["flops"] == 2 * two["flops"] > 0
     assert four["data_position"]["epochs"] == 4
 
 

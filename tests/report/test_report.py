@@ -19,8 +19,8 @@ def test_command_in_a_folder(store: Store, tmp_path: Path) -> None:
     assert done.stdout.startswith("# Methods and evaluations\n")
     assert "written: report/report.md\n" in done.stdout
     assert sorted(path.name for path in (tmp_path / "report").iterdir()) == [
-        "accuracy_by_epochs.png", "accuracy_by_epochs.svg", "accuracy_by_gpu_hours.png", "accuracy_by_gpu_hours.svg",
-        "report.csv", "report.md",
+        "accuracy_by_device_hours.png", "accuracy_by_device_hours.svg", "accuracy_by_epochs.png",
+        "accuracy_by_epochs.svg", "accuracy_by_flops.png", "accuracy_by_flops.svg", "report.csv", "report.md",
     ]  # fmt: skip
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mlflow.db", "report"]
 

@@ -29,7 +29,7 @@ def test_speed_of_the_encoders_pretraining(
     text = capsys.readouterr().out
     (table,) = tables(text.split("## Cost of pretraining\n")[1])
     assert table == [
-        {"pretraining": "aim_tiny attention_center pixels digits", "epochs": "10", "device": "cuda",
+        {"pretraining": "SemAIM", "epochs": "10", "FLOPs": "", "device": "cuda",
          "device-hours": "2", "images/s per device": "1050", "MFU": "55%", "peak memory": "30.5 GiB"},
     ]  # fmt: skip
     assert "the tag `peak` of its run" in text

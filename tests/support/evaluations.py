@@ -62,7 +62,13 @@ class Store:
 
 def tags(task: str, run: str, order: str = "attention_center", seed: int = 0, **others: str) -> dict[str, str]:
     """Tags of an evaluation of a small encoder on digits; double underscores in keys stand for dots."""
-    usual = {"pretrained.model": "aim_tiny", "pretrained.permutation": order, "pretrained.target": "pixels"}
+    name = {"attention_center": "SemAIM", "raster": "ViT-iGPT", "stochastic": "SAIM"}.get(order, f"AIM, {order}")
+    usual = {
+        "pretrained.method": name,
+        "pretrained.model": "aim_tiny",
+        "pretrained.permutation": order,
+        "pretrained.target": "pixels",
+    }
     more = {"pretrained.data": "digits", "pretrained.device": "cpu", "pretrained.seed": str(seed)}
     changed = {key.replace("__", "."): value for key, value in others.items()}
     return {"task": task, "data": "digits", "pretrained.run": run, **usual, **more, **changed}
@@ -107,7 +113,7 @@ def fill_with_imagenet(store: Store) -> None:
     large = {"data": "imagenet", "pretrained__data": "imagenet", "pretrained__device": "cuda"}
     accuracies = {"finetune": 84.0, "finetune_best": 84.2, "finetune_ema": 84.3}
     base = tags("finetune", "base", pretrained__model="aim_base", **large)
-    store.add(base, after(800, 1024934400, 1234.5, **accuracies), experiment="big")
+    store.add(base, after(800, 1024934400, 1234.5, **accuracies) | {"pretrained/flops": 1.3e20}, experiment="big")
     foreign = {"task": "finetune", "data": "imagenet", "pretrained.run": "timm:vit_base_patch16_224.mae"}
     store.add(foreign, {"eval/finetune": 83.4}, experiment="big")
     store.add(foreign | {"pretrained.run": "other.pth"}, {"eval/finetune": 70.0}, experiment="big")

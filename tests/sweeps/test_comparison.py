@@ -242,3 +242,27 @@ def test_where_to_look_in_mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ]
     (sweep.path / "mlflow.json").write_text("{")
     assert comparison_text(sweep, states(sweep)).splitlines()[-1] == "80.0 ± 0.0 (2)"
+
+
+def test_the_methods_of_a_sweep_are_a_column(tmp_path: Path) -> None:
+    """As the run folders record them; of a point that has not started, that of its other seed."""
+    only_loss = PRETRAINED | {"result": {"loss": 0.5}}
+    points = [(f"model={model} seed={seed}", only_loss, None) for model in ("aim_tiny", "mae_tiny") for seed in (0, 1)]
+    sweep = sweep_of(tmp_path, *points)
+    for number, method in enumerate(["SemAIM", "SemAIM", "MAE"]):
+        start = {"choices": {"task": "pretrain"}, "method": method}
+        (tmp_path / f"{number}" / "environment.json").write_text(json.dumps({"starts": [start]}))
+    assert table(sweep) == [
+        ["model", "method", "train/loss"],
+        ["aim_tiny", "SemAIM", "0.5 ± 0 (2)"],
+        ["mae_tiny", "MAE", "0.5 ± 0 (2)"],
+    ]
+    assert comparison_text(sweep, states(sweep)).splitlines()[-1].startswith("no winner: losses do not compare what is")
+    assert view(sweep, states(sweep), comparison(sweep, states(sweep)))["columns"] == ["tags.`method`"]
+    sizes = sweep_of(tmp_path / "sizes", ("model=aim_tiny", only_loss, None), ("model=aim_small", only_loss, None))
+    for number in (0, 1):
+        start = {"choices": {"task": "pretrain"}, "method": "SemAIM"}
+        (tmp_path / "sizes" / f"{number}" / "environment.json").write_text(json.dumps({"starts": [start]}))
+    assert table(sizes)[0] == ["model", "train/loss"]
+    evaluated_ones = [(f"checkpoint={tmp_path / str(number)}", evaluated(90.0 + number), None) for number in (0, 2)]
+    assert table(sweep_of(tmp_path / "knn", *evaluated_ones))[1][2:] == ["MAE", "92.0 (1)"]

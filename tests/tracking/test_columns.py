@@ -204,11 +204,16 @@ def test_a_sweep_has_a_view_that_groups_by_what_is_swept(tmp_path: Path, capsys:
     client.set_terminated(found[0].info.run_id, "FAILED")  # its accuracy of step 0 must not come first
     assert len(client.search_runs([experiment.experiment_id], state["searchFilter"])) == 3
     assert state["groupBy"]["groupByKeys"] == [{"mode": "tag", "groupByData": "permutation"}]
-    assert state["selectedColumns"][:3] == ["tags.`permutation`", "params.`seed`", "metrics.`eval/knn_10_mean`"]
+    columns = ["tags.`permutation`", "params.`seed`", "tags.`method`", "metrics.`eval/knn_10_mean`"]
+    assert state["selectedColumns"][:4] == columns
     assert [chart["metricKey"] for chart in state["compareRunCharts"]] == ["eval/knn_10_mean"]
     assert len(json.dumps(view)) < 5000  # of older servers
 
-    names = {run.info.run_name for run in client.search_runs([experiment.experiment_id])}
+    runs = client.search_runs([experiment.experiment_id])
+    for task, tag in (("pretrain", "method"), ("knn", "pretrained.method")):
+        methods = {run.data.tags["run_folder"]: run.data.tags[tag] for run in runs if run.data.tags.get("task") == task}
+        assert sorted(methods.values()) == ["AIM, zigzag", "AIM, zigzag", "ViT-iGPT", "ViT-iGPT"]
+    names = {run.info.run_name for run in runs}
     assert names == {view["name"]} | {
         f"{task}{order} · seed {seed}" for task in ("", "knn · ") for order in ("raster", "zigzag") for seed in (0, 1)
     }

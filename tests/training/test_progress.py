@@ -63,7 +63,7 @@ class Steps:
         for _ in range(count):
             self.done, self.seconds = self.done + 1, self.seconds + seconds
             step = progress.StepResult(1.0, 2.0, 0.1, seconds, wait, 0, False)
-            self.reporter.step(self.done, step, self.seconds)
+            self.reporter.step(self.done, step, self.seconds, self.done * 32 * 10**9)
 
     def entries(self) -> dict[int, dict[str, float]]:
         return {line["step"]: line["metrics"] for line in journal(self.run.folder.path) if "metrics" in line}
@@ -82,6 +82,7 @@ def test_speed_is_that_of_the_steps_since_the_last_entry(run: Run, monkeypatch: 
     spent = 100 + 9 * 0.32
     assert first["train/device_hours"] == pytest.approx(spent / 3600)
     assert first["train/device_hours_projected"] == pytest.approx((spent + 30 * 0.32) / 3600)
+    assert (first["train/total_flops"], second["train/total_flops"]) == (320e9, 640e9)
     assert first["train/peak_memory_gib"] == 3
     assert (second["train/mfu"], second["data/wait"]) == (pytest.approx(0.2), 0)
     steps.go(15, 0.16)

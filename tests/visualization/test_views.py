@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from semaim.models.aim import AIM
+from semaim.models.predictor import Prediction
 from semaim.models.token_cache import TokenCache
 from semaim.permutations import Attention, AttentionCenter, Raster, Stochastic, ranks
 from semaim.semantics import SemanticMap, semantic_map
@@ -20,7 +21,7 @@ from semaim.targets import EncoderFeatures, Pixels, patchify
 from semaim.visualization import figures, plotting
 from semaim.visualization.figures import ModelView
 from semaim.visualization.plotting import Panel, grid_figure
-from semaim.visualization.views import Colours, Maps, Prediction, Viewer, predict, reveal, unpatchify
+from semaim.visualization.views import Colours, Maps, PredictedImages, Viewer, predict, reveal, unpatchify
 
 GREY = Colours((0.5, 0.4, 0.3), (0.25, 0.2, 0.1))
 ORDERS = {"raster": Raster(), "stochastic": Stochastic(), "attention": Attention(), "closest": AttentionCenter()}
@@ -91,14 +92,18 @@ def test_a_perfect_prediction_looks_like_the_blurred_image(images: Callable[...,
     images_BCHW = images(2, 8, 12)
     target = Pixels(4, norm_pix=norm_pix)
     order_BL = torch.arange(6).expand(2, -1)
-    perfect = predict(target(images_BCHW), images_BCHW, order_BL, target, TokenCache({}, images_BCHW), (2, 3))
+    perfect = predict(
+        Prediction(target(images_BCHW)), images_BCHW, order_BL, target, TokenCache({}, images_BCHW), (2, 3)
+    )
     blurred_BCHW = target.blur(images_BCHW)
     assert perfect.predicted_BCHW is not None
     assert perfect.target_BCHW is not None
     torch.testing.assert_close(perfect.target_BCHW, blurred_BCHW)
     torch.testing.assert_close(perfect.predicted_BCHW, blurred_BCHW)
     assert torch.equal(perfect.error_BL, torch.zeros(2, 6))
-    flat = predict(torch.zeros(2, 6, 48), images_BCHW, order_BL, target, TokenCache({}, images_BCHW), (2, 3))
+    flat = predict(
+        Prediction(torch.zeros(2, 6, 48)), images_BCHW, order_BL, target, TokenCache({}, images_BCHW), (2, 3)
+    )
     assert flat.predicted_BCHW is not None
     expected_BL1 = patchify(blurred_BCHW, 4).mean(-1, keepdim=True) if norm_pix else torch.zeros(2, 6, 1)
     torch.testing.assert_close(patchify(flat.predicted_BCHW, 4), expected_BL1.expand(-1, -1, 48))
@@ -181,7 +186,7 @@ def test_the_figure_of_the_paper_has_a_row_per_image_and_a_heading_per_model() -
 def test_a_film_starts_empty_and_ends_complete() -> None:
     images_BCHW = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     order_BL = torch.tensor([[3, 2, 1, 0], [0, 1, 2, 3]])
-    prediction = Prediction(order_BL, torch.zeros(2, 4), images_BCHW, -images_BCHW)
+    prediction = PredictedImages(order_BL, torch.zeros(2, 4), None, images_BCHW, -images_BCHW)
     frames = figures.film_frames(images_BCHW, prediction, 4, Colours((0.0,) * 3, (1.0,) * 3))
     assert len(frames) == 5
     assert frames[0].shape == (2, 8, 16, 3)

@@ -114,11 +114,11 @@ def read_official(
     for name, what in official.fixed.items():
         if weights.pop(name, None) is not None:
             log.info("left out: %s", what)
-    return (
-        official.project,
-        encoder_sizes(weights, num_heads, given) | official.sizes(weights, decoder_num_heads),
-        weights,
-    )
+    sizes = encoder_sizes(weights, num_heads, given) | official.sizes(weights, decoder_num_heads)
+    for width, heads in (("embed_dim", "num_heads"), ("decoder_dim", "decoder_num_heads")):
+        if width in sizes and (sizes[heads] < 1 or sizes[width] % sizes[heads]):
+            raise UserError(f"{heads}={sizes[heads]} does not divide the width {sizes[width]} of {given}")
+    return official.project, sizes, weights
 
 
 def what_instead(weights: Weights, state: Mapping[str, Any]) -> str:

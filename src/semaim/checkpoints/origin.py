@@ -17,7 +17,9 @@ class Origin:
 
     Attributes:
         tags: properties of its pretraining, as `pretrained.<property>`.
-        metrics: length of its pretraining, as `pretrained/<metric>`.
+        metrics: length and cost of its pretraining, as `pretrained/<metric>`: epochs, images seen, device-hours, and
+            floating-point operations. Those of a run that extends another one include that run's; those of a run that
+            started from weights alone (`checkpoint=`) are its own. Metrics that are not known are left out.
         step: step of its pretraining.
         data: configuration of the pretraining data, if known.
     """
@@ -49,6 +51,8 @@ def origin_of(state: dict[str, Any], ema: bool) -> Origin:
         "images_seen": float(position["images_seen"]),
         "device_hours": state["device_seconds"] / 3600,
     }
+    if (flops := state.get("flops")) is not None:  # earlier versions did not count them
+        metrics["flops"] = float(flops)
     return Origin(
         {f"pretrained.{key}": value for key, value in values.items() if value},
         {f"pretrained/{key}": value for key, value in metrics.items()},

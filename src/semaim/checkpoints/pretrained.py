@@ -28,7 +28,9 @@ HEAD_OUTPUT = {
     for kind in ("weight", "bias")
 }
 POSITIONS = {"pos_embed", "decoder_pos_embed"}
-MODELS: dict[str, type[Predictor]] = {"aim": AIM, "mae": MAE, "simmim": SimMIM}  # by `model` in an architecture
+# By `model` in an architecture, where a two-stream model has none; also the beginnings of the choices of `model=`.
+MODELS: dict[str, type[Predictor]] = {"aim": AIM, "mae": MAE, "simmim": SimMIM}
+TWO_STREAM = "aim"
 
 
 def load_model(
@@ -107,8 +109,10 @@ def model_of(
         if architecture is None or "classifier" in architecture:
             raise UserError(f"{given} is of an evaluation, it holds no pretrained model that predicts patches")
         for name, heads in (("num_heads", num_heads), ("decoder_num_heads", decoder_num_heads)):
+            if heads is not None and name not in architecture:
+                raise UserError(f"{given} has a model without a decoder of its own width: leave out {name}={heads}")
             if heads not in (None, architecture.get(name)):
-                raise UserError(f"{given} has {name}={architecture.get(name)}, not {heads}")
+                raise UserError(f"{given} has {name}={architecture[name]}, not {heads}")
         weights = select_weights(state, given, ema)
     else:
         if ema:
@@ -117,7 +121,7 @@ def model_of(
         project = f"of {project}"
     try:
         arguments = dict(architecture)
-        model = MODELS[arguments.pop("model", "aim")](**arguments)
+        model = MODELS[arguments.pop("model", TWO_STREAM)](**arguments)
     except Exception as error:  # sizes of another kind raise any exception
         raise UserError(f"{given} describes a model that this version of semaim does not support: {error}") from error
     check_weights(model.state_dict(), weights, given)
@@ -143,15 +147,21 @@ def start_from(model: Predictor, state: dict[str, Any], path: Path) -> None:
     the positions, which are computed.
 
     Raises:
-        UserError: if other weights are missing, unexpected or of another shape; the model is then unchanged.
+        UserError: if the model is of another kind, or other weights are missing, unexpected or of another shape; the
+            model is then unchanged.
     """
-    weights, expected = model_of(state, path, None, False).state_dict(), model.state_dict()
+    source = model_of(state, path, None, False)
+    weights, expected = source.state_dict(), model.state_dict()
     new = [
         name
         for name in weights.keys() & expected.keys()
         if name in HEAD_OUTPUT | POSITIONS and weights[name].shape != expected[name].shape
     ]
     try:
+        theirs, ours = (each.architecture.get("model", TWO_STREAM) for each in (source, model))
+        if theirs != ours:
+            raise UserError(f"checkpoint={path} holds another model (model={theirs}_...) than this command trains "
+                            f"(model={ours}_...): choose model={theirs}_...")  # fmt: skip
         load_weights(model, weights | {name: expected[name] for name in new}, path)
     except UserError as error:
         if (folder := run_folder_of(path)) is None:

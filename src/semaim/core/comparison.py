@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -19,8 +19,13 @@ MAX_METRICS = 4  # columns of a table besides the options
 WIDTH = 100  # of a table on the screen
 MAX_VALUE = 60  # characters of an option's value
 DATA = ("data", "data.root")  # between these no result compares
-# Between these the loss of pretraining differs because they are harder or easier to predict.
-TO_PREDICT = ("permutation", "semantic_map", "target", "data", "experiment", "task")
+METHOD = "method"  # an option of groups that their other options determine
+# Between these the loss of pretraining differs because what counts in it is harder or easier to predict. A group of
+# options stands for each of them.
+TO_PREDICT = (
+    METHOD, "permutation", "semantic_map", "target", "data", "experiment", "task", "model.segments", "model.visible",
+    "model.hidden", "model.mask_unit",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -56,20 +61,23 @@ class Group:
         options: what distinguishes them from other groups.
         scores: by metric, as in MLflow (`eval/knn_10_mean`); empty if no run has a result.
         name: what to call it in a sentence, if that is not its options.
+        counterpart: published groups with the same one are listed under the first such group; empty for none.
     """
 
     options: Mapping[str, str]
     scores: Mapping[str, Score]
     name: str = ""
+    counterpart: str = ""
 
     @property
     def label(self) -> str:
-        """The name, else the options in a line; of a single one, its value."""
+        """The name, else the options in a line, but for the method, which they determine; of one option, its value."""
         if self.name:
             return self.name
-        if len(self.options) == 1:
-            return _short(next(iter(self.options.values())))
-        return " ".join(f"{option}={_short(value)}" for option, value in self.options.items() if value)
+        options = {option: value for option, value in self.options.items() if option != METHOD} or self.options
+        if len(options) == 1:
+            return _short(next(iter(options.values())))
+        return " ".join(f"{option}={_short(value)}" for option, value in options.items() if value)
 
 
 def _short(value: str) -> str:
@@ -109,7 +117,7 @@ class Comparison:
         groups: those without the metric last.
         metric: what they are compared by; None if they have none in common.
         chosen: whether the user named it.
-        published: groups that are listed below and not compared.
+        published: groups that are not compared, but listed under their counterparts, or else below.
     """
 
     groups: Sequence[Group]
@@ -125,8 +133,8 @@ class Comparison:
     @property
     def is_fair(self) -> bool:
         """Whether the metric tells which group is better."""
-        groups = {option.split(".")[0] for option in self._options}
-        misleads = self.metric == LOSS and not groups.isdisjoint(TO_PREDICT)
+        parts = (f"{option}." for option in self._options)
+        misleads = self.metric == LOSS and any(part.startswith(f"{each}.") for part in parts for each in TO_PREDICT)
         return self.metric is not None and not self._is_on_several_data and (self.chosen or not misleads)
 
     @property
@@ -200,7 +208,7 @@ class Comparison:
 
     def rows(self, metrics: Sequence[str]) -> list[list[str]]:
         """The cells of the table, with a header."""
-        groups = [*self.groups, *self.published]
+        groups = list(self._listed())
         options = list(dict.fromkeys(option for group in groups for option in group.options))
         mark = self.best is not None
         rows = [[*[""] * mark, *options, *metrics]]
@@ -209,6 +217,15 @@ class Comparison:
             scores = [group.scores[name].text(name) if name in group.scores else "-" for name in metrics]
             rows.append([*marked, *(_short(group.options.get(option, "")) for option in options), *scores])
         return rows
+
+    def _listed(self) -> Iterator[Group]:
+        left = list(self.published)
+        for group in self.groups:
+            yield group
+            beside = [each for each in left if group.counterpart and each.counterpart == group.counterpart]
+            yield from beside
+            left = [each for each in left if each not in beside]
+        yield from left
 
     def _heading(self, what: str) -> str:
         return f"{what}: mean ± deviation over seeds (number of runs)" + (", best first" if self.best else "")

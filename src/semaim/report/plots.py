@@ -1,7 +1,7 @@
 """Plots of the report: accuracies against the cost of pretraining, and during pretraining.
 
 Columns of a table of points: `panel`, the title of its panel; `label` of its method; `x`, the cost of pretraining; `y`,
-the accuracy in percent; its `deviation` over runs, or NaN.
+the accuracy in percent, a mean over runs; its `deviation` over these, or NaN.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from semaim.report.store import evaluation
 from semaim.report.table import COLUMN_ORDER
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from pandas import DataFrame
 
 ONLINE = "online/"
@@ -26,15 +27,26 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 PANELS_PER_ROW = 3
 
 
-def points(accuracies: DataFrame, cost: str) -> DataFrame:
-    """Points of our accuracies in the tables against the cost of pretraining, a column, where it is known."""
+def points(accuracies: DataFrame, cost: str, of_a_device: bool = False) -> DataFrame:
+    """Points of our accuracies in the tables against the cost of pretraining, where it is known.
+
+    Args:
+        accuracies: as of `arranged`.
+        cost: column of the cost.
+        of_a_device: whether it compares on one kind of device only, so that each kind has panels of its own.
+    """
     ours = accuracies[accuracies["shown"] & ~accuracies["published"]].sort_values([*COLUMN_ORDER, "row"])
-    ours = ours.assign(panel=ours["title"] + ", " + ours["evaluated_on"]).rename(columns={cost: "x", "mean": "y"})
-    return ours[["panel", "label", "x", "y", "deviation"]].dropna(subset="x")
+    panel = ours["title"] + ", " + ours["evaluated_on"]
+    ours = ours.assign(panel=panel + ", on " + ours["device"] if of_a_device else panel)
+    ours = ours.rename(columns={cost: "x", "mean": "y"})
+    return ours[["panel", "label", "x", "y", "deviation"]].dropna(subset=["panel", "x"])
 
 
 def online_points(evaluations: DataFrame) -> DataFrame:
-    """Points of online accuracies from the pretraining of these evaluations' encoders, averaged over seeds."""
+    """Points of online accuracies from the pretraining of these evaluations' encoders, averaged over seeds.
+
+    In place of `x` they have the costs so far, `epochs` and `flops` (NaN if unknown).
+    """
     import mlflow
     import pandas as pd
 
@@ -47,39 +59,62 @@ def online_points(evaluations: DataFrame) -> DataFrame:
     )
     newest = {PurePath(run.data.tags.get("run_folder", "")).name: run for run in runs}
     found = [
-        (f"online {title}, {encoder.pretrained_on}", encoder.label, epoch, accuracy)
+        (f"online {title}, {encoder.pretrained_on}", encoder.label, epochs, flops, accuracy)
         for encoder in evaluations.drop_duplicates("encoder").itertuples()
         if encoder.encoder in newest
-        for title, epoch, accuracy in history(newest[encoder.encoder])
+        for title, epochs, flops, accuracy in history(newest[encoder.encoder])
     ]
-    by_epoch = pd.DataFrame(found, columns=["panel", "label", "x", "y"]).groupby(["panel", "label", "x"])["y"]
-    return by_epoch.agg(y="mean", deviation="std").reset_index()
+    by_epoch = pd.DataFrame(found, columns=["panel", "label", "epochs", "flops", "y"])
+    groups = by_epoch.groupby(["panel", "label", "epochs"])
+    return groups.agg(flops=("flops", "mean"), y=("y", "mean"), deviation=("y", "std")).reset_index()
 
 
-def history(run: Any) -> Iterator[tuple[str, float, float]]:
-    """Titles of the online metrics of a pretraining run, their epochs and values."""
+def history(run: Any) -> Iterator[tuple[str, float, float, float]]:
+    """Titles of the online metrics of a pretraining run, and of each point the epochs, the FLOPs and the value."""
     from mlflow import MlflowClient
 
     client = MlflowClient()
-    epochs_logged = [point for point in client.get_metric_history(run.info.run_id, "train/epoch") if point.step]
-    if not epochs_logged:
+
+    def per_step(metric: str) -> float:
+        logged = [point for point in client.get_metric_history(run.info.run_id, metric) if point.step]
+        return logged[-1].value / logged[-1].step if logged else math.nan
+
+    epochs, flops = per_step("train/epoch"), per_step("train/total_flops")
+    if math.isnan(epochs):
         return
-    per_step = epochs_logged[-1].value / epochs_logged[-1].step
     for metric in run.data.metrics:
         if metric.startswith(ONLINE) and not metric.endswith(("_top5", "_loss")):
             name = metric.removeprefix(ONLINE)
             known = evaluation(f"eval/{name}")
             for point in client.get_metric_history(run.info.run_id, metric):
-                yield known.title if known else name.replace("_", " "), round(point.step * per_step, 2), point.value
+                title = known.title if known else name.replace("_", " ")
+                yield title, round(point.step * epochs, 2), point.step * flops, point.value
 
 
-def draw(points: DataFrame, labels: Sequence[str], x_label: str, files: Iterable[Path]) -> None:
+def _log_axis(axes: Axes, ratio: float) -> None:
+    """Make the horizontal axis logarithmic, with a few ticks as plain numbers: 100, 300, 3e20.
+
+    Args:
+        axes: the panel.
+        ratio: of the largest to the smallest value.
+    """
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
+
+    axes.set_xscale("log")
+    subs = (1.0, 2.0, 5.0) if ratio < 10 else (1.0, 3.0) if ratio < 300 else (1.0,)
+    axes.xaxis.set_major_locator(MaxNLocator(3) if 1 < ratio < 5 else LogLocator(subs=subs))
+    axes.xaxis.set_major_formatter(lambda x, _: f"{x:.4g}".replace("e+", "e"))
+    axes.xaxis.set_minor_locator(NullLocator())
+
+
+def draw(points: DataFrame, labels: Sequence[str], x_label: str, log: bool, files: Iterable[Path]) -> None:
     """Draw points, a panel for each evaluation and a colour and marker for each method, and save the figure.
 
     Args:
         points: at least one.
         labels: all methods of the report, so that a method looks the same in all plots.
-        x_label: name of the horizontal axis.
+        x_label: name of the horizontal axis, with its unit.
+        log: whether this axis is logarithmic.
         files: files to save; the suffix sets the format.
     """
     from matplotlib.figure import Figure
@@ -102,7 +137,10 @@ def draw(points: DataFrame, labels: Sequence[str], x_label: str, files: Iterable
                 capsize=3,
                 clip_on=False,
             )
-        axes.set_xlim(left=0)
+        if log:
+            _log_axis(axes, inside["x"].max() / inside["x"].min())
+        else:
+            axes.set_xlim(left=0)
     figure.legend(list(handles.values()), list(handles), loc="outside lower center")
     for path in files:
         with atomic(path) as file:

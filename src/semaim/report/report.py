@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from semaim.core.files import write_text
 from semaim.core.store_address import absolute_address
@@ -23,6 +23,26 @@ from semaim.tracking.store import configured_store
 if TYPE_CHECKING:
     from pandas import DataFrame
 
+EPOCHS = "pretraining epochs"
+FLOPS = "floating-point operations of pretraining (FLOPs)"
+HOURS = "device-hours of pretraining"
+
+
+class Plot(NamedTuple):
+    """A plot of the report.
+
+    Attributes:
+        x_label: name of the horizontal axis, with its unit.
+        points: see `semaim.report.plots`.
+        requirement: what no encoder does if there are no points.
+        log: whether the horizontal axis is logarithmic.
+    """
+
+    x_label: str
+    points: DataFrame
+    requirement: str
+    log: bool = False
+
 
 def write(accuracies: DataFrame, online: DataFrame, text: str, folder: Path) -> None:
     """Write the report and its plots to a folder, and print the names of the files.
@@ -30,27 +50,39 @@ def write(accuracies: DataFrame, online: DataFrame, text: str, folder: Path) -> 
     Raises:
         UserError: if the folder cannot be written to.
     """
-    epochs, gpu_hours = points(accuracies, "epochs"), points(accuracies, "gpu_hours")
-    costs = {
-        "accuracy_by_epochs": ("pretraining epochs", epochs, "says after how many epochs"),
-        "accuracy_by_gpu_hours": ("GPU-hours of pretraining", gpu_hours, "was pretrained on a GPU"),
-        "accuracy_during_pretraining": ("pretraining epochs", online, "was measured while it was pretrained"),
+    hours = points(accuracies, "device_hours", of_a_device=True)
+    compute = online.rename(columns={"flops": "x"})
+    plots = {
+        "accuracy_by_epochs": Plot(EPOCHS, points(accuracies, "epochs"), "says after how many epochs"),
+        "accuracy_by_flops": Plot(FLOPS, points(accuracies, "flops"), "has its FLOPs", log=True),
+        "accuracy_by_device_hours": Plot(
+            HOURS,
+            hours,
+            "has its hours on one kind of device",
+            log=True,
+        ),
+        "accuracy_during_pretraining": Plot(
+            EPOCHS, online.rename(columns={"epochs": "x"}), "was measured while it was pretrained"
+        ),
+        "accuracy_during_pretraining_by_flops": Plot(
+            FLOPS, compute[compute["x"] > 0], "was measured while it was pretrained, with its FLOPs", log=True
+        ),
     }
-    labels = sorted({label for _, plotted, _ in costs.values() for label in plotted["label"]})
+    labels = sorted({label for plot in plots.values() for label in plot.points["label"]})
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_text(folder / "report.md", text)
         write_text(folder / "report.csv", csv_text(accuracies))
         print(f"\nwritten: {folder / 'report.md'}\nwritten: {folder / 'report.csv'}")
-        for name, (x_label, plotted, requirement) in costs.items():
+        for name, plot in plots.items():
             files = [folder / f"{name}.png", folder / f"{name}.svg"]
-            if len(plotted):
-                draw(plotted, labels, x_label, files)
+            if len(plot.points):
+                draw(plot.points, labels, plot.x_label, plot.log, files)
                 print(*(f"written: {file}" for file in files), sep="\n")
             else:
                 for file in files:  # of an earlier report
                     file.unlink(missing_ok=True)
-                print(f"no plot {name}: no encoder evaluated here {requirement}")
+                print(f"no plot {name}: no encoder evaluated here {plot.requirement}")
     except OSError as error:
         raise UserError(f"--output={folder} cannot be written: {error}") from error
 

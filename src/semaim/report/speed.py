@@ -22,6 +22,11 @@ NOTE = (
     "products, the tag `peak` of its run) and the memory are those of one device at the end."
 )
 
+FLOPS_NOTE = (
+    "FLOPs of pretraining: matrix products of all steps on all devices, forward and backward, with the passes for "
+    "maps, targets, teachers and online classifiers, without recomputation."
+)
+
 
 def speed(pretrainings: DataFrame) -> DataFrame:
     """The columns SPEED of pretraining runs, from their last entries; NaN where unknown."""
@@ -43,17 +48,18 @@ def with_speed_of_encoders(evaluations: DataFrame, pretrainings: DataFrame) -> D
 
 
 def cost_table(accuracies: DataFrame) -> str:
-    """What pretraining cost, a row for each of our methods whose speed is known; empty if it is of none."""
-    known = accuracies.dropna(subset=SPEED, how="all").drop_duplicates("row")
+    """What pretraining cost, a row for each of our methods whose compute or speed is known; empty if it is of none."""
+    known = accuracies.dropna(subset=["flops", *SPEED], how="all").drop_duplicates("row")
     if known.empty:
         return ""
-    head = ("pretraining", "epochs", "device", "device-hours", "images/s per device", "MFU", "peak memory")
+    head = ("pretraining", "epochs", "FLOPs", "device", "device-hours", "images/s per device", "MFU", "peak memory")
     rows = [
         (
             each.label,
             _number(each.epochs, "{:g}"),
+            _number(each.flops, "{:.3g}"),
             each.device,
-            _number(each.device_hours, "{:.3g}"),
+            _number(each.device_hours, "{:.3g}" if each.device_hours < 1000 else "{:.0f}"),
             _number(each.images_per_second_per_device, "{:.4g}"),
             _number(each.mfu, "{:.0%}"),
             _number(each.peak_memory_gib, "{:.3g} GiB"),

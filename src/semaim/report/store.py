@@ -13,7 +13,7 @@ import shlex
 import sqlite3
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import closing, contextmanager
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote
 
@@ -36,24 +36,25 @@ MAKE_ONE = "make one with: semaim run task=knn checkpoint=runs/<name>"
 # Columns of the table, by MLflow's names.
 COLUMNS = {
     "tags.data": "evaluated_on", "params.seed": "seed", "tags.pretrained.run": "encoder",
-    "tags.pretrained.seed": "encoder_seed", "tags.pretrained.model": "model",
+    "tags.pretrained.seed": "encoder_seed", "tags.pretrained.method": "method", "tags.pretrained.model": "model",
     "tags.pretrained.permutation": "permutation", "tags.pretrained.target": "target",
     "tags.pretrained.options": "options", "tags.pretrained.weights": "weights", "tags.pretrained.data": "pretrained_on",
     "tags.pretrained.device": "device", "metrics.pretrained/epochs": "epochs",
     "metrics.pretrained/images_seen": "images_seen", "metrics.pretrained/device_hours": "device_hours",
+    "metrics.pretrained/flops": "flops",
 }  # fmt: skip
 ENCODER = ["encoder", "encoder_seed"]
-METHOD = [
-    "method", "label", "model", "permutation", "target", "options", "weights", "pretrained_on", "epochs",
-    "evaluated_on",
-]  # fmt: skip
+PARTS = ["model", "permutation", "target", "options", "weights", "pretrained_on"]  # besides the name of the method
+METHOD = ["method", "label", *PARTS, "epochs", "evaluated_on"]
 # Columns of a pretraining, in place of those of the evaluations of its encoder.
 OF_PRETRAINING = {
-    "tags.model": "tags.pretrained.model", "tags.permutation": "tags.pretrained.permutation",
+    "tags.method": "tags.pretrained.method", "tags.model": "tags.pretrained.model",
+    "tags.permutation": "tags.pretrained.permutation",
     "tags.target": "tags.pretrained.target", "tags.data": "tags.pretrained.data",
     "params.seed": "tags.pretrained.seed", "tags.mlflow.runName": "tags.pretrained.run",
     "tags.device": "tags.pretrained.device", "metrics.train/epoch": "metrics.pretrained/epochs",
     "metrics.train/device_hours": "metrics.pretrained/device_hours",
+    "metrics.train/total_flops": "metrics.pretrained/flops",
 }  # fmt: skip
 
 
@@ -144,6 +145,8 @@ def read_pretrainings(experiments: Collection[str]) -> DataFrame:
     runs = _search(experiments, "tags.task = 'pretrain'")
     known = {old: new for old, new in OF_PRETRAINING.items() if old in runs}
     runs = runs.assign(**{new: runs[old] for old, new in known.items()})
+    if "tags.run_folder" in runs:  # whose name evaluations have; the run may have been given another in MLflow
+        runs["tags.pretrained.run"] = [PurePath(folder).name for folder in runs["tags.run_folder"].fillna("")]
     if "tags.command" in runs:
         runs["tags.pretrained.options"] = [_options(command) for command in runs["tags.command"]]
     return _with_accuracies(runs.join(speed(runs)), "metrics.online/")
@@ -181,15 +184,32 @@ def _with_accuracies(runs: DataFrame, prefix: str) -> DataFrame:
 
 
 def methods(runs: DataFrame) -> DataFrame:
-    """The columns COLUMNS, `method` and `label` (in plots); without an order of patches, the checkpoint is the name."""
+    """The columns COLUMNS; an encoder without an order of patches has its checkpoint as the name of its method.
+
+    Runs of earlier versions have no name of a method. It is known if a later evaluation of the same encoder has it,
+    else it is empty.
+    """
     found = runs.reindex(columns=list(COLUMNS)).rename(columns=COLUMNS)
     data = ["evaluated_on", "pretrained_on"]
     found[data] = found[data].astype(object).fillna("")
     found["epochs"] = found["epochs"].round(2)  # unreadable images cause small differences
-    names = joined(found[["permutation", "target", "options", "weights"]])
-    found["method"] = found["encoder"].mask(found["permutation"].notna(), names)
-    found["label"] = joined(found[["model", "method", "pretrained_on"]])
+    names = found["method"].astype(object)
+    known = names.groupby([found[column] for column in (*ENCODER, *PARTS)], dropna=False).transform("first")
+    found["method"] = known.fillna(found["encoder"].where(found["permutation"].isna())).fillna("")
     return found
+
+
+def labels(runs: DataFrame) -> list[str]:
+    """Names for plots: the method, and what else differs between pretrainings of one method, but for their length."""
+    named = runs.assign(method=method_texts(runs))
+    within = named.groupby("method")
+    return joined(named[["method", *(part for part in PARTS if (within[part].nunique(dropna=False) > 1).any())]])
+
+
+def method_texts(table: DataFrame) -> list[str]:
+    """The method of each row, or the composition of one whose name is unknown."""
+    composition = joined(table[["permutation", "target"]])
+    return [name or other for name, other in zip(table["method"], composition, strict=True)]
 
 
 def joined(table: DataFrame) -> list[str]:
@@ -198,7 +218,7 @@ def joined(table: DataFrame) -> list[str]:
 
 
 def choose(runs: DataFrame, tags: Sequence[tuple[str, str]]) -> DataFrame:
-    """The finished evaluations that have all of these tags.
+    """The finished evaluations that have all of these tags, with a `label` for plots.
 
     Raises:
         UserError: if none remains; names the condition that excluded the last ones.
@@ -216,4 +236,4 @@ def choose(runs: DataFrame, tags: Sequence[tuple[str, str]]) -> DataFrame:
             option = f"--data={value}" if key == "data" else f"--tag={key}={value}"
             there = ", ".join(sorted(values.dropna().unique())) or "none with this tag"
             raise UserError(f"no finished evaluation fits {option}; there are: {there}; {MAKE_ONE}")
-    return chosen
+    return chosen.assign(label=labels(chosen))

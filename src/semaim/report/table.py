@@ -11,24 +11,26 @@ from dataclasses import replace
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
+from semaim.core.comparison import METHOD as METHOD_NAME
 from semaim.core.comparison import Comparison, Group, Score, compare, named_metric
 from semaim.core.formatting import plural
 from semaim.core.headline import headlines
-from semaim.report.speed import NOTE, SPEED, cost_table
-from semaim.report.store import ENCODER, METHOD, evaluation
+from semaim.report.speed import FLOPS_NOTE, NOTE, SPEED, cost_table
+from semaim.report.store import ENCODER, METHOD, evaluation, method_texts
 
 if TYPE_CHECKING:
-    from pandas import DataFrame
+    from pandas import DataFrame, Series
 
-# Properties of a method that the table shows if they differ, by their headings.
-PARTS = {"permutation": "permutation", "target": "target", "weights": "weights"}
-OTHERS = {"model": "model", "pretrained_on": "pretrained on", "epochs": "epochs"}
+# Properties of pretrainings that the table shows if they differ, with their headings: of ours, and of all.
+OURS = {"permutation": "permutation", "target": "target", "weights": "weights"}
+ALL = {"model": "model", "pretrained_on": "pretrained on", "epochs": "epochs", "flops": "FLOPs"}
 CSV_COLUMNS = [
-    "method", "model", "permutation", "target", "pretrained_on", "epochs", "images_seen", "device_hours", "device",
-    *SPEED, "evaluated_on", "evaluation", "mean", "deviation", "runs", "published", "source",
+    "method", "model", "permutation", "target", "options", "weights", "pretrained_on", "epochs", "images_seen", "flops",
+    "device_hours", "device", *SPEED, "evaluated_on", "evaluation", "mean", "deviation", "runs", "published", "source",
 ]  # fmt: skip
 ROW_ORDER = ["evaluated_on", "model", "method", "pretrained_on", "epochs"]  # unknown models come last
 PUBLISHED_ON = "imagenet"  # name of the data of the published results
+UNNAMED = ("FLOPs", "source")  # headings that tell no rows apart
 COLUMN_ORDER = ["shots", "protocol", "k", "variant"]
 
 
@@ -57,7 +59,7 @@ def pool(runs: DataFrame) -> DataFrame:
 def cost(runs: DataFrame) -> DataFrame:
     """Pretraining cost of each method, a mean over its encoders; hours and speed only if they had the same device."""
     encoders = runs.drop_duplicates([*METHOD, *ENCODER], keep="last").groupby(METHOD, dropna=False)
-    found = encoders[["images_seen", "device_hours", *SPEED]].mean()
+    found = encoders[["images_seen", "flops", "device_hours", *SPEED]].mean()
     of_a_device = ["device_hours", *SPEED]
     found[of_a_device] = found[of_a_device].where(encoders["device"].nunique(dropna=False) == 1)
     found["device"] = encoders["device"].agg(lambda devices: " and ".join(sorted(devices.dropna().unique())))
@@ -75,17 +77,19 @@ def published() -> DataFrame:
 def arranged(*tables: DataFrame) -> DataFrame:
     """Accuracies of several tables, with further columns.
 
-    These are the number of the `row` of their method, the fields of their evaluation, the `metric` in MLflow,
-    `gpu_hours` of pretraining, and whether they are `shown` in Markdown tables and plots: the headline metrics are.
+    These are the number of the `row` of their method, the fields of their evaluation, the `metric` in MLflow, the
+    `counterpart` (method, size and target) of pretrainings on the data of the published ones, and whether they are
+    `shown` in Markdown tables and plots: the headline metrics are.
     """
     import pandas as pd
 
-    accuracies = pd.concat(tables, ignore_index=True).reindex(columns=[*CSV_COLUMNS, "label", "options", "weights"])
+    accuracies = pd.concat(tables, ignore_index=True).reindex(columns=[*CSV_COLUMNS, "label", "counterpart"])
     online = accuracies["evaluation"].str.startswith("online/")
     accuracies["metric"] = accuracies["evaluation"].where(online, "eval/" + accuracies["evaluation"])
     evaluations = pd.DataFrame(evaluation(metric) for metric in accuracies["metric"])
     accuracies[[*COLUMN_ORDER, "title"]] = evaluations[[*COLUMN_ORDER, "title"]]
-    accuracies["gpu_hours"] = accuracies["device_hours"].where(accuracies["device"] == "cuda")
+    known = accuracies["published"].astype(bool)
+    accuracies["counterpart"] = accuracies["counterpart"].where(known, _counterparts(accuracies)).fillna("")
     accuracies["row"] = accuracies.groupby([*METHOD, "published"], dropna=False, sort=False).ngroup()
     accuracies["shown"] = False
     for _, of_data in accuracies.groupby("evaluated_on"):
@@ -93,38 +97,56 @@ def arranged(*tables: DataFrame) -> DataFrame:
     return accuracies
 
 
+def _counterparts(accuracies: DataFrame) -> Series:
+    """Method without its number of segments, size and target of pretrainings; unknown of those on other data."""
+    method = accuracies["method"].str.replace(r"-\d+$", "", regex=True)
+    found = method + " " + accuracies["model"].str.rpartition("_")[2] + " " + accuracies["target"]
+    return found.where(accuracies["pretrained_on"] == PUBLISHED_ON)
+
+
 def groups(accuracies: DataFrame) -> list[Group]:
     """The methods of a table, told apart by what differs between them, with their scores."""
     rows = accuracies.drop_duplicates("row").set_index("row")
-    named = rows["permutation"].notna().all()  # encoders of other projects have no order of patches
-    described = {key: [_text(value) for value in rows[key]] for key in ("method", "options", *PARTS, *OTHERS)}
-    columns = {**(PARTS if named else {"method": "method"}), **OTHERS}
-    values = {heading: described[key] for key, heading in columns.items()}
-    if named:
-        values |= _by_option(described["options"])
-    shown = {heading: column for heading, column in values.items() if len(set(column)) > 1}
-    if accuracies["published"].any():
-        shown |= {"method": described["method"], "source": [_source(source) for source in rows["source"]]}
+    shown, names = _columns(rows), method_texts(rows)
+    apart = {heading: column for heading, column in shown.items() if heading not in UNNAMED}
+    compared = [position for position, is_published in enumerate(rows["published"]) if not is_published]
     scores: dict[int, dict[str, Score]] = {row: {} for row in rows.index}
     for each in accuracies.itertuples():
         deviation = None if math.isnan(each.deviation) else each.deviation
         runs = 0 if math.isnan(each.runs) else int(each.runs)
         scores[each.row][each.metric] = Score(each.mean, deviation, runs)
-    return [
-        Group(
-            {heading: column[position] for heading, column in shown.items()},
-            scores[row],
-            described["method"][position] if "method" in shown else "",
-        )
-        for position, row in enumerate(rows.index)
-    ]
+    found = []
+    for position, (row, name) in enumerate(zip(rows.index, names, strict=True)):
+        same = [each for each in compared if names[each] == name]  # which only needs to be told from these
+        words = [f"{heading}={column[position]}" for heading, column in apart.items()
+                 if column[position] and len({column[each] for each in same}) > 1]  # fmt: skip
+        options = {heading: column[position] for heading, column in shown.items()}
+        called = " ".join([name, *words]) if METHOD_NAME in shown or not options else ""
+        found.append(Group(options, scores[row], called, rows["counterpart"][row]))
+    return found
 
 
-def _text(value: Any) -> str:
-    """A value as a table shows it; nothing if it is unknown."""
+def _columns(rows: DataFrame) -> dict[str, list[str]]:
+    """Values by heading of what differs between the rows of a table."""
+    texts = {key: [_text(value) for value in rows[key]] for key in (METHOD_NAME, "options", *OURS, *ALL)}
+    texts["flops"] = [_text(value, ".3g") for value in rows["flops"]]
+    ours = {heading: texts[key] for key, heading in OURS.items()} | _by_option(texts["options"])
+    has_order = rows["permutation"].notna()  # encoders of other projects and published ones have none
+    differing = {
+        heading: column for heading, column in ours.items()
+        if len({value for value, known in zip(column, has_order, strict=True) if known}) > 1
+    }  # fmt: skip
+    differing |= {heading: texts[key] for key, heading in ALL.items() if len(set(texts[key])) > 1}
+    if rows["published"].any():
+        differing["source"] = [_source(source) for source in rows["source"]]
+    return {METHOD_NAME: texts[METHOD_NAME], **differing} if len(set(texts[METHOD_NAME])) > 1 else differing
+
+
+def _text(value: Any, form: str = "g") -> str:
+    """A value as a table shows it, numbers in a form; nothing if it is unknown."""
     from pandas import isna
 
-    return "" if isna(value) else f"{value:g}" if isinstance(value, float) else str(value)
+    return "" if isna(value) else f"{value:{form}}" if isinstance(value, float) else str(value)
 
 
 def _by_option(texts: Sequence[str]) -> dict[str, list[str]]:
@@ -180,7 +202,7 @@ def section(data: str, ours: DataFrame, published: DataFrame, by: str | None) ->
     compared = replace(compared, published=together[count:])
     what = f"{plural(count, 'method')} on {data}"
     if count == 1 and not compared.groups[0].options:
-        what = f"{ours['method'].iloc[0]} on {data}"
+        what = f"{compared.groups[0].name} on {data}"
     return f"## {data}\n\n{compared.markdown(what)}"
 
 
@@ -190,15 +212,18 @@ def notes(accuracies: DataFrame) -> list[str]:
         "A row pools the runs that differ in the seed alone. Of repeated evaluations the newest counts.",
         "report.csv has more: other numbers of neighbours, both features, top-5, images seen, device-hours.",
     ]
+    if accuracies["flops"].notna().any():
+        found.append(FLOPS_NOTE)
     if accuracies[SPEED].notna().any(axis=None):
         found.append(NOTE)
     if (accuracies["shots"] > 0).any():
         found.append("The deviation of a single few-shot run is over its choices of labelled images.")
     if accuracies["published"].any():
         found += [
-            "Published: from the README of the repository named, not measured here.",
+            "Published: from the README of the repository named, or the paper, not measured here. A published result "
+            "is below ours of the same method, size and target, if there is one.",
             "Published linear probes are listed under the cls token, which MAE and SAIM probe.",
-            "aim_base has the size of ViT-B, aim_large that of ViT-L.",
+            "aim_base, mae_base and simmim_base have the size of ViT-B; those with _large that of ViT-L.",
         ]
     return found
 

@@ -59,6 +59,7 @@ class Start(TypedDict, total=False):
     cuda: str | None
     slurm: dict[str, str | int]
     choices: dict[str, str]
+    method: str
     config_dirs: list[str]
 
 

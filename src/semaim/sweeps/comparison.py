@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 from semaim.config.naming import flatten, may_differ
-from semaim.core.comparison import Comparison, Group, compare, pooled
+from semaim.core.comparison import METHOD, Comparison, Group, compare, pooled
 from semaim.core.formatting import plural
 from semaim.errors import DamagedFile
 from semaim.runs.folder import RunFolder
@@ -35,13 +36,28 @@ def comparison(sweep: Sweep, point_states: Sequence[PointState], by: str | None 
 
 
 def groups(sweep: Sweep, point_states: Sequence[PointState]) -> list[Group]:
-    """The points of a sweep by what was swept, but for the seed, with their evaluations."""
+    """The points of a sweep by what was swept, but for the seed, with their evaluations, and methods if they differ."""
     same, encoders = common(sweep.points), _encoders(sweep)
     left_out = {SEED, TASK} if _tasks_are_columns(sweep, point_states) else {SEED}
-    return pooled(
-        (_options(sweep.points[index], same, left_out, encoders), _results(index, sweep, point_states))
-        for index in _first(sweep)
-    )
+    options = {index: _options(sweep.points[index], same, left_out, encoders) for index in _first(sweep)}
+    found = pooled((each, _results(index, sweep, point_states)) for index, each in options.items())
+    methods = {tuple(each.items()): method for index, each in options.items() if (method := _method(index, sweep))}
+    if len(set(methods.values())) < 2:
+        return found
+    return [
+        replace(group, options={**group.options, METHOD: methods.get(tuple(group.options.items()), "")})
+        for group in found
+    ]
+
+
+def _method(index: int, sweep: Sweep) -> str:
+    """The method of a pretraining, or of the one that a point evaluates; empty if it is not recorded."""
+    point = sweep.points[index]
+    given = [override.partition("=")[2] for override in point.overrides if override.startswith(f"{CHECKPOINT}=")]
+    folders = [point.folder, *(RunFolder(Path(sweep.cwd, Path(value).expanduser())) for value in given)]
+    with suppress(DamagedFile):
+        return next((method for folder in folders if (method := folder.last_start().get("method"))), "")
+    return ""
 
 
 def _tasks_are_columns(sweep: Sweep, point_states: Sequence[PointState]) -> bool:

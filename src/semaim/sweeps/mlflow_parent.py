@@ -14,7 +14,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from semaim.config.naming import other_overrides
-from semaim.core.comparison import Comparison
+from semaim.core.comparison import METHOD, Comparison
 from semaim.core.files import if_possible, writable, write_json, write_text
 from semaim.core.formatting import plural, program
 from semaim.core.headline import LOSS, SECONDARY, digits, headlines, lower_is_better
@@ -150,10 +150,11 @@ def view(sweep: Sweep, point_states: Sequence[PointState], compared: Comparison 
     """
     start = sweep.folder.last_start()
     modes = [["tag" if key in start.get("choices", {}) else "param", key] for key in start.get("swept", [])]
+    differ = compared is not None and any(METHOD in group.options for group in compared.groups)
     return {
         "name": start.get("title", sweep.path.name),
         "groups": [each for each in modes if each[1] != "seed"] if ["param", "seed"] in modes else [],
-        "columns": [f"{mode}s.`{key}`" for mode, key in modes],
+        "columns": [f"{mode}s.`{key}`" for mode, key in [*modes, *([["tag", METHOD]] if differ else [])]],
         "metrics": compared.metrics if compared else headlines(name for each in point_states for name in each.measured),
         "runs": _shared_runs(sweep) if point_states else [],
     }

@@ -49,6 +49,8 @@ from semaim.training.step import TrainingTask
 
 log = logging.getLogger(__name__)
 NEXT_LARGER = {"tiny": "small", "small": "base", "base": "large", "large": "huge"}
+# Options that a larger model of the same method keeps; others are its sizes.
+OF_METHOD = ("model.segments", "model.skip_connections", "model.visible", "model.hidden", "model.mask_unit")
 
 
 class Pretraining(Task, TrainingTask):
@@ -197,9 +199,8 @@ class Pretraining(Task, TrainingTask):
         """Commands that the user may run next."""
         excluded = ["model", "sweep", "run_name", "run_dir", "checkpoint", "extend"]
         excluded += ["trainer.max_steps", "trainer.profile_steps"]
-        kept = [
-            o for o in spec.overrides if not o.startswith(tuple(f"{name}{end}" for name in excluded for end in "=."))
-        ]
+        starts = tuple(f"{name}{end}" for name in excluded for end in "=.")
+        kept = [o for o in spec.overrides if not o.startswith(starts) or o.startswith(OF_METHOD)]
         larger = {}
         family, _, size = spec.choices["model"].rpartition("_")
         if size in NEXT_LARGER:

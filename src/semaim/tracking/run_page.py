@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from semaim.config.method import method_name
 from semaim.config.run_spec import RunSpec
 from semaim.core.formatting import printable
 from semaim.core.tables import markdown_table
@@ -26,8 +25,8 @@ def tags(spec: RunSpec, start: Mapping[str, Any]) -> dict[str, str]:
     values = {name: start[name] for name in ("commit", "dirty", "host", "device", "processes")} | {
         "command": spec.command
     }
-    if spec.choices["task"] == "pretrain":
-        values["method"] = method_name(spec.config, spec.choices)
+    if "method" in start:
+        values["method"] = start["method"]
     if (origin := origin_of(spec.config)) is not None:
         values |= origin.tags
     values |= spec.parts | {f"slurm.{name}": value for name, value in start.get("slurm", {}).items()}
@@ -66,7 +65,8 @@ def description(
     """
     config = spec.config
     choices = ", ".join(f"{group} `{choice}`" for group, choice in spec.parts.items() if group != "task")
-    facts = {"run folder": f"`{printable(str(Path(config['run_dir']).absolute()))}` (on {start['host']})"}
+    facts = {"method": start["method"]} if "method" in start else {}
+    facts["run folder"] = f"`{printable(str(Path(config['run_dir']).absolute()))}` (on {start['host']})"
     if (origin := origin_of(config)) is not None:
         facts[origin.label] = origin.text
     elif checkpoint := config.get("checkpoint"):

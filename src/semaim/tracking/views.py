@@ -78,7 +78,7 @@ def remove_view(client: MlflowClient, tracked: Tracked) -> None:
 
 def general_view() -> tuple[str, str]:
     """Key and value of the experiment's tag with the view of all pretrainings."""
-    columns = [tag(name) for name in ("data", "model", "permutation", "target")] + ["params.`seed`"]
+    columns = [tag(name) for name in ("method", "data", "model", "permutation", "target")] + ["params.`seed`"]
     metrics = ["eval/knn_10_mean", "online/knn_10_mean"]
     return PREFIX + GENERAL, _tag("Pretrainings", _state("tags.task = 'pretrain'", columns, metrics), 0)
 

@@ -111,7 +111,9 @@ def take_results(
     for done, result in enumerate(results, start=first):
         state.loss = result.loss
         state.device_seconds += result.seconds * run.processes.world_size
-        progress.step(done, result, state.device_seconds)
+        if state.flops is not None:
+            state.flops = None if progress.flops is None else state.flops + progress.flops * progress.trainer.batch_size
+        progress.step(done, result, state.device_seconds, state.flops)
     return any(result.stop for result in results)
 
 

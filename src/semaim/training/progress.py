@@ -67,13 +67,14 @@ class ProgressReporter:
             log.info("MFU is the share of the peak of matrix products: %s (%s)", self.peak, self.peak.kept)
             run.tag({"peak": str(self.peak)})
 
-    def step(self, done: int, step: StepResult, device_seconds: float) -> None:
+    def step(self, done: int, step: StepResult, device_seconds: float, flops: int | None) -> None:
         """Report the steps since the last call.
 
         Args:
             done: completed steps.
             step: result of the last step; its durations are those of all steps since the last call.
             device_seconds: time of all steps, summed over processes.
+            flops: operations of all steps, on all processes; None if they are unknown.
         """
         self.calls += 1
         if self.calls == 2:
@@ -100,6 +101,8 @@ class ProgressReporter:
             "data/unreadable_images": step.unreadable,
             **cost,
         }
+        if flops is not None:
+            metrics["train/total_flops"] = float(flops)
         self.run.log(done, metrics)
         if self.entry.steps:  # the first entry contains the start of the loading processes
             self.wait.add(self.now, done == self.last)

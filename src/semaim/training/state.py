@@ -34,6 +34,8 @@ class TrainingState:
         step: completed optimizer steps.
         loss: loss of the last step.
         device_seconds: time of all steps, summed over processes.
+        flops: floating-point operations of all steps, on all processes; None if they are unknown. Counted by the first
+            process only.
         strategy: how the processes share the networks.
     """
 
@@ -45,6 +47,7 @@ class TrainingState:
     step: int = 0
     loss: float = float("nan")
     device_seconds: float = 0.0
+    flops: int | None = 0
     strategy: Strategy = field(default_factory=Strategy)
 
     def whole(self) -> tuple[Any, Any]:
@@ -64,6 +67,7 @@ class TrainingState:
             "ema": gathered(self.ema.module.state_dict()) if self.ema else None,
             "loss": self.loss,
             "device_seconds": self.device_seconds,
+            "flops": self.flops,
             "optimizer": gathered(self.optimizer.state_dict()),
             "scaler": self.scaler.state_dict(),
             "rng": processes.gather(rng_state(processes.device)),
@@ -88,6 +92,7 @@ class TrainingState:
             self.scaler.load_state_dict(state["scaler"])
         self.step, self.loss = state["step"], state["loss"]
         self.device_seconds = state["device_seconds"]
+        self.flops = state.get("flops")  # earlier versions did not count them
         if len(state["rng"]) == processes.world_size:
             set_rng_state(state["rng"][processes.rank], processes.device)
         else:

@@ -17,14 +17,16 @@ from semaim.config.compose import composition
 from semaim.data.pixels import Transform
 from semaim.data.transforms import IMAGENET_MEAN, IMAGENET_STD, evaluation
 from semaim.errors import UserError
+from semaim.models.mae import MAE
 from semaim.models.predictor import Predictor
 from semaim.permutations import Permutation
 from semaim.semantics import SemanticMap
-from semaim.targets import Target
+from semaim.targets import Pixels, Target
 from semaim.visualization.views import Colours
 
 log = logging.getLogger(__name__)
-UNKNOWN = "attention_center"  # SemAIM's order, taken for checkpoints that do not name theirs
+# The orders of SemAIM and of MAE, taken for checkpoints that do not name theirs.
+UNKNOWN, MAES = "attention_center", "stochastic"
 
 
 @dataclass
@@ -37,7 +39,7 @@ class ShownModel:
         average: its moving average, if it is stored.
         transform: transform of its images.
         colours: colour normalisation of its images.
-        order: name of its training order; UNKNOWN if the checkpoint does not say.
+        order: name of its training order; UNKNOWN or MAES if the checkpoint does not say.
         permutation, semantic_map: those of its training; None if unknown.
         target_name, target: likewise; a target of None is not compared with predictions.
     """
@@ -77,9 +79,12 @@ def load(name: str, heading: str, tracking: Tracking) -> ShownModel:
         target = stored_part(config, "target", stored.given, path)
     except UserError as error:  # such as a teacher's weights that are elsewhere
         log.warning("no predictions are drawn, since the target of the training is not here: %s", error)
+    order = chosen.get("permutation", UNKNOWN)
+    if isinstance(model, MAE) and not stored.is_semaim:  # its pixels are not blurred
+        order, target = MAES, Pixels(model.patch_size, blur_kernel_size=0)
     return ShownModel(
-        heading, model, average, transform, Colours(mean, std), chosen.get("permutation", UNKNOWN), permutation,
-        semantic_map, chosen.get("target"), target,
+        heading, model, average, transform, Colours(mean, std), order, permutation, semantic_map, chosen.get("target"),
+        target,
     )  # fmt: skip
 
 
