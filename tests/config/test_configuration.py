@@ -35,7 +35,7 @@ from semaim.errors import UserError
 from semaim.evaluation.evaluator import Evaluator
 
 SOURCE = Path(semaim.__file__).parent
-NOT_CHOSEN = ("hydra", "experiment")
+NOT_CHOSEN = ("hydra", "experiment", "method", "size")  # method and size choose among others: test_methods_group
 CHOICES = sorted((path.parent.name, path.stem) for path in CONF.glob("*/*.yaml") if path.parent.name not in NOT_CHOSEN)
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 BUILT_APART = ("data", "model", "recipe", "task", "evaluators")  # in tests of their own

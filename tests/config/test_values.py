@@ -195,7 +195,8 @@ def test_every_kind_is_of_an_option() -> None:
         ("trainer", "trainer: an option is typed option=value"),
         ("trainer..epochs=3", "trainer..epochs=3: 'trainer..epochs' is not the name of an option"),
         ("++optimizer.lr=3", "there is no option optimizer.lr. did you mean optimizer.min_lr or optimizer.base_lr or "
-                             "optimizer.groups?; optimizer has: base_lr, groups, min_lr, optimizer, weight_decay"),
+                             "optimizer.groups?; optimizer has: base_lr, groups, min_lr, optimizer, schedule, "
+                             "weight_decay"),
         ("experiment=semaim_vitb_400ep", "there is no option experiment. An experiment is added: +experiment=..."),
         ("task=[knn,linprobe]", "task=[knn,linprobe]: task must be one of features, fewshot, finetune, knn, linprobe, "
                                 "pretrain, visualize"),

@@ -216,12 +216,7 @@ OWN = {
     "simmim_vitb_800ep": SIMMIM | BASE | RANDOM,
     "randsac_vitb_1600ep": RECIPE | BASE | BLOBS | PIXELS | SAIM | {"trainer.epochs": 1600},
     **dict.fromkeys(SWEEPS, RECIPE | BASE | SEMANTIC | PIXELS | ABLATION),
-    "methods_equal_compute": RECIPE
-    | BASE
-    | SEMANTIC
-    | PIXELS
-    | ABLATION
-    | {"trainer.epochs": None, "trainer.flops": 6.38e19},
+    "methods_equal_compute": RECIPE | BASE | SEMANTIC | PIXELS | ABLATION | EQUAL_COMPUTE,
     "semantic_masking": MAE | BASE | RANDOM | ABLATION,
     "finetune_vitb": FINE_TUNING
     | TRAINED

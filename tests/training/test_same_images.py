@@ -157,7 +157,7 @@ def test_processes_with_different_images_stop() -> None:
         task: Any = type(
             "Task", (), {"training": type("Data", (), {"fingerprints": {"held_out": f"of {processes.rank}"}})}
         )
-        prepare(task, None, run)  # type: ignore[arg-type]
+        prepare(task, None, run, None)  # type: ignore[arg-type]
 
     with pytest.raises(UserError, match="the processes have different images"):
         together(2, begin)

@@ -66,16 +66,15 @@ def check_extension(folder: RunFolder, config: dict[str, Any]) -> None:
     measure = "epochs" if before["trainer"]["flops"] is None else "flops"
     done, asked = before["trainer"][measure], config["trainer"][measure]
     if asked is None or asked <= done:
-        longer = _length({"epochs": None, "flops": None, measure: 2 * done})
+        typed = next(name for name in ("flops", "epochs") if config["trainer"][name] is not None)
         raise UserError(
-            f"{_length(config['trainer'])}: {given} has trained for {_length(before['trainer'])} already; give more, "
-            f"such as {longer}"
+            f"trainer.{typed}={_shown(config['trainer'][typed])}: {given} has trained for {_shown(done)} already; give "
+            f"more, such as trainer.{measure}={_shown(2 * done)}"
         )
     if not store.list_steps(old.checkpoints):
         raise UserError(f"{given} has no checkpoints any more, so there is no state to go on from")
 
 
-def _length(trainer: dict[str, Any]) -> str:
-    """The option that gives the length of a training."""
-    flops = trainer["flops"]
-    return f"trainer.epochs={trainer['epochs']}" if flops is None else f"trainer.flops={scientific(flops)}"
+def _shown(length: float) -> str:
+    """A number of epochs or operations, as it is typed."""
+    return str(length) if isinstance(length, int) else scientific(length)
