@@ -28,6 +28,7 @@ def test_origin_of_a_pretraining_run(pretrained: Path) -> None:
         "pretrained.permutation": "attention_center",
         "pretrained.target": "pixels",
         "pretrained.data": "digits",
+        "pretrained.method": "SemAIM",
         "pretrained.options": "data.patch_size=8 model.embed_dim=32 model.num_heads=2 "
         "trainer.batch_size=16 trainer.ema=true trainer.ema_decay=[0.5,0.5] trainer.warmup_epochs=0",
     }
@@ -69,7 +70,7 @@ def test_a_run_reports_the_origin_of_its_encoder(pretrained: Path, tuned: Path, 
     for name, given in (("before", pretrained), ("after", tuned)):
         folder = go(tmp_path, *KNN, f"run_name={name}", f"checkpoint={given}")
         tags = [tag for line in journal(folder) for tag in line.get("tags", {}).items() if "pretrained" in tag[0]]
-        assert len(tags) == 8
+        assert len(tags) == 9
         assert dict(tags) == origin.tags
         logged = [(line["step"], line["metrics"]) for line in journal(folder) if "metrics" in line]
         result = status(folder)["result"]

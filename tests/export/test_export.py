@@ -153,6 +153,6 @@ def test_the_command_reports_mistakes(tmp_path: Path) -> None:
 def test_checkpoints_without_an_encoder_are_not_exported(square: Path, tmp_path: Path, capsys) -> None:
     probe = go(tmp_path, *SMALL, "task=linprobe", "trainer.max_steps=1", "run_name=probe", f"checkpoint={square}")
     assert main(["export", str(probe)]) == 2
-    assert "is of an evaluation, it holds no pretrained two-stream model" in capsys.readouterr().err
+    assert "is of an evaluation, it holds no pretrained model that predicts patches" in capsys.readouterr().err
     assert main(["export", str(square), "--ema"]) == 2
     assert "holds no moving average" in capsys.readouterr().err

@@ -14,7 +14,7 @@ from semaim.checkpoints import foreign, store
 from semaim.checkpoints.encoder_weights import EncoderWeights
 from semaim.checkpoints.formats import IMAGENET, Normalisation, unwrapped
 from semaim.checkpoints.origin import Origin, origin_of
-from semaim.checkpoints.pretrained import MODELS, check_weights, is_two_stream, model_of, select_weights
+from semaim.checkpoints.pretrained import MODELS, TWO_STREAM, check_weights, is_two_stream, model_of, select_weights
 from semaim.core.files import adapter, read_json
 from semaim.errors import UserError
 from semaim.models.vit import SIZES, build_vit
@@ -94,8 +94,9 @@ class StoredEncoder:
                 expected = build_vit(sizes, classes, pool, 0.0).state_dict()
             check_weights(expected, weights, self.given)
             return EncoderWeights(sizes, pool, classes, weights)
-        if self.is_semaim and self.state["architecture"].get("model", "aim") not in MODELS:
-            return self._of_own_model(self.state["architecture"])
+        architecture = self.state.get("architecture")
+        if architecture is not None and architecture.get("model", TWO_STREAM) not in MODELS:
+            return self._of_own_model(architecture)
         if not self.is_foreign:
             model = model_of(self.state, self.path, self.num_heads, self.ema, self.option)
             sizes = {key: model.architecture[key] for key in SIZES}
