@@ -49,7 +49,7 @@ def test_a_model_of_ones_own_is_an_encoder(pretrained: Path, tmp_path: Path) -> 
     state["architecture"]["model"] = "mine"
     torch.save(state, tmp_path / "mine.pt")
     assert_weights(source(tmp_path / "mine.pt").encoder(), weights(pretrained))
-    with pytest.raises(UserError, match=r"a model that this version of semaim does not support: 'mine'$"):
+    with pytest.raises(UserError, match=r"is of a model of your own \(mine\), whose encoder alone"):
         load_model(tmp_path / "mine.pt")
 
     del state["architecture"]["depth"]

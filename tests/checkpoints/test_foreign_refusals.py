@@ -102,9 +102,18 @@ def test_pretraining_does_not_start_from_weights_of_another_shape(options: tuple
 
 
 def test_pretraining_does_not_start_from_another_project(tmp_path: Path) -> None:
-    path = saved(foreign_files.mae_pretrained(), tmp_path)
-    with pytest.raises(UserError, match=r"is not a pretraining checkpoint of semaim, SemAIM or SAIM: .*evaluations"):
-        load_model(path)
+    for make, message in (
+        (
+            foreign_files.dino_backbone,
+            r"holds an encoder without what predicts patches .*evaluations",
+        ),
+        (
+            foreign_files.simmim,
+            r"is not a pretraining checkpoint of semaim, SemAIM, SAIM or MAE: .*evaluations",
+        ),
+    ):
+        with pytest.raises(UserError, match=message):
+            load_model(saved(make(), tmp_path))
 
 
 def test_options_that_do_not_go_with_a_checkpoint(tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ def test_origin_of_a_pretraining_run(pretrained: Path) -> None:
         "pretrained.method": "SemAIM",
         "pretrained.target": "pixels",
         "pretrained.data": "digits",
+        "pretrained.method": "SemAIM",
         "pretrained.options": "data.patch_size=8 model.embed_dim=32 model.num_heads=2 "
         "trainer.batch_size=16 trainer.ema=true trainer.ema_decay=[0.5,0.5] trainer.warmup_epochs=0",
     }

@@ -286,3 +286,17 @@ def test_our_own_checkpoints_without_a_sound_model_are_refused(tmp_path, content
     path = store.save(tmp_path, 1, content)
     with pytest.raises(UserError, match=rf"checkpoint={path} {message}"):
         load_model(path)
+
+
+def test_a_model_of_ones_own_is_not_rebuilt(tmp_path):
+    path = store.save(tmp_path, 1, {"architecture": {"model": "mine", "depth": 2}, "model": {}})
+    with pytest.raises(UserError, match=rf"checkpoint={path} is of a model of your own \(mine\), whose encoder alone"):
+        load_model(path)
+
+
+def test_a_decoder_that_the_model_has_not(run_folder, tmp_path, tiny_model):
+    with pytest.raises(UserError, match=r"a model without a decoder of its own width: leave out decoder_num_heads=2"):
+        load_model(run_folder[0], decoder_num_heads=2)
+    torch.save(tiny_model().state_dict(), tmp_path / "official.pth")
+    with pytest.raises(UserError, match=r"^decoder_num_heads is for checkpoints of MAE"):
+        load_model(tmp_path / "official.pth", decoder_num_heads=2)

@@ -39,7 +39,7 @@ from support.teaching import (
     write,
 )
 
-CANNOT_TEACH = ("beit", "beit_shared", "beit_absolute", "timm_beit", "timm_no_class_token")
+CANNOT_TEACH = ("beit", "beit_shared", "beit_absolute", "simmim", "timm_beit", "timm_no_class_token")
 QUICK = "task.source.architecture=vit_base_patch16_clip_quickgelu_224"
 
 

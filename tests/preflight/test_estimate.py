@@ -17,6 +17,9 @@ from semaim.config.follow_ups import follow_ups
 from semaim.errors import UserError
 from semaim.models.aim import AIM
 from semaim.models.flops import cost
+from semaim.models.mae import MAE
+from semaim.models.predictor import Predictor
+from semaim.models.simmim import SimMIM
 from semaim.preflight import check
 from semaim.preflight.check import check_sweep
 from semaim.training.memory import activations, moments, training_memory
@@ -54,6 +57,50 @@ def test_numbers_are_those_of_the_real_model() -> None:
         weights, moments, kept = 4 * 731_760, 2, 2 + 1  # one more while the oldest still exists
         assert row.cost.checkpoints == weights * (1 + moments) * kept
         assert row.cost.memory == weights * (2 + moments) + 32 * activations(real, 4)
+
+
+TINY: dict[str, Any] = {
+    "out_channels": 48,
+    "image_size": 32,
+    "patch_size": 4,
+    "embed_dim": 96,
+    "depth": 4,
+    "num_heads": 3,
+}
+METHODS: dict[str, tuple[tuple[str, ...], Callable[[], Predictor]]] = {
+    "segments": (("model.segments=5",), lambda: AIM(**TINY, query_depth=2, segments=5)),
+    "skip connections": (
+        ("model.segments=5", "model.skip_connections=true"),
+        lambda: AIM(**TINY, query_depth=2, segments=5, skip_connections=True),
+    ),
+    "mae": (("model=mae_tiny",), lambda: MAE(**TINY, decoder_dim=48, decoder_depth=2, decoder_num_heads=3)),
+    "simmim": (("model=simmim_tiny", "model.mask_unit=8"), lambda: SimMIM(**TINY, mask_unit=8)),
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_numbers_of_every_method(name: str) -> None:
+    """Of the model as it computes: the encoder of a MAE sees 16 of 64 patches, its decoder all."""
+    options, build = METHODS[name]
+    (row,) = one("permutation=stochastic", *options).rows
+    real = build()
+    expected, parameters = cost(real, 0), sum(p.numel() for p in real.parameters())
+    assert row.cost is not None
+    assert (row.cost.parameters, row.cost.flops) == (parameters, expected.training_step)
+    assert row.cost.memory == 4 * parameters * (2 + 2) + 32 * activations(real, 4)
+
+
+def test_a_mae_costs_less_than_two_streams() -> None:
+    """ViT-B at 224 pixels: a quarter of the encoder's operations, and those of the decoder, 3 x 19.5 GFLOP in all."""
+    sizes = ("data.image_size=224", "data.patch_size=16", "trainer.precision=bf16", "permutation=stochastic")
+    mae, aim = (one(*sizes, f"model={model}_base").rows[0].cost for model in ("mae", "aim"))
+    assert mae is not None
+    assert aim is not None
+    assert mae.flops == pytest.approx(58.5e9, rel=1e-3)
+    assert aim.flops == pytest.approx(214e9, rel=2e-3)
+    assert mae.memory is not None
+    assert aim.memory is not None
+    assert mae.memory < aim.memory / 2
 
 
 def test_hours_follow_from_operations_and_speed(capsys: pytest.CaptureFixture[str]) -> None:

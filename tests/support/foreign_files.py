@@ -169,6 +169,15 @@ def beit_shared() -> File:
     return beit(shared=True)
 
 
+def simmim() -> File:
+    """Layout of SimMIM's pretraining checkpoints: an encoder as BEiT's, and a convolution."""
+    file = beit(shared=True)
+    weights = {f"encoder.{name}": value for name, value in file.content["model"].items() if "lm_head" not in name}
+    rest = {"optimizer": {}, "lr_scheduler": {}, "max_accuracy": 0.0, "epoch": 799}
+    content = {"model": weights | zeros("decoder.0.weight", "decoder.0.bias"), **rest}
+    return File(content, file.tokens, "SimMIM", file.left_out, IMAGENET)
+
+
 def beit_absolute() -> File:
     return beit(absolute=True)
 
@@ -312,7 +321,7 @@ def timm_beit() -> File:
 
 FAMILIES = (
     mae_pretrained, mae_encoder, dino_backbone, dino_whole, dino_without_prefix, dino_student, dinov2, dinov2_registers,
-    dinov2_swiglu, dinov2_registers_swiglu, beit, beit_shared, beit_absolute, clip_openai, clip_open_clip,
+    dinov2_swiglu, dinov2_registers_swiglu, beit, beit_shared, beit_absolute, simmim, clip_openai, clip_open_clip,
     clip_open_clip_quick, clip_tower, huggingface_vit, huggingface_mae, timm_plain, timm_parts,
     timm_registers_with_positions, timm_no_class_token, timm_clip, timm_distilled, open_clip_timm, timm_beit,
 )  # fmt: skip

@@ -24,11 +24,12 @@ from semaim.permutations import noise_columns
 from semaim.semantics import semantic_map
 from semaim.targets import Pixels
 from semaim.training.state import TrainingState
-from support.commands import journal, losses, status
+from support.commands import SMALL, journal, losses, status
 from support.encoders import source
 from support.evaluating import ALONE, assert_same_bits
 from support.exporting import by_timm, exported
-from support.in_process import go, run
+from support.in_process import go, run, run_here
+from support.mistakes import assert_one_message
 from support.targets import NOW, task_of, weights, with_small_teachers
 
 
@@ -194,3 +195,46 @@ def test_a_target_of_its_own_average_trains(method: Method, tmp_path: Path) -> N
     folder = run(tmp_path, *PATCHES, *method.options, "target=ema", "permutation=attention", "semantic_map=self", *NOW)
     assert all(0 < loss < 4 for loss in losses(folder).values())
     assert semaim.load_model(folder, ema=True).architecture["out_channels"] == 32
+
+
+# Mistakes
+
+
+def test_a_run_does_not_start_from_another_kind_of_model(
+    method: Method, pretrained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The message ends with a command that has the model of the run."""
+    kind = method.options[0].removeprefix("model=").removesuffix("_tiny")
+    other = "mae" if kind == "aim" else "aim"
+    assert run_here(tmp_path, "tracking=none", f"model={other}_tiny", f"checkpoint={pretrained}", *PATCHES) == 2
+    words = (f"checkpoint={pretrained} holds another model (model={kind}_...) than this command trains "
+             f"(model={other}_...): choose model={kind}_.... Add your changes to this command, which has that model:\n",
+             f"again {pretrained} checkpoint={pretrained}\n")  # fmt: skip
+    assert_one_message(capsys, words)
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("change", ["model.visible=0.5", "model.decoder_depth=1"])
+def test_a_run_does_not_continue_with_another_method(
+    change: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = (*SMALL, *PATCHES, *METHODS["mae"].options, "run_name=run", "trainer.max_steps=1")
+    assert run_here(tmp_path, *options) == 0
+    capsys.readouterr()
+    assert run_here(tmp_path, *options, change) == 2
+    assert_one_message(capsys, ("was started with another configuration", f"{change.partition('=')[0]}: "))
+
+
+def test_what_is_no_predictor_is_no_model(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "my_model.py").write_text(
+        "from torch import nn\n\n\nclass Bare(nn.Module):\n    def __init__(self, out_channels: int) -> None:\n"
+        "        super().__init__()\n"
+    )
+    (tmp_path / "own" / "model").mkdir(parents=True)
+    (tmp_path / "own" / "model" / "bare.yaml").write_text("_target_: my_model.Bare\n_partial_: true\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert run_here(tmp_path, "--config-dir", "own", "model=bare", "tracking=none") == 2
+    assert_one_message(capsys, ("model._target_=my_model.Bare is no semaim.models.predictor.Predictor",))
+    assert not (tmp_path / "runs").exists()

@@ -153,6 +153,11 @@ def infer_beit(weights: Weights, positions: str) -> tuple[int, dict[str, Any]]:
     return side * side, args | {"num_heads": table.shape[1]}
 
 
+def of_simmim(weights: Weights) -> dict[str, Tensor]:
+    """SimMIM's encoder is BEiT's, with a prefix."""
+    return {name.removeprefix("encoder."): value for name, value in weights.items()}
+
+
 def infer_with_class_token(weights: Weights, positions: str) -> tuple[int, dict[str, Any]]:
     """CLIP's image tower, and the plain vision transformer of transformers: positions of class token and patches."""
     return weights[positions].shape[-2] - 1, {}
@@ -163,7 +168,8 @@ def from_clip_tower(weights: dict[str, Tensor], model: nn.Module) -> dict[str, T
     return vision_transformer.checkpoint_filter_fn({f"visual.{n}": value for n, value in weights.items()}, model)
 
 
-MASK = {"mask token": r"(embeddings\.)?mask_token$"}
+MASK = {"mask token": r"((embeddings|encoder)\.)?mask_token$"}
+INDICES = {"indices": r".*\.relative_position_index$"}
 PROJECTOR = {"projection heads": r"(dino_|ibot_)?head\.(?!(weight|bias)$)"}
 GELU = (
     "CLIP's weights do not distinguish GELU from QuickGELU: assuming GELU, as in most models of open_clip. Those of "
@@ -191,8 +197,12 @@ LAYOUTS = (
     Layout("CLIP (timm)", ("norm_pre.weight",), "vit_base_patch16_clip_224", infer_plain, normalisation=CLIP,
            ambiguity=GELU),
     Layout("BEiT", ("blocks.0.attn.q_bias",), "beit_base_patch16_224", infer_beit, beit.checkpoint_filter_fn,
-           left_out=MASK | {"prediction head": r"lm_head\.", "indices": r".*\.relative_position_index$"},
-           normalisation=HALF, ambiguity=BEIT2),
+           left_out=MASK | INDICES | {"prediction head": r"lm_head\."}, normalisation=HALF, ambiguity=BEIT2),
+    Layout("SimMIM", ("encoder.blocks.0.attn.q_bias",), "beit_base_patch16_224",
+           lambda weights, _: infer_beit(of_simmim(weights), POSITIONS),
+           lambda weights, model: beit.checkpoint_filter_fn(of_simmim(weights), model),
+           left_out=MASK | INDICES | {"prediction head": r"decoder\."}, normalisation=IMAGENET,
+           patches=f"encoder.{PATCHES}", positions=f"encoder.{POSITIONS}", block="encoder.blocks."),
     Layout("MAE", ("decoder_pred.weight",), PLAIN, infer_plain, left_out=MASK | {"decoder": "decoder_"},
            normalisation=IMAGENET),
     Layout("DINOv2 with SwiGLU", ("mask_token", "blocks.0.mlp.w12.weight"), "vit_giant_patch14_dinov2", infer_dinov2,

@@ -113,6 +113,9 @@ def model_of(
                 raise UserError(f"{given} has a model without a decoder of its own width: leave out {name}={heads}")
             if heads not in (None, architecture.get(name)):
                 raise UserError(f"{given} has {name}={architecture[name]}, not {heads}")
+        if (kind := architecture.get("model", TWO_STREAM)) not in MODELS:
+            raise UserError(f"{given} is of a model of your own ({kind}), whose encoder alone can be read: for "
+                            f"evaluations, such as task=knn")  # fmt: skip
         weights = select_weights(state, given, ema)
     else:
         if ema:

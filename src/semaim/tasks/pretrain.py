@@ -86,6 +86,10 @@ class Pretraining(Task, TrainingTask):
         checkpoint: str | None,
     ) -> None:
         self.model: Predictor = model(out_channels=target.channels)
+        if not isinstance(self.model, Predictor):
+            kind = f"{type(self.model).__module__}.{type(self.model).__qualname__}"
+            raise UserError(f"model._target_={kind} is no semaim.models.predictor.Predictor, whose encoder maps, "
+                            f"targets and evaluations use: make it a subclass (docs/your-own.md)")  # fmt: skip
         self.permutation = permutation
         self.semantic_map = semantic_map
         self.target = target
