@@ -28,7 +28,6 @@ def test_origin_of_a_pretraining_run(pretrained: Path) -> None:
         "pretrained.device": "cpu",
         "pretrained.model": "aim_tiny",
         "pretrained.permutation": "attention_center",
-        "pretrained.method": "SemAIM",
         "pretrained.target": "pixels",
         "pretrained.data": "digits",
         "pretrained.method": "SemAIM",
