@@ -266,7 +266,7 @@ def test_a_module_that_came_with_a_run_is_not_imported(
             "images=/nowhere/at/all is neither a file nor a folder: give files of images, or folders",
         ),
         (("checkpoint=runs/nothing",), "checkpoint=runs/nothing"),
-        (("checkpoint=other.pth",), "is not a pretraining checkpoint of semaim, SemAIM or SAIM"),
+        (("checkpoint=other.pth",), "is not a pretraining checkpoint of semaim, SemAIM, SAIM or MAE"),
     ],
 )
 def test_mistakes(

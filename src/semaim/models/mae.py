@@ -116,5 +116,5 @@ class MAE(Predictor):
         tokens_BNE = torch.cat([tokens_BNE[:, :1], gather_rows(in_order_BLE, rank_BL)], dim=1) + self.decoder_pos_embed
         for block in self.decoder_blocks:
             tokens_BNE = self._run(block, tokens_BNE, False, self.training)
-        predictions_BLP = self.decoder_pred(self.decoder_norm(tokens_BNE))[:, 1:]
+        predictions_BLP = self.decoder_pred(self.decoder_norm(tokens_BNE)[:, 1:])
         return Prediction(predictions_BLP, rank_BL >= self.visible)
