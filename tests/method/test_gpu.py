@@ -97,7 +97,7 @@ def test_fsdp_in_bf16_computes_the_step_of_autocast(tiny_model, images, noise: t
             losses = []
             for _ in range(3):
                 with torch.autocast("cuda", torch.bfloat16):
-                    loss = forward(batch, order).float().square().mean()
+                    loss = forward(batch, order).predictions_BLP.float().square().mean()
                 loss.backward()
                 total_norm(list(model.parameters()))
                 update_weights(optimizer, skip=torch.zeros((), dtype=torch.bool, device=device))
