@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.forms import CLIP, MODELS, Sizes, autocast
+from benchmarks.forms import CLIP, MODELS, Sizes, add_step_arguments, autocast
 from benchmarks.hardware import choose, dtype_of
 from benchmarks.timing import alternating, ratio
 from semaim.models.aim import AIM
@@ -41,13 +41,7 @@ SEGMENTS = 11  # as in experiments/randsac_vitb_1600ep.yaml
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of this benchmark."""
-    parser.add_argument("--model", choices=MODELS, default="base")
-    parser.add_argument("--image-size", type=int, default=224)
-    parser.add_argument("--patch-size", type=int, default=16)
-    parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--precision", choices=["auto", "bf16", "float32"], default="auto", help="auto: bf16 on GPUs")
-    parser.add_argument("--warmup", type=int, default=2, help="rounds that are not counted")
-    parser.add_argument("--repeats", type=int, default=10, help="rounds that are")
+    add_step_arguments(parser)
 
 
 def small(args: argparse.Namespace) -> None:

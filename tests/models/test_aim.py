@@ -1,4 +1,4 @@
-"""The two-stream model: equal to the masked form, without access to later patches, and with the stated cost.
+"""The two-stream model: equal to the masked form, and without access to later patches.
 
 The reference (tests/support/oracle.py) is the plain masked model with the same weights.
 """
@@ -6,7 +6,7 @@ The reference (tests/support/oracle.py) is the plain masked model with the same 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from unittest import mock
 
@@ -15,18 +15,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from semaim.errors import UserError
 from semaim.models import layers
 from semaim.models.aim import AIM
-from semaim.models.flops import cost
 from semaim.models.positions import sincos_2d
 from semaim.permutations import (
     Attention,
     AttentionCenter,
     AttentionGuided,
+    AttentionReversed,
     Center2Out,
     Out2Center,
     Permutation,
@@ -48,6 +46,7 @@ ORDERS = (
     Out2Center,
     StochasticCenter,
     Attention,
+    AttentionReversed,
     AttentionGuided,
     AttentionCenter,
     partial(RandomSquares, 2),
@@ -78,6 +77,15 @@ def without_key_bias(name: str, gradient: Tensor) -> Tensor:
     return gradient
 
 
+def assert_same_gradients(model: AIM, ours_BLP: Tensor, theirs_BLP: Tensor) -> None:
+    weight_BLP = torch.randn(ours_BLP.shape, generator=torch.Generator().manual_seed(1))
+    ours, theirs = gradients(model, ours_BLP, weight_BLP), gradients(model, theirs_BLP, weight_BLP)
+    for name, gradient in theirs.items():
+        expected, got = without_key_bias(name, gradient), without_key_bias(name, ours[name])
+        assert (got - expected).norm() <= 1e-4 * expected.norm(), name
+        assert expected.numel() == 0 or expected.norm() > 0, name  # every parameter is used
+
+
 @pytest.mark.parametrize("attention", ["explicit", "sdpa"])
 @pytest.mark.parametrize("order_class", [Raster, Stochastic, AttentionCenter])
 @pytest.mark.parametrize("sizes", [{}, OBLONG, {"query_depth": 4}, {**OBLONG, "query_depth": 1, "head": "linear"}])
@@ -90,12 +98,7 @@ def test_sorted_causal_form_is_the_masked_form(tiny_model, images, sizes, order_
     assert ours_BLP.shape == (2, model.grid[0] * model.grid[1], 48)
     assert (ours_BLP - theirs_BLP).abs().max() <= 1e-5 * theirs_BLP.abs().max()
 
-    weight_BLP = torch.randn(ours_BLP.shape, generator=torch.Generator().manual_seed(1))
-    ours, theirs = gradients(model, ours_BLP, weight_BLP), gradients(model, theirs_BLP, weight_BLP)
-    for name, gradient in theirs.items():
-        expected, got = without_key_bias(name, gradient), without_key_bias(name, ours[name])
-        assert (got - expected).norm() <= 1e-4 * expected.norm(), name
-        assert expected.numel() == 0 or expected.norm() > 0, name  # every parameter is used
+    assert_same_gradients(model, ours_BLP, theirs_BLP)
 
 
 @pytest.mark.parametrize("sizes", [{}, {**OBLONG, "query_depth": 4}, {"skip_connections": True}])
@@ -111,12 +114,7 @@ def test_segments_are_the_masked_form(tiny_model, images, sizes, segments):
 
     if segments == 1:
         return  # the class token sees itself alone: the gradients of its attention are zero, but for rounding
-    weight_BLP = torch.randn(ours_BLP.shape, generator=torch.Generator().manual_seed(1))
-    ours, theirs = gradients(model, ours_BLP, weight_BLP), gradients(model, theirs_BLP, weight_BLP)
-    for name, gradient in theirs.items():
-        expected, got = without_key_bias(name, gradient), without_key_bias(name, ours[name])
-        assert (got - expected).norm() <= 1e-4 * expected.norm(), name
-        assert expected.numel() == 0 or expected.norm() > 0, name  # every parameter is used
+    assert_same_gradients(model, ours_BLP, theirs_BLP)
 
 
 def test_a_segment_per_patch_is_the_plain_model(tiny_model, images):
@@ -266,55 +264,3 @@ def test_initialisation():
 def test_sizes_that_do_not_fit_are_named(tiny_model, sizes, message):
     with pytest.raises(UserError, match=message):
         tiny_model(**sizes)
-
-
-@pytest.fixture
-def vit_b() -> Iterator[AIM]:
-    """ViT-B 224/16 for pixels with all twelve query blocks, on the meta device: sizes without memory."""
-    with torch.device("meta"):
-        yield AIM(768, 224, 16, embed_dim=768, depth=12, num_heads=12, query_depth=12)
-
-
-def test_vit_b_parameters_and_operations(vit_b):
-    width, per_block = 768, 12 * 768**2 + 13 * 768  # qkv, proj and the MLP; their biases and two norms
-    encoder = width + (16 * 16 * 3 + 1) * width + 12 * per_block + 2 * width
-    assert encoder == 85_647_360  # timm's 85,798,656 include 197 * 768 positions, no parameters here
-    head = (width + 1) * 4 * width + (4 * width + 1) * width
-    found = cost(vit_b, encoder_passes=1)
-    assert found.encoder_parameters == encoder
-    assert found.parameters == encoder + 12 * per_block + head
-    embed, mlp_head = 2 * 196 * 768 * width, 2 * 196 * 8 * width**2
-
-    def blocks(tokens: int) -> int:  # of one stream: matrix products with weights, and attention
-        return 12 * (2 * tokens * 12 * width**2 + 4 * tokens**2 * width)
-
-    assert found.encode == embed + blocks(197) == 35_126_120_448
-    assert found.predict == embed + 2 * blocks(196) + mlp_head
-    assert found.training_step == 3 * found.predict - embed + found.encode == 214_274_801_664 + 35_126_120_448
-
-
-def flops(function) -> int:
-    with FlopCounterMode(display=False) as counter:
-        function()
-    return int(counter.get_total_flops())
-
-
-@pytest.mark.parametrize("passes", [0, 1, 2])
-@pytest.mark.parametrize("sizes", [{}, {**OBLONG, "query_depth": 4, "head": "linear"}])
-def test_cost_is_what_torch_counts(tiny_model, images, sizes, passes):
-    model = tiny_model(**sizes)
-    images_BCHW, order_BL = images(1, *model.image_size), draw(Stochastic, model.grid, 1)
-    expected = cost(model, passes)
-
-    def training_step() -> None:
-        with torch.no_grad():
-            for _ in range(passes):
-                model.encode(images_BCHW)
-        model.predict(images_BCHW, order_BL).sum().backward()
-
-    # Every torch version counts attention written as matrix products; its backward has four products, twice its
-    # forward: the convention of `cost`. (For fused kernels some versions count none, others also a recomputation.)
-    with sdpa_kernel(SDPBackend.MATH):
-        assert flops(lambda: model.encode(images_BCHW)) == expected.encode
-        assert flops(lambda: model.predict(images_BCHW, order_BL)) == expected.predict
-        assert flops(training_step) == expected.training_step

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -10,6 +10,8 @@ import pytest
 import timm
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from semaim.models.aim import AIM
 from semaim.models.flops import cost, encoder_cost
@@ -107,3 +109,57 @@ def test_activation_checkpointing_keeps_the_inputs_of_blocks(tiny_model: Callabl
     model = tiny_model(depth=8, query_depth=4)
     state, block = 64 * 32 * 4, 64 * (32 * (8 + 6 * 4) + 2 * 128 * 4 + 4 * 2 + 16)
     assert activations(model, 4) - activations(model, 4, checkpointing=True) == 11 * block + 5 * state - 14 * state
+
+
+@pytest.fixture
+def vit_b() -> Iterator[AIM]:
+    """ViT-B 224/16 for pixels with all twelve query blocks, on the meta device: sizes without memory."""
+    with torch.device("meta"):
+        yield AIM(768, 224, 16, embed_dim=768, depth=12, num_heads=12, query_depth=12)
+
+
+def test_vit_b_parameters_and_operations(vit_b: AIM) -> None:
+    width, per_block = 768, 12 * 768**2 + 13 * 768  # qkv, proj and the MLP; their biases and two norms
+    encoder = width + (16 * 16 * 3 + 1) * width + 12 * per_block + 2 * width
+    assert encoder == 85_647_360  # timm's 85,798,656 include 197 * 768 positions, no parameters here
+    head = (width + 1) * 4 * width + (4 * width + 1) * width
+    found = cost(vit_b, encoder_passes=1)
+    assert found.encoder_parameters == encoder
+    assert found.parameters == encoder + 12 * per_block + head
+    embed, mlp_head = 2 * 196 * 768 * width, 2 * 196 * 8 * width**2
+
+    def blocks(tokens: int) -> int:  # of one stream: matrix products with weights, and attention
+        return 12 * (2 * tokens * 12 * width**2 + 4 * tokens**2 * width)
+
+    assert found.encode == embed + blocks(197) == 35_126_120_448
+    assert found.predict == embed + 2 * blocks(196) + mlp_head
+    assert found.training_step == 3 * found.predict - embed + found.encode == 214_274_801_664 + 35_126_120_448
+
+
+def flops(function: Callable[[], object]) -> int:
+    with FlopCounterMode(display=False) as counter:
+        function()
+    return int(counter.get_total_flops())
+
+
+@pytest.mark.parametrize("passes", [0, 1, 2])
+@pytest.mark.parametrize("sizes", [{}, {"image_size": (12, 20), "query_depth": 4, "head": "linear"}])
+def test_cost_is_what_torch_counts(
+    tiny_model: Callable[..., AIM], images: Callable[..., Tensor], sizes: dict[str, Any], passes: int
+) -> None:
+    model = tiny_model(**sizes)
+    images_BCHW, order_BL = images(1, *model.image_size), torch.arange(model.grid[0] * model.grid[1])[None]
+    expected = cost(model, passes)
+
+    def training_step() -> None:
+        with torch.no_grad():
+            for _ in range(passes):
+                model.encode(images_BCHW)
+        model.predict(images_BCHW, order_BL).sum().backward()
+
+    # Every torch version counts attention written as matrix products; its backward has four products, twice its
+    # forward: the convention of `cost`. (For fused kernels some versions count none, others also a recomputation.)
+    with sdpa_kernel(SDPBackend.MATH):
+        assert flops(lambda: model.encode(images_BCHW)) == expected.encode
+        assert flops(lambda: model.predict(images_BCHW, order_BL)) == expected.predict
+        assert flops(training_step) == expected.training_step
