@@ -32,6 +32,7 @@ SHORT = (
     "task.evaluators.pictures.drawn=2",
 )
 ORDERS = ("raster", "attention_center")
+METHODS = {"raster": "ViT-iGPT", "attention_center": "SemAIM"}
 SWEEP = ("-m", *SHORT, f"permutation={','.join(ORDERS)}", "then=[knn]")
 
 
@@ -123,7 +124,7 @@ def test_the_sweep_shows_description_and_summary(pages: Pages, place: Path, shot
         "Sweep of 2 runs over permutation = raster, attention_center",
         f"in {place}:",
         "2 runs: mean ± deviation over seeds (number of runs)",
-        *(f"{order} {value:.1f} (1)" for order, value in results.items()),
+        *(f"{order} {METHODS[order]} {value:.1f} (1)" for order, value in results.items()),
         "sweep/best_knn_30_mean",
         "swept.permutation\n: raster, attention_center",
     )

@@ -152,6 +152,7 @@ def test_mlflow_shows_the_evaluations_under_the_pretraining(place: Path) -> None
             "pretrained.run": "pre",
             "pretrained.model": "aim_tiny",
             "pretrained.permutation": "attention_center",
+            "pretrained.method": "SemAIM",
             "pretrained.target": "pixels",
             "pretrained.data": "digits",
             "pretrained.seed": "3",

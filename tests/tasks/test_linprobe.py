@@ -117,7 +117,7 @@ def test_an_interruption_changes_no_bit(pretrained: Path, probed: Path, tmp_path
 def test_the_same_seed_gives_the_same_numbers(pretrained: Path, probed: Path, tmp_path: Path) -> None:
     again = go(tmp_path, *PROBE, *SIX, f"checkpoint={pretrained}")
     assert measured(again) == measured(probed)
-    assert len(measured(again)) == 6 * 5 + 6 + 6 + 3  # loss, lr, norm, epoch, unreadable; val; eval; of the pretraining
+    assert len(measured(again)) == 6 * 6 + 6 + 6 + 4  # loss, lr, norm, epoch, unreadable, FLOPs; val; eval; pretraining
     other = go(tmp_path, *PROBE, *SIX, "seed=1", "run_name=other", f"checkpoint={pretrained}")
     assert measured(other)[1, "train/loss"] != measured(probed)[1, "train/loss"]
 

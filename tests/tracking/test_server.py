@@ -77,7 +77,7 @@ def test_run_without_its_server_finishes_and_is_sent_later(
     assert "Traceback" not in err + out
 
     server.start()
-    for points in (2 * 12, 0):  # two entries of twelve metrics, then none
+    for points in (2 * 13, 0):  # two entries of thirteen metrics, then none
         done = run(tmp_path, "runs/late", "--uri", server.uri, launcher=SYNC)
         assert done.returncode == 0, done.stdout
         assert f"runs/late: {points} metric points sent" in done.stdout

@@ -112,7 +112,8 @@ def model_of(
             if heads is not None and name not in architecture:
                 raise UserError(f"{given} has a model without a decoder of its own width: leave out {name}={heads}")
             if heads not in (None, architecture.get(name)):
-                raise UserError(f"{given} has {name}={architecture[name]}, not {heads}")
+                where = " in its decoder" if name == "decoder_num_heads" else ""
+                raise UserError(f"{given} has {architecture[name]} attention heads{where}, not {heads}")
         if (kind := architecture.get("model", TWO_STREAM)) not in MODELS:
             raise UserError(f"{given} is of a model of your own ({kind}), whose encoder alone can be read: for "
                             f"evaluations, such as task=knn")  # fmt: skip

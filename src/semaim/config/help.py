@@ -29,7 +29,10 @@ def help_page(words: Sequence[str]) -> str:
         return "\n\n".join(_topic(word, folders) for word in topics)
     rows = []
     for group, (_, summary) in groups().items():
-        rows.append((group, f"{summary.removesuffix(': +experiment=...')}: {', '.join(choices(group, folders))}"))
+        # There are too many experiments for the page.
+        is_long = group == "experiment"
+        listed = "semaim run --help experiment lists them" if is_long else ", ".join(choices(group, folders))
+        rows.append((group, f"{summary.removesuffix(': +experiment=...')}: {listed}"))
     return OVERVIEW.read_text().rstrip().replace("$GROUPS", _table(rows, 2))
 
 

@@ -142,7 +142,8 @@ class RunFolder:
         """
         if not (self.path / "config.yaml").exists() and not self.status():
             return False
-        if changes := differences(self.config(upgraded), config):
+        # What a file of the user's leaves out, such as a schedule of the optimizer, has the same default in both.
+        if changes := differences(self.config(upgraded), upgraded(config)):
             raise UserError(
                 f"the run in {self.path} was started with another configuration (config.yaml):\n  "
                 + "\n  ".join(changes)
