@@ -34,8 +34,11 @@ def test_the_overview_lists_every_group_and_choice() -> None:
     listed = dict(re.findall(r"^  ([\w/]+)  +(\w.*(?:\n {18}.*)*)", OVERVIEW, re.MULTILINE))
     names = {path.name for path in CONF.iterdir() if path.is_dir()} - {"hydra"} | {"hydra/launcher"}
     assert names == set(groups()) <= set(listed)
-    for group in names:
+    for group in names - {"experiment"}:
         assert re.split(r",\s+", listed[group].rpartition(": ")[2]) == choices(group)
+    assert listed["experiment"].endswith(": semaim run --help experiment lists them")
+    recipes = help_page(["--help", "experiment"])
+    assert [name for name in choices("experiment") if f"\n  {name} " not in recipes] == []
     assert len(help_options()) >= 25
 
 

@@ -63,6 +63,6 @@ def test_help_names_every_group_on_one_page(tmp_path: Path) -> None:
     assert len(lines) <= 60
     assert [line for line in lines if len(line) > 120] == []
     words = set(done.stdout.replace(",", " ").split())
-    choices = {path.stem for group in groups for path in (CONF / group).glob("*.yaml")}
-    assert choices - words == set(), "every choice of every group is named"
+    choices = {path.stem for group in groups - {"experiment"} for path in (CONF / group).glob("*.yaml")}
+    assert choices - words == set(), "every choice of every group is named, but for the many experiments"
     assert list(tmp_path.iterdir()) == []
