@@ -322,6 +322,15 @@ def test_methods_are_not_averaged_together(empty_copy: Store) -> None:
     assert [list(row.values()) for row in table] == [["best", "SimMIM", "82.0 (1)"], ["", "MAE", "80.5 ± 0.7 (2)"]]
 
 
+def test_the_name_of_a_method_stands_for_its_choice(empty_copy: Store) -> None:
+    """`method=mae` is an option of the command line, and the name is that of the composition."""
+    for choice, method, accuracy in (("mae", "MAE", 80.0), ("randsac", "RandSAC-11", 70.0)):
+        found = tags("knn", choice, "stochastic", pretrained__method=method, pretrained__options=f"method={choice}")
+        empty_copy.add(found, after(4, 100, 0.1, knn_10_mean=accuracy))
+    (table,) = tables(markdown(accuracies(empty_copy), "3"))
+    assert [list(row.values()) for row in table] == [["best", "MAE", "80.0 (1)"], ["", "RandSAC-11", "70.0 (1)"]]
+
+
 def test_runs_of_earlier_versions_have_no_method(empty_copy: Store) -> None:
     """What is known of them is shown: no name is guessed. A later evaluation of the same encoder has the name."""
 

@@ -139,7 +139,10 @@ def _columns(rows: DataFrame) -> dict[str, list[str]]:
     differing |= {heading: texts[key] for key, heading in ALL.items() if len(set(texts[key])) > 1}
     if rows["published"].any():
         differing["source"] = [_source(source) for source in rows["source"]]
-    return {METHOD_NAME: texts[METHOD_NAME], **differing} if len(set(texts[METHOD_NAME])) > 1 else differing
+    if len(set(texts[METHOD_NAME])) > 1:
+        differing.pop(METHOD_NAME, None)  # the choice of method=, whose name this is
+        return {METHOD_NAME: texts[METHOD_NAME], **differing}
+    return differing
 
 
 def _text(value: Any, form: str = "g") -> str:
