@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from semaim.core.comparison import Comparison, Group
 from semaim.core.files import write_json
 from semaim.runs.folder import Tracked
 from semaim.runs.journal import View
@@ -266,3 +269,12 @@ def test_the_methods_of_a_sweep_are_a_column(tmp_path: Path) -> None:
     assert table(sizes)[0] == ["model", "train/loss"]
     evaluated_ones = [(f"checkpoint={tmp_path / str(number)}", evaluated(90.0 + number), None) for number in (0, 2)]
     assert table(sweep_of(tmp_path / "knn", *evaluated_ones))[1][2:] == ["MAE", "92.0 (1)"]
+
+
+def test_a_sweep_over_methods_is_grouped_by_their_names() -> None:
+    """`method=mae` is no parameter of a run: its tag `method` has the name, and the tag `model` the size."""
+    start = {"choices": {"model": "mae_tiny"}, "swept": ["method", "size", "seed"], "title": "methods"}
+    sweep: Any = SimpleNamespace(folder=SimpleNamespace(last_start=lambda: start), path=Path("sweep_x"))
+    found = view(sweep, [], Comparison([Group({"method": "MAE"}, {})], None))
+    assert found["groups"] == [["tag", "method"], ["tag", "model"]]
+    assert found["columns"] == ["tags.`method`", "tags.`model`", "params.`seed`"]

@@ -149,12 +149,15 @@ def view(sweep: Sweep, point_states: Sequence[PointState], compared: Comparison 
         compared: the comparison of the results, if there is one.
     """
     start = sweep.folder.last_start()
-    modes = [["tag" if key in start.get("choices", {}) else "param", key] for key in start.get("swept", [])]
+    # The choices of method= and size= are known by the tags of what they chose.
+    keys = ["model" if key == "size" else key for key in start.get("swept", [])]
+    modes = [["tag" if key in start.get("choices", {}) or key == METHOD else "param", key] for key in keys]
     differ = compared is not None and any(METHOD in group.options for group in compared.groups)
+    shown = [*modes, ["tag", METHOD]] if differ and METHOD not in keys else modes
     return {
         "name": start.get("title", sweep.path.name),
         "groups": [each for each in modes if each[1] != "seed"] if ["param", "seed"] in modes else [],
-        "columns": [f"{mode}s.`{key}`" for mode, key in [*modes, *([["tag", METHOD]] if differ else [])]],
+        "columns": [f"{mode}s.`{key}`" for mode, key in shown],
         "metrics": compared.metrics if compared else headlines(name for each in point_states for name in each.measured),
         "runs": _shared_runs(sweep) if point_states else [],
     }
