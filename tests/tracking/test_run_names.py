@@ -56,6 +56,7 @@ def test_a_sweep_is_named_by_its_axes() -> None:
 def test_values_are_short() -> None:
     assert setting("model.embed_dim", "96", CHOICES) == "embed_dim 96"
     assert setting("checkpoint", "runs/a/b", CHOICES) == "checkpoint b"
+    assert setting("trainer.flops", "25000000000000.0", CHOICES) == "flops 2.5e13"
     assert len(setting("x", "y" * 900, CHOICES)) < 50
 
 

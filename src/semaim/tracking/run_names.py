@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path, PurePath
@@ -10,6 +11,7 @@ from typing import Any
 from semaim.config.naming import flatten, other_overrides
 from semaim.config.run_spec import RunSpec
 from semaim.config.source_run import run_folder_of
+from semaim.core.formatting import scientific
 from semaim.errors import UserError
 from semaim.runs.folder import RunFolder
 
@@ -67,6 +69,8 @@ def sweep_name(swept: Sequence[str], count: int, same: Mapping[str, str], choice
 def setting(key: str, value: str, choices: Mapping[str, str]) -> str:
     """An option and its value in few words: the choice of a group alone, of a path its last part."""
     plain = value.strip("'\"")
+    if re.fullmatch(r"\d{7,}\.0", plain):  # as a sweep of Hydra writes 1e13
+        plain = scientific(float(plain))
     text = (PurePath(plain).name if "/" in plain and "[" not in plain else plain)[:MAX_VALUE]
     return text if key in choices or key == "experiment" else f"{key.rsplit('.', 1)[-1]} {text}"
 
