@@ -6,6 +6,7 @@ alternatives, and MLflow depends on it anyway. Hydra's structured configs know t
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated, Any, Literal
@@ -77,24 +78,23 @@ def list_of(each: Kind, words: str, length: int | None = None, least: int = 1) -
 
 def ascending(lists: Kind) -> Kind:
     """Those of some lists whose values do not descend."""
-    return Kind(lists.words, Annotated[lists.type, AfterValidator(_not_descending)])
+    return _in_order(lists, sorted)
 
 
 def increasing(lists: Kind) -> Kind:
     """Those of some lists whose values ascend, each above the one before."""
-    return Kind(lists.words, Annotated[lists.type, AfterValidator(_increasing)])
+    return _in_order(lists, lambda values: sorted(set(values)))
 
 
-def _increasing(values: list[float]) -> list[float]:
-    if values != sorted(set(values)):
-        raise ValueError
-    return values
+def _in_order(lists: Kind, in_order: Callable[[list[float]], list[float]]) -> Kind:
+    """Those of some lists that a function leaves as they are."""
 
+    def unchanged(values: list[float]) -> list[float]:
+        if values != in_order(values):
+            raise ValueError
+        return values
 
-def _not_descending(values: list[float]) -> list[float]:
-    if values != sorted(values):
-        raise ValueError
-    return values
+    return Kind(lists.words, Annotated[lists.type, AfterValidator(unchanged)])
 
 
 def _path(value: Any) -> Any:

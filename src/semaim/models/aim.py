@@ -71,17 +71,7 @@ class AIM(Predictor):
         if head not in ("mlp", "linear"):
             raise UserError(f"model.head={head} is unknown: choose mlp or linear")
         super().__init__(image_size, patch_size, embed_dim, depth, num_heads, mlp_ratio, drop_path)
-        self.architecture = {
-            "out_channels": out_channels,
-            "image_size": self.image_size,
-            "patch_size": patch_size,
-            "embed_dim": embed_dim,
-            "depth": depth,
-            "num_heads": num_heads,
-            "query_depth": query_depth,
-            "mlp_ratio": mlp_ratio,
-            "head": head,
-        }
+        self.architecture |= {"out_channels": out_channels, "query_depth": query_depth, "head": head}
         self.architecture |= {} if segments is None else {"segments": segments}
         self.architecture |= {"skip_connections": True} if skip_connections else {}
         self.read_every = depth // query_depth

@@ -66,19 +66,13 @@ class MAE(Predictor):
                 f"model.visible={visible:g} of {patches} patches leaves {what}: choose a share from {1 / patches:.2g} "
                 f"to {1 - 1 / patches:.2g}"
             )
-        self.architecture = {
+        self.architecture |= {
             "model": "mae",
             "out_channels": out_channels,
-            "image_size": self.image_size,
-            "patch_size": patch_size,
-            "embed_dim": embed_dim,
-            "depth": depth,
-            "num_heads": num_heads,
             "decoder_dim": decoder_dim,
             "decoder_depth": decoder_depth,
             "decoder_num_heads": decoder_num_heads,
             "visible": visible,
-            "mlp_ratio": mlp_ratio,
         }
         self.norm = self._make_norm()
         self.decoder_embed = nn.Linear(embed_dim, decoder_dim)

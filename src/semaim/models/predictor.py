@@ -76,7 +76,8 @@ class Predictor(nn.Module, ABC):
         drop_path: stochastic depth rate of the last block, growing linearly from 0 at the first.
 
     Attributes:
-        architecture: determines shapes and meaning of the weights; stored in checkpoints.
+        architecture: determines shapes and meaning of the weights; stored in checkpoints. A subclass adds its own
+            arguments to those of the encoder.
         norm: the norm after the last block. The subclass makes it, because the order of parameters is that of the
             optimizer's state in checkpoints.
 
@@ -104,6 +105,14 @@ class Predictor(nn.Module, ABC):
         self.embed_dim = embed_dim
         self.grad_checkpointing = False
         _check_sizes(self.image_size, patch_size, embed_dim, num_heads)
+        self.architecture = {
+            "image_size": self.image_size,
+            "patch_size": patch_size,
+            "embed_dim": embed_dim,
+            "depth": depth,
+            "num_heads": num_heads,
+            "mlp_ratio": mlp_ratio,
+        }
         self.grid = (self.image_size[0] // patch_size, self.image_size[1] // patch_size)
         self.drop_path_rates = [drop_path * i / max(1, depth - 1) for i in range(depth)]
         self.patch_embed = PatchEmbed(self.image_size, patch_size, embed_dim=embed_dim)

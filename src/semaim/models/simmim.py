@@ -57,18 +57,9 @@ class SimMIM(Predictor):
     ) -> None:
         super().__init__(image_size, patch_size, embed_dim, depth, num_heads, mlp_ratio, drop_path)
         self._set_units(hidden, patch_size if mask_unit is None else mask_unit)
-        self.architecture = {
-            "model": "simmim",
-            "out_channels": out_channels,
-            "image_size": self.image_size,
-            "patch_size": patch_size,
-            "embed_dim": embed_dim,
-            "depth": depth,
-            "num_heads": num_heads,
-            "hidden": hidden,
-            "mask_unit": mask_unit,
-            "mlp_ratio": mlp_ratio,
-        }
+        self.architecture |= {
+            "model": "simmim", "out_channels": out_channels, "hidden": hidden, "mask_unit": mask_unit
+        }  # fmt: skip
         self.mask_token = nn.Parameter(torch.empty(1, 1, embed_dim))
         self.norm = self._make_norm()
         self.prediction_head = nn.Linear(embed_dim, out_channels)

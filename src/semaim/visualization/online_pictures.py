@@ -50,8 +50,7 @@ class OnlinePictures(Evaluator):
     Its metrics, order/..., describe the orders (see `semaim.evaluation.order_metrics`).
 
     Writes a PNG and pictures/step_<step>.npz (maps, orders, the error of every patch, and of models that predict only
-    some which these are) to the run folder. The next
-    update compares its orders with those of the file.
+    some which these are) to the run folder. The next update compares its orders with those of the file.
 
     Args:
         every_epochs: see `Evaluator`.
